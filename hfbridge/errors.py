@@ -1,0 +1,109 @@
+"""The errors and warnings of hfbridge, and how several problems become one message.
+
+BridgeError (Exception)
+├── SettingsError (ValueError)            a setting or Trainer argument is unknown, wrong or not carried
+├── DataError (ValueError)                dataset, columns, labels, collator or map function
+├── ModelError (ValueError)               the model has no loss or cannot be built
+├── MetricsError (TypeError)              compute_metrics did not return what it should
+└── MissingDependencyError (ImportError)  a feature was asked for whose package is not installed
+BridgeWarning (UserWarning)               allowed, but probably not meant
+"""
+
+import textwrap
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NoReturn
+
+_LINE_WIDTH = 112
+_SUBJECT_WIDTH = 48
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong.
+
+    Attributes:
+        subject: what it is about, as the user wrote it: ``optim = "adalomo"``.
+        text: what is wrong with the value, what is possible, and what to do next.
+    """
+
+    subject: str
+    text: str
+
+
+class BridgeError(Exception):
+    """Anything that hfbridge refuses or cannot do.
+
+    Attributes:
+        problems: what the message lists, if it was made from several problems.
+    """
+
+    problems: tuple[Problem, ...] = ()
+
+
+class SettingsError(BridgeError, ValueError):
+    """A setting or Trainer argument is unknown, wrong, contradictory or not carried."""
+
+
+class DataError(BridgeError, ValueError):
+    """The dataset, its columns or labels, the collator or the map function do not fit."""
+
+
+class ModelError(BridgeError, ValueError):
+    """The model returns no loss or cannot be built."""
+
+
+class MetricsError(BridgeError, TypeError):
+    """``compute_metrics`` did not return a dictionary of numbers."""
+
+
+class MissingDependencyError(BridgeError, ImportError):
+    """A feature was asked for whose package is not installed."""
+
+
+class BridgeWarning(UserWarning):
+    """Something allowed that was probably not meant; the text says how to silence it."""
+
+
+def describe_problems(problems: Iterable[Problem]) -> str:
+    """Lay problems out in two columns, subjects left and wrapped texts right.
+
+    Args:
+        problems: in the order to show them.
+
+    Returns:
+        One or more lines per problem, each indented by two spaces. A subject too long for its column has a
+        line of its own.
+    """
+    listed = tuple(problems)
+    short = [len(problem.subject) for problem in listed if len(problem.subject) <= _SUBJECT_WIDTH]
+    column = 2 + max(short, default=2) + 3
+    lines: list[str] = []
+    for problem in listed:
+        text = textwrap.wrap(
+            problem.text, _LINE_WIDTH - column, break_long_words=False, break_on_hyphens=False
+        ) or [""]
+        if len(problem.subject) <= _SUBJECT_WIDTH:
+            first = f"  {problem.subject}".ljust(column) + text.pop(0)
+            lines.append(first.rstrip())
+        else:
+            lines.append(f"  {problem.subject}")
+        lines.extend(" " * column + line for line in text)
+    return "\n".join(lines)
+
+
+def raise_problems(error_class: type[BridgeError], headline: str, problems: Iterable[Problem]) -> NoReturn:
+    """Raise all problems as one error.
+
+    Args:
+        error_class: the error to raise.
+        headline: the first line of the message.
+        problems: what the message lists below the headline.
+
+    Raises:
+        BridgeError: always, as ``error_class``, with the problems in its ``problems``.
+    """
+    listed = tuple(problems)
+    error = error_class(f"{headline}\n{describe_problems(listed)}")
+    error.problems = listed
+    raise error

@@ -1,0 +1,34 @@
+"""Packages that only some features need: imported where used, or refused with the cure."""
+
+import importlib
+from types import ModuleType
+
+from hfbridge.errors import MissingDependencyError
+
+
+def require(package: str, *, extra: str, for_: str) -> ModuleType:
+    """Import an optional package at the point of use.
+
+    Args:
+        package: what to import, ``"deepspeed"`` or ``"peft.tuners"``.
+        extra: the extra of hfbridge that installs it.
+        for_: the feature that the user asked for, in the user's words: ``'strategy="deepspeed_stage_2"'``.
+
+    Returns:
+        The imported module.
+
+    Raises:
+        MissingDependencyError: the package is not installed. An error inside an installed package is not
+            wrapped.
+    """
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if missing != package and not package.startswith(f"{missing}."):
+            raise
+        root = package.partition(".")[0]
+        message = (
+            f'{for_} needs the package {root}, which is not installed; run: pip install "hfbridge[{extra}]"'
+        )
+        raise MissingDependencyError(message, name=root) from error

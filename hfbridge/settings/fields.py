@@ -1,0 +1,338 @@
+"""One rule per setting: where its value goes in hfbridge, which values are carried, and why not the others.
+
+Knows the fields of `transformers.TrainingArguments` and `Seq2SeqTrainingArguments` by name; their defaults
+are read from the installed transformers. A rule carries
+
+    all       every valid value
+    some      the values it lists, or all but those it lists
+    default   the default, and values that natively mean the same
+
+and a value it does not carry is refused with its reason, which ends in what to do. A test fails when
+transformers has a field without a rule, or a rule is without a field.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from enum import Enum
+from types import MappingProxyType
+from typing import Literal
+
+from transformers import Seq2SeqTrainingArguments, TrainingArguments
+
+NOT_CARRIED = "not carried by this version of hfbridge"
+
+NO_CHECKPOINTS = (
+    'this version of hfbridge writes no checkpoints, although save_strategy="steps" (the default) asks '
+    'for them; save_strategy="no" silences this note'
+)
+
+_SHOWN = 80  # characters of a value that a message shows
+
+_SCRIPT_FLAG = "a flag for scripts, read by neither the native Trainer nor hfbridge"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What hfbridge does with one setting.
+
+    Attributes:
+        name: the field of `TrainingArguments`.
+        home: the part of hfbridge that uses the value.
+        carried: whether all, some or only default values are honoured.
+        values: with "some" the values honoured, or all of them if empty; with "default" those that mean the
+            default.
+        refused: with "some", values that are not honoured.
+        reason: why other values are refused, and what to do.
+        note: what one should know about a value that is carried and not the default.
+        needs_saving: whether the value has a meaning only while checkpoints are written.
+    """
+
+    name: str
+    home: str
+    carried: Literal["all", "some", "default"]
+    values: tuple[object, ...] = ()
+    refused: tuple[object, ...] = ()
+    reason: str = ""
+    note: str = ""
+    needs_saving: bool = False
+
+    def carries(self, value: object) -> bool:
+        """Whether a valid, plain value is honoured."""
+        if self.carried == "all" or is_same(value, DEFAULTS[self.name]):
+            return True
+        if self.carried == "default":
+            return any(is_same(value, other) for other in self.values)
+        return value not in self.refused and (not self.values or value in self.values)
+
+
+def is_same(one: object, other: object) -> bool:
+    """Whether two settings values are equal, and neither is a bool where the other is a number."""
+    return isinstance(one, bool) == isinstance(other, bool) and one == other
+
+
+def show(name: str, value: object) -> str:
+    """Write a setting as messages show it: strings in double quotes, long values cut, tokens hidden."""
+    if name.endswith("_token") and value is not None:
+        return f"{name} = <hidden>"
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+    return f"{name} = {text if len(text) <= _SHOWN else text[:_SHOWN] + '...'}"
+
+
+def _default_values() -> Mapping[str, object]:
+    """Read transformers' defaults, plain: enum members as their strings."""
+    defaults: dict[str, object] = {}
+    for field in fields(Seq2SeqTrainingArguments):
+        if not field.init:
+            continue
+        value = field.default_factory() if field.default_factory is not MISSING else field.default
+        defaults[field.name] = value.value if isinstance(value, Enum) else value
+    return MappingProxyType(defaults)
+
+
+DEFAULTS: Mapping[str, object] = _default_values()
+"""Every setting's default value in the installed transformers."""
+
+SEQ2SEQ_FIELDS: frozenset[str] = frozenset(DEFAULTS) - {field.name for field in fields(TrainingArguments)}
+"""The settings that only `Seq2SeqTrainingArguments` has."""
+
+
+def _all(name: str, home: str, note: str = "") -> Rule:
+    return Rule(name, home, "all", note=note)
+
+
+def _some(name: str, home: str, values: tuple[object, ...], reason: str) -> Rule:
+    return Rule(name, home, "some", values=values, reason=reason)
+
+
+def _default(name: str, home: str, reason: str, *same: object) -> Rule:
+    return Rule(name, home, "default", values=same, reason=reason)
+
+
+def _saving(name: str, reason: str) -> Rule:
+    return Rule(name, "CheckpointWriter", "default", reason=reason, needs_saving=True)
+
+
+_MODULE, _OPTIMIZER, _STEP = "HFModule", "HFModule.configure_optimizers", "HFModule.training_step"
+_DATA, _LOADER, _HOST, _EVALUATION = "HFDataModule", "WindowLoader", "CallbackHost", "Evaluation"
+_WRITER, _STRATEGY, _TRAINER, _NOWHERE = "CheckpointWriter", "strategy", "Trainer", "nowhere"
+
+_OR_NATIVE = "or use the native Trainer"
+_NO_COMPILE = f"compilation is {NOT_CARRIED}; leave it out"
+_NO_HUB = 'nothing is pushed while training; call module.model.push_to_hub("name") after fit'
+_NO_RECOMPUTE = (
+    "the model is trained without recomputing activations; call model.gradient_checkpointing_enable() "
+    "on a model you build yourself"
+)
+_NO_DDP = "training runs in one process on one device; leave it out"
+_NO_REPORT = 'loggers are Lightning\'s; leave it out and pass one, e.g. Trainer(logger=CSVLogger("logs"))'
+_NO_SAVING = 'no checkpoints are written; leave it out or set save_strategy="no"'
+_NO_GENERATION = f"evaluation does not generate; generate from module.model after fit, {_OR_NATIVE}"
+_NO_RESUME = "runs are not resumed from checkpoint-N directories; leave it out"
+_NO_VERBOSITY = (
+    "hfbridge does not change the verbosity of transformers; call transformers.logging.set_verbosity"
+)
+
+_RULES = (
+    # Output, duration, batch size
+    _all("output_dir", "Trainer(default_root_dir=)"),
+    _all("per_device_train_batch_size", _LOADER),
+    _all(
+        "num_train_epochs",
+        "Trainer(max_epochs=), rounded up; the exact number of steps once the data is known",
+    ),
+    _all("max_steps", "Trainer(max_steps=)"),
+    # Optimizer and schedule
+    _all("learning_rate", _OPTIMIZER),
+    Rule(
+        "lr_scheduler_type",
+        _OPTIMIZER,
+        "some",
+        refused=("reduce_lr_on_plateau", "greedy"),
+        reason="schedules that follow a metric are not stepped; use another, such as cosine",
+    ),
+    _all("lr_scheduler_kwargs", _OPTIMIZER),
+    _all("warmup_steps", _OPTIMIZER),
+    _some(
+        "optim",
+        _OPTIMIZER,
+        ("adamw_torch", "adamw_torch_fused"),
+        f'only AdamW of torch is built; use "adamw_torch" or "adamw_torch_fused", {_OR_NATIVE}',
+    ),
+    _default("optim_args", _OPTIMIZER, "the optimizers carried take no further arguments; leave it out", ""),
+    _all("weight_decay", _OPTIMIZER),
+    _all("adam_beta1", _OPTIMIZER),
+    _all("adam_beta2", _OPTIMIZER),
+    _all("adam_epsilon", _OPTIMIZER),
+    _default("optim_target_modules", _OPTIMIZER, "only GaLore and APOLLO read it; leave it out"),
+    _all("gradient_accumulation_steps", "WindowLoader: micro-batches of one Window"),
+    _all("average_tokens_across_devices", _STEP),
+    _all("max_grad_norm", "HFModule.configure_gradient_clipping"),
+    _default(
+        "label_smoothing_factor", _STEP, "the loss is the model's own; compute a smoothed loss in the model"
+    ),
+    # Precision, memory, compilation
+    _all("bf16", "HFModule: autocast around the model's forward"),
+    _default("fp16", _MODULE, f"there is no gradient scaler; use bf16=True, {_OR_NATIVE}"),
+    _default(
+        "bf16_full_eval",
+        _EVALUATION,
+        "weights are not cast for evaluation; call model.to(torch.bfloat16) first",
+    ),
+    _default("fp16_full_eval", _EVALUATION, "weights are not cast for evaluation; call model.half() first"),
+    _default(
+        "tf32", _TRAINER, 'it is a switch of the process; call torch.set_float32_matmul_precision("high")'
+    ),
+    _default("activation_checkpointing", _MODULE, _NO_RECOMPUTE, False),
+    _default("activation_checkpointing_kwargs", _MODULE, _NO_RECOMPUTE, {}),
+    _default("gradient_checkpointing", _MODULE, _NO_RECOMPUTE, False),
+    _default("gradient_checkpointing_kwargs", _MODULE, _NO_RECOMPUTE, {}),
+    _default("torch_compile", _MODULE, _NO_COMPILE),
+    _default("torch_compile_backend", _MODULE, _NO_COMPILE),
+    _default("torch_compile_mode", _MODULE, _NO_COMPILE),
+    _default(
+        "use_liger_kernel", _MODULE, "the model is not patched; apply liger_kernel to it before HFModule"
+    ),
+    _default(
+        "liger_kernel_config",
+        _MODULE,
+        "the model is not patched; apply liger_kernel to it before HFModule",
+        {},
+    ),
+    _all("use_cache", "HFModule: model.config.use_cache"),
+    _default("neftune_noise_alpha", _MODULE, f"no noise is added to embeddings; leave it out, {_OR_NATIVE}"),
+    _default(
+        "torch_empty_cache_steps", _STEP, "the cache is not emptied, which changes no number; leave it out"
+    ),
+    _default(
+        "auto_find_batch_size", _LOADER, "a run is not restarted with smaller batches; set the batch size"
+    ),
+    # Logging and reporting
+    _all("logging_strategy", _HOST),
+    _all("logging_steps", _HOST),
+    _all("logging_first_step", _HOST),
+    _default("log_on_each_node", _TRAINER, "training runs on one node; leave it out"),
+    _all("logging_nan_inf_filter", "HFModule and Evaluation"),
+    _default("include_num_input_tokens_seen", _HOST, "tokens are not counted; leave it out", False),
+    _default("log_level", _TRAINER, _NO_VERBOSITY),
+    _default("log_level_replica", _TRAINER, _NO_VERBOSITY),
+    _all("disable_tqdm", "Trainer(enable_progress_bar=)"),
+    _default("report_to", _TRAINER, _NO_REPORT, [], ["none"]),
+    _default("run_name", _TRAINER, _NO_REPORT),
+    _default("project", _TRAINER, _NO_REPORT),
+    _default("trackio_space_id", _TRAINER, _NO_REPORT),
+    _default("trackio_bucket_id", _TRAINER, _NO_REPORT),
+    _default("trackio_static_space_id", _TRAINER, _NO_REPORT),
+    # Evaluation and metrics
+    _all("eval_strategy", _HOST),
+    _all("eval_steps", _HOST),
+    _all("eval_delay", _HOST),
+    _all("per_device_eval_batch_size", _DATA),
+    _all("prediction_loss_only", _EVALUATION),
+    _all("eval_on_start", _HOST),
+    _default("eval_do_concat_batches", _EVALUATION, "predictions are always joined; leave it out"),
+    _default("eval_use_gather_object", _EVALUATION, "tensors are gathered as tensors; leave it out"),
+    _all("eval_accumulation_steps", _EVALUATION),
+    _default(
+        "include_for_metrics", _EVALUATION, "compute_metrics gets predictions and labels only; leave it out"
+    ),
+    _default(
+        "batch_eval_metrics", _EVALUATION, "compute_metrics runs once, over all predictions; leave it out"
+    ),
+    # Checkpoints, Hub, best model, resuming
+    _saving("save_only_model", _NO_SAVING),
+    Rule(
+        "save_strategy",
+        _WRITER,
+        "some",
+        refused=("epoch", "best"),
+        reason='no checkpoints are written; use "no"',
+    ),
+    _saving("save_steps", _NO_SAVING),
+    _saving("save_on_each_node", _NO_SAVING),
+    _saving("save_total_limit", _NO_SAVING),
+    _default("enable_jit_checkpoint", _WRITER, "no checkpoint is written on SIGTERM; leave it out"),
+    _default("push_to_hub", _TRAINER, _NO_HUB),
+    _default("hub_token", _TRAINER, _NO_HUB),
+    _default("hub_private_repo", _TRAINER, _NO_HUB),
+    _default("hub_model_id", _TRAINER, _NO_HUB),
+    _default("hub_strategy", _TRAINER, _NO_HUB),
+    _default("hub_always_push", _TRAINER, _NO_HUB),
+    _default("hub_revision", _TRAINER, _NO_HUB),
+    _default(
+        "load_best_model_at_end",
+        _WRITER,
+        'no checkpoints are written to load from; pass the callback ModelCheckpoint(monitor="eval_loss")',
+    ),
+    _default(
+        "metric_for_best_model",
+        _HOST,
+        "no best model is kept; leave it out, or monitor it in ModelCheckpoint",
+    ),
+    _default(
+        "greater_is_better", _HOST, "no best model is kept; leave it out, or set ModelCheckpoint(mode=)"
+    ),
+    _default("ignore_data_skip", _LOADER, _NO_RESUME),
+    _default("restore_callback_states_from_checkpoint", _HOST, _NO_RESUME),
+    # Reproducibility, hardware, accelerate
+    _default(
+        "full_determinism",
+        _TRAINER,
+        "it acts on the whole process; call transformers.enable_full_determinism(seed) in the script",
+    ),
+    _all("seed", "transformers.set_seed before fit"),
+    _all("data_seed", _LOADER),
+    _all("use_cpu", 'Trainer(accelerator="cpu")'),
+    _default(
+        "accelerator_config",
+        _LOADER,
+        "batches are formed as by accelerate's defaults; leave it out",
+        {},
+    ),
+    _default("parallelism_config", _STRATEGY, "training runs in one process on one device; leave it out"),
+    # Data loading
+    _all("dataloader_drop_last", _LOADER),
+    _all("dataloader_num_workers", _LOADER),
+    _all("dataloader_pin_memory", _LOADER),
+    _all("dataloader_persistent_workers", _LOADER),
+    _all("dataloader_prefetch_factor", _LOADER),
+    _all("dataloader_multiprocessing_context", _LOADER),
+    _all("dataloader_in_order", _LOADER),
+    _all("remove_unused_columns", _DATA),
+    _all("label_names", "HFModule and HFDataModule"),
+    _some(
+        "train_sampling_strategy",
+        _LOADER,
+        ("random", "sequential"),
+        'samples are not ordered by length; use "random" or "sequential"',
+    ),
+    _default("length_column_name", _LOADER, "samples are not ordered by length; leave it out"),
+    # DDP, FSDP, DeepSpeed, debugging, script flags
+    _default("ddp_find_unused_parameters", _STRATEGY, _NO_DDP),
+    _default("ddp_bucket_cap_mb", _STRATEGY, _NO_DDP),
+    _default("ddp_broadcast_buffers", _STRATEGY, _NO_DDP),
+    _default("ddp_static_graph", _STRATEGY, _NO_DDP),
+    _default("ddp_backend", _STRATEGY, _NO_DDP),
+    _default("ddp_timeout", _STRATEGY, _NO_DDP),
+    _default("fsdp", _STRATEGY, _NO_DDP, False, "", []),
+    _default("fsdp_config", _STRATEGY, _NO_DDP, {}),
+    _default("deepspeed", _STRATEGY, _NO_DDP, {}, ""),
+    _default("debug", _MODULE, "nothing is traced; use Trainer(detect_anomaly=True)", [], None),
+    _default(
+        "skip_memory_metrics", _TRAINER, "memory is not measured; use Lightning's DeviceStatsMonitor callback"
+    ),
+    _all("do_train", _NOWHERE, _SCRIPT_FLAG),
+    _all("do_eval", _NOWHERE, _SCRIPT_FLAG),
+    _all("do_predict", _NOWHERE, _SCRIPT_FLAG),
+    _default("resume_from_checkpoint", _TRAINER, _NO_RESUME, False, ""),
+    _default("local_rank", _NOWHERE, "ranks come from the launcher's environment; leave it out"),
+    # Seq2SeqTrainingArguments
+    _default("sortish_sampler", _NOWHERE, "the native Trainer does not read it either; leave it out"),
+    _default("predict_with_generate", _EVALUATION, _NO_GENERATION),
+    _default("generation_max_length", _EVALUATION, _NO_GENERATION),
+    _default("generation_num_beams", _EVALUATION, _NO_GENERATION),
+    _default("generation_config", _EVALUATION, _NO_GENERATION),
+)
+
+RULES: Mapping[str, Rule] = MappingProxyType({rule.name: rule for rule in _RULES})
+"""The rule of every setting, by name."""

@@ -1,0 +1,278 @@
+"""One rule per field, and each says what it must."""
+
+import dataclasses
+
+import pytest
+from transformers import Seq2SeqTrainingArguments, TrainingArguments
+
+from hfbridge.errors import SettingsError
+from hfbridge.settings import Settings
+from hfbridge.settings.fields import (
+    DEFAULTS,
+    NO_CHECKPOINTS,
+    NOT_CARRIED,
+    RULES,
+    SEQ2SEQ_FIELDS,
+    is_same,
+    show,
+)
+
+CARRIED = {
+    "output_dir": "elsewhere",
+    "per_device_train_batch_size": 2,
+    "num_train_epochs": 1.5,
+    "max_steps": 7,
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "cosine",
+    "lr_scheduler_kwargs": {"last_epoch": -1},
+    "warmup_steps": 0.1,
+    "optim": "adamw_torch",
+    "weight_decay": 0.01,
+    "adam_beta1": 0.8,
+    "adam_beta2": 0.9,
+    "adam_epsilon": 1e-6,
+    "gradient_accumulation_steps": 4,
+    "average_tokens_across_devices": False,
+    "max_grad_norm": 0.5,
+    "bf16": True,
+    "use_cache": True,
+    "logging_strategy": "epoch",
+    "logging_steps": 0.1,
+    "logging_first_step": True,
+    "logging_nan_inf_filter": False,
+    "disable_tqdm": True,
+    "eval_strategy": "epoch",
+    "eval_steps": 10,
+    "eval_delay": 2,
+    "per_device_eval_batch_size": 16,
+    "prediction_loss_only": True,
+    "eval_on_start": True,
+    "eval_accumulation_steps": 2,
+    "save_strategy": "no",
+    "seed": 1,
+    "data_seed": 2,
+    "use_cpu": True,
+    "dataloader_drop_last": True,
+    "dataloader_num_workers": 1,
+    "dataloader_pin_memory": False,
+    "dataloader_persistent_workers": True,
+    "dataloader_prefetch_factor": 2,
+    "dataloader_multiprocessing_context": "spawn",
+    "dataloader_in_order": False,
+    "remove_unused_columns": False,
+    "label_names": ["labels"],
+    "train_sampling_strategy": "sequential",
+    "do_train": True,
+    "do_eval": True,
+    "do_predict": True,
+}
+
+REFUSED = {
+    "optim_args": "a=1",
+    "optim_target_modules": "all-linear",
+    "label_smoothing_factor": 0.1,
+    "fp16": True,
+    "bf16_full_eval": True,
+    "fp16_full_eval": True,
+    "tf32": False,
+    "activation_checkpointing": True,
+    "activation_checkpointing_kwargs": {"use_reentrant": True},
+    "gradient_checkpointing": True,
+    "gradient_checkpointing_kwargs": {"use_reentrant": True},
+    "torch_compile": True,
+    "torch_compile_backend": "inductor",
+    "torch_compile_mode": "default",
+    "use_liger_kernel": True,
+    "liger_kernel_config": {"rope": True},
+    "neftune_noise_alpha": 5.0,
+    "torch_empty_cache_steps": 1,
+    "auto_find_batch_size": True,
+    "log_on_each_node": False,
+    "include_num_input_tokens_seen": "all",
+    "log_level": "info",
+    "log_level_replica": "info",
+    "report_to": "tensorboard",
+    "run_name": "run",
+    "project": "other",
+    "trackio_space_id": "space",
+    "trackio_bucket_id": "bucket",
+    "trackio_static_space_id": False,
+    "eval_do_concat_batches": False,
+    "eval_use_gather_object": True,
+    "include_for_metrics": ["inputs"],
+    "batch_eval_metrics": True,
+    "save_only_model": True,
+    "save_steps": 10,
+    "save_on_each_node": True,
+    "save_total_limit": 2,
+    "enable_jit_checkpoint": True,
+    "push_to_hub": True,
+    "hub_token": "hf_secret",
+    "hub_private_repo": True,
+    "hub_model_id": "me/model",
+    "hub_strategy": "end",
+    "hub_always_push": True,
+    "hub_revision": "main",
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "accuracy",
+    "greater_is_better": True,
+    "ignore_data_skip": True,
+    "restore_callback_states_from_checkpoint": True,
+    "full_determinism": True,
+    "accelerator_config": {"split_batches": True},
+    "parallelism_config": object(),
+    "length_column_name": "size",
+    "ddp_find_unused_parameters": True,
+    "ddp_bucket_cap_mb": 10,
+    "ddp_broadcast_buffers": False,
+    "ddp_static_graph": True,
+    "ddp_backend": "gloo",
+    "ddp_timeout": 10,
+    "fsdp": "full_shard",
+    "fsdp_config": {"version": 1},
+    "deepspeed": "ds.json",
+    "debug": "underflow_overflow",
+    "skip_memory_metrics": False,
+    "resume_from_checkpoint": "checkpoint-1",
+    "local_rank": 0,
+    "sortish_sampler": True,
+    "predict_with_generate": True,
+    "generation_max_length": 10,
+    "generation_num_beams": 2,
+    "generation_config": "model",
+}
+
+NEEDS = {"dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context"}
+
+
+def fields_of(kind):
+    return {field.name for field in dataclasses.fields(kind) if field.init}
+
+
+def test_every_field_of_transformers_has_a_rule_and_every_rule_a_field():
+    assert set(RULES) == fields_of(Seq2SeqTrainingArguments)
+    assert len(RULES) == 119
+    assert len(fields_of(TrainingArguments)) == 114
+    assert fields_of(Seq2SeqTrainingArguments) - fields_of(TrainingArguments) == SEQ2SEQ_FIELDS
+    assert all(name == rule.name for name, rule in RULES.items())
+
+
+def test_the_tables_here_have_every_field_once():
+    assert not CARRIED.keys() & REFUSED.keys()
+    assert CARRIED.keys() | REFUSED.keys() == RULES.keys()
+    assert all(value != DEFAULTS[name] for name, value in (CARRIED | REFUSED).items())
+
+
+@pytest.mark.parametrize("name", CARRIED)
+def test_another_value_is_carried(name):
+    values = {name: CARRIED[name]} | ({"dataloader_num_workers": 1} if name in NEEDS else {})
+    settings = Settings(**values)
+    assert getattr(settings, name) == CARRIED[name]
+    assert settings.given[name] == CARRIED[name]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_another_value_is_refused_by_name_with_what_to_do(name):
+    with pytest.raises(SettingsError) as caught:
+        Settings(**{name: REFUSED[name]})
+    message = str(caught.value)
+    assert message.startswith("1 of 1 setting cannot be carried to Lightning; nothing was started.\n")
+    assert f"  {name} = " in message
+    assert caught.value.problems[0].text == f"{NOT_CARRIED}: {RULES[name].reason}"
+    assert "hf_secret" not in message
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_default_is_never_refused(name):
+    settings = Settings(**{name: DEFAULTS[name]})
+    assert getattr(settings, name) == DEFAULTS[name]
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=lambda rule: rule.name)
+def test_a_rule_says_where_the_value_goes_and_why_not(rule):
+    assert rule.home
+    refuses = rule.carried == "default" or bool(rule.values or rule.refused)
+    assert bool(rule.reason) == refuses
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("report_to", []),
+        ("report_to", ["none"]),
+        ("debug", []),
+        ("debug", None),
+        ("activation_checkpointing", False),
+        ("gradient_checkpointing", False),
+        ("gradient_checkpointing_kwargs", {}),
+        ("include_num_input_tokens_seen", False),
+        ("fsdp", ""),
+        ("fsdp", False),
+        ("fsdp_config", {}),
+        ("deepspeed", {}),
+        ("accelerator_config", {}),
+        ("accelerator_config", {"split_batches": False}),
+        ("optim_args", ""),
+        ("hub_token", "<HUB_TOKEN>"),
+    ],
+)
+def test_a_value_that_means_the_default_is_not_refused(name, value):
+    Settings(**{name: value}).as_training_arguments(use_cpu=True)
+
+
+@pytest.mark.parametrize("name", ["save_steps", "save_total_limit", "save_only_model", "save_on_each_node"])
+def test_how_to_save_has_no_effect_when_nothing_is_saved(name):
+    settings = Settings(**{name: REFUSED[name], "save_strategy": "no"})
+    assert settings.notes == (f'{name} has no effect with save_strategy="no"',)
+
+
+@pytest.mark.parametrize("strategy", ["epoch", "best"])
+def test_other_save_strategies_are_refused(strategy):
+    with pytest.raises(SettingsError, match="no checkpoints are written"):
+        Settings(save_strategy=strategy)
+
+
+def test_the_native_save_strategy_leaves_a_note():
+    assert Settings().notes == (NO_CHECKPOINTS,)
+    assert Settings(save_strategy="steps").notes == (NO_CHECKPOINTS,)
+    assert Settings(save_strategy="no").notes == ()
+
+
+@pytest.mark.parametrize("name", ["do_train", "do_eval", "do_predict"])
+def test_script_flags_leave_a_note(name):
+    assert f"{name} is a flag for scripts" in Settings(**{name: True}).notes[-1]
+    assert Settings(**{name: False, "save_strategy": "no"}).notes == ()
+
+
+@pytest.mark.parametrize("value", ["reduce_lr_on_plateau", "greedy"])
+def test_schedules_that_follow_a_metric_are_refused(value):
+    with pytest.raises(SettingsError) as caught:
+        Settings(lr_scheduler_type=value, eval_strategy="epoch")
+    assert [problem.text for problem in caught.value.problems] == [
+        f"{NOT_CARRIED}: schedules that follow a metric are not stepped; use another, such as cosine"
+    ]
+
+
+@pytest.mark.parametrize("value", ["group_by_length", "batch_rebalance"])
+def test_orders_by_length_are_refused(value):
+    with pytest.raises(SettingsError, match='use "random" or "sequential"'):
+        Settings(train_sampling_strategy=value)
+
+
+def test_only_torch_adamw_is_carried():
+    assert Settings(optim="adamw_torch_fused").optim == "adamw_torch_fused"
+    with pytest.raises(SettingsError, match="only AdamW of torch"):
+        Settings(optim="adalomo")
+
+
+def test_a_bool_is_not_a_number():
+    assert not is_same(True, 1)
+    assert is_same(1, 1.0)
+    assert is_same(False, False)
+
+
+def test_values_are_shown_short_and_tokens_never():
+    assert show("optim", "x") == 'optim = "x"'
+    assert show("hub_token", "hf_secret") == "hub_token = <hidden>"
+    assert show("hub_token", None) == "hub_token = None"
+    assert len(show("deepspeed", {"key": "x" * 500})) < 100

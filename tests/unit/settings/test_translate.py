@@ -1,0 +1,404 @@
+"""What Lightning is given, and what settings and arguments must not say against each other."""
+
+import inspect
+from pathlib import Path
+
+import lightning
+import pytest
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+
+from hfbridge.errors import SettingsError
+from hfbridge.settings import NO_CHECKPOINTS, Settings, translate
+from hfbridge.settings.translate import LIGHTNING_ARGUMENTS
+
+NEVER = 2**62
+
+ALWAYS = {
+    "max_epochs": 3,
+    "max_steps": -1,
+    "accelerator": "auto",
+    "devices": 1,
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": True,
+    "num_sanity_val_steps": 0,
+    "use_distributed_sampler": False,
+    "inference_mode": False,
+    "accumulate_grad_batches": 1,
+    "gradient_clip_val": None,
+    "precision": "32-true",
+    "check_val_every_n_epoch": NEVER,
+}
+
+
+def arguments_of(settings=None, **arguments):
+    return dict(translate(settings or Settings(), arguments).trainer_arguments)
+
+
+def refusal(settings=None, **arguments):
+    """The only problem of a translation, as (subject, text)."""
+    with pytest.raises(SettingsError) as caught:
+        translate(settings or Settings(), arguments)
+    assert len(caught.value.problems) == 1
+    return caught.value.problems[0].subject, caught.value.problems[0].text
+
+
+def test_the_known_arguments_are_those_of_lightning():
+    known = set(inspect.signature(lightning.Trainer.__init__).parameters) - {"self"}
+    assert set(LIGHTNING_ARGUMENTS) == known
+    assert list(LIGHTNING_ARGUMENTS) == sorted(LIGHTNING_ARGUMENTS)
+
+
+def test_defaults_become_the_arguments_that_keep_lightning_out_of_the_way():
+    assert arguments_of() == ALWAYS
+
+
+def test_lightning_takes_the_arguments(tmp_path):
+    plan = translate(Settings(output_dir=str(tmp_path), use_cpu=True, disable_tqdm=True), {})
+    trainer = lightning.Trainer(**plan.trainer_arguments)
+    assert trainer.max_epochs == 3
+    assert trainer.callbacks is not None
+    assert not any(isinstance(callback, ModelCheckpoint) for callback in trainer.callbacks)
+
+
+@pytest.mark.parametrize("name", ALWAYS)
+def test_an_argument_may_say_what_is_so_anyway(name):
+    settings = Settings(output_dir="out")
+    assert arguments_of(settings, **{name: ALWAYS[name]}) == ALWAYS | {"default_root_dir": "out"}
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"num_train_epochs": 2.5}, {"max_epochs": 3}),
+        ({"num_train_epochs": 0.1}, {"max_epochs": 1}),
+        ({"max_steps": 7}, {"max_steps": 7, "max_epochs": -1}),
+        ({"max_steps": 7, "num_train_epochs": 2}, {"max_steps": 7, "max_epochs": -1}),
+        ({"use_cpu": True}, {"accelerator": "cpu"}),
+        ({"disable_tqdm": True}, {"enable_progress_bar": False}),
+        ({"output_dir": "out"}, {"default_root_dir": "out"}),
+        ({"bf16": True}, {}),
+        ({"gradient_accumulation_steps": 4, "max_grad_norm": 0.5, "logging_steps": 5}, {}),
+    ],
+    ids=str,
+)
+def test_settings_become_arguments(values, expected):
+    assert arguments_of(Settings(**values)) == ALWAYS | expected
+
+
+def test_a_home_directory_is_expanded():
+    assert arguments_of(Settings(output_dir="~/out"))["default_root_dir"] == str(Path("~/out").expanduser())
+
+
+@pytest.mark.parametrize(
+    ("argument", "setting"),
+    [
+        ({"max_epochs": 5}, {"num_train_epochs": 5}),
+        ({"max_steps": 5}, {"max_steps": 5}),
+        ({"accumulate_grad_batches": 4}, {"gradient_accumulation_steps": 4}),
+        ({"gradient_clip_val": 0.5}, {"max_grad_norm": 0.5}),
+        ({"gradient_clip_val": 0}, {"max_grad_norm": 0}),
+        ({"log_every_n_steps": 7}, {"logging_steps": 7}),
+        ({"default_root_dir": Path("out")}, {"output_dir": "out"}),
+        ({"enable_progress_bar": False}, {"disable_tqdm": True}),
+        ({"enable_progress_bar": True}, {"disable_tqdm": False}),
+        ({"accelerator": "cpu"}, {"use_cpu": True}),
+        ({"accelerator": CPUAccelerator()}, {"use_cpu": True}),
+    ],
+    ids=str,
+)
+def test_an_argument_that_no_setting_speaks_of_is_taken_over(argument, setting):
+    plan = translate(Settings(seed=1), argument)
+    assert plan.settings == Settings(seed=1, **setting)
+    ((name, value),) = setting.items()
+    assert plan.notes == (f"{name}={value!r} was taken over from Trainer(...)", NO_CHECKPOINTS)
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        {"max_epochs": None},
+        {"max_steps": -1},
+        {"accumulate_grad_batches": 1},
+        {"accumulate_grad_batches": None},
+        {"gradient_clip_val": None},
+        {"gradient_clip_algorithm": "norm"},
+        {"log_every_n_steps": None},
+        {"enable_progress_bar": None},
+        {"default_root_dir": None},
+        {"accelerator": "auto"},
+        {"accelerator": None},
+        {"precision": None},
+        {"precision": 32},
+        {"precision": "32"},
+        {"devices": "auto"},
+        {"logger": None},
+        {"enable_checkpointing": None},
+        {"num_sanity_val_steps": None},
+        {"val_check_interval": None},
+        {"check_val_every_n_epoch": None},
+    ],
+    ids=str,
+)
+def test_an_argument_may_say_nothing(argument):
+    values = {
+        "num_train_epochs": 2,
+        "gradient_accumulation_steps": 4,
+        "max_grad_norm": 2.0,
+        "output_dir": "out",
+    }
+    settings = Settings(**values, logging_steps=3, disable_tqdm=True)
+    assert arguments_of(settings, **argument) | argument == arguments_of(settings) | argument
+    assert translate(settings, argument).settings == settings
+
+
+@pytest.mark.parametrize(
+    ("values", "argument"),
+    [
+        ({"num_train_epochs": 3}, {"max_epochs": 3}),
+        ({"num_train_epochs": 2.5}, {"max_epochs": 3}),
+        ({"max_steps": 7}, {"max_steps": 7}),
+        ({"max_steps": 7}, {"max_epochs": -1}),
+        ({"gradient_accumulation_steps": 4}, {"accumulate_grad_batches": 4}),
+        ({"max_grad_norm": 0.5}, {"gradient_clip_val": 0.5}),
+        ({"output_dir": "~/out"}, {"default_root_dir": str(Path("~/out").expanduser())}),
+        ({"disable_tqdm": True}, {"enable_progress_bar": False}),
+        ({"disable_tqdm": None}, {"enable_progress_bar": True}),
+        ({"use_cpu": True}, {"accelerator": "cpu"}),
+        ({"bf16": True}, {"precision": "bf16-mixed"}),
+        ({"bf16": True}, {"precision": "bf16"}),
+        ({"bf16": False}, {"precision": "32-true"}),
+    ],
+    ids=str,
+)
+def test_both_may_say_the_same(values, argument):
+    settings = Settings(**values)
+    plan = translate(settings, argument)
+    assert dict(plan.trainer_arguments) == arguments_of(settings)
+    assert plan.settings == settings
+
+
+def test_the_logging_interval_reaches_lightnings_own_callbacks():
+    assert arguments_of(Settings(logging_steps=7), log_every_n_steps=7)["log_every_n_steps"] == 7
+
+
+@pytest.mark.parametrize(
+    ("values", "argument", "ours"),
+    [
+        ({"max_steps": 100}, {"max_steps": 50}, "max_steps=100"),
+        ({"num_train_epochs": 3.0}, {"max_epochs": 5}, "num_train_epochs=3.0"),
+        ({"max_steps": 100}, {"max_epochs": 5}, "max_steps=100"),
+        ({"gradient_accumulation_steps": 2}, {"accumulate_grad_batches": 4}, "gradient_accumulation_steps=2"),
+        ({"max_grad_norm": 1.0}, {"gradient_clip_val": 0.5}, "max_grad_norm=1.0"),
+        ({"logging_steps": 10}, {"log_every_n_steps": 5}, "logging_steps=10"),
+        ({"logging_strategy": "epoch"}, {"log_every_n_steps": 5}, 'logging_strategy="epoch"'),
+        ({"output_dir": "a"}, {"default_root_dir": "b"}, 'output_dir="a"'),
+        ({"disable_tqdm": True}, {"enable_progress_bar": True}, "disable_tqdm=True"),
+        ({"use_cpu": True}, {"accelerator": "gpu"}, "use_cpu=True"),
+        ({"use_cpu": False}, {"accelerator": "cpu"}, "use_cpu=False"),
+        ({"bf16": False}, {"precision": "bf16-mixed"}, "bf16=False"),
+        ({"bf16": True}, {"precision": "32-true"}, "bf16=True"),
+    ],
+    ids=str,
+)
+def test_a_contradiction_names_both(values, argument, ours):
+    subject, text = refusal(Settings(**values), **argument)
+    ((name, value),) = argument.items()
+    shown = f'"{value}"' if isinstance(value, str) else value
+    assert subject == f"Trainer({name}={shown})"
+    assert text == f"{ours} in the settings: set through both; choose one"
+
+
+@pytest.mark.parametrize(
+    ("argument", "text"),
+    [
+        ({"precision": "bf16-mixed"}, "say bf16=True in the settings"),
+        ({"precision": "16-mixed"}, "only fp32 and bf16 are carried"),
+        ({"precision": "bf16-true"}, "only fp32 and bf16 are carried"),
+        ({"precision": 64}, "only fp32 and bf16 are carried"),
+        ({"val_check_interval": 1}, "eval_strategy and eval_steps decide"),
+        ({"val_check_interval": 10}, "eval_strategy and eval_steps decide"),
+        ({"check_val_every_n_epoch": 1}, "eval_strategy and eval_steps decide"),
+        ({"num_sanity_val_steps": 2}, "use eval_on_start=True"),
+        ({"use_distributed_sampler": True}, "orders samples as the native Trainer does"),
+        ({"inference_mode": True}, "torch.no_grad"),
+        ({"gradient_clip_algorithm": "value"}, "clipped by their norm"),
+        ({"deterministic": True}, "enable_full_determinism"),
+        ({"limit_train_batches": 10}, "use max_steps=..."),
+        ({"limit_train_batches": 1}, "use max_steps=..."),
+        ({"overfit_batches": 0.1}, "use max_steps=..."),
+        ({"fast_dev_run": True}, "use max_steps=..."),
+        ({"reload_dataloaders_every_n_epochs": 1}, "lives as long as the run"),
+        ({"barebones": True}, "callbacks that hfbridge runs on"),
+        ({"devices": 2}, "one process on one device"),
+        ({"devices": -1}, "one process on one device"),
+        ({"devices": "-1"}, "one process on one device"),
+        ({"devices": "0,1"}, "one process on one device"),
+        ({"devices": [0, 1]}, "one process on one device"),
+        ({"num_nodes": 2}, "one process on one device"),
+        ({"strategy": "ddp"}, "one process on one device"),
+        ({"strategy": DDPStrategy()}, "one process on one device"),
+        ({"plugins": [MixedPrecision("bf16-mixed", "cpu")]}, "use bf16=True"),
+        ({"max_epochs": -1}, "would never end"),
+    ],
+    ids=str,
+)
+def test_what_hfbridge_cannot_do_is_refused_with_what_to_do(argument, text):
+    subject, said = refusal(**argument)
+    assert subject.startswith(f"Trainer({next(iter(argument))}=")
+    assert text in said
+
+
+def test_epochs_and_steps_in_one_trainer_are_ambiguous():
+    assert refusal(max_epochs=2, max_steps=10) == (
+        "Trainer(max_epochs=2)",
+        "max_steps=10 also ends the run; choose one",
+    )
+
+
+def test_steps_in_one_trainer_without_an_end_in_epochs_are_fine():
+    plan = translate(Settings(), {"max_steps": 10, "max_epochs": -1})
+    assert plan.settings == Settings(max_steps=10)
+    assert translate(Settings(), {"max_epochs": -1, "max_steps": 10}).settings == plan.settings
+    assert (plan.trainer_arguments["max_epochs"], plan.trainer_arguments["max_steps"]) == (-1, 10)
+
+
+def test_steps_override_epochs_that_were_given_as_natively():
+    plan = translate(Settings(num_train_epochs=2, save_strategy="no"), {"max_steps": 10})
+    assert plan.notes[-1] == "num_train_epochs has no effect: max_steps=10 decides"
+
+
+@pytest.mark.parametrize(
+    ("argument", "subject"),
+    [
+        ({"accumulate_grad_batches": 0}, "gradient_accumulation_steps = 0"),
+        ({"max_steps": 0}, "max_steps = 0"),
+        ({"gradient_clip_val": "high"}, 'max_grad_norm = "high"'),
+        ({"log_every_n_steps": 0}, "logging_steps = 0"),
+    ],
+    ids=str,
+)
+def test_what_is_taken_over_is_checked_as_a_setting(argument, subject):
+    assert refusal(**argument)[0] == subject
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "optim", "fp16", "warmup_ratio"])
+def test_a_setting_among_the_arguments_is_sent_where_it_belongs(name):
+    assert refusal(**{name: 1}) == (
+        f"Trainer({name}=...)",
+        f"this is a setting: pass it to Settings({name}=...)",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("calbacks", "unknown; did you mean callbacks?"),
+        ("learning_rat", "unknown; did you mean Settings(learning_rate=...)?"),
+        ("max_step", "unknown; did you mean max_steps?"),
+        ("zzz", "unknown; neither lightning.Trainer nor Settings has it"),
+    ],
+)
+def test_an_unknown_argument_has_a_suggestion(name, text):
+    assert refusal(**{name: 1}) == (f"Trainer({name}=...)", text)
+
+
+def test_the_names_that_lightning_takes_can_be_said():
+    plan = translate(Settings(), {"brand_new": 1}, known_arguments=(*LIGHTNING_ARGUMENTS, "brand_new"))
+    assert plan.trainer_arguments["brand_new"] == 1
+
+
+def test_all_contradictions_come_in_one_error():
+    with pytest.raises(SettingsError) as caught:
+        translate(
+            Settings(max_steps=100), {"max_steps": 50, "devices": 2, "learning_rate": 1, "logger": True}
+        )
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "3 of 4 Trainer arguments cannot be carried out; nothing was started."
+    assert lines[1].startswith("  Trainer(max_steps=50)        max_steps=100 in the settings")
+    assert len(caught.value.problems) == 3
+
+
+PASSED = {
+    "val_check_interval": 1.0,
+    "callbacks": [EarlyStopping("eval_loss")],
+    "logger": True,
+    "profiler": "simple",
+    "plugins": [TorchCheckpointIO()],
+    "limit_val_batches": 2,
+    "limit_test_batches": 2,
+    "limit_predict_batches": 2,
+    "max_time": "00:01:00:00",
+    "min_steps": 1,
+    "min_epochs": 1,
+    "detect_anomaly": True,
+    "enable_model_summary": False,
+    "benchmark": True,
+    "sync_batchnorm": False,
+    "enable_autolog_hparams": False,
+    "model_registry": "name",
+    "enable_checkpointing": True,
+    "accelerator": "gpu",
+    "devices": [2],
+    "strategy": SingleDeviceStrategy("cpu"),
+}
+
+
+@pytest.mark.parametrize("name", PASSED)
+def test_other_arguments_pass_untouched(name):
+    arguments = arguments_of(**{name: PASSED[name]})
+    assert arguments[name] is PASSED[name]
+    assert arguments == ALWAYS | {name: PASSED[name]}
+
+
+@pytest.mark.parametrize("devices", [1, "1", "0,", [0], (3,)])
+def test_one_device_may_be_named(devices):
+    assert arguments_of(devices=devices)["devices"] == devices
+
+
+class Keeper(ModelCheckpoint):
+    """A user's own checkpoint callback."""
+
+
+@pytest.mark.parametrize("callbacks", [ModelCheckpoint(), [EarlyStopping("x"), Keeper()]])
+def test_a_checkpoint_callback_switches_checkpointing_on(callbacks):
+    assert arguments_of(callbacks=callbacks)["enable_checkpointing"] is True
+
+
+def test_the_users_arguments_are_left_alone():
+    arguments = {"max_steps": 5, "callbacks": []}
+    plan = translate(Settings(), arguments)
+    assert arguments == {"max_steps": 5, "callbacks": []}
+    with pytest.raises(TypeError):
+        plan.trainer_arguments["max_steps"] = 6
+
+
+def test_rows_show_where_each_given_setting_goes():
+    plan = translate(Settings(learning_rate=1e-3, do_train=True), {"max_steps": 5})
+    rows = {row.field: row for row in plan.rows}
+    assert list(rows) == ["max_steps", "learning_rate", "save_strategy", "do_train"]
+    assert rows["max_steps"].value == 5
+    assert rows["learning_rate"].home == "HFModule.configure_optimizers"
+    assert rows["save_strategy"].note == NO_CHECKPOINTS
+    assert "flag for scripts" in rows["do_train"].note
+
+
+def test_the_plan_reads_as_a_table():
+    plan = translate(Settings(learning_rate=1e-3, save_strategy="no"), {"max_steps": 5})
+    lines = str(plan).splitlines()
+    assert lines[:4] == [
+        "setting        value  goes to                        note",
+        "max_steps      5      Trainer(max_steps=)",
+        "learning_rate  0.001  HFModule.configure_optimizers",
+        'save_strategy  "no"   CheckpointWriter',
+    ]
+    assert lines[5:8] == ["lightning.Trainer", "  max_epochs = -1", "  max_steps = 5"]
+    assert lines[-2:] == ["notes", "  max_steps=5 was taken over from Trainer(...)"]
+
+
+def test_a_plan_without_notes_shows_none():
+    assert "notes" not in str(translate(Settings(save_strategy="no"), {})).splitlines()
