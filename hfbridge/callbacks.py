@@ -1,0 +1,296 @@
+"""CallbackHost: the native Trainer's events, rows and moments inside Lightning's loop; knows both worlds.
+
+The host is a Lightning callback that `HFModule.configure_callbacks` returns, so that it runs after the user's
+callbacks and before checkpoints are written.
+
+    native event               Lightning moment
+    on_init_end                on_fit_start
+    on_train_begin             on_train_start
+    on_epoch_begin             on_train_epoch_start
+    on_step_begin              on_train_batch_start (a batch is one window)
+    on_substep_end             HFModule.training_step, after an inner backward
+    on_pre_optimizer_step      HFModule.configure_gradient_clipping, after clipping
+    on_optimizer_step          HFModule.optimizer_step, after the step
+    on_step_end, on_log        on_train_batch_end, gradients cleared
+    on_prediction_step         on_validation_batch_end
+    on_log, on_evaluate        on_validation_end
+    on_epoch_end               on_train_epoch_end
+    on_log, on_train_end       on_train_end
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations.integration_utils import rewrite_logs
+from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, PrinterCallback
+from transformers.trainer_utils import speed_metrics
+
+from hfbridge.data.window import Schedule, Window
+from hfbridge.model.logged import LoggedLoss
+
+_EVENTS = tuple(name for name in vars(TrainerCallback) if name.startswith("on_"))
+
+
+class CallbackHost(pl.Callback):
+    """Keep the native `TrainerState`, decide when to log, evaluate and stop, and tell TrainerCallbacks.
+
+    When is decided by transformers' own `DefaultFlowCallback`.
+
+    Args:
+        callbacks: the user's `TrainerCallback` objects or classes, in their order.
+
+    Proved by: tests/parity/test_events.py
+    """
+
+    def __init__(self, callbacks: Sequence[TrainerCallback | type[TrainerCallback]] = ()) -> None:
+        self.callbacks = tuple(callbacks)
+        self.state = TrainerState()
+        self.control = TrainerControl()
+        self.logged: LoggedLoss | None = None
+        self._args: TrainingArguments | None = None
+        self._handler: CallbackHandler | None = None
+        self._heard: frozenset[str] = frozenset()
+        self._schedule: Schedule | None = None
+        self._flops = 0
+        self._flops_per_input = 0
+        self._start_s = 0.0
+        self._eval_batches = 0
+
+    def attach(self, module: Any, args: TrainingArguments) -> None:
+        """Build the native callback list for a run.
+
+        Args:
+            module: the module whose parts the callbacks are given.
+            args: the arguments they are given.
+        """
+        printer = [PrinterCallback] if args.disable_tqdm else []
+        handler = CallbackHandler(
+            [DefaultFlowCallback, *self.callbacks, *printer],
+            module.model,
+            module.processing_class,
+            None,
+            None,
+        )
+        self._args, self._handler = args, handler
+        self._heard = frozenset(e for e in _EVENTS if any(_overrides(cb, e) for cb in handler.callbacks))
+
+    def fire(self, event: str, **extra: Any) -> None:
+        """Tell the callbacks of a native event; an event that none of them overrides costs nothing."""
+        if event in self._heard:
+            assert self._handler is not None
+            self.control = getattr(self._handler, event)(self._args, self.state, self.control, **extra)
+
+    @property
+    def wants_stop(self) -> bool:
+        """Whether a callback asked to end the epoch or the run."""
+        return self.control.should_training_stop or self.control.should_epoch_stop
+
+    # Lightning's hooks, in the order of a run.
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin a new native state."""
+        module, handler, args = pl_module, self._handler, self._args
+        assert handler is not None
+        assert args is not None
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        self._schedule = schedule = data.schedule
+        self.state = TrainerState(
+            max_steps=schedule.max_steps,
+            num_train_epochs=schedule.epochs,
+            train_batch_size=args.per_device_train_batch_size,
+            is_local_process_zero=trainer.local_rank == 0,
+            is_world_process_zero=trainer.is_global_zero,
+        )
+        self.state.compute_steps(args, schedule.max_steps)
+        self.control = TrainerControl()
+        self.logged = LoggedLoss(module.device, drop_non_finite=args.logging_nan_inf_filter)
+        self._flops, self._flops_per_input = 0, _flops_per_input(module.model)
+        handler.optimizer = trainer.optimizers[0]
+        handler.lr_scheduler = trainer.lr_scheduler_configs[0].scheduler
+        self.fire("on_init_end")
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Fire `on_train_begin`, and evaluate if `eval_on_start`."""
+        assert self._handler is not None
+        assert self._args is not None
+        self._handler.train_dataloader = trainer.train_dataloader
+        self._start_s = time.time()
+        _model_of(pl_module).zero_grad()
+        self.control.should_training_stop = False
+        self.fire("on_train_begin")
+        if self._args.eval_on_start:
+            run_validation(trainer)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Fire `on_epoch_begin`."""
+        self.control.should_epoch_stop = False
+        self.fire("on_epoch_begin")
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Fire `on_step_begin`: the window is fetched and counted."""
+        control = self.control
+        control.should_log = control.should_evaluate = control.should_save = False
+        self.fire("on_step_begin")
+
+    def add_loss(self, loss: Any, input_numel: int) -> None:
+        """Take in one micro-batch's loss (scalar, detached) and the number of its main input's elements."""
+        assert self.logged is not None
+        self.logged.add(loss, global_step=self.state.global_step)
+        self._flops += self._flops_per_input * input_numel
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Window, batch_idx: int
+    ) -> None:
+        """Close an optimizer step: clear gradients, count, then log and evaluate if they are due."""
+        assert self._schedule is not None
+        _model_of(pl_module).zero_grad()
+        state = self.state
+        state.global_step += 1
+        state.epoch = (
+            trainer.current_epoch + batch.done_micro_batches / self._schedule.micro_batches_per_epoch
+        )
+        self.fire("on_step_end")
+        self._log_and_evaluate(trainer, pl_module)
+        if self.control.should_training_stop:
+            trainer.should_stop = True
+        if self.control.should_epoch_stop:
+            end_epoch(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Fire `on_epoch_end`, then log and evaluate if they are due."""
+        self.fire("on_epoch_end")
+        self._log_and_evaluate(trainer, pl_module)
+        if self.control.should_training_stop:
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the row of the whole run and fire `on_train_end`.
+
+        Mirrors: transformers.Trainer._finalize_training
+        """
+        assert self.logged is not None
+        assert self._schedule is not None
+        state = self.state
+        share = state.global_step / max(state.max_steps, 1)
+        metrics = speed_metrics(
+            "train", self._start_s, num_samples=self._schedule.samples * share, num_steps=state.global_step
+        )
+        self._store_flops()
+        metrics["total_flos"] = state.total_flos
+        metrics["train_loss"] = self.logged.mean(state.global_step)
+        self._log(trainer, metrics)
+        self.fire("on_train_end")
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show the callbacks the loader of the evaluation about to run."""
+        assert self._handler is not None
+        self._handler.eval_dataloader = trainer.val_dataloaders
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Fire `on_prediction_step`."""
+        self.fire("on_prediction_step")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the evaluation's row and fire `on_evaluate`."""
+        module: Any = pl_module
+        metrics = dict(module.eval_metrics)
+        self._log(trainer, metrics)
+        self.control.should_evaluate = False
+        self.fire("on_evaluate", metrics=metrics)
+
+    # What the native Trainer does after each step and each epoch.
+
+    def _log_and_evaluate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log, then evaluate, where the control's flags say so.
+
+        Mirrors: transformers.Trainer._maybe_log_save_evaluate
+        """
+        if self.control.should_log:
+            self._log_training(trainer, pl_module)
+        if self.control.should_evaluate:
+            run_validation(trainer)
+
+    def _log_training(self, trainer: pl.Trainer, module: Any) -> None:
+        assert self.logged is not None
+        if not self.logged.is_due(self.state.global_step):
+            return
+        step = module.last_step
+        logs: dict[str, Any] = {"loss": self.logged.drain(self.state.global_step)}
+        if step.grad_norm is not None:
+            logs["grad_norm"] = step.grad_norm.item()
+        logs["learning_rate"] = step.learning_rate
+        module.log_dict(logs, prog_bar=True, logger=False, on_step=True, on_epoch=False, batch_size=1)
+        self._store_flops()
+        self._log(trainer, logs)
+
+    def _log(self, trainer: pl.Trainer, logs: dict[str, Any]) -> None:
+        """Add a row to the history, tell the callbacks and Lightning's loggers.
+
+        Mirrors: transformers.Trainer.log
+        """
+        state = self.state
+        if state.epoch is not None:
+            logs["epoch"] = state.epoch
+        state.log_history.append({**logs, "step": state.global_step})
+        self.control.should_log = False
+        numbers = {name: value for name, value in logs.items() if isinstance(value, (int, float))}
+        self.fire("on_log", logs=logs)
+        for lightning_logger in trainer.loggers:
+            lightning_logger.log_metrics(rewrite_logs(numbers), step=state.global_step)
+
+    def _store_flops(self) -> None:
+        self.state.total_flos += float(self._flops)
+        self._flops = 0
+
+
+def run_validation(trainer: pl.Trainer) -> None:
+    """Run Lightning's validation loop now, in the middle of training.
+
+    The private names touched here are pinned by tests/unit/test_callbacks.py.
+    """
+    connector = trainer._logger_connector
+    first_iteration = connector._first_loop_iter  # what Lightning itself saves around a validation
+    trainer.validating = True
+    try:
+        trainer.fit_loop.epoch_loop.val_loop.run()
+    finally:
+        trainer.training = True
+        connector._first_loop_iter = first_iteration
+
+
+def end_epoch(trainer: pl.Trainer) -> None:
+    """Let Lightning's epoch loop end after this batch, without fetching another."""
+    trainer.fit_loop.epoch_loop.batch_progress.is_last_batch = True
+
+
+def _overrides(callback: TrainerCallback, event: str) -> bool:
+    method = getattr(callback, event)
+    return getattr(method, "__func__", method) is not getattr(TrainerCallback, event)
+
+
+def _flops_per_input(model: Any) -> int:
+    """Return the floating-point operations native counts per element of the main input.
+
+    Mirrors: transformers.Trainer.floating_point_ops
+    """
+    return 6 * model.num_parameters(exclude_embeddings=True) if hasattr(model, "num_parameters") else 0
+
+
+def _model_of(pl_module: pl.LightningModule) -> nn.Module:
+    model = pl_module.model
+    assert isinstance(model, nn.Module)
+    return model

@@ -1,0 +1,1 @@
+"""From examples to windows of micro-batches; knows Hugging Face, not Lightning."""

@@ -1,0 +1,154 @@
+"""Which columns of a dataset reach the model, and how rows become a micro-batch; knows Hugging Face.
+
+column of the dataset                          in the micro-batch
+a parameter of the model's forward             kept
+label, label_ids, the label names              kept (the collator renames the first two to labels)
+anything else                                  dropped, unless remove_unused_columns=False
+"""
+
+import inspect
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import datasets
+from torch import nn
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, default_data_collator
+from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
+from transformers.models.auto import modeling_auto
+from transformers.trainer_utils import RemoveColumnsCollator, unwrap_peft_model
+from transformers.utils.generic import find_labels
+
+from hfbridge.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+Collator = Callable[[list[Any]], Mapping[str, Any]]
+
+# Heads whose integer labels are class ids in [0, config.num_labels).
+_CLASSIFIER_NAMES = frozenset(
+    name
+    for table in (
+        modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
+    )
+    for name in table.values()
+)
+
+
+def label_names_of(model: nn.Module) -> list[str]:
+    """Name the forward parameters that carry labels, in the order of the signature.
+
+    Mirrors: transformers.utils.generic.find_labels
+    """
+    names: list[str] = find_labels(unwrap_peft_model(model).__class__)
+    return names
+
+
+def accepted_columns(model: nn.Module, label_names: Sequence[str]) -> list[str]:
+    """List the dataset columns that the model's forward can take, labels included.
+
+    Args:
+        model: the Hugging Face model, not wrapped or compiled; for a PEFT model its base model is asked.
+        label_names: the names under which labels reach the model.
+
+    Mirrors: transformers.Trainer._set_signature_columns_if_needed
+    """
+    get_base: Any = getattr(model, "get_base_model", None)
+    base = model if get_base is None else get_base()
+    names = list(inspect.signature(base.forward).parameters)
+    return names + sorted({"label", "label_ids", *label_names} - set(names))
+
+
+def default_collator(processing_class: object | None) -> Collator:
+    """Choose the collator the native Trainer would: padding for tokenizers, plain stacking otherwise."""
+    if isinstance(processing_class, (PreTrainedTokenizerBase, SequenceFeatureExtractor)):
+        padding: Collator = DataCollatorWithPadding(processing_class)  # type: ignore[arg-type]
+        return padding
+    stacking: Collator = default_data_collator
+    return stacking
+
+
+def keep_columns(
+    dataset: Any, collator: Collator, *, model: nn.Module, label_names: Sequence[str], split: str
+) -> tuple[Any, Collator]:
+    """Drop what the model's forward does not take: from a `datasets.Dataset` itself, else while collating.
+
+    Returns:
+        The dataset and the collator to load it with.
+
+    Raises:
+        DataError: no column of the dataset is a parameter of the model.
+
+    Mirrors: transformers.Trainer._get_dataloader
+    """
+    accepted = accepted_columns(model, label_names)
+    name = type(model).__name__
+    if not isinstance(dataset, datasets.Dataset):
+        wrapped: Collator = RemoveColumnsCollator(
+            data_collator=collator,
+            signature_columns=accepted,
+            logger=logger,
+            model_name=name,
+            description=split,
+        )
+        return dataset, wrapped
+    kept = [column for column in dataset.column_names if column in accepted]
+    if not kept:
+        raise DataError(
+            f"The {split} dataset has no column that {name}.forward takes: its columns are "
+            f"{_listed(dataset.column_names)}. The model takes {_listed(accepted)}. "
+            "Give a map_function that makes them (a tokenizer, say), rename the columns, or set "
+            "remove_unused_columns=False if your data_collator makes them."
+        )
+    dropped = [column for column in dataset.column_names if column not in kept]
+    if dropped:
+        logger.info("%s set: %s does not take %s; dropped.", split, name, _listed(dropped))
+    return dataset.remove_columns(dropped), collator
+
+
+def check_labels(dataset: Any, *, model: nn.Module, split: str) -> None:
+    """See that every class id of the dataset is one the model has, before anything is trained.
+
+    Only stored integer columns of classification heads can be checked; -100 (ignored) is always allowed.
+
+    Raises:
+        DataError: a label is not in [0, num_labels).
+    """
+    config = getattr(model, "config", None)
+    name = type(unwrap_peft_model(model)).__name__
+    if not isinstance(dataset, datasets.Dataset) or name not in _CLASSIFIER_NAMES or config is None:
+        return
+    count = int(config.num_labels)
+    if count == 1 or getattr(config, "problem_type", None) in ("regression", "multi_label_classification"):
+        return
+    for column in ("labels", "label", "label_ids"):
+        if column in dataset.column_names:
+            wrong = [v for v in _integers_in(dataset, column) if v != -100 and not 0 <= v < count]
+            if wrong:
+                raise DataError(
+                    f"The {split} dataset has labels that {name} does not know: column {column!r} holds "
+                    f"{_listed(sorted(wrong)[:10])}. With num_labels={count} they may be 0 to {count - 1} "
+                    "(-100 is ignored). Build the model with more num_labels, or map the labels."
+                )
+
+
+def _integers_in(dataset: datasets.Dataset, column: str) -> set[int]:
+    """Collect the distinct integers of a flat or nested column; none if it holds something else."""
+    found: set[int] = set()
+    for rows in dataset.select_columns([column]).with_format("arrow").iter(batch_size=10_000):
+        values = rows[column].combine_chunks()
+        while hasattr(values, "flatten") and str(values.type).startswith(
+            ("list", "large_list", "fixed_size_list")
+        ):
+            values = values.flatten()
+        if not str(values.type).startswith(("int", "uint")):
+            return set()
+        found.update(v for v in values.unique().to_pylist() if v is not None)
+    return found
+
+
+def _listed(names: Iterable[object]) -> str:
+    return ", ".join(str(name) for name in names) or "none"

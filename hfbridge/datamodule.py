@@ -1,0 +1,306 @@
+"""HFDataModule: Hugging Face datasets as Lightning wants them; knows both worlds.
+
+given                            becomes
+a DatasetDict                    its splits train, validation (or eval, dev) and test
+train_dataset=, eval_dataset=    used as they are; they win over a split
+map_function                     datasets.map, once, with its cache
+the columns                      those the model's forward takes
+data_collator                    the native default without one
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sized
+from functools import partial
+from typing import Any
+
+import datasets
+import lightning.pytorch as pl
+import torch
+from torch.utils.data import DataLoader
+from torch.utils.data import IterableDataset as TorchIterableDataset
+from transformers.trainer_utils import seed_worker
+
+from hfbridge.attach import settings_of, take_over
+from hfbridge.data.columns import Collator, check_labels, default_collator, keep_columns
+from hfbridge.data.loader import EvalLoader, WindowLoader
+from hfbridge.data.order import train_sampler
+from hfbridge.data.window import MicroBatch, Schedule, plan_schedule
+from hfbridge.errors import DataError, SettingsError
+from hfbridge.settings import Settings
+
+_SPLITS = {"train": ("train",), "eval": ("validation", "eval", "dev"), "predict": ("test",)}
+
+
+class HFDataModule(pl.LightningDataModule):
+    """Feed Hugging Face datasets to Lightning in the native Trainer's order.
+
+    Args:
+        dataset: a DatasetDict, or one Dataset to train on.
+        train_dataset: anything with a length and rows; wins over `dataset`.
+        eval_dataset: evaluated when the settings say so, and by `trainer.validate`.
+        predict_dataset: for `trainer.predict`.
+        map_function: given to `datasets.map` for every split: rows to columns, a tokenizer's call, say.
+        map_kwargs: further arguments of `datasets.map`; `batched=True` unless you say otherwise.
+        processing_class: tokenizer or processor; chooses the default collator. HFModule's is used without
+        one. data_collator: makes a micro-batch (a mapping of tensors) from a list of rows.
+        settings: only under a plain `lightning.Trainer`; `hfbridge.Trainer` brings its own.
+
+    Raises:
+        DataError: no dataset, or something that is none.
+
+    Mirrors: transformers.Trainer.get_train_dataloader
+    """
+
+    def __init__(
+        self,
+        dataset: Any = None,
+        *,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        predict_dataset: Any = None,
+        map_function: Callable[..., Any] | None = None,
+        map_kwargs: Mapping[str, Any] | None = None,
+        processing_class: Any = None,
+        data_collator: Collator | None = None,
+        settings: Settings | Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self._settings = None if settings is None else Settings.of(settings)
+        explicit = {"train": train_dataset, "eval": eval_dataset, "predict": predict_dataset}
+        self._raw = {split: given for split, given in _split(dataset, explicit).items() if given is not None}
+        if not self._raw:
+            raise DataError(
+                "HFDataModule was given no dataset: pass a DatasetDict, or train_dataset= and eval_dataset=."
+            )
+        for split, given in self._raw.items():
+            _check_dataset(given, split)
+        self._map_function = map_function
+        self._map_kwargs = {"batched": True, **(map_kwargs or {})}
+        self._mapped: dict[str, Any] = {}
+        self._schedule: Schedule | None = None
+        self.processing_class = processing_class
+        self.data_collator = data_collator
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the run this data module is attached to."""
+        return settings_of(self._trainer(), self._settings, owner="HFDataModule")
+
+    @property
+    def schedule(self) -> Schedule:
+        """Steps and epochs of the run; known once `fit` has set the data up."""
+        assert self._schedule is not None
+        return self._schedule
+
+    @property
+    def has_eval(self) -> bool:
+        """Whether there is something to evaluate on."""
+        return "eval" in self._raw
+
+    def setup(self, stage: str) -> None:
+        """Map the splits this stage needs, and for `fit` count its steps and take the Trainer over.
+
+        Raises:
+            DataError: a map function that returns nothing, or a set without rows or batches.
+            SettingsError: evaluation without an evaluation set, or settings that contradict the Trainer.
+        """
+        needed = {
+            "fit": ("train", "eval"),
+            "validate": ("eval",),
+            "test": ("eval",),
+            "predict": ("predict",),
+        }[stage]
+        settings = self.settings
+        for split in needed:
+            if split in self._raw and split not in self._mapped:
+                self._mapped[split] = self._map(split)
+        if stage == "fit":
+            self._check_fit(settings)
+            self._schedule = self._plan(settings)
+            take_over(self._trainer(), settings, self._schedule)
+
+    def train_dataloader(self) -> WindowLoader:
+        """Make the loader of the training windows; the model is known by now."""
+        settings = self.settings
+        dataset, collator = self._prepare("train")
+        sampler = train_sampler(
+            dataset, strategy=settings.train_sampling_strategy, data_seed=settings.data_seed
+        )
+        workers = settings.dataloader_num_workers
+        loader: DataLoader[Any] = DataLoader(
+            dataset,
+            batch_size=settings.per_device_train_batch_size,
+            sampler=sampler,
+            collate_fn=collator,
+            worker_init_fn=partial(seed_worker, num_workers=workers, rank=self._trainer().global_rank),
+            **self._loading(settings),
+        )
+        return WindowLoader(loader, accumulation=settings.gradient_accumulation_steps)
+
+    def val_dataloader(self) -> EvalLoader | list[Any]:
+        """Make the loader of the evaluation set; an empty list without one."""
+        return self._eval_loader("eval") if self.has_eval else []
+
+    def predict_dataloader(self) -> EvalLoader:
+        """Make the loader of the prediction set.
+
+        Raises:
+            DataError: there is none.
+        """
+        if "predict" not in self._raw:
+            raise DataError(
+                "There is nothing to predict: pass predict_dataset=, or a DatasetDict with a test split."
+            )
+        return self._eval_loader("predict")
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Let the module take a window or a batch in: it knows what to count before it is moved."""
+        module: Any = self._trainer().lightning_module
+        return module.receive(batch, device)
+
+    def first_eval_batch(self) -> MicroBatch:
+        """Collate the first rows of the evaluation set, without a loader."""
+        dataset, collator = self._prepare("eval")
+        rows = min(len(dataset), self.settings.per_device_eval_batch_size)
+        return collator([dataset[i] for i in range(rows)])
+
+    def _eval_loader(self, split: str) -> EvalLoader:
+        settings = self.settings
+        dataset, collator = self._prepare(split)
+        batches: DataLoader[Any] = DataLoader(
+            dataset,
+            batch_size=settings.per_device_eval_batch_size,
+            collate_fn=collator,
+            **self._loading(settings),
+        )
+        return EvalLoader(batches)
+
+    def _prepare(self, split: str) -> tuple[Any, Collator]:
+        module: Any = self._trainer().lightning_module
+        dataset = self._mapped[split]
+        collator = self.data_collator or default_collator(self.processing_class or module.processing_class)
+        check_labels(dataset, model=module.model, split=split)
+        if not self.settings.remove_unused_columns:
+            return dataset, collator
+        return keep_columns(
+            dataset, collator, model=module.model, label_names=module.label_names, split=split
+        )
+
+    def _loading(self, settings: Settings) -> dict[str, Any]:
+        on_gpu = self._trainer().strategy.root_device.type == "cuda"
+        return {
+            "drop_last": settings.dataloader_drop_last,
+            "num_workers": settings.dataloader_num_workers,
+            "pin_memory": settings.dataloader_pin_memory and on_gpu,
+            "persistent_workers": settings.dataloader_persistent_workers,
+            "prefetch_factor": settings.dataloader_prefetch_factor,
+            "multiprocessing_context": settings.dataloader_multiprocessing_context,
+            "in_order": settings.dataloader_in_order,
+        }
+
+    def _map(self, split: str) -> Any:
+        dataset = self._raw[split]
+        if self._map_function is None:
+            return dataset
+        if not isinstance(dataset, datasets.Dataset):
+            raise DataError(
+                f"map_function needs a datasets.Dataset, and the {split} set is a {type(dataset).__name__}. "
+                "Map its rows yourself, or build it with datasets.Dataset.from_list."
+            )
+        self._try_map_function(dataset, split)
+        return dataset.map(self._map_function, **{"desc": f"Mapping the {split} set", **self._map_kwargs})
+
+    def _try_map_function(self, dataset: datasets.Dataset, split: str) -> None:
+        """Call the function on two rows: `datasets.map` takes None for "no change" and goes on silently."""
+        known = {"input_columns", "with_indices", "with_rank", "fn_kwargs"} & self._map_kwargs.keys()
+        if known:
+            return
+        assert self._map_function is not None
+        returned = self._map_function(dataset[:2] if self._map_kwargs["batched"] else dataset[0])
+        if returned is None:
+            name = getattr(self._map_function, "__qualname__", repr(self._map_function))
+            raise DataError(
+                f"map_function ({name}) returned None for the first rows of the {split} set; it must return "
+                "a dict of columns. Is its return statement missing?"
+            )
+
+    def _check_fit(self, settings: Settings) -> None:
+        if "train" not in self._mapped:
+            raise DataError(
+                "There is nothing to train on: pass train_dataset=, or a DatasetDict with a train split."
+            )
+        if settings.eval_strategy != "no" and not self.has_eval:
+            raise SettingsError(
+                f"eval_strategy={settings.eval_strategy!r} needs an evaluation set, and HFDataModule has "
+                "none. Pass "
+                'eval_dataset=, or set eval_strategy="no".'
+            )
+
+    def _plan(self, settings: Settings) -> Schedule:
+        rows, size = len(self._mapped["train"]), settings.per_device_train_batch_size
+        batches = rows // size if settings.dataloader_drop_last else math.ceil(rows / size)
+        if batches == 0:
+            raise DataError(
+                f"The train set has {rows} rows, which is not one batch of {size} with "
+                "dataloader_drop_last=True. Use a smaller per_device_train_batch_size, or keep the last "
+                "batch."
+            )
+        return plan_schedule(
+            samples_per_epoch=rows,
+            micro_batches_per_epoch=batches,
+            accumulation=settings.gradient_accumulation_steps,
+            total_batch_size=size * settings.gradient_accumulation_steps,
+            max_steps=settings.max_steps,
+            num_train_epochs=settings.num_train_epochs,
+        )
+
+    def _trainer(self) -> pl.Trainer:
+        if self.trainer is None:
+            raise DataError(
+                "This HFDataModule is not attached to a Trainer yet: pass it to trainer.fit(module, data)."
+            )
+        return self.trainer
+
+
+def _split(dataset: Any, explicit: dict[str, Any]) -> dict[str, Any]:
+    """Sort what was given into training, evaluation and prediction set."""
+    if dataset is None:
+        return explicit
+    if not isinstance(dataset, Mapping):
+        return {**explicit, "train": dataset if explicit["train"] is None else explicit["train"]}
+    found = dict(explicit)
+    for split, names in _SPLITS.items():
+        if found[split] is None:
+            found[split] = next((dataset[name] for name in names if name in dataset), None)
+    if all(given is None for given in found.values()):
+        raise DataError(
+            f"The dataset has the splits {', '.join(map(str, dataset)) or 'none'}; HFDataModule looks for "
+            "train, validation (or eval, dev) and test. Pass train_dataset= and eval_dataset= by hand."
+        )
+    return found
+
+
+def _check_dataset(dataset: Any, split: str) -> None:
+    if isinstance(dataset, (datasets.IterableDataset, TorchIterableDataset)):
+        raise DataError(
+            f"The {split} set is a {type(dataset).__name__}: streaming is not carried by this version. Load "
+            "it with streaming=False."
+        )
+    if isinstance(dataset, Mapping):
+        raise DataError(
+            f"The {split} set is a dict of datasets ({', '.join(map(str, dataset))}): several at once are "
+            "not carried by this version. Pass one of them."
+        )
+    if (
+        isinstance(dataset, (str, bytes))
+        or not isinstance(dataset, Sized)
+        or not hasattr(dataset, "__getitem__")
+    ):
+        raise DataError(
+            f"The {split} set is {dataset!r}; it must be a datasets.Dataset, or anything with a length and "
+            "rows."
+        )
+    if isinstance(dataset, torch.Tensor) or len(dataset) == 0:
+        raise DataError(
+            f"The {split} set has no rows of columns ({type(dataset).__name__}, length {len(dataset)})."
+        )

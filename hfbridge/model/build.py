@@ -1,0 +1,120 @@
+"""Any `AutoModelFor*`, from a name, a folder or a factory; knows Hugging Face.
+
+model=                     built                       random state in which training starts
+a model object             by the user                 just seeded
+a name or folder           seeded, then built          seeded again (native `Trainer(model=...)`)
+a factory                  seeded, then called         as the factory leaves it (native `model_init=`)
+"""
+
+import difflib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+from hfbridge.errors import ModelError
+
+ModelSource = nn.Module | Callable[[], nn.Module] | str | Path
+
+
+def check_source(model: object, auto_class: object) -> None:
+    """See that a model can be had from what the user gave, without loading anything.
+
+    Raises:
+        ModelError: an unknown auto class, a folder that does not exist, or no model at all.
+    """
+    if isinstance(model, nn.Module):
+        if auto_class is not None:
+            raise ModelError(
+                f"auto_class={auto_class!r} goes with the name or folder of a model, and model= is already a "
+                f"{type(model).__name__}. Leave auto_class out."
+            )
+        check_head(model)
+    elif isinstance(model, str | Path):
+        auto_class_of(auto_class)
+        looks_local = isinstance(model, Path) or model.startswith((".", "/", "~")) or "\\" in model
+        if looks_local and not Path(model).expanduser().exists():
+            raise ModelError(
+                f"The model folder {str(model)!r} does not exist (seen from {Path.cwd()}). Give a folder "
+                "with a config.json and weights, or the name of a model on the hub."
+            )
+    elif not callable(model):
+        raise ModelError(
+            f"model= is {model!r}; it may be a model, a function that returns one, or the name or folder of "
+            "one together with an auto class such as 'AutoModelForSequenceClassification'."
+        )
+
+
+def auto_class_of(auto_class: object) -> type[_BaseAutoModelClass]:
+    """Resolve `AutoModelFor...`, given as a class or by name.
+
+    Raises:
+        ModelError: it is not an auto class with a head that transformers has.
+    """
+    if isinstance(auto_class, type) and issubclass(auto_class, _BaseAutoModelClass):
+        return auto_class
+    heads = [name for name in dir(transformers) if name.startswith("AutoModelFor")]
+    if isinstance(auto_class, str):
+        if auto_class in heads:
+            found: type[_BaseAutoModelClass] = getattr(transformers, auto_class)
+            return found
+        near = difflib.get_close_matches(auto_class, heads, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(heads)}."
+        raise ModelError(f"auto_class={auto_class!r} is not a class of transformers with a head; {hint}")
+    raise ModelError(
+        f"auto_class is {auto_class!r}; a model given by name or folder needs one, such as "
+        "'AutoModelForSequenceClassification' or transformers.AutoModelForCausalLM."
+    )
+
+
+def build_model(
+    source: Callable[[], nn.Module] | str | Path,
+    *,
+    auto_class: object,
+    dtype: str | torch.dtype,
+    model_kwargs: Mapping[str, Any],
+) -> nn.Module:
+    """Make the model from a name, folder or factory.
+
+    Args:
+        source: see the table at the top of this file.
+        auto_class: for a name or folder, the `AutoModelFor*` class or its name.
+        dtype: dtype of the weights of a named model; "auto" is the one they were saved in.
+        model_kwargs: further arguments of `from_pretrained`.
+
+    Raises:
+        ModelError: the factory does not return a model, or the model has no head to train.
+    """
+    if isinstance(source, str | Path):
+        name = str(Path(source).expanduser()) if str(source).startswith("~") else str(source)
+        loaded: nn.Module = auto_class_of(auto_class).from_pretrained(name, dtype=dtype, **model_kwargs)
+        return loaded
+    made = source()
+    if not isinstance(made, nn.Module):
+        raise ModelError(f"The model factory returned {made!r}; it must return a torch.nn.Module.")
+    check_head(made)
+    return made
+
+
+def check_head(model: nn.Module) -> None:
+    """Refuse a bare encoder or decoder: without a head it has no loss.
+
+    Raises:
+        ModelError: the class is one of transformers' base models.
+    """
+    name = type(model).__name__
+    if name in MODEL_MAPPING_NAMES.values():
+        raise ModelError(
+            f"{name} computes hidden states only: it takes no labels and has no loss. Use the class with a "
+            f"head for your task, such as {name.removesuffix('Model')}ForSequenceClassification."
+        )
+
+
+def weights_dtypes(model: nn.Module) -> set[torch.dtype]:
+    """Collect the floating-point dtypes of the parameters."""
+    return {p.dtype for p in model.parameters() if p.is_floating_point()}

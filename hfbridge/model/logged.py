@@ -1,0 +1,61 @@
+"""The training loss between two log rows; knows Hugging Face."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+class LoggedLoss:
+    """Sum the micro-batches' losses on their device, as the native Trainer does between two log rows.
+
+    Args:
+        device: where the model computes; on a GPU nothing waits for it until a row is due.
+        drop_non_finite: count NaN and infinite losses as the mean of those before them
+            (`logging_nan_inf_filter`).
+
+    Mirrors: transformers.Trainer._run_epoch
+    Proved by: tests/unit/model/test_logged.py
+    """
+
+    def __init__(self, device: torch.device, *, drop_non_finite: bool) -> None:
+        self._sum = torch.zeros((), device=device)
+        self._drop_non_finite = drop_non_finite
+        self._drained = 0.0
+        self._last_logged_step = 0
+
+    def add(self, loss: Tensor, *, global_step: int) -> None:
+        """Take in the loss of one micro-batch.
+
+        Args:
+            loss: scalar, already divided as its gradient is.
+            global_step: optimizer steps completed before this micro-batch.
+        """
+        if not self._drop_non_finite:
+            self._sum += loss
+            return
+        steps = 1 + global_step - self._last_logged_step
+        if self._sum.device.type == "cpu":
+            self._sum += loss if math.isfinite(loss.item()) else self._sum / steps
+        else:  # the same values without waiting for the device
+            self._sum += torch.where(torch.isfinite(loss), loss, self._sum / steps)
+
+    def is_due(self, global_step: int) -> bool:
+        """Tell whether a step has been taken since the last row."""
+        return global_step > self._last_logged_step
+
+    def drain(self, global_step: int) -> float:
+        """Return the mean loss per optimizer step since the last row, and begin anew."""
+        value = self._sum.item()
+        self._sum -= self._sum
+        mean = value / (global_step - self._last_logged_step)
+        self._drained += value
+        self._last_logged_step = global_step
+        return mean
+
+    def mean(self, steps: int) -> float:
+        """Return the mean loss per optimizer step of the whole run.
+
+        Mirrors: transformers.Trainer._finalize_training
+        """
+        return (self._drained + self._sum.item()) / max(steps, 0.001)

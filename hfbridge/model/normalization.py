@@ -1,0 +1,148 @@
+"""Which normalisation a run's losses need, found out on its first window; knows Hugging Face.
+
+A class's signature does not tell whether a model divides by `num_items_in_batch`: BERT accepts the number and
+ignores it. So the model is asked.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from hfbridge.model.items import Inputs, LossTraits, count_items, native_items
+from hfbridge.model.loss import ExactLoss, Loss, NativeLoss, device_of, loss_in
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a model does with `num_items_in_batch`, measured.
+
+    Attributes:
+        divides: it returns its summed loss divided by the number it is given.
+        shift: it does not count the first label of a row.
+    """
+
+    divides: bool
+    shift: bool
+
+
+@torch.no_grad()
+def probe(model: nn.Module, inputs: Inputs, traits: LossTraits) -> Probe:
+    """Find out by three forwards whether a model uses `num_items_in_batch`, and what it counts.
+
+    A class's signature does not tell: BERT accepts the number and ignores it. The model runs in eval mode on
+    one micro-batch; random generators, gradients and train modes are as before.
+
+    Args:
+        model: the Hugging Face model on its device.
+        inputs: one micro-batch on the model's device.
+        traits: what the class says.
+    """
+    if not traits.takes_items or "labels" not in inputs or not count_items(inputs, traits):
+        return Probe(divides=False, shift=traits.shift)
+    number = torch.tensor(float(count_items(inputs, traits)), device=device_of(model))
+    modes = [(module, module.training) for module in model.modules()]
+    devices = [device_of(model)] if device_of(model).type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        model.eval()
+        once = _probed_loss(model, inputs, number)
+        twice = _probed_loss(model, inputs, 2 * number)
+        own = _probed_loss(model, inputs, None)
+    for module, mode in modes:
+        module.training = mode
+    if not abs(twice) < 0.75 * abs(once):
+        return Probe(divides=False, shift=traits.shift)
+    counted = float(number) * once / own if own else float(number)
+    candidates = {
+        shift: count_items(inputs, dataclasses.replace(traits, shift=shift))
+        for shift in (traits.shift, not traits.shift)
+    }
+    nearest = min(candidates, key=lambda shift: abs(candidates[shift] - counted))
+    return Probe(divides=True, shift=nearest)
+
+
+def _probed_loss(model: nn.Module, inputs: Inputs, items: Tensor | None) -> float:
+    given = inputs if items is None else {**inputs, "num_items_in_batch": items}
+    return float(loss_in(model(**given), given, model))
+
+
+def native_factor(
+    probed: Probe, micro_batches: Sequence[Inputs], traits: LossTraits, *, world_size: int
+) -> tuple[float, float]:
+    """Say how many times too large native's weights of a window's micro-batches are, least and most.
+
+    Args:
+        probed: what the model does with the number of items.
+        micro_batches: the window; only labels and sizes are read.
+        traits: how the model counts.
+        world_size: ranks; native sums the means of models that ignore the number over these, too.
+    """
+    counts = [count_items(inputs, traits) for inputs in micro_batches]
+    total, size = sum(counts), len(counts)
+    if not total:
+        return 1.0, 1.0
+    native = native_items(micro_batches, traits, torch.device("cpu"))
+    if probed.divides:
+        factor = total / float(native.total) if native.total else 1.0
+        return factor, factor
+    weight = float(world_size) if native.total is not None else 1.0 / size
+    factors = [weight * total / held for held in counts if held]
+    return min(factors), max(factors)
+
+
+class Normalization:
+    """Settle a run's loss on the first window that has labels, and say what the other choice would do.
+
+    Args:
+        name: "exact" or "native".
+        traits: what the model's class says of its loss.
+    """
+
+    def __init__(self, name: Literal["exact", "native"], traits: LossTraits) -> None:
+        self.name = name
+        self._traits = traits
+        self._loss: Loss | None = None
+        self._probe: Probe | None = None
+
+    def loss_for(self, model: nn.Module, micro_batches: Sequence[Inputs]) -> Loss:
+        """Return the loss to use, probing the model with the first micro-batch that has items.
+
+        Args:
+            model: the Hugging Face model on its device.
+            micro_batches: a window, or one evaluation batch, on the model's device.
+        """
+        if self._loss is not None:
+            return self._loss
+        telling = next((inputs for inputs in micro_batches if count_items(inputs, self._traits)), None)
+        if telling is None:
+            return self._make(divides=False)
+        self._probe = probe(model, telling, self._traits)
+        self._traits = dataclasses.replace(self._traits, shift=self._probe.shift)
+        self._loss = self._make(divides=self._probe.divides)
+        return self._loss
+
+    def compare(self, micro_batches: Sequence[Inputs], *, world_size: int) -> str:
+        """Say by which factor native's gradient of a window differs from the exact one; empty if it does not.
+
+        Args:
+            micro_batches: the window; only labels and sizes are read.
+            world_size: ranks that share the optimizer step.
+        """
+        if self._probe is None:
+            return ""
+        least, most = native_factor(self._probe, micro_batches, self._traits, world_size=world_size)
+        if abs(least - 1) < 1e-9 and abs(most - 1) < 1e-9:
+            return ""
+        factor = f"{most:.4g}" if most - least < 1e-9 else f"{least:.4g} to {most:.4g} (by micro-batch)"
+        other = "native" if self.name == "exact" else "exact"
+        return (
+            f'loss_normalization="{self.name}" is used. In "native" the loss and gradient of the first '
+            f'window are {factor} times those of "exact", which is the mean over all its items. '
+            f'Pass loss_normalization="{other}" to HFModule for the other.'
+        )
+
+    def _make(self, *, divides: bool) -> Loss:
+        return NativeLoss(self._traits) if self.name == "native" else ExactLoss(self._traits, divides=divides)

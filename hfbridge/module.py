@@ -1,0 +1,378 @@
+"""HFModule: any Hugging Face model as a LightningModule; knows both worlds.
+
+One Lightning batch is one window, the micro-batches of an optimizer step. `training_step` runs all of them
+and the backward of all but the last, whose backward, clipping and step are Lightning's.
+
+    a Lightning hook                 does natively
+    configure_model                  set_seed, build the model, wrap its forward
+    configure_optimizers             create_optimizer, create_scheduler
+    receive (HFDataModule's          get_batch_samples' count, _prepare_inputs
+      transfer_batch_to_device)
+    training_step                    training_step, for each micro-batch
+    configure_gradient_clipping      _clip_grad_norm, on_pre_optimizer_step
+    optimizer_step                   optimizer.step, on_optimizer_step
+    validation_step                  prediction_step
+    on_validation_epoch_end          the end of evaluation_loop
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from accelerate.utils import send_to_device
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.seed import isolate_rng
+from lightning_utilities.core.rank_zero import rank_zero_info
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments, set_seed
+from transformers.trainer_utils import align_special_tokens
+
+from hfbridge.attach import has_plain_backward, settings_of
+from hfbridge.callbacks import CallbackHost
+from hfbridge.data.columns import label_names_of
+from hfbridge.data.window import MicroBatch, Window
+from hfbridge.datamodule import HFDataModule
+from hfbridge.errors import DataError, ModelError
+from hfbridge.evaluation.metrics import ComputeMetrics
+from hfbridge.evaluation.predict import logits_in
+from hfbridge.evaluation.run import Evaluation
+from hfbridge.model.build import ModelSource, build_model, check_source, weights_dtypes
+from hfbridge.model.items import LossTraits, read_traits
+from hfbridge.model.normalization import Normalization
+from hfbridge.model.optim import build_optimizer, build_scheduler, clip_gradients
+from hfbridge.model.precision import unwrap_forward, wrap_forward
+from hfbridge.settings import Settings
+
+
+@dataclass(slots=True)
+class StepRecord:
+    """What the last optimizer step left for the log.
+
+    Attributes:
+        grad_norm: 2-norm of all gradients before clipping, scalar; `None` before the first step.
+        learning_rate: the rate the step was taken with.
+    """
+
+    grad_norm: Tensor | None = None
+    learning_rate: float = 0.0
+
+
+class HFModule(pl.LightningModule):
+    """Train any Hugging Face model with Lightning, step for step as the native Trainer would.
+
+    Args:
+        model: a model, a function that returns one, or the name or folder of one together with `auto_class`.
+            A named model is built, seeded, when the run begins.
+        auto_class: the `AutoModelFor...` class, or its name, of a named model.
+        model_kwargs: further arguments of `from_pretrained`, such as `{"num_labels": 3}`.
+        dtype: dtype of a named model's weights; "auto" keeps the one they were saved in. `bf16=True` in the
+            settings is another thing: it leaves the weights alone and casts while the forward runs.
+        settings: only under a plain `lightning.Trainer`; `hfbridge.Trainer` brings its own.
+        processing_class: tokenizer or processor; the model's special tokens are aligned with it.
+        compute_metrics: function of an `EvalPrediction` that returns a dict of metrics.
+        loss_normalization: "exact": the gradient of an optimizer step does not depend on how its samples are
+            cut into micro-batches. "native": the native Trainer's, to the bit, including the factor it has
+            for models that ignore `num_items_in_batch`.
+
+    Attributes:
+        model: the Hugging Face model; `None` until a named model is built.
+        last_step: gradient norm and learning rate of the last optimizer step.
+        eval_metrics: metrics of the last evaluation.
+        label_names: names under which labels reach the model; known once the run is set up.
+        notes: what the run had to tell, once each.
+
+    Raises:
+        ModelError: `model` and `auto_class` do not name a model with a head, or the folder does not exist.
+
+    Mirrors: transformers.Trainer
+    Proved by: tests/parity/test_steps.py
+    """
+
+    def __init__(
+        self,
+        model: ModelSource,
+        auto_class: Any = None,
+        *,
+        model_kwargs: Mapping[str, Any] | None = None,
+        dtype: str | torch.dtype = "auto",
+        settings: Settings | Mapping[str, Any] | TrainingArguments | None = None,
+        processing_class: Any = None,
+        compute_metrics: ComputeMetrics | None = None,
+        loss_normalization: Literal["exact", "native"] = "exact",
+    ) -> None:
+        super().__init__()
+        check_source(model, auto_class)
+        if loss_normalization not in ("exact", "native"):
+            raise ModelError(f"loss_normalization={loss_normalization!r}; it may be 'exact' or 'native'.")
+        if compute_metrics is not None and not callable(compute_metrics):
+            raise ModelError(
+                f"compute_metrics is {compute_metrics!r}; it must be a function of an EvalPrediction."
+            )
+        self._build: Callable[[], nn.Module] | None = None
+        if not isinstance(model, nn.Module):
+            self._build = partial(
+                build_model, model, auto_class=auto_class, dtype=dtype, model_kwargs=dict(model_kwargs or {})
+            )
+        self._is_named = isinstance(model, (str, Path))
+        self.model: Any = model if isinstance(model, nn.Module) else None
+        self._settings = None if settings is None else Settings.of(settings)
+        self._args: TrainingArguments | None = None
+        self._host: CallbackHost | None = None
+        self._traits: LossTraits | None = None
+        self._normalization: Normalization | None = None
+        self._evaluation: Evaluation | None = None
+        self._has_plain_backward = False
+        self.label_names: list[str] = []
+        self.processing_class = processing_class
+        self.compute_metrics = compute_metrics
+        self.loss_normalization = loss_normalization
+        self.last_step = StepRecord()
+        self.eval_metrics: dict[str, Any] = {}
+        self.notes: list[str] = []
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; Lightning's name of the current hook, set twice a hook, goes the short way."""
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the run this module is attached to."""
+        return settings_of(self.trainer, self._settings, owner="HFModule")
+
+    @property
+    def args(self) -> TrainingArguments:
+        """The settings as native TrainingArguments; made when the run is set up."""
+        assert self._args is not None
+        return self._args
+
+    @property
+    def host(self) -> CallbackHost:
+        """The callback that keeps the native state of the run."""
+        assert self._host is not None
+        return self._host
+
+    @property
+    def normalization(self) -> Normalization:
+        """How this run's losses are normalised."""
+        assert self._normalization is not None
+        return self._normalization
+
+    @property
+    def log_history(self) -> list[dict[str, float]]:
+        """Rows of the run as the native Trainer logs them, each with its step."""
+        return [] if self._host is None else self._host.state.log_history
+
+    def forward(self, **inputs: Any) -> Any:
+        """Call the Hugging Face model."""
+        return self.model(**inputs)
+
+    # Setting up.
+
+    def configure_callbacks(self) -> CallbackHost:
+        """Hand Lightning the host of the native state and of the user's TrainerCallbacks."""
+        if self._host is None or self._host.callbacks != getattr(self.trainer, "trainer_callbacks", ()):
+            self._host = CallbackHost(getattr(self.trainer, "trainer_callbacks", ()))
+        return self._host
+
+    def setup(self, stage: str) -> None:
+        """Settle the settings.
+
+        Raises:
+            SettingsError: there are none.
+            DataError: the data does not come from an HFDataModule.
+        """
+        device = self.trainer.strategy.root_device
+        if not isinstance(getattr(self.trainer, "datamodule", None), HFDataModule):
+            raise DataError(
+                "HFModule takes its batches from an HFDataModule: write "
+                f"trainer.{'fit' if stage == 'fit' else stage}(module, HFDataModule(...))."
+            )
+        self._args = self.settings.as_training_arguments(use_cpu=device.type == "cpu")
+
+    def configure_model(self) -> None:
+        """Seed, build the model if it is not there, and put its forward under autocast.
+
+        The random state in which training starts is the native one; model/build.py has the table.
+        """
+        args = self.args
+        is_fit = self.trainer.state.fn == TrainerFn.FITTING
+        if is_fit or self.model is None:
+            set_seed(args.seed)
+        if self.model is None:
+            assert self._build is not None
+            self.model = self._build()
+            if self._is_named:
+                set_seed(args.seed)
+        self.label_names = label_names_of(self.model) if args.label_names is None else list(args.label_names)
+        self._traits = read_traits(self.model)
+        self._normalization = Normalization(self.loss_normalization, self._traits)
+        config = getattr(self.model, "config", None)
+        if config is not None:
+            config.use_cache = args.use_cache
+            if is_fit and isinstance(self.processing_class, (PreTrainedTokenizerBase, ProcessorMixin)):
+                align_special_tokens(self.model, self.processing_class)
+        if args.bf16:
+            wrap_forward(self.model, device_type=self.trainer.strategy.root_device.type, dtype=torch.bfloat16)
+        other = weights_dtypes(self.model) - {torch.float32}
+        if is_fit and other:
+            self.tell(
+                f"The weights are {', '.join(sorted(map(str, other)))} and are trained as such; for float32 "
+                "weights pass dtype=torch.float32 to HFModule or to from_pretrained."
+            )
+        self.host.attach(self, args)
+
+    def configure_optimizers(self) -> Any:
+        """Make optimizer and schedule as the native Trainer does."""
+        data: HFDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+        optimizer = build_optimizer(self.model, self.args)
+        scheduler = build_scheduler(optimizer, self.args, max_steps=data.schedule.max_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        """Try compute_metrics on a few rows: a mistake in it should not wait for the first evaluation."""
+        data: HFDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self.args.eval_strategy != "no" and self.compute_metrics is not None:
+            with isolate_rng():
+                self.model.eval()
+                self._new_evaluation().rehearse(_moved(data.first_eval_batch(), self.device))
+        self.model.train()
+        self._has_plain_backward = has_plain_backward(self.trainer)
+
+    def teardown(self, stage: str) -> None:
+        """Give the model its own forward back."""
+        if self.model is not None:
+            unwrap_forward(self.model)
+
+    # One optimizer step.
+
+    def receive(self, batch: Any, device: torch.device) -> Any:
+        """Move a window or an evaluation batch; the items of a window are counted before it moves.
+
+        Mirrors: transformers.Trainer.get_batch_samples
+        Mirrors: transformers.Trainer._prepare_inputs
+        """
+        if not isinstance(batch, Window):
+            return _moved(batch, device)
+        counted = batch.micro_batches
+        batch.micro_batches = [_moved(inputs, device) for inputs in counted]
+        loss = self.normalization.loss_for(self.model, batch.micro_batches)
+        batch.items = loss.count(counted, device)
+        return batch
+
+    def training_step(self, window: Window, batch_idx: int) -> Tensor:
+        """Run the forward of every micro-batch, and the backward of all but the last.
+
+        Returns:
+            The last micro-batch's share of the loss, scalar; Lightning runs its backward.
+
+        Mirrors: transformers.Trainer.training_step
+        """
+        model, host = self.model, self.host
+        loss_of = self.normalization.loss_for(model, window.micro_batches)
+        if host.state.global_step == 0:
+            self.tell(self.normalization.compare(window.micro_batches, world_size=self.trainer.world_size))
+        last = len(window) - 1
+        model.train()
+        for index, inputs in enumerate(window.micro_batches):
+            loss = loss_of.train(model, inputs, window.items, index, last + 1)
+            host.add_loss(loss.detach(), _input_numel(model, inputs))
+            if index < last:
+                if self._has_plain_backward:
+                    loss.backward()
+                else:
+                    self.trainer.strategy.backward(loss, None)
+                host.fire("on_substep_end")
+                if host.wants_stop:
+                    raise StopIteration  # ends Lightning's epoch before this window's step, as native does
+        return loss
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """Clip by the settings' max_grad_norm and keep the norm; Lightning's own arguments are not used."""
+        self.last_step.grad_norm = clip_gradients(self.model, self.args.max_grad_norm)
+        self.host.fire("on_pre_optimizer_step")
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """Take the step and keep the learning rate it was taken with; the schedule moves on afterwards."""
+        optimizer.step(closure=optimizer_closure)
+        self.host.fire("on_optimizer_step")
+        self.last_step.learning_rate = float(self.trainer.lr_scheduler_configs[0].scheduler.get_last_lr()[0])
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        """Do nothing: Lightning calls this inside the window; the host clears gradients after the step."""
+
+    # Evaluation.
+
+    def on_validation_start(self) -> None:
+        """Begin to collect."""
+        self._evaluation = self._new_evaluation()
+
+    def validation_step(self, batch: MicroBatch, batch_idx: int) -> None:
+        """Collect loss, logits and labels of one batch."""
+        assert self._evaluation is not None
+        loader: Any = self.trainer.val_dataloaders
+        self._evaluation.add(batch, index=batch_idx, samples=loader.samples)
+
+    def on_validation_epoch_end(self) -> None:
+        """Compute the metrics and log them to Lightning's `callback_metrics`."""
+        assert self._evaluation is not None
+        loader: Any = self.trainer.val_dataloaders
+        metrics, speed = self._evaluation.finish("eval", samples=loader.samples, batches=len(loader))
+        numbers = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
+        self.log_dict(numbers, prog_bar=True, logger=False, batch_size=1)
+        self.log_dict(speed, logger=False, batch_size=1)
+        self._evaluation, self.eval_metrics = None, {**metrics, **speed}
+
+    def predict_step(self, batch: MicroBatch, batch_idx: int) -> Any:
+        """Return the logits of a batch on the CPU: a tensor, or a tuple of them."""
+        with torch.no_grad():
+            outputs = self.model(**batch)
+        logits = logits_in(outputs, self.model, has_loss=isinstance(outputs, Mapping) and "loss" in outputs)
+        return send_to_device(logits, "cpu")
+
+    # Parts of the above.
+
+    def tell(self, note: str) -> None:
+        """Give a note once, on the first rank; an empty one is none."""
+        if note and note not in self.notes:
+            self.notes.append(note)
+            rank_zero_info(f"hfbridge: {note}")
+
+    def _new_evaluation(self) -> Evaluation:
+        assert self._traits is not None
+        args, normalization = self.args, self.normalization
+        return Evaluation(
+            model=self.model,
+            loss_of=lambda model, batch: normalization.loss_for(model, [batch]).evaluate(model, batch),
+            label_names=self.label_names,
+            has_own_loss=self._traits.returns_loss_alone,
+            compute_metrics=self.compute_metrics,
+            keeps_logits=self.compute_metrics is not None and not args.prediction_loss_only,
+            rows_per_batch=args.per_device_eval_batch_size if self.loss_normalization == "native" else None,
+            move_every=args.eval_accumulation_steps,
+            drop_non_finite=args.logging_nan_inf_filter,
+        )
+
+
+def _moved(inputs: MicroBatch, device: torch.device) -> MicroBatch:
+    if device.type == "cpu":
+        return inputs
+    moved: MicroBatch = send_to_device(inputs, device, non_blocking=True)
+    return moved
+
+
+def _input_numel(model: Any, inputs: MicroBatch) -> int:
+    """Return the elements of the model's main input, which native counts floating-point operations by."""
+    main = inputs.get(getattr(model, "main_input_name", "input_ids"))
+    return main.numel() if isinstance(main, Tensor) else 0

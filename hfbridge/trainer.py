@@ -1,0 +1,128 @@
+"""hfbridge.Trainer: a lightning.Trainer run by Hugging Face settings; knows both worlds."""
+
+import inspect
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.profilers import PassThroughProfiler
+from lightning_utilities.core.rank_zero import rank_zero_info
+from transformers import TrainerCallback, TrainerState, TrainingArguments
+
+from hfbridge.datamodule import HFDataModule
+from hfbridge.errors import DataError, ModelError, SettingsError
+from hfbridge.module import HFModule
+from hfbridge.progress import RunProgressBar
+from hfbridge.settings import Settings
+from hfbridge.settings.translate import Plan, translate
+
+_KNOWN_ARGUMENTS = tuple(inspect.signature(pl.Trainer.__init__).parameters)[1:]
+
+
+class Trainer(pl.Trainer):
+    """Run HFModule on HFDataModule with the settings of the native Trainer.
+
+    Args:
+        settings: `Settings`, a `transformers.TrainingArguments`, or a dict of the same names.
+        **trainer_arguments: arguments of `lightning.Trainer`. What the settings say, too, must agree.
+            `callbacks` takes Lightning callbacks and transformers' `TrainerCallback` objects or classes in
+            one list.
+
+    Attributes:
+        plan: what the settings became.
+        settings: the settings of the run.
+
+    Raises:
+        SettingsError: a setting or argument is unknown, wrong, contradictory or not carried; all are named.
+    """
+
+    def __init__(
+        self, settings: Settings | TrainingArguments | Mapping[str, Any], **trainer_arguments: Any
+    ) -> None:
+        own, bridged = _split_callbacks(trainer_arguments.get("callbacks"))
+        if own or bridged:
+            trainer_arguments = {**trainer_arguments, "callbacks": own}
+        self.plan: Plan = translate(
+            Settings.of(settings), trainer_arguments, known_arguments=_KNOWN_ARGUMENTS
+        )
+        self.settings: Settings = self.plan.settings
+        self.trainer_callbacks: tuple[TrainerCallback | type[TrainerCallback], ...] = tuple(bridged)
+        super().__init__(**_with_defaults(self.plan.trainer_arguments))
+        for note in self.plan.notes:
+            rank_zero_info(f"hfbridge: {note}")
+
+    @property
+    def state_of_run(self) -> TrainerState:
+        """The native state of the run: global step, epoch, history."""
+        module: Any = self.lightning_module
+        state: TrainerState = module.host.state
+        return state
+
+    @property
+    def log_history(self) -> list[dict[str, float]]:
+        """Rows of the run as the native Trainer logs them, each with its step."""
+        return [] if self.lightning_module is None else self.state_of_run.log_history
+
+    def fit(  # type: ignore[override]
+        self, model: Any, datamodule: Any = None, *, ckpt_path: Any = None, **other: Any
+    ) -> None:
+        """Train an HFModule on an HFDataModule.
+
+        Raises:
+            ModelError: the model is not an HFModule.
+            DataError: the data is not an HFDataModule.
+            SettingsError: a checkpoint to resume from, which this version does not carry.
+        """
+        if not isinstance(model, HFModule):
+            raise ModelError(
+                f"hfbridge.Trainer fits an HFModule, and was given a {type(model).__name__}. Wrap the "
+                "Hugging Face model: HFModule(model). A LightningModule of your own runs under "
+                "lightning.Trainer."
+            )
+        if not isinstance(datamodule, HFDataModule) or other:
+            given = ", ".join(other) if other else type(datamodule).__name__
+            raise DataError(
+                f"hfbridge.Trainer fits on an HFDataModule, and was given {given}. Write "
+                "trainer.fit(module, HFDataModule(train_dataset=..., eval_dataset=...))."
+            )
+        if ckpt_path is not None:
+            raise SettingsError(
+                f"ckpt_path={str(ckpt_path)!r}: resuming is not carried by this version of hfbridge. Leave "
+                "it out."
+            )
+        super().fit(model, datamodule=datamodule)
+
+
+class _NoProfiler(PassThroughProfiler):
+    """A profiler that costs nothing: Lightning asks it for some sixty context managers a step."""
+
+    _nothing = nullcontext()
+
+    def profile(self, action_name: str) -> AbstractContextManager[Any]:  # type: ignore[override]
+        """Return one shared empty context."""
+        return self._nothing
+
+
+def _with_defaults(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Add hfbridge's profiler and progress bar where the user brings none."""
+    callbacks = arguments.get("callbacks") or []
+    shows_bar = arguments.get("enable_progress_bar", True) is not False
+    if shows_bar and not any(isinstance(cb, ProgressBar) for cb in callbacks):
+        callbacks = [*callbacks, RunProgressBar()]
+    profiler = arguments.get("profiler")
+    return {**arguments, "callbacks": callbacks, "profiler": _NoProfiler() if profiler is None else profiler}
+
+
+def _split_callbacks(callbacks: Any) -> tuple[list[Any], list[Any]]:
+    """Sort a list of callbacks into Lightning's and transformers'."""
+    given = (
+        [] if callbacks is None else list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
+    )
+    bridged = [
+        cb
+        for cb in given
+        if isinstance(cb, TrainerCallback) or (isinstance(cb, type) and issubclass(cb, TrainerCallback))
+    ]
+    return [cb for cb in given if not any(cb is other for other in bridged)], bridged

@@ -1,0 +1,77 @@
+"""The public surface: what stands in `hfbridge.__all__`, and nothing else."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import hfbridge
+
+
+def public_names(module: ModuleType) -> set[str]:
+    """Names without underscore that are in the module, other than its own submodules."""
+    submodules = {
+        name.removeprefix(f"{module.__name__}.")
+        for name in sys.modules
+        if name.startswith(f"{module.__name__}.")
+    }
+    return {name for name in dir(module) if not name.startswith("_")} - submodules
+
+
+def test_all_is_sorted_and_without_duplicates() -> None:
+    names = list(hfbridge.__all__)
+    assert all(isinstance(name, str) for name in names)
+    assert names == sorted(set(names))
+
+
+def test_every_name_of_all_resolves() -> None:
+    missing = [name for name in hfbridge.__all__ if not hasattr(hfbridge, name)]
+    assert not missing, f"in hfbridge.__all__ but not in hfbridge: {missing}"
+
+
+def test_all_is_what_is_public() -> None:
+    for name in hfbridge.__all__:  # a lazy module holds its names only once they have been asked for
+        getattr(hfbridge, name, None)
+    undeclared = public_names(hfbridge) - set(hfbridge.__all__)
+    assert not undeclared, f"public in hfbridge but not in hfbridge.__all__: {sorted(undeclared)}"
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    assert not hasattr(hfbridge, "no_such_name")
+
+
+def test_public_names_say_where_they_come_from() -> None:
+    for name in hfbridge.__all__:
+        value = getattr(hfbridge, name)
+        home = getattr(value, "__module__", None)
+        if home is not None and home.startswith("hfbridge"):
+            assert hasattr(importlib.import_module(home), name), (
+                f"hfbridge.{name} is not in its module {home}"
+            )
+
+
+IMPORT_CHANGES_NOTHING = """
+import logging, os, signal, sys, warnings
+import accelerate, datasets, evaluate, lightning, torch, transformers
+def state():
+    switches = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()
+    loggers = logging.root.level, list(logging.root.handlers)
+    return dict(os.environ), list(warnings.filters), loggers, signal.getsignal(signal.SIGTERM), switches
+before = state()
+import hfbridge
+[getattr(hfbridge, name) for name in hfbridge.__all__]
+changed = [(a, b) for a, b in zip(before, state()) if a != b]
+sys.exit(repr(changed) if changed else 0)
+"""
+
+
+def test_import_has_no_side_effects() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT_CHANGES_NOTHING],
+        cwd=Path(hfbridge.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
