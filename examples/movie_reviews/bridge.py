@@ -1,4 +1,4 @@
-"""Fine-tune MiniLM to tell good film reviews from bad ones with hfbridge; native.py does the same."""
+"""Fine-tune MiniLM to tell good film reviews from bad with hfbridge; native.py does the same."""
 
 import argparse
 import csv

@@ -84,7 +84,7 @@ def test_an_argument_may_say_what_is_so_anyway(name):
         ({"bf16": True}, {}),
         ({"gradient_accumulation_steps": 4, "max_grad_norm": 0.5, "logging_steps": 5}, {}),
     ],
-    ids=str,
+    ids=lambda value: str(value).split(" object at ")[0],
 )
 def test_settings_become_arguments(values, expected):
     assert arguments_of(Settings(**values)) == ALWAYS | expected
@@ -109,7 +109,7 @@ def test_a_home_directory_is_expanded():
         ({"accelerator": "cpu"}, {"use_cpu": True}),
         ({"accelerator": CPUAccelerator()}, {"use_cpu": True}),
     ],
-    ids=str,
+    ids=lambda value: str(value).split(" object at ")[0],
 )
 def test_an_argument_that_no_setting_speaks_of_is_taken_over(argument, setting):
     plan = translate(Settings(seed=1), argument)
@@ -142,7 +142,7 @@ def test_an_argument_that_no_setting_speaks_of_is_taken_over(argument, setting):
         {"val_check_interval": None},
         {"check_val_every_n_epoch": None},
     ],
-    ids=str,
+    ids=lambda value: str(value).split(" object at ")[0],
 )
 def test_an_argument_may_say_nothing(argument):
     values = {
@@ -173,7 +173,7 @@ def test_an_argument_may_say_nothing(argument):
         ({"bf16": True}, {"precision": "bf16"}),
         ({"bf16": False}, {"precision": "32-true"}),
     ],
-    ids=str,
+    ids=lambda value: str(value).split(" object at ")[0],
 )
 def test_both_may_say_the_same(values, argument):
     settings = Settings(**values)
@@ -203,7 +203,7 @@ def test_the_logging_interval_reaches_lightnings_own_callbacks():
         ({"bf16": False}, {"precision": "bf16-mixed"}, "bf16=False"),
         ({"bf16": True}, {"precision": "32-true"}, "bf16=True"),
     ],
-    ids=str,
+    ids=lambda value: str(value).split(" object at ")[0],
 )
 def test_a_contradiction_names_both(values, argument, ours):
     subject, text = refusal(Settings(**values), **argument)
@@ -245,7 +245,7 @@ def test_a_contradiction_names_both(values, argument, ours):
         ({"plugins": [MixedPrecision("bf16-mixed", "cpu")]}, "use bf16=True"),
         ({"max_epochs": -1}, "would never end"),
     ],
-    ids=str,
+    ids=lambda value: str(value).split(" object at ")[0],
 )
 def test_what_hfbridge_cannot_do_is_refused_with_what_to_do(argument, text):
     subject, said = refusal(**argument)
@@ -280,7 +280,7 @@ def test_steps_override_epochs_that_were_given_as_natively():
         ({"gradient_clip_val": "high"}, 'max_grad_norm = "high"'),
         ({"log_every_n_steps": 0}, "logging_steps = 0"),
     ],
-    ids=str,
+    ids=lambda value: str(value).split(" object at ")[0],
 )
 def test_what_is_taken_over_is_checked_as_a_setting(argument, subject):
     assert refusal(**argument)[0] == subject

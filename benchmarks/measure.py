@@ -1,0 +1,77 @@
+"""What the benchmarks share: fresh processes, spreads, the environment, results as JSON."""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "transformers", "accelerate", "lightning", "datasets")
+
+
+def run_fresh(script: Path | str, *arguments: object) -> dict[str, Any]:
+    """Run a script in a process of its own, one thread, and read the last line it prints as JSON."""
+    one_thread = {
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }
+    command = [sys.executable, str(script), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **one_thread})
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def spread(values: list[float]) -> dict[str, Any]:
+    """Median, quartiles and extremes."""
+    ordered = sorted(values)
+    first, median, third = (
+        statistics.quantiles(ordered, n=4, method="inclusive") if len(ordered) > 1 else ordered * 3
+    )
+    return {
+        "median": median,
+        "quartiles": [first, third],
+        "min": ordered[0],
+        "max": ordered[-1],
+        "repeats": len(ordered),
+        "values": values,
+    }
+
+
+def write(name: str, results: dict[str, Any], arguments: argparse.Namespace) -> Path:
+    """Write results with what is needed to read them later."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent)
+    about = {
+        "command": f"python benchmarks/{name}.py " + " ".join(sys.argv[1:]),
+        "commit": commit.stdout.strip() or None,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": {
+            "cpu": _cpu(),
+            "cores": os.cpu_count(),
+            "system": platform.system(),
+            "python": platform.python_version(),
+        },
+        "versions": {package: version(package) for package in PACKAGES},
+    }
+    path: Path = arguments.out or RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"about": about, **results}, indent=1) + "\n")
+    return path
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
