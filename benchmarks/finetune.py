@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def measure_one(side: str, precision: str, steps: int, *, tiny: bool) -> dict[st
             raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
         lines: list[dict[str, Any]] = [json.loads(line) for line in record.read_text().splitlines()]
     times = [line["time_s"] for line in lines if "step" in line][1:]
-    lengths = sorted(later - earlier for earlier, later in zip(times, times[1:], strict=False))
+    lengths = sorted(later - earlier for earlier, later in pairwise(times))
     peak = next(line["outcome"]["peak_memory_mib"] for line in lines if "outcome" in line)
     return {"samples_per_second": SAMPLES_PER_STEP / lengths[len(lengths) // 2], "peak_memory_mib": peak}
 
@@ -74,6 +75,8 @@ def main() -> int:
     for precision, sides in results.items():
         for side, row in sides.items():
             ratio = row["of_native"]
+            row["samples_per_second"]["median"]
+            row["peak_memory_mib"]["median"]
             print(
                 f"{side:16} {precision:>9} {row['samples_per_second']['median']:>10.2f} {ratio['median']:>10.3f} "
                 f"{ratio['min']:>6.3f} {ratio['max']:>6.3f} {row['peak_memory_mib']['median']:>9.0f}"

@@ -1,9 +1,9 @@
 """What an engine costs per optimizer step above a hand-written loop doing the same work.
 
-The model is one linear layer, so that hardly anything but the engine is measured. All engines train on the same
-rows with the same collator, clipping, optimizer and schedule, and log every 50 steps. Each measurement is a fresh
-process with one thread; the engines take turns. The clock is read by the collator, so that no engine gets a callback
-it would not have otherwise.
+The model is one linear layer, so that hardly anything but the engine is measured. All engines train on the
+same rows with the same collator, clipping, optimizer and schedule, and log every 50 steps. Each measurement is
+a fresh process with one thread; the engines take turns. The clock is read by the collator, so that no engine
+gets a callback it would not have otherwise.
 """
 
 import argparse
@@ -242,7 +242,8 @@ def main() -> int:
     for g in LIMITS:
         for engine, row in results[f"accumulation_{g}"].items():
             print(
-                f"{engine:16} {g:>12} {row['cpu_us_per_step']['median']:>9.0f} {row['overhead_us_per_step']['median']:>11.0f} "
+                f"{engine:16} {g:>12} {row['cpu_us_per_step']['median']:>9.0f} "
+                f"{row['overhead_us_per_step']['median']:>11.0f} "
                 f"{row['overhead_of_native']:>10.2f} {row['python_calls_per_step']:>11.0f}"
             )
     print(f"written to {write('overhead', results, arguments)}")

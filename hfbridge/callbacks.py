@@ -233,7 +233,7 @@ class CallbackHost(pl.Callback):
         if step.grad_norm is not None:
             logs["grad_norm"] = step.grad_norm.item()
         logs["learning_rate"] = step.learning_rate
-        module.log_dict(logs, prog_bar=True, logger=False, on_step=True, on_epoch=False, batch_size=1)
+        module.log_dict(logs, prog_bar=True, logger=False, batch_size=1)
         self._store_flops()
         self._log(trainer, logs)
 

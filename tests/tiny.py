@@ -171,7 +171,10 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 class PadRows:
-    """Pad every column to its longest of the micro-batch; labels of tokens with -100."""
+    """Pad every column to its longest of the micro-batch, or to `length`; labels of tokens with -100."""
+
+    def __init__(self, length: int = 0) -> None:
+        self.length = length
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         batch: dict[str, torch.Tensor] = {}
@@ -179,7 +182,7 @@ class PadRows:
             values = [row[name] for row in rows]
             if isinstance(values[0], list):
                 fill = IGNORED if name == "labels" else 0
-                longest = max(len(value) for value in values)
+                longest = max(self.length, *(len(value) for value in values))
                 values = [value + [fill] * (longest - len(value)) for value in values]
             batch["labels" if name == "label" else name] = torch.tensor(values)
         return batch

@@ -43,7 +43,7 @@ def check_source(model: object, auto_class: object) -> None:
                 f"The model folder {str(model)!r} does not exist (seen from {Path.cwd()}). Give a folder "
                 "with a config.json and weights, or the name of a model on the hub."
             )
-    elif not callable(model):
+    elif isinstance(model, type) or not callable(model):
         raise ModelError(
             f"model= is {model!r}; it may be a model, a function that returns one, or the name or folder of "
             "one together with an auto class such as 'AutoModelForSequenceClassification'."
@@ -56,9 +56,11 @@ def auto_class_of(auto_class: object) -> type[_BaseAutoModelClass]:
     Raises:
         ModelError: it is not an auto class with a head that transformers has.
     """
-    if isinstance(auto_class, type) and issubclass(auto_class, _BaseAutoModelClass):
-        return auto_class
     heads = [name for name in dir(transformers) if name.startswith("AutoModelFor")]
+    if isinstance(auto_class, type) and issubclass(auto_class, _BaseAutoModelClass):
+        if auto_class.__name__.startswith("AutoModelFor"):
+            return auto_class
+        auto_class = auto_class.__name__
     if isinstance(auto_class, str):
         if auto_class in heads:
             found: type[_BaseAutoModelClass] = getattr(transformers, auto_class)

@@ -30,7 +30,9 @@ def loss_in(outputs: Any, inputs: Inputs, model: nn.Module) -> Tensor:
     """
     loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs[0]
     if not isinstance(loss, Tensor):
-        got = ", ".join(outputs) if isinstance(outputs, Mapping) else type(outputs).__name__
+        got = type(outputs).__name__
+        if isinstance(outputs, Mapping):
+            got = ", ".join(name for name, value in outputs.items() if value is not None)
         raise ModelError(
             f"{type(model).__name__} returned no loss, only {got}. It was given {', '.join(inputs)}. A "
             "model returns a loss when it has a head and gets labels: use an AutoModelFor... class of your "
@@ -142,5 +144,6 @@ def _zero_from(outputs: Any, loss: Tensor) -> Tensor:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return the device of the model's first parameter."""
-    return next(model.parameters()).device
+    """Return the device of the model's first parameter; the CPU for a model without any."""
+    first = next(model.parameters(), None)
+    return torch.device("cpu") if first is None else first.device

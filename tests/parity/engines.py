@@ -152,9 +152,7 @@ def rng_digest() -> tuple[str, str, str]:
 
 def gradients_digest(model: nn.Module) -> str:
     """Digest all gradients, a missing one included."""
-    return digest(
-        *(torch.empty(0) if p.grad is None else p.grad for p in model.parameters())
-    )
+    return digest(*(torch.empty(0) if p.grad is None else p.grad for p in model.parameters()))
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -237,7 +235,9 @@ class Job:
         """Build the training and the evaluation set."""
         made = []
         given = (self.train_rows, self.validation_rows)
-        for rows, count, seed, first in zip(given, (self.rows, self.eval_rows), (3, 5), (0, FIRST_EVAL_ID), strict=True):
+        for rows, count, seed, first in zip(
+            given, (self.rows, self.eval_rows), (3, 5), (0, FIRST_EVAL_ID), strict=True
+        ):
             if rows is None:
                 rows = make_rows(self.kind, count, seed=seed)
             if self.has_ids:
@@ -377,18 +377,26 @@ def assert_identical(theirs: Record, ours: Record) -> None:
     _same("number of rows", len(theirs.log_history), len(ours.log_history))
     _same("number of events", len(theirs.events), len(ours.events))
     for name in ("collated", "state", "weights", "optimizer", "scheduler"):
-        _same(f"final {name}" if name != "collated" else "sample ids", getattr(theirs, name), getattr(ours, name))
+        _same(
+            f"final {name}" if name != "collated" else "sample ids",
+            getattr(theirs, name),
+            getattr(ours, name),
+        )
 
 
 def _same(where: str, their: Any, our: Any) -> None:
     """Compare nested values bit by bit; numpy scalars, ints and floats of one value are different things."""
-    assert type(their) is type(our), f"{where}: theirs is {their!r} ({type(their)}), ours {our!r} ({type(our)})"
+    assert type(their) is type(our), (
+        f"{where}: theirs is {their!r} ({type(their)}), ours {our!r} ({type(our)})"
+    )
     if isinstance(their, Mapping):
         assert list(their) == list(our), f"{where}: theirs has {list(their)}, ours {list(our)}"
         for key in their:
             _same(f"{where}: {key}", their[key], our[key])
     elif isinstance(their, list | tuple):
-        assert len(their) == len(our), f"{where}: theirs has {len(their)} ({their!r}), ours {len(our)} ({our!r})"
+        assert len(their) == len(our), (
+            f"{where}: theirs has {len(their)} ({their!r}), ours {len(our)} ({our!r})"
+        )
         for index, (left, right) in enumerate(zip(their, our, strict=True)):
             _same(f"{where}[{index}]", left, right)
     elif isinstance(their, Tensor):

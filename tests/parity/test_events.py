@@ -12,7 +12,9 @@ WINDOWS = {"gradient_accumulation_steps": 3, "num_train_epochs": 2}
 EVALUATION = {"eval_strategy": "steps", "eval_steps": 2}
 
 
-def run_with(*callbacks: Any, kind: str = "distilbert", rows: int = 46, **settings: Any) -> tuple[Record, Record]:
+def run_with(
+    *callbacks: Any, kind: str = "distilbert", rows: int = 46, **settings: Any
+) -> tuple[Record, Record]:
     """Run a job with further callbacks on both engines; each engine has its own copies."""
 
     def make() -> list[Any]:
@@ -44,7 +46,15 @@ def test_every_event() -> None:
     evaluation = ["on_prediction_step"] * 3 + ["on_log", "on_evaluate"]
     one, two = [*step, "on_step_end", "on_log"], [*step, "on_step_end", "on_log", *evaluation]
     epoch = ["on_epoch_begin", *one, *two, *one, *two, "on_epoch_end"]
-    assert ours.event_names == ["on_init_end", "on_train_begin", *evaluation, *epoch, *epoch, "on_log", "on_train_end"]
+    assert ours.event_names == [
+        "on_init_end",
+        "on_train_begin",
+        *evaluation,
+        *epoch,
+        *epoch,
+        "on_log",
+        "on_train_end",
+    ]
 
 
 @pytest.mark.parametrize("kind", ["llama", "bert-qa", "bert-mlm"])
@@ -79,7 +89,9 @@ def test_stop_the_epoch_at_a_step(step: int) -> None:
 
 
 def test_stop_the_epoch_with_evaluation_by_epoch() -> None:
-    run_with(lambda: StopAtStep(2, "should_epoch_stop"), eval_strategy="epoch", logging_steps=3, num_train_epochs=3)
+    run_with(
+        lambda: StopAtStep(2, "should_epoch_stop"), eval_strategy="epoch", logging_steps=3, num_train_epochs=3
+    )
 
 
 @pytest.mark.parametrize("flag", ["should_training_stop", "should_epoch_stop"])
@@ -183,7 +195,9 @@ def test_change_the_learning_rate(event: str, schedule: str) -> None:
 class ScaleGradients(TrainerCallback):
     """Change gradients after clipping, before the step."""
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
         for parameter in model.parameters():
             parameter.grad *= 0.25
 

@@ -42,7 +42,7 @@ def test_three_epochs(rows: int, size: int, accumulation: int, more: dict[str, o
         },
         rows=rows,
     )
-    theirs, ours = run_both(job)
+    _theirs, ours = run_both(job)
     per_epoch = rows // size if more.get("dataloader_drop_last") else -(-rows // size)
     assert len(ours.collated) == 3 * per_epoch
     for epoch in range(3):

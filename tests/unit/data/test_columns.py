@@ -9,7 +9,13 @@ from torch import nn
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerFast, default_data_collator
 from transformers.trainer_utils import RemoveColumnsCollator
 
-from hfbridge.data.columns import accepted_columns, check_labels, default_collator, keep_columns, label_names_of
+from hfbridge.data.columns import (
+    accepted_columns,
+    check_labels,
+    default_collator,
+    keep_columns,
+    label_names_of,
+)
 from hfbridge.errors import DataError
 from tests.tiny import PadRows, make_model, make_rows
 

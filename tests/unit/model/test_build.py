@@ -79,11 +79,14 @@ def test_a_folder_below_the_home_directory(folder, monkeypatch):
 
 
 def test_arguments_go_to_from_pretrained(folder):
-    assert build(folder, model_kwargs={"num_labels": 2, "id2label": {0: "a", 1: "b"}}).config.id2label[1] == "b"
+    assert (
+        build(folder, model_kwargs={"num_labels": 2, "id2label": {0: "a", 1: "b"}}).config.id2label[1] == "b"
+    )
 
 
 @pytest.mark.parametrize(
-    ("dtype", "expected"), [("auto", torch.bfloat16), (torch.float32, torch.float32), ("float32", torch.float32)]
+    ("dtype", "expected"),
+    [("auto", torch.bfloat16), (torch.float32, torch.float32), ("float32", torch.float32)],
 )
 def test_the_dtype_of_the_weights(dtype, expected, bf16_folder):
     assert weights_dtypes(build(bf16_folder, dtype=dtype)) == {expected}
@@ -110,7 +113,9 @@ def test_a_factory_must_not_return_a_base_model():
 
 
 def test_a_base_model_is_refused_with_the_head_to_use():
-    config = LlamaConfig(hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4, vocab_size=5)
+    config = LlamaConfig(
+        hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4, vocab_size=5
+    )
     with pytest.raises(ModelError, match="LlamaModel computes hidden states only"):
         check_source(LlamaModel(config), None)
 
@@ -128,11 +133,15 @@ def test_a_subclass_of_a_base_model_that_has_a_head_is_taken():
 
 
 def test_an_auto_class_does_not_go_with_a_model_object():
-    with pytest.raises(ModelError, match=r"auto_class='AutoModelForCausalLM' goes with the name.*Leave auto_class out"):
+    with pytest.raises(
+        ModelError, match=r"auto_class='AutoModelForCausalLM' goes with the name.*Leave auto_class out"
+    ):
         check_source(make_model("distilbert"), "AutoModelForCausalLM")
 
 
-@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", Path("nowhere"), "~/nowhere", "..\\nowhere"])
+@pytest.mark.parametrize(
+    "name", ["./nowhere", "/nowhere/at/all", Path("nowhere"), "~/nowhere", "..\\nowhere"]
+)
 def test_a_folder_that_is_not_there_is_named(name):
     with pytest.raises(ModelError) as caught:
         check_source(name, HEAD)

@@ -33,9 +33,14 @@ IDS = torch.ones(2, 3, dtype=torch.long)
         pytest.param([[1], [2]], SHIFTED, 0, id="rows too short to predict anything"),
         pytest.param([0.5, 1.5], TRAITS, 2, id="floats"),
         pytest.param([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]], TRAITS, 2, id="several labels a row"),
-        pytest.param([3, -100], dataclasses.replace(TRAITS, rows_only=True), 2, id="integer regression targets"),
         pytest.param(
-            [[[255, 1], [255, 2]]] * 2, dataclasses.replace(TRAITS, ignore_index=255), 4, id="semantic segmentation"
+            [3, -100], dataclasses.replace(TRAITS, rows_only=True), 2, id="integer regression targets"
+        ),
+        pytest.param(
+            [[[255, 1], [255, 2]]] * 2,
+            dataclasses.replace(TRAITS, ignore_index=255),
+            4,
+            id="semantic segmentation",
         ),
     ],
 )
@@ -141,12 +146,22 @@ def test_a_class_may_give_a_loss_without_labels():
 
 
 @pytest.mark.parametrize(
-    ("kind", "shift", "rows_only"),
-    [("llama", True, False), ("gpt2", True, False), ("bert-token", False, False), ("bert-regression", False, True)],
+    ("kind", "shift", "native_shift", "rows_only"),
+    [
+        ("llama", True, True, False),
+        (
+            "gpt2",
+            True,
+            False,
+            False,
+        ),  # no loss_type: native counts the first label, which the loss never sees
+        ("bert-token", False, False, False),
+        ("bert-regression", False, False, True),
+    ],
 )
-def test_traits_of_models(kind, shift, rows_only):
+def test_traits_of_models(kind, shift, native_shift, rows_only):
     traits = read_traits(make_model(kind))
-    assert (traits.shift, traits.native_shift, traits.rows_only) == (shift, shift, rows_only)
+    assert (traits.shift, traits.native_shift, traits.rows_only) == (shift, native_shift, rows_only)
 
 
 def test_the_ignore_index_of_segmentation_is_read_off_the_config():

@@ -166,7 +166,8 @@ def test_a_loss_is_taken_by_name_or_as_the_first_output():
 
 
 @pytest.mark.parametrize(
-    ("outputs", "got"), [({"logits": torch.ones(1)}, "only logits"), ({"loss": None}, "loss"), ((None,), "tuple")]
+    ("outputs", "got"),
+    [({"logits": torch.ones(1)}, "only logits"), ({"loss": None}, "loss"), ((None,), "tuple")],
 )
 def test_no_loss_is_an_error_that_names_model_outputs_and_inputs(outputs, got):
     with pytest.raises(ModelError) as caught:

@@ -60,7 +60,9 @@ def test_the_loss_is_settled_once_by_the_first_micro_batch_with_items():
 
 def test_native_is_native_without_asking_for_anything_else():
     model = make_model("llama")
-    assert isinstance(Normalization("native", read_traits(model)).loss_for(model, window_of("llama")), NativeLoss)
+    assert isinstance(
+        Normalization("native", read_traits(model)).loss_for(model, window_of("llama")), NativeLoss
+    )
 
 
 def factor(kind, sizes, world_size=1):

@@ -11,7 +11,8 @@ from tests.tiny import make_model
 
 def arguments(folder, **values):
     return TrainingArguments(
-        str(folder), **{"use_cpu": True, "report_to": "none", "weight_decay": 0.1, "learning_rate": 1e-3, **values}
+        str(folder),
+        **{"use_cpu": True, "report_to": "none", "weight_decay": 0.1, "learning_rate": 1e-3, **values},
     )
 
 

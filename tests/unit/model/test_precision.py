@@ -52,7 +52,11 @@ def test_weights_and_gradients_stay_fp32(wrapped):
     before = copy.deepcopy(wrapped.linear.state_dict())
     wrapped(torch.ones(2, 4))["logits"].sum().backward()
     assert all(torch.equal(value, before[name]) for name, value in wrapped.linear.state_dict().items())
-    assert {p.dtype for p in wrapped.parameters()} == {p.grad.dtype for p in wrapped.parameters()} == {torch.float32}
+    assert (
+        {p.dtype for p in wrapped.parameters()}
+        == {p.grad.dtype for p in wrapped.parameters()}
+        == {torch.float32}
+    )
 
 
 def test_unwrapping_gives_the_class_its_forward_back(wrapped):

@@ -1,0 +1,354 @@
+"""Bad input: a clear error that names the value, says what is possible and what to do; nothing is written or trained."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import BertConfig, BertModel, TrainerCallback
+
+import hfbridge
+from hfbridge import DataError, MetricsError, ModelError, SettingsError
+from tests.tiny import PadRows, make_dataset, make_model
+
+BASE: dict[str, Any] = {
+    "output_dir": "out",
+    "use_cpu": True,
+    "save_strategy": "no",
+    "max_steps": 2,
+    "per_device_train_batch_size": 4,
+    "disable_tqdm": True,
+}
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_written(tmp_path: Path) -> Any:
+    before = sorted(tmp_path.rglob("*"))
+    yield
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+class Untouched:
+    """A model that must come out of a refused run with the weights it went in with."""
+
+    def __init__(self, kind: str = "distilbert") -> None:
+        self.model = make_model(kind)
+        self.weights = {name: value.clone() for name, value in self.model.state_dict().items()}
+
+    def check(self) -> None:
+        assert all(torch.equal(v, self.weights[k]) for k, v in self.model.state_dict().items())
+
+
+@pytest.fixture
+def untouched() -> Any:
+    made = Untouched()
+    yield made
+    made.check()
+
+
+def forbidden_model() -> nn.Module:
+    raise AssertionError("the model was built")
+
+
+def fit(model: Any, *, settings: Any = None, **data: Any) -> None:
+    trainer = hfbridge.Trainer({**BASE, **(settings or {})}, logger=False, enable_model_summary=False)
+    module = model if isinstance(model, pl.LightningModule) else hfbridge.HFModule(model)
+    given = {"train_dataset": make_dataset("distilbert", 12), "data_collator": PadRows(), **data}
+    trainer.fit(module, hfbridge.HFDataModule(**given))
+
+
+# Settings.
+
+
+def test_all_wrong_settings_are_told_at_once() -> None:
+    with pytest.raises(SettingsError) as caught:
+        hfbridge.Trainer(
+            {**BASE, "gradient_acumulation_steps": 4, "max_steps": 0, "optim": "adafactor", "color": 1}
+        )
+    text = str(caught.value)
+    assert "did you mean gradient_accumulation_steps?" in text
+    for name in ("max_steps", "optim", "color"):
+        assert name in text
+    assert "nothing was started" in text
+
+
+def test_max_steps_zero() -> None:
+    with pytest.raises(SettingsError, match="max_steps"):
+        hfbridge.Settings(max_steps=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "arguments"),
+    [
+        ({"max_steps": 10}, {"max_steps": 5}),
+        ({"max_steps": -1, "num_train_epochs": 3}, {"max_epochs": 2}),
+        ({"gradient_accumulation_steps": 4}, {"accumulate_grad_batches": 2}),
+        ({"max_grad_norm": 1.0}, {"gradient_clip_val": 0.5}),
+        ({"bf16": True}, {"precision": "32-true"}),
+        ({"bf16": False}, {"precision": "bf16-mixed"}),
+        ({"logging_steps": 10}, {"log_every_n_steps": 5}),
+        ({"disable_tqdm": True}, {"enable_progress_bar": True}),
+        ({"output_dir": "out"}, {"default_root_dir": "elsewhere"}),
+        ({"use_cpu": True}, {"accelerator": "gpu"}),
+        ({}, {"devices": 2}),
+        ({}, {"strategy": "ddp"}),
+        ({}, {"num_sanity_val_steps": 2}),
+        ({}, {"val_check_interval": 0.5}),
+        ({}, {"check_val_every_n_epoch": 2}),
+        ({}, {"learning_rate": 1e-3}),
+        ({}, {"limit_train_batches": 3}),
+        ({}, {"fast_dev_run": True}),
+    ],
+    ids=str,
+)
+def test_a_trainer_argument_that_contradicts_the_settings(settings: Any, arguments: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError) as caught:
+        hfbridge.Trainer({**BASE, **settings}, **arguments)
+    assert next(iter(arguments)) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({"accumulate_grad_batches": 3}, "gradient_accumulation_steps"),
+        ({"gradient_clip_val": 0.5}, "max_grad_norm"),
+        ({"max_steps": 7}, "max_steps"),
+        ({"precision": "bf16-mixed"}, "bf16=True"),
+    ],
+    ids=str,
+)
+def test_a_plain_trainer_that_contradicts_the_settings(untouched: Any, arguments: Any, field: str) -> None:
+    settings = {**BASE, "max_steps": -1, "num_train_epochs": 1} if field != "max_steps" else BASE
+    trainer = _plain(**arguments)
+    with pytest.raises(SettingsError, match=field):
+        trainer.fit(hfbridge.HFModule(untouched.model, settings=settings), _data(settings=settings))
+
+
+def test_settings_that_differ_between_trainer_and_module(untouched: Any) -> None:
+    trainer = hfbridge.Trainer(BASE, logger=False)
+    with pytest.raises(SettingsError, match="they differ"):
+        trainer.fit(hfbridge.HFModule(untouched.model, settings={**BASE, "seed": 1}), _data())
+
+
+def test_no_settings_at_all(untouched: Any) -> None:
+    with pytest.raises(SettingsError, match=r"has no settings.*hfbridge.Trainer\(Settings"):
+        _plain().fit(hfbridge.HFModule(untouched.model), _data())
+
+
+def test_a_checkpoint_to_resume_from(untouched: Any) -> None:
+    with pytest.raises(SettingsError, match="resuming is not carried"):
+        hfbridge.Trainer(BASE, logger=False).fit(
+            hfbridge.HFModule(untouched.model), _data(), ckpt_path="last"
+        )
+
+
+def test_evaluation_without_a_set() -> None:
+    with pytest.raises(SettingsError, match="needs an evaluation set"):
+        fit(forbidden_model, settings={"eval_strategy": "epoch"})
+
+
+# Models.
+
+
+@pytest.mark.parametrize(
+    ("model", "auto_class", "says"),
+    [
+        ("./nowhere", "AutoModelForCausalLM", "does not exist"),
+        ("~/nowhere-at-all", "AutoModelForCausalLM", "does not exist"),
+        (Path("nowhere"), "AutoModelForCausalLM", "does not exist"),
+        ("name", None, "needs one, such as"),
+        ("name", "AutoModelForSequenceClasification", "did you mean AutoModelForSequenceClassification"),
+        (None, None, "model= is None"),
+        (nn.Linear(1, 1), "AutoModelForCausalLM", "Leave auto_class out"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_a_model_that_cannot_be_had(model: Any, auto_class: Any, says: str) -> None:
+    with pytest.raises(ModelError, match=says):
+        hfbridge.HFModule(model, auto_class)
+
+
+def test_a_model_without_a_head() -> None:
+    config = BertConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9
+    )
+    with pytest.raises(ModelError, match="has no loss"):
+        hfbridge.HFModule(BertModel(config))
+
+
+def test_a_model_that_returns_no_loss(untouched: Any) -> None:
+    rows = make_dataset("distilbert", 12).remove_columns("label")
+    with pytest.raises(ModelError, match=r"returned no loss, only logits.*'labels' column"):
+        fit(untouched.model, train_dataset=rows)
+
+
+def test_a_factory_that_returns_no_model() -> None:
+    with pytest.raises(ModelError, match="must return a torch.nn.Module"):
+        fit(lambda: None)
+
+
+def test_an_unknown_normalization() -> None:
+    with pytest.raises(ModelError, match=r"loss_normalization='exakt'; it may be 'exact' or 'native'"):
+        hfbridge.HFModule(make_model("distilbert"), loss_normalization="exakt")  # type: ignore[arg-type]
+
+
+def test_a_lightning_module_of_ones_own() -> None:
+    with pytest.raises(ModelError, match=r"Wrap the Hugging Face model: HFModule\(model\)"):
+        hfbridge.Trainer(BASE, logger=False).fit(pl.LightningModule(), _data())
+
+
+# Data.
+
+
+def _stream() -> Any:
+    return datasets.IterableDataset.from_generator(lambda: iter([{"a": 1}]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (dict, "was given no dataset"),
+        (lambda: {"train_dataset": datasets.Dataset.from_list([])}, "has no rows"),
+        (lambda: {"train_dataset": make_dataset("distilbert", 4).filter(lambda row: False)}, "has no rows"),
+        (lambda: {"train_dataset": "reviews.csv"}, "must be a datasets.Dataset"),
+        (lambda: {"train_dataset": _stream()}, "streaming is not carried"),
+        (
+            lambda: {"dataset": datasets.DatasetDict(training=make_dataset("distilbert", 4))},
+            "looks for train",
+        ),
+        (
+            lambda: {"train_dataset": [{}], "eval_dataset": {"a": make_dataset("distilbert", 4)}},
+            "several at once are not carried",
+        ),
+    ],
+)
+def test_a_dataset_that_cannot_be_used(arguments: Callable[[], dict[str, Any]], says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        hfbridge.HFDataModule(**arguments())
+
+
+def test_a_missing_file_is_told_by_datasets(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere.csv"):
+        datasets.load_dataset("csv", data_files=str(tmp_path / "nowhere.csv"))
+
+
+def test_nothing_to_train_on() -> None:
+    with pytest.raises(DataError, match="nothing to train on"):
+        fit(forbidden_model, train_dataset=None, eval_dataset=make_dataset("distilbert", 4))
+
+
+def test_fewer_rows_than_a_batch_that_is_dropped() -> None:
+    with pytest.raises(DataError, match="not one batch of 4"):
+        fit(
+            forbidden_model,
+            settings={"dataloader_drop_last": True},
+            train_dataset=make_dataset("distilbert", 3),
+        )
+
+
+def test_columns_the_model_does_not_take(untouched: Any) -> None:
+    rows = datasets.Dataset.from_list([{"sentence": "good", "id": 1}] * 8)
+    with pytest.raises(DataError, match=r"no column that DistilBert.*sentence, id.*map_function"):
+        fit(untouched.model, train_dataset=rows)
+
+
+@pytest.mark.parametrize("label", [2, -1, 7])
+def test_labels_out_of_range(untouched: Any, label: int) -> None:
+    rows = make_dataset("distilbert", 12).to_list()
+    rows[5]["label"] = label
+    with pytest.raises(DataError, match=rf"'label' holds {label}.*num_labels=2 they may be 0 to 1"):
+        fit(untouched.model, train_dataset=datasets.Dataset.from_list(rows))
+
+
+def test_labels_of_tokens_out_of_range() -> None:
+    rows = make_dataset("bert-token", 12).to_list()
+    rows[3]["labels"][1] = 9
+    with pytest.raises(DataError, match="holds 9"):
+        fit(make_model("bert-token"), train_dataset=datasets.Dataset.from_list(rows))
+
+
+def test_a_label_that_was_filtered_out_is_not_reported() -> None:
+    rows = make_dataset("distilbert", 12).to_list()
+    rows[5]["label"] = 7
+    fit(
+        make_model("distilbert"),
+        train_dataset=datasets.Dataset.from_list(rows).filter(lambda row: row["label"] < 2),
+    )
+
+
+def test_an_unfinished_map_function() -> None:
+    def tokenize(rows: Any) -> Any:
+        rows["input_ids"]
+
+    with pytest.raises(DataError, match=r"tokenize\) returned None.*return statement missing"):
+        fit(forbidden_model, map_function=tokenize)
+
+
+@pytest.mark.parametrize("loader", [DataLoader([1, 2]), None, "data"], ids=["DataLoader", "None", "str"])
+def test_data_that_is_no_data_module(untouched: Any, loader: Any) -> None:
+    with pytest.raises(DataError, match=r"fits on an HFDataModule"):
+        hfbridge.Trainer(BASE, logger=False).fit(hfbridge.HFModule(untouched.model), loader)
+
+
+def test_a_loader_under_a_plain_trainer(untouched: Any) -> None:
+    with pytest.raises(DataError, match="takes its batches from an HFDataModule"):
+        _plain().fit(hfbridge.HFModule(untouched.model, settings=BASE), DataLoader([1, 2]))
+
+
+# Metrics.
+
+
+@pytest.mark.parametrize("returned", [0.5, None, {1: 0.5}], ids=str)
+def test_metrics_that_are_no_dict_are_told_before_the_first_step(untouched: Any, returned: Any) -> None:
+    class NoStep(TrainerCallback):
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            raise AssertionError("a step was begun")
+
+    trainer = hfbridge.Trainer(
+        {**BASE, "eval_strategy": "steps", "eval_steps": 2},
+        callbacks=[NoStep],
+        logger=False,
+        enable_model_summary=False,
+    )
+    module = hfbridge.HFModule(untouched.model, compute_metrics=lambda result: returned)
+    with pytest.raises(MetricsError, match="must return a dict"):
+        trainer.fit(module, _data(eval_dataset=make_dataset("distilbert", 8)))
+
+
+def test_metrics_that_need_more_than_a_few_rows_are_left_alone() -> None:
+    def picky(result: Any) -> dict[str, float]:
+        if len(result.label_ids) < 20:
+            raise ValueError("too few")
+        return {"rows": len(result.label_ids)}
+
+    trainer = hfbridge.Trainer({**BASE, "eval_strategy": "epoch"}, logger=False, enable_model_summary=False)
+    module = hfbridge.HFModule(make_model("distilbert"), compute_metrics=picky)
+    trainer.fit(module, _data(eval_dataset=make_dataset("distilbert", 20)))
+    assert module.eval_metrics["eval_rows"] == 20
+
+
+def test_metrics_that_are_no_function() -> None:
+    with pytest.raises(ModelError, match="must be a function"):
+        hfbridge.HFModule(make_model("distilbert"), compute_metrics="accuracy")  # type: ignore[arg-type]
+
+
+def _data(**more: Any) -> hfbridge.HFDataModule:
+    return hfbridge.HFDataModule(
+        **{"train_dataset": make_dataset("distilbert", 12), "data_collator": PadRows(), **more}
+    )
+
+
+def _plain(**arguments: Any) -> pl.Trainer:
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
+    limits = {} if "max_steps" in arguments else {"max_epochs": 1}
+    return pl.Trainer(accelerator="cpu", devices=1, **{**quiet, **limits, **arguments})
