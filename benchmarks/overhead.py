@@ -74,8 +74,9 @@ def run_loop(clock: Clock, rows: Any, accumulation: int, steps: int) -> Callable
     import torch
     from torch.utils.data import DataLoader
 
+    model = make_model()
+
     def train() -> None:
-        model = make_model()
         model.train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
@@ -126,7 +127,8 @@ def run_hfbridge(clock: Clock, rows: Any, accumulation: int, steps: int) -> Call
     import hfbridge
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    settings = {**settings_of(accumulation, steps), "disable_tqdm": None}
+    settings = settings_of(accumulation, steps)
+    del settings["disable_tqdm"]  # the argument below says it
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = hfbridge.Trainer(settings, **quiet)
     module = hfbridge.HFModule(make_model(), loss_normalization="native")

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import rewrite_logs
@@ -233,7 +234,9 @@ class CallbackHost(pl.Callback):
         if step.grad_norm is not None:
             logs["grad_norm"] = step.grad_norm.item()
         logs["learning_rate"] = step.learning_rate
-        module.log_dict(logs, prog_bar=True, logger=False, batch_size=1)
+        # What `self.log` would do, without the result objects that it leaves to be read at every step.
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in logs.items()})
+        trainer.progress_bar_metrics.update(logs)
         self._store_flops()
         self._log(trainer, logs)
 

@@ -15,6 +15,7 @@ and the backward of all but the last, whose backward, clipping and step are Ligh
     on_validation_epoch_end          the end of evaluation_loop
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -363,6 +364,10 @@ class HFModule(pl.LightningModule):
             move_every=args.eval_accumulation_steps,
             drop_non_finite=args.logging_nan_inf_filter,
         )
+
+
+# Lightning asks for this signature at every step; remembered, it costs a third.
+HFModule.training_step.__signature__ = inspect.signature(HFModule.training_step)  # type: ignore[attr-defined]
 
 
 def _moved(inputs: MicroBatch, device: torch.device) -> MicroBatch:

@@ -295,6 +295,8 @@ def test_data_that_is_no_data_module(untouched: Any, loader: Any) -> None:
         hfbridge.Trainer(BASE, logger=False).fit(hfbridge.HFModule(untouched.model), loader)
 
 
+# Lightning looks for a validation loader before it asks the module.
+@pytest.mark.filterwarnings("ignore:You defined a .validation_step")
 def test_a_loader_under_a_plain_trainer(untouched: Any) -> None:
     with pytest.raises(DataError, match="takes its batches from an HFDataModule"):
         _plain().fit(hfbridge.HFModule(untouched.model, settings=BASE), DataLoader([1, 2]))

@@ -1,0 +1,89 @@
+"""Make the README's tables from the committed results, between their markers."""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+NAMES = {
+    "native": "`transformers.Trainer`",
+    "plain_lightning": "a plain LightningModule",
+    "hfbridge": "hfbridge",
+    "hfbridge_exact": 'hfbridge, `"exact"`',
+}
+
+
+def overhead(results: dict[str, Any]) -> list[str]:
+    lines = [
+        "| µs per optimizer step above a hand-written loop | accumulation 1 | accumulation 4 |",
+        "| --- | ---: | ---: |",
+    ]
+    for engine in ("native", "plain_lightning", "hfbridge"):
+        cells = []
+        for accumulation in (1, 4):
+            row = results[f"accumulation_{accumulation}"][engine]
+            low, high = row["overhead_us_per_step"]["quartiles"]
+            above, share = row["overhead_us_per_step"]["median"], row["overhead_of_native"]
+            cells.append(f"{above:.0f} ({low:.0f} to {high:.0f}); {share:.2f} of native")
+        lines.append(f"| {NAMES[engine]} | {' | '.join(cells)} |")
+    return lines
+
+
+def finetune(results: dict[str, Any]) -> list[str]:
+    lines = [
+        "| samples per second, as a share of native's | fp32 | bf16 | peak memory |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for side in ("native", "hfbridge", "hfbridge_exact"):
+        cells = []
+        for precision in ("fp32", "bf16"):
+            row = results[precision][side]
+            low, high = row["of_native"]["min"], row["of_native"]["max"]
+            speed = f"{row['samples_per_second']['median']:.1f}/s"
+            share = f"{row['of_native']['median']:.3f} ({low:.3f} to {high:.3f}), {speed}"
+            cells.append(speed if side == "native" else share)
+        peak = results["fp32"][side]["peak_memory_mib"]["median"]
+        lines.append(f"| {NAMES[side]} | {' | '.join(cells)} | {peak:.0f} MiB |")
+    return lines
+
+
+def about(results: dict[str, Any]) -> str:
+    found = results["about"]
+    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+    machine = found["machine"]
+    return f"<sub>{found['date']}, {machine['cpu']}, {machine['cores']} cores, Python {machine['python']}, {versions}.</sub>"
+
+
+def render(text: str) -> str:
+    for name, table in (("overhead", overhead), ("finetune", finetune)):
+        results = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+        body = "\n".join([*table(results), "", about(results)])
+        pattern = re.compile(rf"(<!-- results:{name} -->\n).*?(\n<!-- /results -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise SystemExit(
+                f"README.md has no place for {name}: <!-- results:{name} --> ... <!-- /results -->"
+            )
+        text = pattern.sub(lambda match, body=body: match.group(1) + body + match.group(2), text)
+    return text
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="exit 1 if README.md is not up to date")
+    arguments = parser.parse_args()
+    readme = ROOT / "README.md"
+    before = readme.read_text()
+    after = render(before)
+    if arguments.check:
+        if before != after:
+            print("README.md does not show the committed results: run python benchmarks/tables.py")
+        return int(before != after)
+    readme.write_text(after)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,231 @@
+"""HFModule and HFDataModule under Lightning's own Trainer, and Lightning's own callbacks under ours."""
+
+import csv
+import logging
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    RichProgressBar,
+    TQDMProgressBar,
+)
+from lightning.pytorch.loggers import CSVLogger
+from torch import nn
+
+import hfbridge
+from tests.tiny import PadRows, make_dataset, make_model
+
+SETTINGS: dict[str, Any] = {
+    "output_dir": "out",
+    "use_cpu": True,
+    "save_strategy": "no",
+    "num_train_epochs": 1,
+    "per_device_train_batch_size": 4,
+    "per_device_eval_batch_size": 4,
+    "gradient_accumulation_steps": 3,
+    "learning_rate": 1e-2,
+    "logging_steps": 1,
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "disable_tqdm": True,
+}
+QUIET: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+
+
+def make_pair(**named: Any) -> tuple[hfbridge.HFModule, hfbridge.HFDataModule]:
+    module = hfbridge.HFModule(
+        make_model("distilbert"), compute_metrics=lambda r: {"m": float(r.predictions.mean())}, **named
+    )
+    data = hfbridge.HFDataModule(
+        train_dataset=make_dataset("distilbert", 46),
+        eval_dataset=make_dataset("distilbert", 11, seed=5),
+        data_collator=PadRows(),
+        **named,
+    )
+    return module, data
+
+
+def fit_ours(settings: Any = None, **arguments: Any) -> tuple[hfbridge.HFModule, hfbridge.Trainer]:
+    module, data = make_pair()
+    trainer = hfbridge.Trainer(
+        {**SETTINGS, **(settings or {})}, **{"enable_model_summary": False, "logger": False, **arguments}
+    )
+    trainer.fit(module, data)
+    return module, trainer
+
+
+def rows_of(module: hfbridge.HFModule) -> list[dict[str, Any]]:
+    return [
+        {k: v for k, v in row.items() if "runtime" not in k and "per_second" not in k}
+        for row in module.log_history
+    ]
+
+
+def assert_same(one: hfbridge.HFModule, other: hfbridge.HFModule) -> None:
+    assert rows_of(one) == rows_of(other)
+    pairs = zip(one.model.parameters(), other.model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+# Lightning warns of its own defaults: no many workers, an epoch shorter than log_every_n_steps.
+@pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"enable_checkpointing": False},
+        {"accumulate_grad_batches": 3, "gradient_clip_val": 1.0},
+        {"num_sanity_val_steps": 2, "check_val_every_n_epoch": 1},
+    ],
+    ids=str,
+)
+def test_a_plain_trainer_trains_like_ours(arguments: dict[str, Any], tmp_path: Path) -> None:
+    ours, _ = fit_ours()
+    module, data = make_pair(settings=SETTINGS)
+    if arguments.get("enable_checkpointing", True):
+        arguments = {**arguments, "callbacks": [ModelCheckpoint(dirpath=tmp_path / "kept")]}
+    plain = pl.Trainer(max_epochs=1, accelerator="cpu", devices=1, **QUIET, **arguments)
+    plain.fit(module, datamodule=data)
+    assert_same(ours, module)
+    assert plain.global_step == 4
+
+
+def test_a_plain_trainer_says_how_long_if_the_settings_do_not() -> None:
+    settings = {name: value for name, value in SETTINGS.items() if name != "num_train_epochs"}
+    module, data = make_pair(settings=settings)
+    plain = pl.Trainer(max_epochs=2, accelerator="cpu", devices=1, enable_checkpointing=False, **QUIET)
+    plain.fit(module, datamodule=data)
+    assert module.host.state.max_steps == 8
+
+
+def test_early_stopping_and_checkpoints_follow_our_metrics(tmp_path: Path) -> None:
+    kept = ModelCheckpoint(
+        dirpath=tmp_path / "kept", monitor="eval_m", filename="{step}-{eval_m:.3f}", save_top_k=-1
+    )
+    stopping = EarlyStopping(
+        monitor="eval_loss", mode="max", patience=1
+    )  # the loss falls: stops at the 2nd evaluation
+    _, trainer = fit_ours({"num_train_epochs": 3}, callbacks=[stopping, kept])
+    assert trainer.global_step == 4
+    assert sorted(path.name[:6] for path in (tmp_path / "kept").iterdir()) == ["step=2", "step=4"]
+    assert {"eval_loss", "eval_m", "loss", "grad_norm", "learning_rate"} <= set(trainer.callback_metrics)
+
+
+def test_a_logger_gets_native_names_and_steps(tmp_path: Path) -> None:
+    module, _ = fit_ours(logger=CSVLogger(tmp_path), callbacks=[LearningRateMonitor("step")])
+    (file,) = tmp_path.rglob("metrics.csv")
+    with file.open() as opened:
+        rows = list(csv.DictReader(opened))
+    logged = {int(row["step"]): float(row["train/loss"]) for row in rows if row["train/loss"]}
+    assert logged == {row["step"]: row["loss"] for row in module.log_history if "loss" in row}
+    assert {int(row["step"]) for row in rows if row["eval/loss"]} == {2, 4}
+
+
+def test_hooks_see_one_batch_an_optimizer_step() -> None:
+    class Counter(pl.Callback):
+        steps = backwards = 0
+
+        def on_train_batch_end(self, *hook: Any) -> None:
+            self.steps += 1
+
+        def on_after_backward(self, *hook: Any) -> None:
+            self.backwards += 1
+
+    counter, (silent, _) = Counter(), fit_ours()
+    module, _ = fit_ours(callbacks=[counter])
+    assert (counter.steps, counter.backwards) == (4, 12)
+    assert_same(silent, module)
+
+
+@pytest.mark.parametrize("bar", [TQDMProgressBar, RichProgressBar])
+def test_lightnings_bars_show_loss_and_metrics(bar: type[Any]) -> None:
+    shown = bar()
+    module, trainer = fit_ours({"disable_tqdm": None}, callbacks=[shown])
+    assert {"loss", "grad_norm", "learning_rate", "eval_loss", "eval_m"} <= set(
+        shown.get_metrics(trainer, module)
+    )
+
+
+def test_our_bar_shows_the_whole_run(capsys: pytest.CaptureFixture[str]) -> None:
+    module, trainer = fit_ours({"disable_tqdm": None, "num_train_epochs": 2})
+    (bar,) = (cb for cb in trainer.callbacks if isinstance(cb, hfbridge.progress.RunProgressBar))
+    assert (bar.train_progress_bar.n, bar.train_progress_bar.total) == (8, 8)
+    shown = bar.get_metrics(trainer, module)
+    assert {"loss", "norm", "lr", "eval_loss", "eval_m"} == set(shown)
+    assert "Epoch 2/2" in capsys.readouterr().out
+
+
+def test_dropout_is_on_at_the_first_step_and_after_each_evaluation() -> None:
+    class Watch(pl.Callback):
+        def __init__(self) -> None:
+            self.seen: list[bool] = []
+
+        def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+            module.model.eval()  # even so
+
+        def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
+            self.seen.append(all(part.training for part in module.model.modules()))
+
+    watch = Watch()
+    module, data = make_pair()
+    module.model.eval()  # as from_pretrained hands it over
+    hfbridge.Trainer(SETTINGS, callbacks=[watch], logger=False, enable_model_summary=False).fit(module, data)
+    assert watch.seen == [True] * 4
+
+
+def test_validate_and_predict() -> None:
+    module, data = make_pair()
+    trainer = hfbridge.Trainer(SETTINGS, logger=False, enable_model_summary=False)
+    trainer.fit(module, data)
+    (metrics,) = trainer.validate(module, data, verbose=False)
+    last = [row for row in module.log_history if "eval_loss" in row][-1]
+    assert metrics["eval_m"] == pytest.approx(last["eval_m"], rel=1e-6)  # Lightning returns float32
+    asked = hfbridge.HFDataModule(predict_dataset=make_dataset("distilbert", 11), data_collator=PadRows())
+    logits = torch.cat(trainer.predict(module, asked))
+    assert logits.shape == (11, 2)
+
+
+def test_validate_without_training_needs_no_training_set() -> None:
+    module = hfbridge.HFModule(make_model("distilbert"))
+    data = hfbridge.HFDataModule(eval_dataset=make_dataset("distilbert", 11), data_collator=PadRows())
+    (metrics,) = hfbridge.Trainer(SETTINGS, logger=False).validate(module, data, verbose=False)
+    assert metrics["eval_loss"] > 0
+
+
+def test_a_module_is_trained_on_by_a_second_trainer_and_not_mapped_again() -> None:
+    calls: list[int] = []
+
+    def count(rows: dict[str, Any]) -> dict[str, Any]:
+        calls.append(len(rows["input_ids"]))
+        return {}
+
+    module, _ = make_pair()
+    data = hfbridge.HFDataModule(
+        train_dataset=make_dataset("distilbert", 12), map_function=count, data_collator=PadRows()
+    )
+    before = [p.clone() for p in module.model.parameters()]
+    for _ in range(2):
+        hfbridge.Trainer({**SETTINGS, "eval_strategy": "no"}, logger=False, enable_model_summary=False).fit(
+            module, data
+        )
+        mapped = len(calls)
+    assert any(not torch.equal(a, b) for a, b in zip(before, module.model.parameters(), strict=True))
+    assert sum(calls[:mapped]) == sum(calls)
+    assert sum(n for n in calls if n > 2) == 12
+
+
+def test_weights_in_bf16_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    model: nn.Module = make_model("distilbert", dtype=torch.bfloat16)
+    module = hfbridge.HFModule(model)
+    data = hfbridge.HFDataModule(train_dataset=make_dataset("distilbert", 12), data_collator=PadRows())
+    with caplog.at_level(logging.INFO):
+        hfbridge.Trainer({**SETTINGS, "eval_strategy": "no"}, logger=False, enable_model_summary=False).fit(
+            module, data
+        )
+    assert any("The weights are torch.bfloat16" in note for note in module.notes)
+    assert next(model.parameters()).dtype is torch.bfloat16
