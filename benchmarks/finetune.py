@@ -75,11 +75,12 @@ def main() -> int:
     for precision, sides in results.items():
         for side, row in sides.items():
             ratio = row["of_native"]
+            speed, peak = row["samples_per_second"]["median"], row["peak_memory_mib"]["median"]
             row["samples_per_second"]["median"]
             row["peak_memory_mib"]["median"]
             print(
-                f"{side:16} {precision:>9} {row['samples_per_second']['median']:>10.2f} {ratio['median']:>10.3f} "
-                f"{ratio['min']:>6.3f} {ratio['max']:>6.3f} {row['peak_memory_mib']['median']:>9.0f}"
+                f"{side:16} {precision:>9} {speed:>10.2f} {ratio['median']:>10.3f} "
+                f"{ratio['min']:>6.3f} {ratio['max']:>6.3f} {peak:>9.0f}"
             )
     print(f"written to {write('finetune', results, arguments)}")
     slower = [p for p in results if results[p]["hfbridge"]["of_native"]["quartiles"][1] < 1.0]

@@ -1,9 +1,9 @@
 """What an engine costs per optimizer step above a hand-written loop doing the same work.
 
 The model is one linear layer, so that hardly anything but the engine is measured. All engines train on the
-same rows with the same collator, clipping, optimizer and schedule, and log every 50 steps. Each measurement is
-a fresh process with one thread; the engines take turns. The clock is read by the collator, so that no engine
-gets a callback it would not have otherwise.
+same rows with the same collator, clipping, optimizer and schedule, and log every 50 steps. Each measurement
+is a fresh process with one thread; the engines take turns. The clock is read by the collator, so that no
+engine gets a callback it would not have otherwise.
 """
 
 import argparse

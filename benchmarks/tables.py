@@ -54,7 +54,8 @@ def about(results: dict[str, Any]) -> str:
     found = results["about"]
     versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
     machine = found["machine"]
-    return f"<sub>{found['date']}, {machine['cpu']}, {machine['cores']} cores, Python {machine['python']}, {versions}.</sub>"
+    where = f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}"
+    return f"<sub>{found['date']}, {where}, {versions}.</sub>"
 
 
 def render(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Bad input: a clear error that names the value, says what is possible and what to do; nothing is written or trained."""
+"""Bad input: a clear error with what is possible and what to do; nothing is written or trained."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -188,7 +188,7 @@ def test_a_model_that_returns_no_loss(untouched: Any) -> None:
 
 
 def test_a_factory_that_returns_no_model() -> None:
-    with pytest.raises(ModelError, match="must return a torch.nn.Module"):
+    with pytest.raises(ModelError, match=r"must return a torch\.nn\.Module"):
         fit(lambda: None)
 
 
@@ -233,7 +233,7 @@ def test_a_dataset_that_cannot_be_used(arguments: Callable[[], dict[str, Any]], 
 
 
 def test_a_missing_file_is_told_by_datasets(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nowhere.csv"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.csv"):
         datasets.load_dataset("csv", data_files=str(tmp_path / "nowhere.csv"))
 
 

@@ -26,7 +26,7 @@ def run_with(
 def test_every_event() -> None:
     """All events and their numbers, spelled out for one job."""
     _, ours = run_both(Job("distilbert", {**WINDOWS, **EVALUATION, "eval_on_start": True}))
-    # 46 rows: 12 micro-batches and 4 windows an epoch. 11 rows to evaluate: 3 batches, at the start and 4 times.
+    # 46 rows: 12 micro-batches, 4 windows an epoch. 11 rows to evaluate: 3 batches, at the start and 4 times.
     assert Counter(ours.event_names) == {
         "on_init_end": 1,
         "on_train_begin": 1,
@@ -129,7 +129,7 @@ class StopWithinWindow(TrainerCallback):
 @pytest.mark.parametrize("substep", [1, 2, 3, 6, 8, 9])
 @pytest.mark.parametrize("flag", ["should_training_stop", "should_epoch_stop"])
 def test_stop_within_a_window(flag: str, substep: int) -> None:
-    """A window that is left is not stepped; its gradients stay, and are added to the next epoch's first window."""
+    """A window that is left is not stepped; its gradients stay and join the next epoch's first window."""
     run_with(lambda: StopWithinWindow(substep, flag), **EVALUATION)
 
 

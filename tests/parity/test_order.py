@@ -1,4 +1,4 @@
-"""Exact parity of the order of samples: every micro-batch of every epoch holds the rows the native Trainer takes."""
+"""Order of samples: every micro-batch of every epoch holds the rows the native Trainer takes."""
 
 import pytest
 import torch

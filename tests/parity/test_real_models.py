@@ -90,7 +90,7 @@ def sst2_job(folder: Path, model: str, **settings: Any) -> Job:
     )
 
 
-# 70 rows are 9 micro-batches of 8, the last one of 6; windows of 4 end with one of 1, windows of 3 are all full.
+# 70 rows are 9 micro-batches of 8, the last of 6; windows of 4 end with one of 1, windows of 3 are all full.
 SST2_CASES = [
     pytest.param({"gradient_accumulation_steps": 4}, id="4-fp32"),
     pytest.param({"gradient_accumulation_steps": 4, "bf16": True}, id="4-bf16"),

@@ -26,8 +26,8 @@ TOLERANCE = 1e-6
 def collator_for(kind: str) -> PadRows:
     """Pad ragged rows; for extractive QA to one length, as its preprocessing does.
 
-    BertForQuestionAnswering takes its softmax over padding, too, so the loss of a row depends on how far the row is
-    padded: a property of the model that no weighting of micro-batches can undo.
+    BertForQuestionAnswering takes its softmax over padding, too, so the loss of a row depends on how far the
+    row is padded: a property of the model that no weighting of micro-batches can undo.
     """
     return PadRows(length=12 if kind == "bert-qa" else 0)
 

@@ -1,4 +1,4 @@
-"""Windows: every micro-batch once and in order; and a run's length is that of the native Trainer, asked live."""
+"""Windows: every micro-batch once and in order; a run's length is the native Trainer's, asked live."""
 
 import math
 from collections.abc import Iterator
