@@ -76,8 +76,6 @@ def main() -> int:
         for side, row in sides.items():
             ratio = row["of_native"]
             speed, peak = row["samples_per_second"]["median"], row["peak_memory_mib"]["median"]
-            row["samples_per_second"]["median"]
-            row["peak_memory_mib"]["median"]
             print(
                 f"{side:16} {precision:>9} {speed:>10.2f} {ratio['median']:>10.3f} "
                 f"{ratio['min']:>6.3f} {ratio['max']:>6.3f} {peak:>9.0f}"

@@ -28,33 +28,35 @@ NEVER = 2**62
 _LIGHTNING_DEFAULT_EPOCHS = 1000
 
 
-def settings_of(trainer: pl.Trainer, own: Settings | None, *, owner: str) -> Settings:
-    """Find the settings of a run: the Trainer's, or those given to the module itself.
+def settings_of(trainer: pl.Trainer) -> Settings:
+    """Find the settings of a run, given once: to `hfbridge.Trainer`, or to HFModule or HFDataModule.
 
     Args:
-        trainer: the Trainer the module is attached to.
-        own: settings given to the module.
-        owner: name of the module's class, for the message.
+        trainer: the Trainer that module and data module are attached to.
 
     Raises:
-        SettingsError: there are none, or two that differ.
+        SettingsError: there are none, or some that differ.
     """
-    given: Settings | None = getattr(trainer, "settings", None)
-    if given is None and own is None:
+    sources = {
+        "hfbridge.Trainer": getattr(trainer, "settings", None),
+        "HFModule": getattr(trainer.lightning_module, "given_settings", None),
+        "HFDataModule": getattr(getattr(trainer, "datamodule", None), "given_settings", None),
+    }
+    given: dict[str, Settings] = {name: found for name, found in sources.items() if found is not None}
+    if not given:
         raise SettingsError(
-            f"{owner} has no settings: they are given neither to the Trainer nor to {owner}. Write "
-            f"hfbridge.Trainer(Settings(...)), or {owner}(..., settings=Settings(...)) under a plain "
+            "This run has no settings: none are given to the Trainer, to HFModule or to HFDataModule. Write "
+            "hfbridge.Trainer(Settings(...)), or HFModule(..., settings=Settings(...)) under a plain "
             "lightning.Trainer."
         )
-    if given is not None and own is not None and given != own:
-        raise SettingsError(
-            f"settings are given to both the Trainer and {owner}, and they differ: {given} and {own}. "
-            "Choose one."
-        )
-    if given is not None:
-        return given
-    assert own is not None
-    return _with_limits_of(trainer, own)
+    first, *others = given
+    for other in others:
+        if given[other] != given[first]:
+            raise SettingsError(
+                f"settings are given to both {first} and {other}, and they differ: {given[first]} and "
+                f"{given[other]}. Choose one."
+            )
+    return given[first] if first == "hfbridge.Trainer" else _with_limits_of(trainer, given[first])
 
 
 def _with_limits_of(trainer: pl.Trainer, settings: Settings) -> Settings:

@@ -43,7 +43,7 @@ class HFDataModule(pl.LightningDataModule):
         map_kwargs: further arguments of `datasets.map`; `batched=True` unless you say otherwise.
         processing_class: tokenizer or processor; chooses the default collator. HFModule's is used without
         one. data_collator: makes a micro-batch (a mapping of tensors) from a list of rows.
-        settings: only under a plain `lightning.Trainer`; `hfbridge.Trainer` brings its own.
+        settings: only under a plain `lightning.Trainer`, unless HFModule has them.
 
     Raises:
         DataError: no dataset, or something that is none.
@@ -65,7 +65,8 @@ class HFDataModule(pl.LightningDataModule):
         settings: Settings | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self._settings = None if settings is None else Settings.of(settings)
+        self.given_settings = None if settings is None else Settings.of(settings)
+        self._settings: Settings | None = None
         explicit = {"train": train_dataset, "eval": eval_dataset, "predict": predict_dataset}
         self._raw = {split: given for split, given in _split(dataset, explicit).items() if given is not None}
         if not self._raw:
@@ -83,8 +84,9 @@ class HFDataModule(pl.LightningDataModule):
 
     @property
     def settings(self) -> Settings:
-        """The settings of the run this data module is attached to."""
-        return settings_of(self._trainer(), self._settings, owner="HFDataModule")
+        """The settings of the run; known once it is set up."""
+        assert self._settings is not None
+        return self._settings
 
     @property
     def schedule(self) -> Schedule:
@@ -110,7 +112,7 @@ class HFDataModule(pl.LightningDataModule):
             "test": ("eval",),
             "predict": ("predict",),
         }[stage]
-        settings = self.settings
+        self._settings = settings = settings_of(self._trainer())
         for split in needed:
             if split in self._raw and split not in self._mapped:
                 self._mapped[split] = self._map(split)

@@ -33,7 +33,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments, set_seed
 from transformers.trainer_utils import align_special_tokens
 
-from hfbridge.attach import has_plain_backward, settings_of
+from hfbridge.attach import has_plain_backward
 from hfbridge.callbacks import CallbackHost
 from hfbridge.data.columns import label_names_of
 from hfbridge.data.window import MicroBatch, Window
@@ -73,7 +73,7 @@ class HFModule(pl.LightningModule):
         model_kwargs: further arguments of `from_pretrained`, such as `{"num_labels": 3}`.
         dtype: dtype of a named model's weights; "auto" keeps the one they were saved in. `bf16=True` in the
             settings is another thing: it leaves the weights alone and casts while the forward runs.
-        settings: only under a plain `lightning.Trainer`; `hfbridge.Trainer` brings its own.
+        settings: only under a plain `lightning.Trainer`; also those of the data module.
         processing_class: tokenizer or processor; the model's special tokens are aligned with it.
         compute_metrics: function of an `EvalPrediction` that returns a dict of metrics.
         loss_normalization: "exact": the gradient of an optimizer step does not depend on how its samples are
@@ -121,7 +121,7 @@ class HFModule(pl.LightningModule):
             )
         self._is_named = isinstance(model, (str, Path))
         self.model: Any = model if isinstance(model, nn.Module) else None
-        self._settings = None if settings is None else Settings.of(settings)
+        self.given_settings = None if settings is None else Settings.of(settings)
         self._args: TrainingArguments | None = None
         self._host: CallbackHost | None = None
         self._traits: LossTraits | None = None
@@ -142,11 +142,6 @@ class HFModule(pl.LightningModule):
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
-
-    @property
-    def settings(self) -> Settings:
-        """The settings of the run this module is attached to."""
-        return settings_of(self.trainer, self._settings, owner="HFModule")
 
     @property
     def args(self) -> TrainingArguments:
@@ -184,19 +179,19 @@ class HFModule(pl.LightningModule):
         return self._host
 
     def setup(self, stage: str) -> None:
-        """Settle the settings.
+        """Make the native arguments; the data module has settled the settings.
 
         Raises:
-            SettingsError: there are none.
             DataError: the data does not come from an HFDataModule.
         """
         device = self.trainer.strategy.root_device
-        if not isinstance(getattr(self.trainer, "datamodule", None), HFDataModule):
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, HFDataModule):
             raise DataError(
                 "HFModule takes its batches from an HFDataModule: write "
                 f"trainer.{'fit' if stage == 'fit' else stage}(module, HFDataModule(...))."
             )
-        self._args = self.settings.as_training_arguments(use_cpu=device.type == "cpu")
+        self._args = data.settings.as_training_arguments(use_cpu=device.type == "cpu")
 
     def configure_model(self) -> None:
         """Seed, build the model if it is not there, and put its forward under autocast.

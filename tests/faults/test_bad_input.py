@@ -135,8 +135,13 @@ def test_settings_that_differ_between_trainer_and_module(untouched: Any) -> None
         trainer.fit(hfbridge.HFModule(untouched.model, settings={**BASE, "seed": 1}), _data())
 
 
+def test_settings_that_differ_between_module_and_data(untouched: Any) -> None:
+    with pytest.raises(SettingsError, match="both HFModule and HFDataModule, and they differ"):
+        _plain().fit(hfbridge.HFModule(untouched.model, settings=BASE), _data(settings={**BASE, "seed": 1}))
+
+
 def test_no_settings_at_all(untouched: Any) -> None:
-    with pytest.raises(SettingsError, match=r"has no settings.*hfbridge.Trainer\(Settings"):
+    with pytest.raises(SettingsError, match=r"has no settings.*hfbridge\.Trainer\(Settings"):
         _plain().fit(hfbridge.HFModule(untouched.model), _data())
 
 

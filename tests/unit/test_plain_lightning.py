@@ -95,6 +95,18 @@ def test_a_plain_trainer_trains_like_ours(arguments: dict[str, Any], tmp_path: P
     assert plain.global_step == 4
 
 
+@pytest.mark.parametrize("owner", ["module", "data"])
+def test_settings_are_given_once(owner: str) -> None:
+    ours, _ = fit_ours()
+    with_settings, without = make_pair(settings=SETTINGS), make_pair()
+    module, data = (with_settings[0], without[1]) if owner == "module" else (without[0], with_settings[1])
+    pl.Trainer(max_epochs=1, accelerator="cpu", devices=1, enable_checkpointing=False, **QUIET).fit(
+        module, datamodule=data
+    )
+    assert_same(ours, module)
+    assert module.args.max_steps == -1  # the steps are counted, and not written into the settings
+
+
 def test_a_plain_trainer_says_how_long_if_the_settings_do_not() -> None:
     settings = {name: value for name, value in SETTINGS.items() if name != "num_train_epochs"}
     module, data = make_pair(settings=settings)
