@@ -15,22 +15,26 @@ from typing import Any
 from measure import spread, write
 
 DEMO = Path(__file__).parents[1] / "examples" / "demo.py"
-SIDES = {
-    "native": ("native", "native"),
-    "hfbridge": ("bridge", "native"),
-    "hfbridge_exact": ("bridge", "exact"),
-}
+SIDES = {"native": "native", "hfbridge": "bridge"}
 SAMPLES_PER_STEP = 64
 
 
 def measure_one(side: str, precision: str, steps: int, *, tiny: bool) -> dict[str, float]:
     """Run one side in a fresh process; samples per second of its median step, and peak memory."""
-    engine, normalization = SIDES[side]
     with tempfile.TemporaryDirectory() as folder:
         record = Path(folder) / "record.jsonl"
-        command = [sys.executable, str(DEMO), "--engine", engine, "--record", str(record), "--threads", "1"]
+        command = [
+            sys.executable,
+            str(DEMO),
+            "--engine",
+            SIDES[side],
+            "--record",
+            str(record),
+            "--threads",
+            "1",
+        ]
         command += ["--steps", str(steps), "--eval-steps", str(steps + 1), "--logging-steps", "2"]
-        command += ["--precision", precision, "--loss-normalization", normalization]
+        command += ["--precision", precision]
         done = subprocess.run([*command, *(["--tiny"] if tiny else [])], capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")

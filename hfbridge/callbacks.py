@@ -24,6 +24,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import rewrite_logs
@@ -252,7 +253,7 @@ class CallbackHost(pl.Callback):
         self.control.should_log = False
         numbers = {name: value for name, value in logs.items() if isinstance(value, (int, float))}
         self.fire("on_log", logs=logs)
-        for lightning_logger in trainer.loggers:
+        for lightning_logger in trainer.loggers if trainer.state.fn == TrainerFn.FITTING else ():
             lightning_logger.log_metrics(rewrite_logs(numbers), step=state.global_step)
 
     def _store_flops(self) -> None:

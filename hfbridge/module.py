@@ -326,8 +326,10 @@ class HFModule(pl.LightningModule):
         loader: Any = self.trainer.val_dataloaders
         metrics, speed = self._evaluation.finish("eval", samples=loader.samples, batches=len(loader))
         numbers = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
-        self.log_dict(numbers, prog_bar=True, logger=False, batch_size=1)
-        self.log_dict(speed, logger=False, batch_size=1)
+        # trainer.validate returns what goes to Lightning's loggers; during fit the host logs the native row.
+        to_loggers = None if self.trainer.state.fn != TrainerFn.FITTING else False
+        self.log_dict(numbers, prog_bar=True, logger=to_loggers, batch_size=1)
+        self.log_dict(speed, logger=to_loggers, batch_size=1)
         self._evaluation, self.eval_metrics = None, {**metrics, **speed}
 
     def predict_step(self, batch: MicroBatch, batch_idx: int) -> Any:

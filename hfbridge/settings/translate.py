@@ -372,6 +372,8 @@ def _arguments(settings: Settings, said: Mapping[str, Any]) -> dict[str, Any]:
         "enable_progress_bar": not settings.disable_tqdm,
         **_ALWAYS,
     }
+    if settings.logging_strategy == "steps" and settings.logging_steps >= 1:
+        final["log_every_n_steps"] = int(settings.logging_steps)
     if settings.output_dir is not None:
         final["default_root_dir"] = os.path.expanduser(settings.output_dir)
     decided = {*_ALWAYS, *_CONSUMED, "max_epochs", "max_steps", "default_root_dir", "enable_progress_bar"}

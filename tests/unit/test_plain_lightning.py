@@ -119,12 +119,14 @@ def test_early_stopping_and_checkpoints_follow_our_metrics(tmp_path: Path) -> No
     kept = ModelCheckpoint(
         dirpath=tmp_path / "kept", monitor="eval_m", filename="{step}-{eval_m:.3f}", save_top_k=-1
     )
-    stopping = EarlyStopping(
-        monitor="eval_loss", mode="max", patience=1
-    )  # the loss falls: stops at the 2nd evaluation
-    _, trainer = fit_ours({"num_train_epochs": 3}, callbacks=[stopping, kept])
-    assert trainer.global_step == 4
-    assert sorted(path.name[:6] for path in (tmp_path / "kept").iterdir()) == ["step=2", "step=4"]
+    stopping = EarlyStopping(monitor="eval_loss", mode="max", patience=1)
+    module, trainer = fit_ours({"num_train_epochs": 3}, callbacks=[stopping, kept])
+    losses = [row["eval_loss"] for row in module.log_history if "eval_loss" in row]
+    stops = next(i for i in range(1, len(losses) + 1) if i == len(losses) or losses[i] <= max(losses[:i]))
+    assert len(losses) == stops + 1 < 6  # stopped at the first evaluation that is no better
+    assert trainer.global_step == 2 * len(losses)
+    names = {path.name.split("-")[0] for path in (tmp_path / "kept").iterdir()}
+    assert names == {f"step={2 * (i + 1)}" for i in range(len(losses))}
     assert {"eval_loss", "eval_m", "loss", "grad_norm", "learning_rate"} <= set(trainer.callback_metrics)
 
 

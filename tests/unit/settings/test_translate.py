@@ -32,6 +32,7 @@ ALWAYS = {
     "gradient_clip_val": None,
     "precision": "32-true",
     "check_val_every_n_epoch": NEVER,
+    "log_every_n_steps": 500,
 }
 
 
@@ -82,7 +83,10 @@ def test_an_argument_may_say_what_is_so_anyway(name):
         ({"disable_tqdm": True}, {"enable_progress_bar": False}),
         ({"output_dir": "out"}, {"default_root_dir": "out"}),
         ({"bf16": True}, {}),
-        ({"gradient_accumulation_steps": 4, "max_grad_norm": 0.5, "logging_steps": 5}, {}),
+        (
+            {"gradient_accumulation_steps": 4, "max_grad_norm": 0.5, "logging_steps": 5},
+            {"log_every_n_steps": 5},
+        ),
     ],
     ids=lambda value: str(value).split(" object at ")[0],
 )
