@@ -63,6 +63,7 @@ def write(name: str, results: dict[str, Any], arguments: argparse.Namespace) -> 
         "versions": {package: version(package) for package in PACKAGES},
     }
     path: Path = arguments.out or RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"about": about, **results}, indent=1) + "\n")
     return path
 

@@ -46,13 +46,15 @@ def probe(model: nn.Module, inputs: Inputs, traits: LossTraits) -> Probe:
     number = torch.tensor(float(count_items(inputs, traits)), device=device_of(model))
     modes = [(module, module.training) for module in model.modules()]
     devices = [device_of(model)] if device_of(model).type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        model.eval()
-        once = _probed_loss(model, inputs, number)
-        twice = _probed_loss(model, inputs, 2 * number)
-        own = _probed_loss(model, inputs, None)
-    for module, mode in modes:
-        module.training = mode
+    try:
+        with torch.random.fork_rng(devices=devices):
+            model.eval()
+            once = _probed_loss(model, inputs, number)
+            twice = _probed_loss(model, inputs, 2 * number)
+            own = _probed_loss(model, inputs, None)
+    finally:
+        for module, mode in modes:
+            module.training = mode
     if not abs(twice) < 0.75 * abs(once):
         return Probe(divides=False, shift=traits.shift)
     counted = float(number) * once / own if own else float(number)
