@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from lightning.fabric.utilities.data import _set_sampler_epoch
 from torch.utils.data import DataLoader, RandomSampler
 
 from hfbridge.data.loader import EvalLoader, WindowLoader
@@ -73,14 +74,11 @@ def test_set_epoch_passes_by_what_does_not_know_it():
 
 
 def test_lightning_finds_the_sampler_by_that_name():
-    from lightning.fabric.utilities.data import _set_sampler_epoch
 
     rows = Rows()
     loader = WindowLoader(DataLoader(rows, batch_size=2), accumulation=2)
     _set_sampler_epoch(loader, 5)
-    assert rows.epoch == 5, (
-        "lightning.fabric.utilities.distributed._set_sampler_epoch no longer asks `.sampler`"
-    )
+    assert rows.epoch == 5, "lightning.fabric.utilities.data._set_sampler_epoch no longer asks `.sampler`"
 
 
 def test_an_evaluation_loader_tells_its_rows_and_batches():

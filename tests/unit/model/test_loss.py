@@ -194,4 +194,3 @@ def test_the_models_own_error_is_not_replaced():
 
 def test_a_models_device_is_that_of_its_parameters():
     assert device_of(Stub()) == CPU
-    assert device_of(nn.Identity()) == CPU
