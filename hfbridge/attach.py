@@ -4,15 +4,19 @@
 does by default and must not do here is switched off, and what it was told is compared with the settings.
 
     lightning.Trainer                     becomes
-    check_val_every_n_epoch               never: evaluation is called by CallbackHost
+    check_val_every_n_epoch               never: evaluation is called by CallbackHost. Callbacks that look at
+                                          it act after evaluations, or without any (eval_strategy="no") at
+                                          the end of an epoch
     num_sanity_val_steps                  0
     accumulate_grad_batches               1: a batch is a whole window; G must agree with the settings
     gradient_clip_val                     None: HFModule clips; it must agree with the settings
     max_epochs, max_steps                 those of the schedule; they must agree with the settings
+    log_every_n_steps                     logging_steps
     precision                             must be "32-true": bf16 is a setting
 """
 
 import math
+from enum import Enum
 from typing import Any
 
 import lightning.pytorch as pl
@@ -23,9 +27,19 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from hfbridge.data.window import Schedule
 from hfbridge.errors import Problem, SettingsError, raise_problems
 from hfbridge.settings import Settings
+from hfbridge.settings.translate import NEVER, reason_against
 
-NEVER = 2**62
-_LIGHTNING_DEFAULT_EPOCHS = 1000
+_LIGHTNING_DEFAULT_EPOCHS, _LIGHTNING_DEFAULT_LOG_EVERY = 1000, 50
+# Arguments that a Trainer keeps under their names; a shortcut sets some of the others.
+_SHORTCUTS = ("barebones", "fast_dev_run", "overfit_batches")
+_KEPT = (
+    "limit_train_batches",
+    "limit_val_batches",
+    "val_check_interval",
+    "gradient_clip_algorithm",
+    "reload_dataloaders_every_n_epochs",
+    "callbacks",
+)
 
 
 def settings_of(trainer: pl.Trainer) -> Settings:
@@ -56,32 +70,46 @@ def settings_of(trainer: pl.Trainer) -> Settings:
                 f"settings are given to both {first} and {other}, and they differ: {given[first]} and "
                 f"{given[other]}. Choose one."
             )
-    return given[first] if first == "hfbridge.Trainer" else _with_limits_of(trainer, given[first])
+    return given[first] if first == "hfbridge.Trainer" else _with_arguments_of(trainer, given[first])
 
 
-def _with_limits_of(trainer: pl.Trainer, settings: Settings) -> Settings:
-    """Take a plain Trainer's max_epochs and max_steps into settings that do not say how long to train."""
-    if {"num_train_epochs", "max_steps"} & settings.given.keys():
-        return settings
-    if trainer.max_steps > 0:
-        return settings.replace(max_steps=trainer.max_steps)
-    if trainer.max_epochs is not None and 0 < trainer.max_epochs != _LIGHTNING_DEFAULT_EPOCHS:
-        return settings.replace(num_train_epochs=float(trainer.max_epochs))
-    return settings
+def _with_arguments_of(trainer: pl.Trainer, settings: Settings) -> Settings:
+    """Take from a plain Trainer how long to train and how often to log, where the settings do not say it."""
+    said: dict[str, Any] = {}
+    log_every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    is_told = log_every not in (0, _LIGHTNING_DEFAULT_LOG_EVERY)
+    if is_told and not {"logging_steps", "logging_strategy"} & settings.given.keys():
+        said["logging_steps"] = log_every
+    if not {"num_train_epochs", "max_steps"} & settings.given.keys():
+        if trainer.max_steps > 0:
+            said["max_steps"] = trainer.max_steps
+        elif trainer.max_epochs is not None and 0 < trainer.max_epochs != _LIGHTNING_DEFAULT_EPOCHS:
+            said["num_train_epochs"] = float(trainer.max_epochs)
+    return settings.replace(**said) if said else settings
 
 
 def take_over(trainer: pl.Trainer, settings: Settings, schedule: Schedule) -> None:
     """Leave to Lightning what it should do in this run, and switch off the rest.
 
     Raises:
-        SettingsError: the Trainer was told something that the settings contradict.
+        SettingsError: the Trainer was told something that the settings contradict, or has trained before.
     """
+    if trainer.global_step > 0:
+        raise SettingsError(
+            f"This Trainer has already trained for {trainer.global_step} steps, and Lightning would go on "
+            "counting from there. Make a new Trainer for another run."
+        )
     if not hasattr(trainer, "plan"):
         problems = contradictions(trainer, settings)
         if problems:
-            headline = f"{len(problems)} arguments of lightning.Trainer contradict the settings."
-            raise_problems(SettingsError, f"{headline} Nothing was started.", problems)
-    trainer.check_val_every_n_epoch = NEVER
+            told = "argument of lightning.Trainer contradicts"
+            if len(problems) > 1:
+                told = "arguments of lightning.Trainer contradict"
+            headline = f"{len(problems)} {told} the settings. Nothing was started."
+            raise_problems(SettingsError, headline, problems)
+    _leave_evaluation_to_the_host(trainer, settings)
+    if _logs_by_steps(settings):
+        trainer.log_every_n_steps = int(settings.logging_steps)  # type: ignore[attr-defined]
     trainer.num_sanity_val_steps = 0
     trainer.accumulate_grad_batches = 1
     trainer.gradient_clip_val = None
@@ -90,9 +118,29 @@ def take_over(trainer: pl.Trainer, settings: Settings, schedule: Schedule) -> No
     trainer.fit_loop.epoch_loop.max_steps = schedule.max_steps
 
 
+def _leave_evaluation_to_the_host(trainer: pl.Trainer, settings: Settings) -> None:
+    """Keep Lightning from validating by itself, and tell callbacks by its own argument what to wait for.
+
+    ModelCheckpoint and EarlyStopping read `check_val_every_n_epoch`: at 1 they act at the end of an epoch,
+    at anything else after an evaluation. The private name is pinned by tests/unit/test_callbacks.py.
+    """
+    if settings.eval_strategy != "no":
+        trainer.check_val_every_n_epoch = NEVER
+        return
+    trainer.check_val_every_n_epoch = 1
+    epoch_loop: Any = trainer.fit_loop.epoch_loop
+    epoch_loop._should_check_val_epoch = bool  # always False
+
+
+def _logs_by_steps(settings: Settings) -> bool:
+    return bool(settings.logging_strategy == "steps" and settings.logging_steps >= 1)
+
+
 def contradictions(trainer: pl.Trainer, settings: Settings) -> list[Problem]:
     """Compare what a plain Trainer was told with the settings."""
-    problems: list[Problem] = []
+    problems = _refused(trainer)
+    if any(problem.subject.startswith(_SHORTCUTS) for problem in problems):
+        return problems
 
     def differ(argument: str, value: Any, field: str, cure: str = "set through both; choose one.") -> None:
         asked = f"{field}={getattr(settings, field)!r} in the settings"
@@ -111,13 +159,20 @@ def contradictions(trainer: pl.Trainer, settings: Settings) -> list[Problem]:
         math.ceil(settings.num_train_epochs),
     ):
         differ("max_epochs", trainer.max_epochs, "num_train_epochs")
-    if type(trainer.precision_plugin) is not Precision:
+    logs_as_told = (_LIGHTNING_DEFAULT_LOG_EVERY, settings.logging_steps)
+    told_to_log: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    if "logging_steps" in settings.given and _logs_by_steps(settings) and told_to_log not in logs_as_told:
+        differ("log_every_n_steps", told_to_log, "logging_steps")
+    if trainer.precision == "bf16-mixed":
         differ(
             "precision",
             trainer.precision,
             "bf16",
             "it would autocast the whole step, not only the model's forward; leave it out and set bf16=True.",
         )
+    elif type(trainer.precision_plugin) is not Precision:
+        cure = "only fp32 and bf16 are carried by this version; leave it out, or set bf16=True."
+        problems.append(Problem(f"precision={trainer.precision!r}", cure))
     if not isinstance(trainer.strategy, SingleDeviceStrategy):
         problems.append(
             Problem(
@@ -125,6 +180,23 @@ def contradictions(trainer: pl.Trainer, settings: Settings) -> list[Problem]:
                 "several processes are not carried by this version; use devices=1 and leave strategy out.",
             )
         )
+    return problems
+
+
+def _refused(trainer: pl.Trainer) -> list[Problem]:
+    """Collect what no setting can mean and hfbridge.Trainer does not take either."""
+    problems: list[Problem] = []
+    if trainer.check_val_every_n_epoch not in (1, NEVER):
+        told = trainer.check_val_every_n_epoch
+        reason = reason_against("check_val_every_n_epoch", told)
+        problems.append(Problem(f"check_val_every_n_epoch={told!r}", reason))
+    for name in (*_SHORTCUTS, *_KEPT):
+        value = getattr(trainer, name, None)
+        value = value.value if isinstance(value, Enum) else value
+        if reason := reason_against(name, value):
+            problems.append(Problem("callbacks" if name == "callbacks" else f"{name}={value!r}", reason))
+            if name in _SHORTCUTS:
+                return problems
     return problems
 
 

@@ -33,6 +33,7 @@ from transformers.trainer_utils import speed_metrics
 
 from hfbridge.data.window import Schedule, Window
 from hfbridge.model.logged import LoggedLoss
+from hfbridge.model.precision import unwrap_forward
 
 _EVENTS = tuple(name for name in vars(TrainerCallback) if name.startswith("on_"))
 
@@ -128,7 +129,9 @@ class CallbackHost(pl.Callback):
             run_validation(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Fire `on_epoch_begin`."""
+        """Fire `on_epoch_begin`; a row that no step of this epoch precedes has no gradient norm."""
+        module: Any = pl_module
+        module.last_step.grad_norm = module.last_step.learning_rate = None
         self.control.should_epoch_stop = False
         self.fire("on_epoch_begin")
 
@@ -189,6 +192,13 @@ class CallbackHost(pl.Callback):
         self._log(trainer, metrics)
         self.fire("on_train_end")
 
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Give the model its own forward back: Lightning tears a module down only after a run that ended."""
+        if pl_module.model is not None:
+            unwrap_forward(_model_of(pl_module))
+
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show the callbacks the loader of the evaluation about to run."""
         assert self._handler is not None
@@ -234,7 +244,8 @@ class CallbackHost(pl.Callback):
         logs: dict[str, Any] = {"loss": self.logged.drain(self.state.global_step)}
         if step.grad_norm is not None:
             logs["grad_norm"] = step.grad_norm.item()
-        logs["learning_rate"] = step.learning_rate
+        next_rate = float(trainer.lr_scheduler_configs[0].scheduler.get_last_lr()[0])
+        logs["learning_rate"] = next_rate if step.learning_rate is None else step.learning_rate
         # What `self.log` would do, without the result objects that it leaves to be read at every step.
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in logs.items()})
         trainer.progress_bar_metrics.update(logs)

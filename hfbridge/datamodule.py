@@ -16,7 +16,7 @@ from typing import Any
 import datasets
 import lightning.pytorch as pl
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data import IterableDataset as TorchIterableDataset
 from transformers.trainer_utils import seed_worker
 
@@ -29,6 +29,13 @@ from hfbridge.errors import DataError, SettingsError
 from hfbridge.settings import Settings
 
 _SPLITS = {"train": ("train",), "eval": ("validation", "eval", "dev"), "predict": ("test",)}
+# The set that a stage of Lightning's cannot do without, and what to say if it is not there.
+_REQUIRED = {"fit": "train", "validate": "eval", "test": "eval", "predict": "predict"}
+_MISSING = {
+    "train": "nothing to train on: pass train_dataset=, or a DatasetDict with a train split.",
+    "eval": "nothing to evaluate on: pass eval_dataset=, or a DatasetDict with a validation split.",
+    "predict": "nothing to predict: pass predict_dataset=, or a DatasetDict with a test split.",
+}
 
 
 class HFDataModule(pl.LightningDataModule):
@@ -103,21 +110,20 @@ class HFDataModule(pl.LightningDataModule):
         """Map the splits this stage needs, and for `fit` count its steps and take the Trainer over.
 
         Raises:
-            DataError: a map function that returns nothing, or a set without rows or batches.
+            DataError: the set of this stage is not there, a map function that returns nothing, or a set
+                without rows or batches.
             SettingsError: evaluation without an evaluation set, or settings that contradict the Trainer.
         """
-        needed = {
-            "fit": ("train", "eval"),
-            "validate": ("eval",),
-            "test": ("eval",),
-            "predict": ("predict",),
-        }[stage]
         self._settings = settings = settings_of(self._trainer())
-        for split in needed:
+        required = _REQUIRED[stage]
+        if required not in self._raw:
+            raise DataError(f"There is {_MISSING[required]}")
+        if stage == "fit":
+            self._check_evaluation(settings)
+        for split in (required, "eval") if stage == "fit" else (required,):
             if split in self._raw and split not in self._mapped:
                 self._mapped[split] = self._map(split)
         if stage == "fit":
-            self._check_fit(settings)
             self._schedule = self._plan(settings)
             take_over(self._trainer(), settings, self._schedule)
 
@@ -144,15 +150,7 @@ class HFDataModule(pl.LightningDataModule):
         return self._eval_loader("eval") if self.has_eval else []
 
     def predict_dataloader(self) -> EvalLoader:
-        """Make the loader of the prediction set.
-
-        Raises:
-            DataError: there is none.
-        """
-        if "predict" not in self._raw:
-            raise DataError(
-                "There is nothing to predict: pass predict_dataset=, or a DatasetDict with a test split."
-            )
+        """Make the loader of the prediction set."""
         return self._eval_loader("predict")
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
@@ -181,6 +179,11 @@ class HFDataModule(pl.LightningDataModule):
         module: Any = self._trainer().lightning_module
         dataset = self._mapped[split]
         collator = self.data_collator or default_collator(self.processing_class or module.processing_class)
+        if isinstance(dataset, TensorDataset) and self.data_collator is None:
+            raise DataError(
+                f"The {split} set is a TensorDataset, whose columns have no names. Pass a data_collator that "
+                "makes a dict of tensors, or datasets.Dataset.from_dict."
+            )
         check_labels(dataset, model=module.model, split=split)
         if not self.settings.remove_unused_columns:
             return dataset, collator
@@ -210,7 +213,13 @@ class HFDataModule(pl.LightningDataModule):
                 "Map its rows yourself, or build it with datasets.Dataset.from_list."
             )
         self._try_map_function(dataset, split)
-        return dataset.map(self._map_function, **{"desc": f"Mapping the {split} set", **self._map_kwargs})
+        mapped = dataset.map(self._map_function, **{"desc": f"Mapping the {split} set", **self._map_kwargs})
+        if len(mapped) == 0:
+            raise DataError(
+                f"No rows of the {split} set are left: map_function ({self._map_name}) made none of its "
+                f"{len(dataset)} rows."
+            )
+        return mapped
 
     def _try_map_function(self, dataset: datasets.Dataset, split: str) -> None:
         """Call the function on two rows: `datasets.map` takes None for "no change" and goes on silently."""
@@ -220,22 +229,25 @@ class HFDataModule(pl.LightningDataModule):
         assert self._map_function is not None
         returned = self._map_function(dataset[:2] if self._map_kwargs["batched"] else dataset[0])
         if returned is None:
-            name = getattr(self._map_function, "__qualname__", repr(self._map_function))
             raise DataError(
-                f"map_function ({name}) returned None for the first rows of the {split} set; it must return "
-                "a dict of columns. Is its return statement missing?"
+                f"map_function ({self._map_name}) returned None for the first rows of the {split} set; it "
+                "must return a dict of columns. Is its return statement missing?"
             )
 
-    def _check_fit(self, settings: Settings) -> None:
-        if "train" not in self._mapped:
-            raise DataError(
-                "There is nothing to train on: pass train_dataset=, or a DatasetDict with a train split."
-            )
-        if settings.eval_strategy != "no" and not self.has_eval:
+    @property
+    def _map_name(self) -> str:
+        return getattr(self._map_function, "__qualname__", repr(self._map_function))
+
+    def _check_evaluation(self, settings: Settings) -> None:
+        asked, instead = f"eval_strategy={settings.eval_strategy!r}", 'set eval_strategy="no"'
+        if settings.eval_strategy == "no":
+            if not settings.eval_on_start:
+                return
+            asked, instead = "eval_on_start=True", "leave it out"
+        if not self.has_eval:
             raise SettingsError(
-                f"eval_strategy={settings.eval_strategy!r} needs an evaluation set, and HFDataModule has "
-                "none. Pass "
-                'eval_dataset=, or set eval_strategy="no".'
+                f"{asked} needs an evaluation set, and HFDataModule has none. Pass eval_dataset=, or "
+                f"{instead}."
             )
 
     def _plan(self, settings: Settings) -> Schedule:

@@ -56,11 +56,11 @@ class StepRecord:
 
     Attributes:
         grad_norm: 2-norm of all gradients before clipping, scalar; `None` before the first step.
-        learning_rate: the rate the step was taken with.
+        learning_rate: the rate the step was taken with; `None` before the first step.
     """
 
     grad_norm: Tensor | None = None
-    learning_rate: float = 0.0
+    learning_rate: float | None = None
 
 
 class HFModule(pl.LightningModule):
@@ -82,7 +82,7 @@ class HFModule(pl.LightningModule):
 
     Attributes:
         model: the Hugging Face model; `None` until a named model is built.
-        last_step: gradient norm and learning rate of the last optimizer step.
+        last_step: gradient norm and learning rate of the epoch's last optimizer step.
         eval_metrics: metrics of the last evaluation.
         label_names: names under which labels reach the model; known once the run is set up.
         notes: what the run had to tell, once each.
@@ -107,7 +107,7 @@ class HFModule(pl.LightningModule):
         loss_normalization: Literal["exact", "native"] = "exact",
     ) -> None:
         super().__init__()
-        check_source(model, auto_class)
+        check_source(model, auto_class, dtype=dtype, model_kwargs=model_kwargs)
         if loss_normalization not in ("exact", "native"):
             raise ModelError(f"loss_normalization={loss_normalization!r}; it may be 'exact' or 'native'.")
         if compute_metrics is not None and not callable(compute_metrics):
@@ -167,7 +167,16 @@ class HFModule(pl.LightningModule):
         return [] if self._host is None else self._host.state.log_history
 
     def forward(self, **inputs: Any) -> Any:
-        """Call the Hugging Face model."""
+        """Call the Hugging Face model.
+
+        Raises:
+            ModelError: a named model that no run has built yet.
+        """
+        if self.model is None:
+            raise ModelError(
+                "The model is not built yet: HFModule builds a named model, or calls a factory, when a run "
+                "begins. Call module.configure_model() to build it now."
+            )
         return self.model(**inputs)
 
     # Setting up.
@@ -189,15 +198,19 @@ class HFModule(pl.LightningModule):
         if not isinstance(data, HFDataModule):
             raise DataError(
                 "HFModule takes its batches from an HFDataModule: write "
-                f"trainer.{'fit' if stage == 'fit' else stage}(module, HFDataModule(...))."
+                f"trainer.{TrainerFn(stage).value}(module, HFDataModule(...))."
             )
         self._args = data.settings.as_training_arguments(use_cpu=device.type == "cpu")
 
     def configure_model(self) -> None:
         """Seed, build the model if it is not there, and put its forward under autocast.
 
-        The random state in which training starts is the native one; model/build.py has the table.
+        The random state in which training starts is the native one; model/build.py has the table. Without a
+        run, as when a Lightning checkpoint is loaded, the model is built and that is all.
         """
+        if self._args is None:
+            self.model = self.model if self._build is None else self._build()
+            return
         args = self.args
         is_fit = self.trainer.state.fn == TrainerFn.FITTING
         if is_fit or self.model is None:
@@ -233,12 +246,14 @@ class HFModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        """Try compute_metrics on a few rows: a mistake in it should not wait for the first evaluation."""
+        """Try the evaluation on a few rows: a mistake in it should not wait for its turn."""
         data: HFDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
-        if self.args.eval_strategy != "no" and self.compute_metrics is not None:
+        if self.args.eval_strategy != "no" or self.args.eval_on_start:
             with isolate_rng():
-                self.model.eval()
-                self._new_evaluation().rehearse(_moved(data.first_eval_batch(), self.device))
+                batch = data.first_eval_batch()
+                if self.compute_metrics is not None:
+                    self.model.eval()
+                    self._new_evaluation().rehearse(_moved(batch, self.device))
         self.model.train()
         self._has_plain_backward = has_plain_backward(self.trainer)
 

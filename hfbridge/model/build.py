@@ -22,18 +22,30 @@ from hfbridge.errors import ModelError
 ModelSource = nn.Module | Callable[[], nn.Module] | str | Path
 
 
-def check_source(model: object, auto_class: object) -> None:
+def check_source(
+    model: object,
+    auto_class: object,
+    *,
+    dtype: str | torch.dtype = "auto",
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> None:
     """See that a model can be had from what the user gave, without loading anything.
 
     Raises:
-        ModelError: an unknown auto class, a folder that does not exist, or no model at all.
+        ModelError: an unknown auto class, a folder that does not exist, no model at all, or arguments of
+            `from_pretrained` beside a model that is not loaded by it.
     """
+    if not isinstance(model, str | Path):
+        said = {"auto_class": auto_class, "model_kwargs": model_kwargs or None}
+        said["dtype"] = None if dtype == "auto" else dtype
+        for name, value in said.items():
+            if value is not None:
+                kind = f"a {type(model).__name__}" if isinstance(model, nn.Module) else repr(model)
+                raise ModelError(
+                    f"{name}={value!r} goes with the name or folder of a model, and model= is {kind}. Leave "
+                    f"{name} out, or build the model with it."
+                )
     if isinstance(model, nn.Module):
-        if auto_class is not None:
-            raise ModelError(
-                f"auto_class={auto_class!r} goes with the name or folder of a model, and model= is already a "
-                f"{type(model).__name__}. Leave auto_class out."
-            )
         check_head(model)
     elif isinstance(model, str | Path):
         auto_class_of(auto_class)

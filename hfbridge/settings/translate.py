@@ -75,7 +75,8 @@ LIGHTNING_ARGUMENTS = (
 )
 """The arguments of `lightning.Trainer`."""
 
-_NEVER = 2**62  # epochs between Lightning's own validation runs
+NEVER = 2**62
+"""Epochs between Lightning's own validation runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,12 +168,13 @@ _FIXED: Mapping[str, tuple[tuple[object, ...], str]] = {
     "num_sanity_val_steps": ((None, 0), "the native Trainer has no sanity check; use eval_on_start=True"),
     "use_distributed_sampler": ((False,), "hfbridge orders samples as the native Trainer does; leave it out"),
     "val_check_interval": ((None, 1.0), _BY_SETTINGS),
-    "check_val_every_n_epoch": ((None, _NEVER), _BY_SETTINGS),
+    "check_val_every_n_epoch": ((None, NEVER), _BY_SETTINGS),
     "inference_mode": ((False,), "the native Trainer evaluates under torch.no_grad; leave it out"),
     "gradient_clip_algorithm": ((None, "norm"), "gradients are clipped by their norm; leave it out"),
     "deterministic": ((None, False), "call transformers.enable_full_determinism(seed) in the script instead"),
     "num_nodes": ((1,), _ONE_DEVICE),
     "limit_train_batches": ((None, 1.0), _SHORT_RUN),
+    "limit_val_batches": ((None, 1.0), "metrics are those of the whole set; use a smaller eval_dataset"),
     "overfit_batches": ((0, 0.0), f"{_SHORT_RUN}, with a small train_dataset"),
     "fast_dev_run": ((False, 0), _SHORT_RUN),
     "reload_dataloaders_every_n_epochs": ((0,), "the loader lives as long as the run; leave it out"),
@@ -187,7 +189,7 @@ _ALWAYS: Mapping[str, object] = {
     "accumulate_grad_batches": 1,
     "gradient_clip_val": None,
     "precision": "32-true",
-    "check_val_every_n_epoch": _NEVER,
+    "check_val_every_n_epoch": NEVER,
 }
 
 
@@ -269,7 +271,7 @@ def _compare(
         return
     if name == "log_every_n_steps" and settings.logging_strategy != "steps":
         problems.append(Problem(_spell(name, value), _both("logging_strategy", settings.logging_strategy)))
-    elif twin.field not in settings.given:
+    elif settings.given.get(twin.field) is None:
         taken[twin.field] = twin.taken(value)
     else:
         ours = getattr(settings, twin.field)
@@ -277,13 +279,35 @@ def _compare(
             problems.append(Problem(_spell(name, value), _both(twin.field, ours)))
 
 
+def reason_against(name: str, value: Any) -> str:
+    """Say why an argument of Lightning may not have a value that no setting can mean; empty if it may."""
+    if name == "callbacks":
+        return next(filter(None, map(_reason_against_callback, _listed(value))), "")
+    if name not in _FIXED:
+        return ""
+    accepted, reason = _FIXED[name]
+    # By type too: to Lightning, 1 is one batch and 1.0 all of them.
+    is_accepted = any(type(value) is type(other) and value == other for other in accepted)
+    return "" if is_accepted else f"refused: {reason}"
+
+
+def _reason_against_callback(callback: object) -> str:
+    if isinstance(callback, type) and _is_kind_of(callback, "Callback"):
+        return f"{callback.__name__} is a class; give an object of it: {callback.__name__}(...)"
+    if callback is not None and not _descends_from(callback, "Callback"):
+        return f"{callback!r} is no callback: neither Lightning's nor a transformers.TrainerCallback"
+    if _descends_from(callback, "GradientAccumulationScheduler"):
+        return (
+            "GradientAccumulationScheduler is refused: a step is one window of the same number of "
+            "micro-batches; use gradient_accumulation_steps in the settings"
+        )
+    return ""
+
+
 def _find_wrong(name: str, value: Any, *, settings: Settings, taken: dict[str, Any]) -> str:
     """Say what is wrong with an argument that has no setting of the same meaning, or empty text."""
-    if name in _FIXED:
-        accepted, reason = _FIXED[name]
-        # By type too: to Lightning, 1 is one batch and 1.0 all of them.
-        is_accepted = any(type(value) is type(other) and value == other for other in accepted)
-        return "" if is_accepted else f"refused: {reason}"
+    if name in _FIXED or name == "callbacks":
+        return reason_against(name, value)
     if name == "precision":
         return _check_precision(value, settings)
     if name == "accelerator":
@@ -356,7 +380,11 @@ def _listed(value: Any) -> list[Any]:
 
 def _descends_from(value: object, class_name: str) -> bool:
     """Whether an object has a class of this name among its ancestors; Lightning is not imported here."""
-    return any(ancestor.__name__ == class_name for ancestor in type(value).__mro__)
+    return _is_kind_of(type(value), class_name)
+
+
+def _is_kind_of(kind: type, class_name: str) -> bool:
+    return any(ancestor.__name__ == class_name for ancestor in kind.__mro__)
 
 
 def _arguments(settings: Settings, said: Mapping[str, Any]) -> dict[str, Any]:

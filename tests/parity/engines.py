@@ -169,12 +169,15 @@ def digest_metrics(prediction: Any) -> dict[str, float]:
     """Reduce all predictions and labels to numbers that differ when any bit of them does."""
     found = {}
     for name, value in (("predictions", prediction.predictions), ("labels", prediction.label_ids)):
-        arrays = value if isinstance(value, tuple) else (value,)
-        joined = b"".join(f"{a.shape}{a.dtype}".encode() + a.tobytes() for a in arrays)
+        joined = b"".join(f"{a.shape}{a.dtype}".encode() + a.tobytes() for a in arrays_in(value))
         found[name] = float(int(hashlib.sha1(joined).hexdigest()[:12], 16))
-    first = prediction.predictions
-    found["mean"] = np.mean(first[0] if isinstance(first, tuple) else first)
+    found["mean"] = np.mean(arrays_in(prediction.predictions)[0])
     return found
+
+
+def arrays_in(value: Any) -> list[Any]:
+    """Flatten nested tuples of arrays."""
+    return [a for part in value for a in arrays_in(part)] if isinstance(value, tuple) else [value]
 
 
 @dataclass(frozen=True)

@@ -142,6 +142,28 @@ def test_stop_within_a_window_with_rows_by_epoch() -> None:
     )
 
 
+class LogAtSecondEpochEnd(TrainerCallback):
+    """Ask for a row at the end of the second epoch only."""
+
+    def __init__(self) -> None:
+        self.epochs = 0
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.epochs += 1
+        if self.epochs == 2:
+            control.should_log = True
+
+
+@pytest.mark.parametrize("substep", [9, 11])
+def test_row_after_an_epoch_left_within_a_window(substep: int) -> None:
+    """An epoch left in its first window has no gradient norm; its rate is the schedule's next one."""
+    theirs, _ = run_with(
+        lambda: StopWithinWindow(substep, "should_epoch_stop"), LogAtSecondEpochEnd, logging_steps=100
+    )
+    row = next(row for row in theirs.log_history if "loss" in row)
+    assert ("grad_norm" in row) is (substep == 11)
+
+
 class Ask(TrainerCallback):
     """Ask for something whenever one event comes at one of some steps."""
 

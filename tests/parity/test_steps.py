@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from tests.parity.engines import Job, assert_identical, run_both, run_ours, run_theirs
-from tests.tiny import VOCABULARY, make_model, make_tokenizer
+from tests.tiny import VOCABULARY, make_model, make_rows, make_tokenizer
 
 KINDS = ["llama", "distilbert", "bert-token", "bert-regression", "t5", "albert", "bert-qa", "gpt2"]
 
@@ -367,6 +367,41 @@ def test_frozen_parameters(kind: str) -> None:
         return model
 
     run_both(Job(kind, {"gradient_accumulation_steps": 3}, rows=30, model=build, eval_rows=0))
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("distilbert", {"return_dict": False}),
+        ("bert-qa", {"return_dict": False}),
+        ("distilbert", {"output_hidden_states": True}),
+        (
+            "llama",
+            {"output_hidden_states": True},
+        ),  # cannot return tuples: transformers 5.23 fails in its forward
+    ],
+)
+def test_other_shapes_of_output(kind: str, change: dict[str, bool]) -> None:
+    def build() -> nn.Module:
+        model = make_model(kind)
+        for name, value in change.items():
+            setattr(model.config, name, value)
+        return model
+
+    settings = {"gradient_accumulation_steps": 3, "eval_strategy": "steps", "eval_steps": 2}
+    run_both(Job(kind, settings, rows=30, model=build))
+
+
+@pytest.mark.parametrize("kind", ["distilbert", "llama", "bert-qa"])
+def test_evaluation_set_without_labels(kind: str) -> None:
+    labels = ("label", "labels", "start_positions", "end_positions")
+    rows = [
+        {name: value for name, value in row.items() if name not in labels}
+        for row in make_rows(kind, 11, seed=5)
+    ]
+    settings = {"gradient_accumulation_steps": 3, "eval_strategy": "epoch"}
+    theirs, _ = run_both(Job(kind, settings, rows=30, validation_rows=rows))
+    assert not any("eval_loss" in row for row in theirs.log_history)
 
 
 def test_a_difference_is_found_and_named() -> None:

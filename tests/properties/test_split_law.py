@@ -135,6 +135,19 @@ def test_the_gradient_does_not_depend_on_the_cuts(kind: str, data: st.DataObject
     assert losses == pytest.approx(loss, rel=LAW)
 
 
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_one_micro_batch_has_the_gradient_of_the_models_own_mean(kind: str) -> None:
+    """The law alone would hold for any constant factor; this settles it."""
+    model, batch = make_exact_model(kind), batch_of(rows_of(kind, 6))
+    found, summed = gradient_of(model, [batch])
+    model.zero_grad()
+    loss = model(**batch).loss
+    loss.backward()
+    own = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+    assert relative(found, torch.cat([gradient.flatten() for gradient in own])) < LAW
+    assert summed == pytest.approx(loss.item(), rel=LAW)
+
+
 @pytest.mark.parametrize("kind", ["distilbert", "bert-token", "bert-mlm", "t5", "llama", "gpt2"])
 @settings(max_examples=8, deadline=None)
 @given(data=st.data())

@@ -16,6 +16,7 @@ from tests.tiny import make_model
         ("fit_loop.epoch_loop.val_loop.inference_mode", "hfbridge.attach.take_over"),
         ("fit_loop.epoch_loop.val_loop.run", "hfbridge.callbacks.run_validation"),
         ("fit_loop.epoch_loop.batch_progress.is_last_batch", "hfbridge.callbacks.end_epoch"),
+        ("fit_loop.epoch_loop._should_check_val_epoch", "hfbridge.attach.take_over"),
         ("fit_loop.epoch_loop.max_steps", "hfbridge.attach.take_over"),
         ("fit_loop.max_epochs", "hfbridge.attach.take_over"),
     ],

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments
-from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hfbridge.data.columns import label_names_of
 from hfbridge.evaluation.predict import logits_in, predict_batch
@@ -122,5 +122,5 @@ def test_a_models_cache_is_left_out():
 
 
 def test_a_loss_that_is_none_is_no_logit():
-    outputs = ModelOutput(loss=None, logits=TWO)
+    outputs = SequenceClassifierOutput(loss=None, logits=TWO)
     assert torch.equal(logits_in(outputs, nn.Identity(), has_loss=False), TWO)

@@ -171,7 +171,6 @@ def test_an_argument_may_say_nothing(argument):
         ({"max_grad_norm": 0.5}, {"gradient_clip_val": 0.5}),
         ({"output_dir": "~/out"}, {"default_root_dir": str(Path("~/out").expanduser())}),
         ({"disable_tqdm": True}, {"enable_progress_bar": False}),
-        ({"disable_tqdm": None}, {"enable_progress_bar": True}),
         ({"use_cpu": True}, {"accelerator": "cpu"}),
         ({"bf16": True}, {"precision": "bf16-mixed"}),
         ({"bf16": True}, {"precision": "bf16"}),
@@ -184,6 +183,13 @@ def test_both_may_say_the_same(values, argument):
     plan = translate(settings, argument)
     assert dict(plan.trainer_arguments) == arguments_of(settings)
     assert plan.settings == settings
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_setting_of_none_says_nothing(shown):
+    plan = translate(Settings(disable_tqdm=None), {"enable_progress_bar": shown})
+    assert plan.settings.disable_tqdm is not shown
+    assert plan.trainer_arguments["enable_progress_bar"] is shown
 
 
 def test_the_logging_interval_reaches_lightnings_own_callbacks():
@@ -234,6 +240,7 @@ def test_a_contradiction_names_both(values, argument, ours):
         ({"deterministic": True}, "enable_full_determinism"),
         ({"limit_train_batches": 10}, "use max_steps=..."),
         ({"limit_train_batches": 1}, "use max_steps=..."),
+        ({"limit_val_batches": 10}, "use a smaller eval_dataset"),
         ({"overfit_batches": 0.1}, "use max_steps=..."),
         ({"fast_dev_run": True}, "use max_steps=..."),
         ({"reload_dataloaders_every_n_epochs": 1}, "lives as long as the run"),
@@ -333,7 +340,7 @@ PASSED = {
     "logger": True,
     "profiler": "simple",
     "plugins": [TorchCheckpointIO()],
-    "limit_val_batches": 2,
+    "limit_val_batches": 1.0,
     "limit_test_batches": 2,
     "limit_predict_batches": 2,
     "max_time": "00:01:00:00",
