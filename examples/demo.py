@@ -50,6 +50,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="a few steps of a tiny model on a few reviews")
     parser.add_argument("--engine", choices=tuple(ENGINES), help=argparse.SUPPRESS)
     parser.add_argument("--record", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--turns", action="store_true", help=argparse.SUPPRESS)  # for benchmarks/finetune.py
     arguments = parser.parse_args()
     if arguments.tiny:
         arguments.steps, arguments.eval_steps, arguments.logging_steps = 6, 3, 1
@@ -151,6 +152,9 @@ def run_engine(arguments: argparse.Namespace) -> None:
             print(json.dumps({"step": state.global_step, "time_s": time.perf_counter()}), file=record)
             if state.global_step >= arguments.steps:
                 control.should_training_stop = True
+            if arguments.turns:  # the other engine's turn, until the parent writes a line
+                sys.stdin.readline()
+                print(json.dumps({"resumed_s": time.perf_counter()}), file=record)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             print(json.dumps({"row": {**logs, "step": state.global_step}}), file=record)
