@@ -27,13 +27,20 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations.integration_utils import rewrite_logs
-from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, PrinterCallback
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks, rewrite_logs
+from transformers.trainer_callback import (
+    CallbackHandler,
+    DefaultFlowCallback,
+    ExportableState,
+    PrinterCallback,
+)
 from transformers.trainer_utils import speed_metrics
 
-from hfbridge.data.window import Schedule, Window
+from hfbridge.data.window import MicroBatch, Schedule, Window
+from hfbridge.errors import MetricsError
+from hfbridge.model.counted import InputCounter
 from hfbridge.model.logged import LoggedLoss
-from hfbridge.model.precision import unwrap_forward
+from hfbridge.model.optim import follows_metric
 
 _EVENTS = tuple(name for name in vars(TrainerCallback) if name.startswith("on_"))
 
@@ -58,8 +65,7 @@ class CallbackHost(pl.Callback):
         self._handler: CallbackHandler | None = None
         self._heard: frozenset[str] = frozenset()
         self._schedule: Schedule | None = None
-        self._flops = 0
-        self._flops_per_input = 0
+        self._counter: InputCounter | None = None
         self._start_s = 0.0
         self._eval_batches = 0
 
@@ -71,8 +77,9 @@ class CallbackHost(pl.Callback):
             args: the arguments they are given.
         """
         printer = [PrinterCallback] if args.disable_tqdm else []
+        reporters = get_reporting_integration_callbacks(args.report_to)
         handler = CallbackHandler(
-            [DefaultFlowCallback, *self.callbacks, *printer],
+            [DefaultFlowCallback, *reporters, *self.callbacks, *printer],
             module.model,
             module.processing_class,
             None,
@@ -101,7 +108,10 @@ class CallbackHost(pl.Callback):
         assert args is not None
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         self._schedule = schedule = data.schedule
+        self.control = TrainerControl()
+        kept = [cb for cb in (*handler.callbacks, self.control) if isinstance(cb, ExportableState)]
         self.state = TrainerState(
+            stateful_callbacks=kept,  # type: ignore[arg-type]
             max_steps=schedule.max_steps,
             num_train_epochs=schedule.epochs,
             train_batch_size=args.per_device_train_batch_size,
@@ -109,11 +119,14 @@ class CallbackHost(pl.Callback):
             is_world_process_zero=trainer.is_global_zero,
         )
         self.state.compute_steps(args, schedule.max_steps)
-        self.control = TrainerControl()
         self.logged = LoggedLoss(module.device, drop_non_finite=args.logging_nan_inf_filter)
-        self._flops, self._flops_per_input = 0, _flops_per_input(module.model)
+        self._counter = InputCounter(
+            module.model,
+            tokens=args.include_num_input_tokens_seen,  # type: ignore[arg-type]
+            pad_token_id=getattr(module.processing_class, "pad_token_id", None),
+        )
         handler.optimizer = trainer.optimizers[0]
-        handler.lr_scheduler = trainer.lr_scheduler_configs[0].scheduler
+        handler.lr_scheduler = module.schedule
         self.fire("on_init_end")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -143,11 +156,12 @@ class CallbackHost(pl.Callback):
         control.should_log = control.should_evaluate = control.should_save = False
         self.fire("on_step_begin")
 
-    def add_loss(self, loss: Any, input_numel: int) -> None:
-        """Take in one micro-batch's loss (scalar, detached) and the number of its main input's elements."""
+    def add_micro_batch(self, loss: torch.Tensor, inputs: MicroBatch) -> None:
+        """Take in one micro-batch's loss (scalar, detached), and count its operations and tokens."""
         assert self.logged is not None
+        assert self._counter is not None
         self.logged.add(loss, global_step=self.state.global_step)
-        self._flops += self._flops_per_input * input_numel
+        self.state.num_input_tokens_seen += self._counter.add(inputs)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Window, batch_idx: int
@@ -195,9 +209,8 @@ class CallbackHost(pl.Callback):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Give the model its own forward back: Lightning tears a module down only after a run that ended."""
-        if pl_module.model is not None:
-            unwrap_forward(_model_of(pl_module))
+        """Give the model back as it was: Lightning tears a module down only after a run that ended."""
+        pl_module.teardown("fit")
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show the callbacks the loader of the evaluation about to run."""
@@ -235,6 +248,39 @@ class CallbackHost(pl.Callback):
             self._log_training(trainer, pl_module)
         if self.control.should_evaluate:
             run_validation(trainer)
+            self._follow_metric(pl_module)
+
+    def _follow_metric(self, module: Any) -> None:
+        """Step a schedule that follows a metric, and keep the best value of `metric_for_best_model`.
+
+        Raises:
+            MetricsError: the evaluation did not give that metric.
+
+        Mirrors: transformers.Trainer._evaluate
+        Mirrors: transformers.Trainer._determine_best_metric
+        """
+        args, state = self._args, self.state
+        assert args is not None
+        if args.metric_for_best_model is None:
+            return
+        name = args.metric_for_best_model
+        name = name if name.startswith("eval_") else f"eval_{name}"
+        if name not in module.eval_metrics:
+            raise MetricsError(
+                f"metric_for_best_model={args.metric_for_best_model!r} is no metric of the evaluation, which "
+                f"gave {', '.join(module.eval_metrics)}. Choose one of these, or have compute_metrics return "
+                "it."
+            )
+        value = module.eval_metrics[name]
+        if follows_metric(module.schedule):
+            module.schedule.step(value)
+        worst = float("-inf") if args.greater_is_better else float("inf")
+        best = worst if state.best_metric is None else state.best_metric
+        state.best_metric = best
+        if value > best if args.greater_is_better else value < best:
+            state.best_metric = value
+            if args.save_strategy != "no":
+                state.best_global_step = state.global_step
 
     def _log_training(self, trainer: pl.Trainer, module: Any) -> None:
         assert self.logged is not None
@@ -244,22 +290,26 @@ class CallbackHost(pl.Callback):
         logs: dict[str, Any] = {"loss": self.logged.drain(self.state.global_step)}
         if step.grad_norm is not None:
             logs["grad_norm"] = step.grad_norm.item()
-        next_rate = float(trainer.lr_scheduler_configs[0].scheduler.get_last_lr()[0])
-        logs["learning_rate"] = next_rate if step.learning_rate is None else step.learning_rate
+        logs["learning_rate"] = module.learning_rate if step.learning_rate is None else step.learning_rate
         # What `self.log` would do, without the result objects that it leaves to be read at every step.
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in logs.items()})
         trainer.progress_bar_metrics.update(logs)
         self._store_flops()
-        self._log(trainer, logs)
+        self._log(trainer, logs, start_s=self._start_s)
 
-    def _log(self, trainer: pl.Trainer, logs: dict[str, Any]) -> None:
+    def _log(self, trainer: pl.Trainer, logs: dict[str, Any], *, start_s: float | None = None) -> None:
         """Add a row to the history, tell the callbacks and Lightning's loggers.
 
         Mirrors: transformers.Trainer.log
         """
         state = self.state
+        assert self._args is not None
         if state.epoch is not None:
             logs["epoch"] = state.epoch
+        if self._args.include_num_input_tokens_seen != "no":
+            logs["num_input_tokens_seen"] = state.num_input_tokens_seen
+            if start_s is not None:
+                logs.update(speed_metrics("train", start_s, num_tokens=state.num_input_tokens_seen))
         state.log_history.append({**logs, "step": state.global_step})
         self.control.should_log = False
         numbers = {name: value for name, value in logs.items() if isinstance(value, (int, float))}
@@ -268,8 +318,8 @@ class CallbackHost(pl.Callback):
             lightning_logger.log_metrics(rewrite_logs(numbers), step=state.global_step)
 
     def _store_flops(self) -> None:
-        self.state.total_flos += float(self._flops)
-        self._flops = 0
+        assert self._counter is not None
+        self.state.total_flos += self._counter.drain_flops()
 
 
 def run_validation(trainer: pl.Trainer) -> None:
@@ -295,14 +345,6 @@ def end_epoch(trainer: pl.Trainer) -> None:
 def _overrides(callback: TrainerCallback, event: str) -> bool:
     method = getattr(callback, event)
     return getattr(method, "__func__", method) is not getattr(TrainerCallback, event)
-
-
-def _flops_per_input(model: Any) -> int:
-    """Return the floating-point operations native counts per element of the main input.
-
-    Mirrors: transformers.Trainer.floating_point_ops
-    """
-    return 6 * model.num_parameters(exclude_embeddings=True) if hasattr(model, "num_parameters") else 0
 
 
 def _model_of(pl_module: pl.LightningModule) -> nn.Module:

@@ -17,7 +17,6 @@ and the backward of all but the last, whose backward, clipping and step are Ligh
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -25,13 +24,13 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from accelerate.utils import send_to_device
+from accelerate.utils.memory import clear_device_cache
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments, set_seed
-from transformers.trainer_utils import align_special_tokens
+from transformers import TrainingArguments, enable_full_determinism, set_seed
 
 from hfbridge.attach import has_plain_backward
 from hfbridge.callbacks import CallbackHost
@@ -42,25 +41,24 @@ from hfbridge.errors import DataError, ModelError
 from hfbridge.evaluation.metrics import ComputeMetrics
 from hfbridge.evaluation.predict import logits_in
 from hfbridge.evaluation.run import Evaluation
-from hfbridge.model.build import ModelSource, build_model, check_source, weights_dtypes
+from hfbridge.model.build import ModelSource, build_model, check_function, check_source, weights_dtypes
+from hfbridge.model.criterion import LossFunction, criterion_of
 from hfbridge.model.items import LossTraits, read_traits
+from hfbridge.model.logged import StepRecord
 from hfbridge.model.normalization import Normalization
-from hfbridge.model.optim import build_optimizer, build_scheduler, clip_gradients
-from hfbridge.model.precision import unwrap_forward, wrap_forward
+from hfbridge.model.optim import (
+    NativeParts,
+    OptimizerClass,
+    Optimizers,
+    build_optimizer,
+    check_optimizers,
+    clip_gradients,
+    follows_metric,
+    learning_rate_of,
+    run_closure_first,
+)
+from hfbridge.model.prepare import Preparation
 from hfbridge.settings import Settings
-
-
-@dataclass(slots=True)
-class StepRecord:
-    """What the last optimizer step left for the log.
-
-    Attributes:
-        grad_norm: 2-norm of all gradients before clipping, scalar; `None` before the first step.
-        learning_rate: the rate the step was taken with; `None` before the first step.
-    """
-
-    grad_norm: Tensor | None = None
-    learning_rate: float | None = None
 
 
 class HFModule(pl.LightningModule):
@@ -76,19 +74,24 @@ class HFModule(pl.LightningModule):
         settings: only under a plain `lightning.Trainer`; also those of the data module.
         processing_class: tokenizer or processor; the model's special tokens are aligned with it.
         compute_metrics: function of an `EvalPrediction` that returns a dict of metrics.
+        compute_loss_func: function of outputs, labels and `num_items_in_batch` that returns the loss.
+        optimizers: an optimizer and a schedule of your own; `None` stands for the one the settings name.
+        optimizer_cls_and_kwargs: an optimizer class and its arguments, in place of `optim` and `optim_args`.
         loss_normalization: "exact": the gradient of an optimizer step does not depend on how its samples are
             cut into micro-batches. "native": the native Trainer's, to the bit, including the factor it has
             for models that ignore `num_items_in_batch`.
 
     Attributes:
         model: the Hugging Face model; `None` until a named model is built.
+        schedule: the run's learning-rate schedule.
         last_step: gradient norm and learning rate of the epoch's last optimizer step.
         eval_metrics: metrics of the last evaluation.
         label_names: names under which labels reach the model; known once the run is set up.
         notes: what the run had to tell, once each.
 
     Raises:
-        ModelError: `model` and `auto_class` do not name a model with a head, or the folder does not exist.
+        ModelError: `model` and `auto_class` do not name a model with a head, the folder does not exist, or
+            two arguments exclude each other.
 
     Mirrors: transformers.Trainer
     Proved by: tests/parity/test_steps.py
@@ -104,16 +107,18 @@ class HFModule(pl.LightningModule):
         settings: Settings | Mapping[str, Any] | TrainingArguments | None = None,
         processing_class: Any = None,
         compute_metrics: ComputeMetrics | None = None,
+        compute_loss_func: LossFunction | None = None,
+        optimizers: Optimizers = (None, None),
+        optimizer_cls_and_kwargs: OptimizerClass | None = None,
         loss_normalization: Literal["exact", "native"] = "exact",
     ) -> None:
         super().__init__()
         check_source(model, auto_class, dtype=dtype, model_kwargs=model_kwargs)
         if loss_normalization not in ("exact", "native"):
             raise ModelError(f"loss_normalization={loss_normalization!r}; it may be 'exact' or 'native'.")
-        if compute_metrics is not None and not callable(compute_metrics):
-            raise ModelError(
-                f"compute_metrics is {compute_metrics!r}; it must be a function of an EvalPrediction."
-            )
+        check_function("compute_metrics", compute_metrics, "an EvalPrediction")
+        check_function("compute_loss_func", compute_loss_func, "outputs, labels and num_items_in_batch")
+        check_optimizers(model, optimizers, optimizer_cls_and_kwargs)
         self._build: Callable[[], nn.Module] | None = None
         if not isinstance(model, nn.Module):
             self._build = partial(
@@ -128,9 +133,14 @@ class HFModule(pl.LightningModule):
         self._normalization: Normalization | None = None
         self._evaluation: Evaluation | None = None
         self._has_plain_backward = False
+        self._preparation: Preparation | None = None
+        self.schedule: Any = None
+        self._closure_hook: Any = None
         self.label_names: list[str] = []
         self.processing_class = processing_class
         self.compute_metrics = compute_metrics
+        self.compute_loss_func = compute_loss_func
+        self.given_optimizers, self.optimizer_cls_and_kwargs = optimizers, optimizer_cls_and_kwargs
         self.loss_normalization = loss_normalization
         self.last_step = StepRecord()
         self.eval_metrics: dict[str, Any] = {}
@@ -165,6 +175,11 @@ class HFModule(pl.LightningModule):
     def log_history(self) -> list[dict[str, float]]:
         """Rows of the run as the native Trainer logs them, each with its step."""
         return [] if self._host is None else self._host.state.log_history
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the next optimizer step, of the first parameter group."""
+        return learning_rate_of(self.trainer.optimizers[0], self.schedule)
 
     def forward(self, **inputs: Any) -> Any:
         """Call the Hugging Face model.
@@ -213,23 +228,30 @@ class HFModule(pl.LightningModule):
             return
         args = self.args
         is_fit = self.trainer.state.fn == TrainerFn.FITTING
+        seed_all = enable_full_determinism if args.full_determinism else set_seed
         if is_fit or self.model is None:
-            set_seed(args.seed)
+            seed_all(args.seed)
         if self.model is None:
             assert self._build is not None
             self.model = self._build()
             if self._is_named:
-                set_seed(args.seed)
+                seed_all(args.seed)
         self.label_names = label_names_of(self.model) if args.label_names is None else list(args.label_names)
-        self._traits = read_traits(self.model)
-        self._normalization = Normalization(self.loss_normalization, self._traits)
-        config = getattr(self.model, "config", None)
-        if config is not None:
-            config.use_cache = args.use_cache
-            if is_fit and isinstance(self.processing_class, (PreTrainedTokenizerBase, ProcessorMixin)):
-                align_special_tokens(self.model, self.processing_class)
-        if args.bf16:
-            wrap_forward(self.model, device_type=self.trainer.strategy.root_device.type, dtype=torch.bfloat16)
+        self._traits = read_traits(self.model, has_function=self.compute_loss_func is not None)
+        criterion = criterion_of(
+            self.model,
+            smoothing=args.label_smoothing_factor,
+            function=self.compute_loss_func,
+            forgets_shift=self.loss_normalization == "native",
+        )
+        self._normalization = Normalization(self.loss_normalization, self._traits, criterion)
+        self._preparation = Preparation(
+            self.model,
+            args,
+            processing_class=self.processing_class,
+            device_type=self.trainer.strategy.root_device.type,
+            trains=is_fit,
+        )
         other = weights_dtypes(self.model) - {torch.float32}
         if is_fit and other:
             self.tell(
@@ -241,9 +263,17 @@ class HFModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """Make optimizer and schedule as the native Trainer does."""
         data: HFDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
-        optimizer = build_optimizer(self.model, self.args)
-        scheduler = build_scheduler(optimizer, self.args, max_steps=data.schedule.max_steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        parts = NativeParts(
+            self.model,
+            self.args,
+            optimizers=self.given_optimizers,
+            optimizer_cls_and_kwargs=self.optimizer_cls_and_kwargs,
+        )
+        optimizer, self.schedule = build_optimizer(parts, max_steps=data.schedule.max_steps)
+        self._closure_hook = optimizer.register_step_pre_hook(run_closure_first)
+        if follows_metric(self.schedule):
+            return optimizer  # stepped by the host, after evaluations
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.schedule, "interval": "step"}}
 
     def on_fit_start(self) -> None:
         """Try the evaluation on a few rows: a mistake in it should not wait for its turn."""
@@ -258,9 +288,13 @@ class HFModule(pl.LightningModule):
         self._has_plain_backward = has_plain_backward(self.trainer)
 
     def teardown(self, stage: str) -> None:
-        """Give the model its own forward back."""
-        if self.model is not None:
-            unwrap_forward(self.model)
+        """Give the model, and an optimizer of the user's, back as they were."""
+        if self._preparation is not None:
+            self._preparation.undo()
+            self._preparation = None
+        if self._closure_hook is not None:
+            self._closure_hook.remove()
+            self._closure_hook = None
 
     # One optimizer step.
 
@@ -286,15 +320,21 @@ class HFModule(pl.LightningModule):
 
         Mirrors: transformers.Trainer.training_step
         """
-        model, host = self.model, self.host
-        loss_of = self.normalization.loss_for(model, window.micro_batches)
+        assert self._preparation is not None
+        model, host, optimizer = self._preparation.trained, self.host, self.trainer.optimizers[0]
+        loss_of = self.normalization.loss_for(self.model, window.micro_batches)
+        empties_cache = _is_multiple(host.state.global_step, self.args.torch_empty_cache_steps)
         if host.state.global_step == 0:
             self.tell(self.normalization.compare(window.micro_batches, world_size=self.trainer.world_size))
         last = len(window) - 1
         model.train()
         for index, inputs in enumerate(window.micro_batches):
+            if hasattr(optimizer, "train"):
+                optimizer.train()
             loss = loss_of.train(model, inputs, window.items, index, last + 1)
-            host.add_loss(loss.detach(), _input_numel(model, inputs))
+            if empties_cache:
+                clear_device_cache()
+            host.add_micro_batch(loss.detach(), inputs)
             if index < last:
                 if self._has_plain_backward:
                     loss.backward()
@@ -318,7 +358,7 @@ class HFModule(pl.LightningModule):
         """Take the step and keep the learning rate it was taken with; the schedule moves on afterwards."""
         optimizer.step(closure=optimizer_closure)
         self.host.fire("on_optimizer_step")
-        self.last_step.learning_rate = float(self.trainer.lr_scheduler_configs[0].scheduler.get_last_lr()[0])
+        self.last_step.learning_rate = self.learning_rate
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         """Do nothing: Lightning calls this inside the window; the host clears gradients after the step."""
@@ -326,7 +366,10 @@ class HFModule(pl.LightningModule):
     # Evaluation.
 
     def on_validation_start(self) -> None:
-        """Begin to collect."""
+        """Begin to collect; optimizers with an averaged set of weights put that in."""
+        for optimizer in self.trainer.optimizers:
+            if hasattr(optimizer, "eval"):
+                optimizer.eval()
         self._evaluation = self._new_evaluation()
 
     def validation_step(self, batch: MicroBatch, batch_idx: int) -> None:
@@ -389,7 +432,5 @@ def _moved(inputs: MicroBatch, device: torch.device) -> MicroBatch:
     return moved
 
 
-def _input_numel(model: Any, inputs: MicroBatch) -> int:
-    """Return the elements of the model's main input, which native counts floating-point operations by."""
-    main = inputs.get(getattr(model, "main_input_name", "input_ids"))
-    return main.numel() if isinstance(main, Tensor) else 0
+def _is_multiple(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0

@@ -22,6 +22,16 @@ from hfbridge.errors import ModelError
 ModelSource = nn.Module | Callable[[], nn.Module] | str | Path
 
 
+def check_function(name: str, given: object, of: str) -> None:
+    """Refuse what is no function.
+
+    Raises:
+        ModelError: it can not be called.
+    """
+    if given is not None and not callable(given):
+        raise ModelError(f"{name} is {given!r}; it must be a function of {of}.")
+
+
 def check_source(
     model: object,
     auto_class: object,

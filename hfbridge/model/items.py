@@ -30,6 +30,7 @@ class LossTraits:
 
     Attributes:
         takes_items: `forward` accepts `num_items_in_batch`; nearly every class does, not every one uses it.
+        counts_natively: the native Trainer counts items: for the forward, or for `compute_loss_func`.
         native_shift: the native Trainer counts `labels[..., 1:]`.
         shift: the loss predicts the next token, so the first label of a row is never counted.
         rows_only: integer labels are regression targets, so rows are counted and not labels.
@@ -38,6 +39,7 @@ class LossTraits:
     """
 
     takes_items: bool
+    counts_natively: bool
     native_shift: bool
     shift: bool
     rows_only: bool
@@ -45,8 +47,12 @@ class LossTraits:
     returns_loss_alone: bool
 
 
-def read_traits(model: nn.Module) -> LossTraits:
+def read_traits(model: nn.Module, *, has_function: bool = False) -> LossTraits:
     """Read off a model's class and config how its loss is counted.
+
+    Args:
+        model: the Hugging Face model.
+        has_function: the loss comes from a `compute_loss_func`.
 
     Mirrors: transformers.Trainer.__init__
     """
@@ -65,6 +71,7 @@ def read_traits(model: nn.Module) -> LossTraits:
     )
     return LossTraits(
         takes_items=takes_items,
+        counts_natively=takes_items or has_function,
         native_shift=by_loss,
         shift=by_loss or (type(base).__name__ in _CAUSAL_LM_NAMES and not is_encoder_decoder),
         rows_only=is_regression and "Token" not in type(base).__name__,
@@ -92,7 +99,7 @@ def native_items(micro_batches: Sequence[Inputs], traits: LossTraits, device: to
 
     Mirrors: transformers.Trainer._get_num_items_in_batch
     """
-    if not micro_batches or "labels" not in micro_batches[0] or not traits.takes_items:
+    if not micro_batches or "labels" not in micro_batches[0] or not traits.counts_natively:
         return WindowItems((), None)
     try:
         counts = tuple(int(_native_labels(b, traits).ne(IGNORED).sum()) for b in micro_batches)

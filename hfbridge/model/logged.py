@@ -1,9 +1,23 @@
-"""The training loss between two log rows; knows Hugging Face."""
+"""What a log row of training tells: the loss since the last row, and the last step; knows Hugging Face."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+
+@dataclass(slots=True)
+class StepRecord:
+    """What the last optimizer step left for the log.
+
+    Attributes:
+        grad_norm: 2-norm of all gradients before clipping, scalar; `None` before the first step.
+        learning_rate: the rate the step was taken with; `None` before the first step.
+    """
+
+    grad_norm: Tensor | None = None
+    learning_rate: float | None = None
 
 
 class LoggedLoss:

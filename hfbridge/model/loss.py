@@ -16,29 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hfbridge.errors import ModelError
+from hfbridge.model.criterion import OWN_LOSS, Criterion
 from hfbridge.model.items import Inputs, LossTraits, WindowItems, native_items, true_items
-
-
-def loss_in(outputs: Any, inputs: Inputs, model: nn.Module) -> Tensor:
-    """Take the loss out of what a forward returned, scalar.
-
-    Raises:
-        ModelError: there is none.
-
-    Mirrors: transformers.Trainer.compute_loss
-    """
-    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs[0]
-    if not isinstance(loss, Tensor):
-        got = type(outputs).__name__
-        if isinstance(outputs, Mapping):
-            got = ", ".join(name for name, value in outputs.items() if value is not None)
-        raise ModelError(
-            f"{type(model).__name__} returned no loss, only {got}. It was given {', '.join(inputs)}. A "
-            "model returns a loss when it has a head and gets labels: use an AutoModelFor... class of your "
-            "task, and see that the dataset or the data_collator makes a 'labels' column."
-        )
-    return loss
 
 
 class NativeLoss:
@@ -49,8 +28,8 @@ class NativeLoss:
 
     name: Literal["native"] = "native"
 
-    def __init__(self, traits: LossTraits) -> None:
-        self.traits = traits
+    def __init__(self, traits: LossTraits, criterion: Criterion = OWN_LOSS) -> None:
+        self.traits, self.criterion = traits, criterion
 
     def count(self, micro_batches: Sequence[Inputs], device: torch.device) -> WindowItems:
         """Count what the losses of a window are divided by; micro-batches may still be on the CPU."""
@@ -61,8 +40,10 @@ class NativeLoss:
 
         Mirrors: transformers.Trainer.training_step
         """
-        loss, _ = self._loss(model, inputs, items)
-        is_scaled = self.traits.takes_items and items.total is not None
+        loss, _ = self.criterion(model, inputs, items.total, traits=self.traits)
+        is_scaled = self.criterion.function is not None or (
+            self.traits.takes_items and items.total is not None
+        )
         return loss if is_scaled else loss / size
 
     def evaluate(self, model: nn.Module, inputs: Inputs) -> tuple[Tensor, Any, int]:
@@ -72,14 +53,8 @@ class NativeLoss:
             The loss (scalar), the model's outputs, and the items the loss is a mean of.
         """
         items = native_items([inputs], self.traits, device_of(model))
-        loss, outputs = self._loss(model, inputs, items)
+        loss, outputs = self.criterion(model, inputs, items.total, traits=self.traits)
         return loss, outputs, sum(items.per_micro_batch)
-
-    def _loss(self, model: nn.Module, inputs: Inputs, items: WindowItems) -> tuple[Tensor, Any]:
-        if self.traits.takes_items and items.total is not None:
-            inputs = {**inputs, "num_items_in_batch": items.total}
-        outputs = model(**inputs)
-        return loss_in(outputs, inputs, model), outputs
 
 
 class ExactLoss:
@@ -87,15 +62,16 @@ class ExactLoss:
 
     Args:
         traits: how the model counts.
-        divides: the model itself divides its sum by `num_items_in_batch`; found by `probe`.
+        divides: the loss is a sum divided by `num_items_in_batch`; found by `probe`.
+        criterion: where the loss comes from.
 
     Proved by: tests/properties/test_split_law.py
     """
 
     name: Literal["exact"] = "exact"
 
-    def __init__(self, traits: LossTraits, *, divides: bool) -> None:
-        self.traits = traits
+    def __init__(self, traits: LossTraits, *, divides: bool, criterion: Criterion = OWN_LOSS) -> None:
+        self.traits, self.criterion = traits, criterion
         self.divides = divides
 
     def count(self, micro_batches: Sequence[Inputs], device: torch.device) -> WindowItems:
@@ -109,10 +85,8 @@ class ExactLoss:
         """
         held, total = items.per_micro_batch[index], items.total
         assert total is not None
-        if self.divides and held:
-            inputs = {**inputs, "num_items_in_batch": total}
-        outputs = model(**inputs)
-        loss = loss_in(outputs, inputs, model)
+        number = total if self.divides and held else None
+        loss, outputs = self.criterion(model, inputs, number, traits=self.traits)
         if held == 0:
             return _zero_from(outputs, loss)
         return loss if self.divides or size == 1 else loss * (held / total)
@@ -126,10 +100,8 @@ class ExactLoss:
         """
         items = true_items([inputs], self.traits, device_of(model))
         held = items.per_micro_batch[0]
-        if self.divides and held:
-            inputs = {**inputs, "num_items_in_batch": items.total}
-        outputs = model(**inputs)
-        loss = loss_in(outputs, inputs, model)
+        number = items.total if self.divides and held else None
+        loss, outputs = self.criterion(model, inputs, number, traits=self.traits)
         return (loss if held else torch.zeros_like(loss)), outputs, held
 
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from hfbridge.model.criterion import OWN_LOSS, Criterion
 from hfbridge.model.items import Inputs, LossTraits, count_items, native_items
-from hfbridge.model.loss import ExactLoss, Loss, NativeLoss, device_of, loss_in
+from hfbridge.model.loss import ExactLoss, Loss, NativeLoss, device_of
 
 
 @dataclass(frozen=True)
@@ -30,18 +31,20 @@ class Probe:
 
 
 @torch.no_grad()
-def probe(model: nn.Module, inputs: Inputs, traits: LossTraits) -> Probe:
-    """Find out by three forwards whether a model uses `num_items_in_batch`, and what it counts.
+def probe(model: nn.Module, inputs: Inputs, traits: LossTraits, criterion: Criterion = OWN_LOSS) -> Probe:
+    """Find out by three forwards whether a loss uses `num_items_in_batch`, and what it counts.
 
-    A class's signature does not tell: BERT accepts the number and ignores it. The model runs in eval mode on
-    one micro-batch; random generators, gradients and train modes are as before.
+    A class's signature does not tell: BERT accepts the number and ignores it. A `compute_loss_func` must
+    accept it, and may ignore it as well. The model runs in eval mode on one micro-batch; random generators,
+    gradients and train modes are as before.
 
     Args:
         model: the Hugging Face model on its device.
         inputs: one micro-batch on the model's device.
         traits: what the class says.
+        criterion: where the loss comes from.
     """
-    if not traits.takes_items or "labels" not in inputs or not count_items(inputs, traits):
+    if not traits.counts_natively or "labels" not in inputs or not count_items(inputs, traits):
         return Probe(divides=False, shift=traits.shift)
     number = torch.tensor(float(count_items(inputs, traits)), device=device_of(model))
     modes = [(module, module.training) for module in model.modules()]
@@ -49,9 +52,10 @@ def probe(model: nn.Module, inputs: Inputs, traits: LossTraits) -> Probe:
     try:
         with torch.random.fork_rng(devices=devices):
             model.eval()
-            once = _probed_loss(model, inputs, number)
-            twice = _probed_loss(model, inputs, 2 * number)
-            own = _probed_loss(model, inputs, None)
+            once, twice, own = (
+                float(criterion(model, inputs, given, traits=traits)[0])
+                for given in (number, 2 * number, None)
+            )
     finally:
         for module, mode in modes:
             module.training = mode
@@ -64,11 +68,6 @@ def probe(model: nn.Module, inputs: Inputs, traits: LossTraits) -> Probe:
     }
     nearest = min(candidates, key=lambda shift: abs(candidates[shift] - counted))
     return Probe(divides=True, shift=nearest)
-
-
-def _probed_loss(model: nn.Module, inputs: Inputs, items: Tensor | None) -> float:
-    given = inputs if items is None else {**inputs, "num_items_in_batch": items}
-    return float(loss_in(model(**given), given, model))
 
 
 def native_factor(
@@ -101,11 +100,14 @@ class Normalization:
     Args:
         name: "exact" or "native".
         traits: what the model's class says of its loss.
+        criterion: where the loss comes from.
     """
 
-    def __init__(self, name: Literal["exact", "native"], traits: LossTraits) -> None:
+    def __init__(
+        self, name: Literal["exact", "native"], traits: LossTraits, criterion: Criterion = OWN_LOSS
+    ) -> None:
         self.name = name
-        self._traits = traits
+        self._traits, self._criterion = traits, criterion
         self._loss: Loss | None = None
         self._probe: Probe | None = None
 
@@ -121,7 +123,7 @@ class Normalization:
         telling = next((inputs for inputs in micro_batches if count_items(inputs, self._traits)), None)
         if telling is None:
             return self._make(divides=False)
-        self._probe = probe(model, telling, self._traits)
+        self._probe = probe(model, telling, self._traits, self._criterion)
         self._traits = dataclasses.replace(self._traits, shift=self._probe.shift)
         self._loss = self._make(divides=self._probe.divides)
         return self._loss
@@ -147,4 +149,6 @@ class Normalization:
         )
 
     def _make(self, *, divides: bool) -> Loss:
-        return NativeLoss(self._traits) if self.name == "native" else ExactLoss(self._traits, divides=divides)
+        if self.name == "native":
+            return NativeLoss(self._traits, self._criterion)
+        return ExactLoss(self._traits, divides=divides, criterion=self._criterion)

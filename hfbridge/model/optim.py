@@ -1,54 +1,129 @@
-"""Parameter groups, optimizer and schedule: the functions the native Trainer calls; knows Hugging Face."""
+"""Parameter groups, optimizer and schedule: the methods the native Trainer calls; knows Hugging Face.
 
+schedule                                stepped
+all others                              after each optimizer step, by Lightning
+reduce_lr_on_plateau, greedy            after each evaluation, with its metric, by CallbackHost
+"""
+
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from transformers import Trainer as NativeTrainer
-from transformers import TrainingArguments, get_scheduler
+from transformers import TrainingArguments
+from transformers.optimization import GreedyLR
+
+from hfbridge.errors import ModelError, SettingsError
+
+Optimizers = tuple[Optimizer | None, Any]
+OptimizerClass = tuple[Any, Mapping[str, Any]]
 
 
-def build_optimizer(model: nn.Module, args: TrainingArguments) -> Optimizer:
-    """Make the optimizer with native's two groups: decayed parameters, and biases and norms without decay.
+class NativeParts(NativeTrainer):
+    """The native Trainer's methods that make optimizer and schedule, without the Trainer around them.
 
-    Both groups are there even when one is empty, so that the state of `optimizer.pt` fits either engine.
-
-    Mirrors: transformers.Trainer.create_optimizer
-    """
-    # The two methods read nothing of the Trainer but what is handed to them.
-    decayed = set(NativeTrainer.get_decay_parameter_names(None, model))  # type: ignore[arg-type]
-    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for name, p in trainable if name in decayed], "weight_decay": args.weight_decay},
-        {"params": [p for name, p in trainable if name not in decayed], "weight_decay": 0.0},
-    ]
-    optimizer_class, arguments = NativeTrainer.get_optimizer_cls_and_kwargs(args, model)  # type: ignore[arg-type]
-    optimizer: Optimizer = optimizer_class(groups, **arguments)
-    return optimizer
-
-
-def build_scheduler(optimizer: Optimizer, args: TrainingArguments, *, max_steps: int) -> LRScheduler:
-    """Make the learning-rate schedule, stepped once per optimizer step.
+    They are called as they are, since what agrees today may not tomorrow. What they read of the Trainer is
+    set here.
 
     Args:
-        optimizer: what `build_optimizer` made.
-        args: schedule type, its arguments and the warm-up.
-        max_steps: optimizer steps of the whole run.
+        model: the Hugging Face model.
+        args: names and numbers.
+        optimizers: optimizer and schedule of the user's; either may be `None`.
+        optimizer_cls_and_kwargs: an optimizer class with arguments, in place of `optim` and `optim_args`.
 
+    Mirrors: transformers.Trainer.create_optimizer
     Mirrors: transformers.Trainer.create_scheduler
+    Proved by: tests/parity/test_optimizers.py
     """
-    # A JSON string became a dict when the arguments were made.
-    schedule_arguments: Any = args.lr_scheduler_kwargs
-    schedule: LRScheduler = get_scheduler(
-        args.lr_scheduler_type,
-        optimizer=optimizer,
-        num_warmup_steps=args.get_warmup_steps(max_steps),
-        num_training_steps=max_steps,
-        scheduler_specific_kwargs=schedule_arguments,
-    )
-    return schedule
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        *,
+        optimizers: Optimizers = (None, None),
+        optimizer_cls_and_kwargs: OptimizerClass | None = None,
+    ) -> None:
+        self.model, self.args = model, args
+        self.optimizer, self.lr_scheduler = optimizers
+        self.optimizer_cls_and_kwargs = None
+        if optimizer_cls_and_kwargs is not None:
+            kind, arguments = optimizer_cls_and_kwargs
+            self.optimizer_cls_and_kwargs = (kind, dict(arguments))
+        self.is_deepspeed_enabled = False
+
+
+def check_optimizers(model: object, optimizers: Any, optimizer_cls_and_kwargs: Any) -> None:
+    """See that what was given to make the optimizer of fits together.
+
+    Raises:
+        ModelError: it does not.
+
+    Mirrors: transformers.Trainer._validate_args
+    """
+    if not isinstance(optimizers, tuple) or len(optimizers) != 2:
+        raise ModelError(
+            f"optimizers={optimizers!r}; it must be a pair (optimizer, schedule), either of which may be "
+            "None."
+        )
+    if optimizers == (None, None):
+        return
+    if optimizer_cls_and_kwargs is not None:
+        raise ModelError("optimizers and optimizer_cls_and_kwargs are both given; choose one.")
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            "optimizers holds the parameters of a model, and HFModule is to build its model when the run "
+            "begins. Pass the model itself, or optimizer_cls_and_kwargs=(class, arguments)."
+        )
+
+
+def build_optimizer(parts: NativeParts, *, max_steps: int) -> tuple[Optimizer, Any]:
+    """Make the optimizer, or take the user's, and its schedule.
+
+    Returns:
+        The optimizer, whose `step` runs a closure it is given before anything else (some optimizers look at
+        their parameters first, or never call it), and the schedule.
+
+    Raises:
+        SettingsError: the optimizer refuses the settings.
+    """
+    args = parts.args
+    try:
+        optimizer = parts.create_optimizer()
+    except (ValueError, TypeError) as error:
+        given = f"optim={str(args.optim)!r}, optim_args={args.optim_args!r}"
+        raise SettingsError(f"The optimizer cannot be made ({given}): {error}") from error
+    if not isinstance(optimizer, Optimizer):
+        raise SettingsError(
+            f"The optimizer is a {type(optimizer).__name__}; it must be a torch.optim.Optimizer, which "
+            "Lightning can step and save."
+        )
+    return optimizer, parts.create_scheduler(num_training_steps=max_steps)
+
+
+def run_closure_first(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run the closure of a step before the step: a hook for `register_step_pre_hook`."""
+    closure = kwargs.pop("closure", None)
+    if closure is not None:
+        closure()
+    return args, kwargs
+
+
+def follows_metric(schedule: object) -> bool:
+    """Tell whether a schedule is stepped by an evaluation's metric and not by optimizer steps."""
+    return isinstance(schedule, (ReduceLROnPlateau, GreedyLR))
+
+
+def learning_rate_of(optimizer: Optimizer, schedule: Any) -> float:
+    """Read the rate of the first parameter group.
+
+    Mirrors: transformers.Trainer._get_learning_rate
+    """
+    rate = optimizer.param_groups[0]["lr"] if follows_metric(schedule) else schedule.get_last_lr()[0]
+    return float(rate)
 
 
 def clip_gradients(model: nn.Module, max_norm: float) -> torch.Tensor:

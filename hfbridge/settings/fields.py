@@ -118,14 +118,8 @@ _DATA, _LOADER, _HOST, _EVALUATION = "HFDataModule", "WindowLoader", "CallbackHo
 _WRITER, _STRATEGY, _TRAINER, _NOWHERE = "CheckpointWriter", "strategy", "Trainer", "nowhere"
 
 _OR_NATIVE = "or use the native Trainer"
-_NO_COMPILE = f"compilation is {NOT_CARRIED}; leave it out"
 _NO_HUB = 'nothing is pushed while training; call module.model.push_to_hub("name") after fit'
-_NO_RECOMPUTE = (
-    "the model is trained without recomputing activations; call model.gradient_checkpointing_enable() "
-    "on a model you build yourself"
-)
 _NO_DDP = "training runs in one process on one device; leave it out"
-_NO_REPORT = 'loggers are Lightning\'s; leave it out and pass one, e.g. Trainer(logger=CSVLogger("logs"))'
 _NO_SAVING = 'no checkpoints are written; leave it out or set save_strategy="no"'
 _NO_GENERATION = f"evaluation does not generate; generate from module.model after fit, {_OR_NATIVE}"
 _NO_RESUME = "runs are not resumed from checkpoint-N directories; leave it out"
@@ -144,33 +138,36 @@ _RULES = (
     _all("max_steps", "Trainer(max_steps=)"),
     # Optimizer and schedule
     _all("learning_rate", _OPTIMIZER),
-    Rule(
-        "lr_scheduler_type",
-        _OPTIMIZER,
-        "some",
-        refused=("reduce_lr_on_plateau", "greedy"),
-        reason="schedules that follow a metric are not stepped; use another, such as cosine",
-    ),
+    _all("lr_scheduler_type", _OPTIMIZER),
     _all("lr_scheduler_kwargs", _OPTIMIZER),
     _all("warmup_steps", _OPTIMIZER),
-    _some(
+    Rule(
         "optim",
         _OPTIMIZER,
-        ("adamw_torch", "adamw_torch_fused"),
-        f'only AdamW of torch is built; use "adamw_torch" or "adamw_torch_fused", {_OR_NATIVE}',
+        "some",
+        refused=(
+            "lomo",
+            "adalomo",
+            "adamw_torch_xla",
+            "adamw_torch_npu_fused",
+            "adamw_anyprecision",
+            "galore_adafactor_layerwise",
+        ),
+        reason=(
+            "LOMO steps during the backward pass; XLA, NPU and torchdistx cannot be had here; transformers "
+            'cannot build galore_adafactor_layerwise either; use "adamw_torch", or "galore_adafactor"'
+        ),
     ),
-    _default("optim_args", _OPTIMIZER, "the optimizers carried take no further arguments; leave it out", ""),
+    _all("optim_args", _OPTIMIZER),
     _all("weight_decay", _OPTIMIZER),
     _all("adam_beta1", _OPTIMIZER),
     _all("adam_beta2", _OPTIMIZER),
     _all("adam_epsilon", _OPTIMIZER),
-    _default("optim_target_modules", _OPTIMIZER, "only GaLore and APOLLO read it; leave it out"),
+    _all("optim_target_modules", _OPTIMIZER),
     _all("gradient_accumulation_steps", "WindowLoader: micro-batches of one Window"),
     _all("average_tokens_across_devices", _STEP),
     _all("max_grad_norm", "HFModule.configure_gradient_clipping"),
-    _default(
-        "label_smoothing_factor", _STEP, "the loss is the model's own; compute a smoothed loss in the model"
-    ),
+    _all("label_smoothing_factor", _STEP),
     # Precision, memory, compilation
     _all("bf16", "HFModule: autocast around the model's forward"),
     _default("fp16", _MODULE, f"there is no gradient scaler; use bf16=True, {_OR_NATIVE}"),
@@ -180,16 +177,14 @@ _RULES = (
         "weights are not cast for evaluation; call model.to(torch.bfloat16) first",
     ),
     _default("fp16_full_eval", _EVALUATION, "weights are not cast for evaluation; call model.half() first"),
-    _default(
-        "tf32", _TRAINER, 'it is a switch of the process; call torch.set_float32_matmul_precision("high")'
-    ),
-    _default("activation_checkpointing", _MODULE, _NO_RECOMPUTE, False),
-    _default("activation_checkpointing_kwargs", _MODULE, _NO_RECOMPUTE, {}),
-    _default("gradient_checkpointing", _MODULE, _NO_RECOMPUTE, False),
-    _default("gradient_checkpointing_kwargs", _MODULE, _NO_RECOMPUTE, {}),
-    _default("torch_compile", _MODULE, _NO_COMPILE),
-    _default("torch_compile_backend", _MODULE, _NO_COMPILE),
-    _default("torch_compile_mode", _MODULE, _NO_COMPILE),
+    _all("tf32", "torch: a switch of the process"),
+    _all("activation_checkpointing", _MODULE),
+    _all("activation_checkpointing_kwargs", _MODULE),
+    _default("gradient_checkpointing", _MODULE, "now called activation_checkpointing"),
+    _default("gradient_checkpointing_kwargs", _MODULE, "now called activation_checkpointing_kwargs"),
+    _all("torch_compile", _MODULE),
+    _all("torch_compile_backend", _MODULE),
+    _all("torch_compile_mode", _MODULE),
     _default(
         "use_liger_kernel", _MODULE, "the model is not patched; apply liger_kernel to it before HFModule"
     ),
@@ -200,10 +195,8 @@ _RULES = (
         {},
     ),
     _all("use_cache", "HFModule: model.config.use_cache"),
-    _default("neftune_noise_alpha", _MODULE, f"no noise is added to embeddings; leave it out, {_OR_NATIVE}"),
-    _default(
-        "torch_empty_cache_steps", _STEP, "the cache is not emptied, which changes no number; leave it out"
-    ),
+    _all("neftune_noise_alpha", _MODULE),
+    _all("torch_empty_cache_steps", _STEP),
     _default(
         "auto_find_batch_size", _LOADER, "a run is not restarted with smaller batches; set the batch size"
     ),
@@ -213,16 +206,16 @@ _RULES = (
     _all("logging_first_step", _HOST),
     _default("log_on_each_node", _TRAINER, "training runs on one node; leave it out"),
     _all("logging_nan_inf_filter", "HFModule and Evaluation"),
-    _default("include_num_input_tokens_seen", _HOST, "tokens are not counted; leave it out", False),
+    _all("include_num_input_tokens_seen", _HOST),
     _default("log_level", _TRAINER, _NO_VERBOSITY),
     _default("log_level_replica", _TRAINER, _NO_VERBOSITY),
     _all("disable_tqdm", "Trainer(enable_progress_bar=)"),
-    _default("report_to", _TRAINER, _NO_REPORT, [], ["none"]),
-    _default("run_name", _TRAINER, _NO_REPORT),
-    _default("project", _TRAINER, _NO_REPORT),
-    _default("trackio_space_id", _TRAINER, _NO_REPORT),
-    _default("trackio_bucket_id", _TRAINER, _NO_REPORT),
-    _default("trackio_static_space_id", _TRAINER, _NO_REPORT),
+    _all("report_to", _HOST),
+    _all("run_name", _HOST),
+    _all("project", _HOST),
+    _all("trackio_space_id", _HOST),
+    _all("trackio_bucket_id", _HOST),
+    _all("trackio_static_space_id", _HOST),
     # Evaluation and metrics
     _all("eval_strategy", _HOST),
     _all("eval_steps", _HOST),
@@ -264,22 +257,12 @@ _RULES = (
         _WRITER,
         'no checkpoints are written to load from; pass the callback ModelCheckpoint(monitor="eval_loss")',
     ),
-    _default(
-        "metric_for_best_model",
-        _HOST,
-        "no best model is kept; leave it out, or monitor it in ModelCheckpoint",
-    ),
-    _default(
-        "greater_is_better", _HOST, "no best model is kept; leave it out, or set ModelCheckpoint(mode=)"
-    ),
+    _all("metric_for_best_model", _HOST),
+    _all("greater_is_better", _HOST),
     _default("ignore_data_skip", _LOADER, _NO_RESUME),
     _default("restore_callback_states_from_checkpoint", _HOST, _NO_RESUME),
     # Reproducibility, hardware, accelerate
-    _default(
-        "full_determinism",
-        _TRAINER,
-        "it acts on the whole process; call transformers.enable_full_determinism(seed) in the script",
-    ),
+    _all("full_determinism", "transformers.enable_full_determinism before fit"),
     _all("seed", "transformers.set_seed before fit"),
     _all("data_seed", _LOADER),
     _all("use_cpu", 'Trainer(accelerator="cpu")'),
@@ -317,7 +300,13 @@ _RULES = (
     _default("fsdp", _STRATEGY, _NO_DDP, False, "", []),
     _default("fsdp_config", _STRATEGY, _NO_DDP, {}),
     _default("deepspeed", _STRATEGY, _NO_DDP, {}, ""),
-    _default("debug", _MODULE, "nothing is traced; use Trainer(detect_anomaly=True)", [], None),
+    Rule(
+        "debug",
+        _MODULE,
+        "some",
+        refused=("tpu_metrics_debug", ["tpu_metrics_debug"]),
+        reason='there is no TPU here; use debug="underflow_overflow", or leave it out',
+    ),
     _default(
         "skip_memory_metrics", _TRAINER, "memory is not measured; use Lightning's DeviceStatsMonitor callback"
     ),

@@ -120,6 +120,8 @@ OLD_NAMES: Mapping[str, OldName] = MappingProxyType(
         "dispatch_batches": _renamed("accelerator_config", None, convert=_entry("dispatch_batches")),
         "split_batches": _renamed("accelerator_config", None, convert=_entry("split_batches")),
         "adafactor": _renamed("optim", False, convert=_flag("adafactor")),
+        "gradient_checkpointing": _renamed("activation_checkpointing", None),
+        "gradient_checkpointing_kwargs": _renamed("activation_checkpointing_kwargs", None),
         "push_to_hub_model_id": _renamed("hub_model_id", None),
         "push_to_hub_token": _renamed("hub_token", None, "<PUSH_TO_HUB_TOKEN>"),
         "xpu_backend": _renamed("ddp_backend", None),
@@ -162,7 +164,7 @@ OLD_NAMES: Mapping[str, OldName] = MappingProxyType(
         "use_legacy_prediction_loop": _removed(_GONE, False),
     }
 )
-"""Every name of transformers 4 that transformers 5 refuses, and what becomes of it."""
+"""Every name of transformers 4 that transformers 5 refuses or warns of, and what becomes of it."""
 
 
 def rename(values: Mapping[str, object]) -> Renaming:

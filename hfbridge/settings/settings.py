@@ -124,9 +124,6 @@ class Settings:
         values = copy.deepcopy(self._given)
         if use_cpu is not None:
             values["use_cpu"] = use_cpu
-        for name in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
-            # Deprecated, and carried only where they say nothing; transformers would warn of them.
-            values.pop(name, None)
         kind = Seq2SeqTrainingArguments if self._is_seq2seq else TrainingArguments
         return kind(**values)
 

@@ -36,6 +36,8 @@ BASE: dict[str, Any] = {
 FIRST_EVAL_ID = 10_000
 _TIMES = ("runtime", "per_second", "preparation_time")
 # Of TrainerState: the history is compared row by row, and callbacks do not save themselves here.
+# Packages whose optimizers keep objects in their state.
+_WITH_OBJECTS = ("galore_torch", "apollo_torch")
 _NOT_COMPARED = ("log_history", "stateful_callbacks")
 
 
@@ -125,6 +127,7 @@ class Recorder(TrainerCallback):
         parts = tuple(sorted(name for name, value in kwargs.items() if value is not None))
         self.events.append((event, state.global_step, state.epoch, flags, parts, extra))
 
+    @torch.compiler.disable  # of what is seen here nothing is part of the model
     def _note_inputs(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         if model.training:
             tensors = {name: v for name, v in kwargs.items() if isinstance(v, Tensor)}
@@ -200,6 +203,9 @@ class Job:
         train_rows: training rows instead of those of the kind.
         validation_rows: evaluation rows instead of those of the kind.
         processing_class: given to both.
+        compute_loss_func: given to both.
+        optimizers: makes optimizer and schedule for a model.
+        optimizer_cls_and_kwargs: given to both.
     """
 
     kind: str = "distilbert"
@@ -217,6 +223,9 @@ class Job:
     train_rows: list[dict[str, Any]] | None = None
     validation_rows: list[dict[str, Any]] | None = None
     processing_class: Any = None
+    compute_loss_func: Any = None
+    optimizers: Callable[[nn.Module], tuple[Any, Any]] | None = None
+    optimizer_cls_and_kwargs: Any = None
 
     def with_settings(self, **settings: Any) -> "Job":
         """Change some settings."""
@@ -233,6 +242,16 @@ class Job:
     def make_model(self) -> nn.Module:
         """Build the model."""
         return self.model() if self.model is not None else make_model(self.kind)
+
+    def given_to_trainer(self, model: nn.Module | None) -> dict[str, Any]:
+        """Return what the native Trainer and HFModule take under the same names."""
+        return {
+            "compute_metrics": self.compute_metrics,
+            "processing_class": self.processing_class,
+            "compute_loss_func": self.compute_loss_func,
+            "optimizers": (None, None) if self.optimizers is None else self.optimizers(model),  # type: ignore[arg-type]
+            "optimizer_cls_and_kwargs": self.optimizer_cls_and_kwargs,
+        }
 
     def datasets(self) -> tuple[Any, Any]:
         """Build the training and the evaluation set."""
@@ -288,16 +307,16 @@ def run_theirs(job: Job) -> Record:
     """Run a job on the native Trainer."""
     recorder, collator = Recorder(), job.make_collator()
     train, evaluation = job.datasets()
+    model = None if job.model_init is not None else job.make_model()
     trainer = NativeTrainer(
-        model=None if job.model_init is not None else job.make_model(),
+        model=model,
         model_init=job.model_init,
         args=TrainingArguments(**job.arguments()),
         train_dataset=train,
         eval_dataset=evaluation,
         data_collator=collator,
-        processing_class=job.processing_class,
-        compute_metrics=job.compute_metrics,
         callbacks=[recorder, *job.callbacks()],
+        **job.given_to_trainer(model),
     )
     trainer.train()
     optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
@@ -308,24 +327,21 @@ def run_ours(job: Job, *, loss_normalization: str = "native") -> Record:
     """Run a job on hfbridge."""
     recorder, collator = Recorder(), job.make_collator()
     train, evaluation = job.datasets()
+    model = None
     if job.module_arguments is not None:
         positional, named = job.module_arguments
     else:
-        positional, named = [job.model_init if job.model_init is not None else job.make_model()], {}
+        model = None if job.model_init is not None else job.make_model()
+        positional, named = [job.model_init or model], {}
     module = hfbridge.HFModule(
-        *positional,
-        **named,
-        compute_metrics=job.compute_metrics,
-        processing_class=job.processing_class,
-        loss_normalization=loss_normalization,
+        *positional, **named, **job.given_to_trainer(model), loss_normalization=loss_normalization
     )
     trainer = hfbridge.Trainer(
         job.arguments(), callbacks=[recorder, *job.callbacks()], logger=False, enable_model_summary=False
     )
     data = hfbridge.HFDataModule(train_dataset=train, eval_dataset=evaluation, data_collator=collator)
     trainer.fit(module, data)
-    scheduler = trainer.lr_scheduler_configs[0].scheduler
-    optimizer = trainer.optimizers[0]
+    scheduler, optimizer = module.schedule, trainer.optimizers[0]
     record = _record(recorder, collator, trainer.state_of_run, module.model, optimizer, scheduler, trainer)
     record.module = module
     return record
@@ -405,6 +421,8 @@ def _same(where: str, their: Any, our: Any) -> None:
     elif isinstance(their, Tensor):
         assert their.dtype == our.dtype, f"{where}: theirs is {their.dtype}, ours {our.dtype}"
         assert digest(their) == digest(our), f"{where}: differ by at most {_distance(their, our)}"
+    elif type(their).__module__.partition(".")[0] in _WITH_OBJECTS:
+        _same(where, vars(their), vars(our))
     elif isinstance(their, float) and math.isnan(their):
         assert math.isnan(our), f"{where}: theirs is nan, ours {our!r}"
     else:

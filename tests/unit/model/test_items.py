@@ -12,6 +12,7 @@ from tests.tiny import make_model
 CPU = torch.device("cpu")
 TRAITS = LossTraits(
     takes_items=True,
+    counts_natively=True,
     native_shift=False,
     shift=False,
     rows_only=False,

@@ -8,8 +8,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from hfbridge.errors import ModelError
+from hfbridge.model.criterion import loss_in
 from hfbridge.model.items import read_traits
-from hfbridge.model.loss import ExactLoss, NativeLoss, device_of, loss_in
+from hfbridge.model.loss import ExactLoss, NativeLoss, device_of
 
 CPU = torch.device("cpu")
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from hfbridge.model.optim import build_optimizer, build_scheduler, clip_gradients
+from hfbridge.model.optim import NativeParts, clip_gradients
 from tests.tiny import make_model
 
 
@@ -21,6 +21,10 @@ def groups(optimizer):
         ([id(p) for p in group["params"]], {k: v for k, v in group.items() if k != "params"})
         for group in optimizer.param_groups
     ]
+
+
+def build_optimizer(model, args):
+    return NativeParts(model, args).create_optimizer()
 
 
 def freeze_encoder(model):
@@ -92,8 +96,9 @@ def test_the_schedule_is_the_native_one(values, tmp_path):
     model, args = make_model("distilbert"), arguments(tmp_path, **values)
     native = Trainer(model, args)
     native.create_optimizer_and_scheduler(num_training_steps=12)
-    optimizer = build_optimizer(model, args)
-    ours = build_scheduler(optimizer, args, max_steps=12)
+    parts = NativeParts(model, args)
+    optimizer = parts.create_optimizer()
+    ours = parts.create_scheduler(num_training_steps=12)
     rates = []
     for scheduler, stepped in ((native.lr_scheduler, native.optimizer), (ours, optimizer)):
         rates.append([])

@@ -1,0 +1,64 @@
+"""What passes through the model: floating-point operations and input tokens; knows Hugging Face."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+
+class InputCounter:
+    """Count each micro-batch's operations and tokens as the native Trainer does.
+
+    Args:
+        model: the Hugging Face model; names its main input.
+        tokens: `include_num_input_tokens_seen`.
+        pad_token_id: of the tokenizer; tells padding where there is no attention mask.
+
+    Attributes:
+        flops: floating-point operations since the last `drain_flops`: six for each parameter outside the
+            embeddings and each element of the main input.
+
+    Mirrors: transformers.Trainer.floating_point_ops
+    Mirrors: transformers.Trainer._track_num_input_tokens
+    """
+
+    def __init__(
+        self, model: Any, *, tokens: Literal["no", "all", "non_padding"], pad_token_id: int | None
+    ) -> None:
+        self._main = getattr(model, "main_input_name", "input_ids")
+        has_count = hasattr(model, "num_parameters")
+        self._flops_per_element = 6 * model.num_parameters(exclude_embeddings=True) if has_count else 0
+        self._tokens, self._pad_token_id = tokens, pad_token_id
+        self._has_told = False
+        self.flops = 0
+
+    def add(self, inputs: Mapping[str, Any]) -> int:
+        """Take in a micro-batch and return its tokens; 0 if they are not counted."""
+        main = inputs.get(self._main)
+        if not isinstance(main, Tensor):
+            if self._tokens != "no":
+                self._tell(f"The micro-batches hold no {self._main!r}: input tokens are not counted.")
+            return 0
+        self.flops += self._flops_per_element * main.numel()
+        if self._tokens == "no":
+            return 0
+        if self._tokens == "non_padding":
+            if "attention_mask" in inputs:
+                return int(inputs["attention_mask"].sum())
+            if self._pad_token_id is not None:
+                return int((main != self._pad_token_id).sum())
+            self._tell("Neither attention mask nor padding token tell padding: all input tokens are counted.")
+        return main.numel()
+
+    def drain_flops(self) -> float:
+        """Return the operations since the last call."""
+        flops, self.flops = self.flops, 0
+        return float(flops)
+
+    def _tell(self, text: str) -> None:
+        if not self._has_told:
+            self._has_told = True
+            logger.warning(text)

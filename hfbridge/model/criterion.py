@@ -1,0 +1,134 @@
+"""Where a loss comes from: the model, smoothed labels, or the user's function; knows Hugging Face.
+
+compute_loss_func    label_smoothing_factor    labels reach    loss
+given                -                         the function    what the function returns
+-                    above 0                   the smoother    smoothed cross-entropy over the logits
+-                    0                         the model       the model's own
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch._dynamo.eval_frame import OptimizedModule
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.trainer_pt_utils import LabelSmoother
+from transformers.trainer_utils import unwrap_peft_model
+
+from hfbridge.errors import ModelError
+from hfbridge.model.items import Inputs, LossTraits
+
+LossFunction = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """Compute a micro-batch's loss.
+
+    Attributes:
+        function: the user's `compute_loss_func`, called with the model's outputs, the labels and
+            `num_items_in_batch`.
+        smoother: of transformers; used where there is no function.
+        shifts: the smoother compares logits with the next token's label.
+        forgets_shift: not while a compiled model trains, as natively, where the compiled model is asked for
+            its name.
+
+    Mirrors: transformers.Trainer.compute_loss
+    """
+
+    function: LossFunction | None = None
+    smoother: LabelSmoother | None = None
+    shifts: bool = False
+    forgets_shift: bool = False
+
+    def __call__(
+        self, model: nn.Module, inputs: Inputs, number: Tensor | None, *, traits: LossTraits
+    ) -> tuple[Tensor, Any]:
+        """Run the model on a micro-batch.
+
+        Args:
+            model: the Hugging Face model.
+            inputs: the micro-batch; not changed.
+            number: what sums are divided by, scalar; `None` for the micro-batch's own mean.
+            traits: whether the model takes the number.
+
+        Returns:
+            The loss, scalar, and the model's outputs.
+
+        Raises:
+            ModelError: there is no loss.
+        """
+        labels = None
+        if self.function is not None or self.smoother is not None:
+            labels = inputs.get("labels")
+            inputs = {name: value for name, value in inputs.items() if name != "labels"}
+        if traits.takes_items and number is not None:
+            inputs = {**inputs, "num_items_in_batch": number}
+        outputs = model(**inputs)
+        if self.function is not None:
+            loss = self.function(outputs, labels, num_items_in_batch=number)
+            if not isinstance(loss, Tensor):
+                name = getattr(self.function, "__qualname__", repr(self.function))
+                raise ModelError(
+                    f"compute_loss_func ({name}) returned {loss!r}; it must return the loss, a scalar tensor."
+                )
+            return loss, outputs
+        if self.smoother is not None and labels is not None:
+            shifts = self.shifts and not (self.forgets_shift and isinstance(model, OptimizedModule))
+            smoothed: Tensor = self.smoother(outputs, labels, shift_labels=shifts, num_items_in_batch=number)
+            return smoothed, outputs
+        return loss_in(outputs, inputs, model), outputs
+
+
+OWN_LOSS = Criterion()
+"""The loss that the model returns."""
+
+
+def criterion_of(
+    model: nn.Module, *, smoothing: float, function: LossFunction | None, forgets_shift: bool = False
+) -> Criterion:
+    """Choose where a run's losses come from.
+
+    Args:
+        model: the Hugging Face model; the name of its class tells whether smoothing shifts the labels.
+        smoothing: `label_smoothing_factor`.
+        function: `compute_loss_func`; wins over smoothing.
+        forgets_shift: of the criterion.
+
+    Raises:
+        ModelError: smoothing for a multi-label classifier, whose labels are no class ids.
+
+    Mirrors: transformers.Trainer.compute_loss
+    """
+    if function is not None or not smoothing:
+        return Criterion(function=function)
+    if getattr(getattr(model, "config", None), "problem_type", None) == "multi_label_classification":
+        raise ModelError(
+            f"label_smoothing_factor={smoothing} does not fit a multi-label classifier, for which the native "
+            "Trainer switches it off with a warning. Leave it out, or pass compute_loss_func."
+        )
+    shifts = type(unwrap_peft_model(model)).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    smoother = LabelSmoother(epsilon=smoothing)
+    return Criterion(smoother=smoother, shifts=shifts, forgets_shift=forgets_shift)
+
+
+def loss_in(outputs: Any, inputs: Inputs, model: nn.Module) -> Tensor:
+    """Take the loss out of what a forward returned, scalar.
+
+    Raises:
+        ModelError: there is none.
+
+    Mirrors: transformers.Trainer.compute_loss
+    """
+    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs[0]
+    if not isinstance(loss, Tensor):
+        got = type(outputs).__name__
+        if isinstance(outputs, Mapping):
+            got = ", ".join(name for name, value in outputs.items() if value is not None)
+        raise ModelError(
+            f"{type(model).__name__} returned no loss, only {got}. It was given {', '.join(inputs)}. A "
+            "model returns a loss when it has a head and gets labels: use an AutoModelFor... class of your "
+            "task, and see that the dataset or the data_collator makes a 'labels' column."
+        )
+    return loss
