@@ -60,8 +60,8 @@ def about(results: dict[str, Any]) -> str:
 def render(text: str) -> str:
     for name, table in (("overhead", overhead), ("finetune", finetune)):
         results = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
-        body = "\n".join([*table(results), "", about(results)])
-        pattern = re.compile(rf"(<!-- results:{name} -->\n).*?(\n<!-- /results -->)", re.DOTALL)
+        body = "\n".join([*table(results), "", about(results), ""])
+        pattern = re.compile(rf"(<!-- results:{name} -->\n).*?(<!-- /results -->)", re.DOTALL)
         if not pattern.search(text):
             raise SystemExit(
                 f"README.md has no place for {name}: <!-- results:{name} --> ... <!-- /results -->"
