@@ -157,9 +157,9 @@ _RULES = (
             "apollo_adamw_layerwise",
         ),
         reason=(
-            "LOMO steps during the backward pass; XLA, NPU and torchdistx cannot be had here; transformers "
-            "itself cannot build the schedule of a *_layerwise optimizer with this torch "
-            '(LayerWiseDummyScheduler raises); use "adamw_torch", "galore_adamw" or "apollo_adamw"'
+            "LOMO and *_layerwise optimizers step during the backward pass, and natively neither schedule "
+            "nor clipping reaches the latter; XLA, NPU and torchdistx cannot be had here; use "
+            '"adamw_torch", "galore_adamw" or "apollo_adamw"'
         ),
     ),
     _all("optim_args", _OPTIMIZER),
