@@ -83,8 +83,9 @@ def choices(name: str) -> tuple[str, ...]:
 
 
 def suggest(name: object, known: Collection[str]) -> str:
-    """Text that names the most similar known name, or empty text."""
-    close = difflib.get_close_matches(str(name), known, n=1)
+    """Text that names the most similar known name, or empty text; one that begins like it comes first."""
+    longer = [other for other in known if other.startswith(str(name)) and len(str(name)) > 2]
+    close = longer or difflib.get_close_matches(str(name), known, n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
