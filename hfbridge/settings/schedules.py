@@ -50,7 +50,7 @@ def check_schedule(value: Callable[[str], Any], given: Collection[str]) -> Itera
         return
     blamed = "lr_scheduler_kwargs" if "lr_scheduler_kwargs" in given else "lr_scheduler_type"
     wrong = list(_check_kwargs(name, kwargs, learning_rate=value("learning_rate")))
-    if not wrong and (refusal := _refusal(name, kwargs, learning_rate=value("learning_rate"))):
+    if kwargs and not wrong and (refusal := _refusal(name, kwargs, learning_rate=value("learning_rate"))):
         wrong = [f"{name} refuses it: {refusal}"]
     yield from ((blamed, text) for text in wrong)
 
