@@ -26,8 +26,9 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from hfbridge.data.window import Schedule
 from hfbridge.errors import Problem, SettingsError, raise_problems
-from hfbridge.settings import Settings
-from hfbridge.settings.translate import NEVER, reason_against
+from hfbridge.settings import Settings, require_machine
+from hfbridge.settings.plan import NEVER
+from hfbridge.settings.translate import reason_against
 
 _LIGHTNING_DEFAULT_EPOCHS, _LIGHTNING_DEFAULT_LOG_EVERY = 1000, 50
 # Arguments that a Trainer keeps under their names; a shortcut sets some of the others.
@@ -50,6 +51,7 @@ def settings_of(trainer: pl.Trainer) -> Settings:
 
     Raises:
         SettingsError: there are none, or some that differ.
+        MissingDependencyError: a plain Trainer's run needs a package that is not installed.
     """
     sources = {
         "hfbridge.Trainer": getattr(trainer, "settings", None),
@@ -70,7 +72,10 @@ def settings_of(trainer: pl.Trainer) -> Settings:
                 f"settings are given to both {first} and {other}, and they differ: {given[first]} and "
                 f"{given[other]}. Choose one."
             )
-    return given[first] if first == "hfbridge.Trainer" else _with_arguments_of(trainer, given[first])
+    if first == "hfbridge.Trainer":
+        return given[first]
+    require_machine(given[first])
+    return _with_arguments_of(trainer, given[first])
 
 
 def _with_arguments_of(trainer: pl.Trainer, settings: Settings) -> Settings:

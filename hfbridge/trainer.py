@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from os import PathLike
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,8 +16,7 @@ from hfbridge.datamodule import HFDataModule
 from hfbridge.errors import DataError, ModelError, SettingsError
 from hfbridge.module import HFModule
 from hfbridge.progress import RunProgressBar
-from hfbridge.settings import Settings
-from hfbridge.settings.translate import Plan, translate
+from hfbridge.settings import Plan, Settings, require_machine, translate
 
 _KNOWN_ARGUMENTS = tuple(inspect.signature(pl.Trainer.__init__).parameters)[1:]
 
@@ -25,7 +25,8 @@ class Trainer(pl.Trainer):
     """Run HFModule on HFDataModule with the settings of the native Trainer.
 
     Args:
-        settings: `Settings`, a `transformers.TrainingArguments`, or a dict of the same names.
+        settings: `Settings`, a `transformers.TrainingArguments`, a dict of the same names, or the path of a
+            YAML or JSON file that holds one.
         **trainer_arguments: arguments of `lightning.Trainer`. What the settings say, too, must agree.
             `callbacks` takes Lightning callbacks and transformers' `TrainerCallback` objects or classes in
             one list.
@@ -36,10 +37,13 @@ class Trainer(pl.Trainer):
 
     Raises:
         SettingsError: a setting or argument is unknown, wrong, contradictory or not carried; all are named.
+        MissingDependencyError: a setting needs a package that is not installed.
     """
 
     def __init__(
-        self, settings: Settings | TrainingArguments | Mapping[str, Any], **trainer_arguments: Any
+        self,
+        settings: Settings | TrainingArguments | Mapping[str, Any] | str | PathLike[str],
+        **trainer_arguments: Any,
     ) -> None:
         own, bridged = _split_callbacks(trainer_arguments.get("callbacks"))
         if own or bridged:
@@ -48,6 +52,7 @@ class Trainer(pl.Trainer):
             Settings.of(settings), trainer_arguments, known_arguments=_KNOWN_ARGUMENTS
         )
         self.settings: Settings = self.plan.settings
+        require_machine(self.settings)
         self.trainer_callbacks: tuple[TrainerCallback | type[TrainerCallback], ...] = tuple(bridged)
         super().__init__(**_with_defaults(self.plan.trainer_arguments))
         for note in self.plan.notes:

@@ -1,7 +1,19 @@
 """What the user asked for, by the names of `transformers.TrainingArguments`, and its translation."""
 
 from hfbridge.settings.fields import NO_CHECKPOINTS, RULES, Rule
+from hfbridge.settings.machine import require_machine, require_packages
+from hfbridge.settings.plan import Plan, Row
 from hfbridge.settings.settings import Settings
-from hfbridge.settings.translate import Plan, Row, translate
+from hfbridge.settings.translate import translate
 
-__all__ = ["NO_CHECKPOINTS", "RULES", "Plan", "Row", "Rule", "Settings", "translate"]
+__all__ = [
+    "NO_CHECKPOINTS",
+    "RULES",
+    "Plan",
+    "Row",
+    "Rule",
+    "Settings",
+    "require_machine",
+    "require_packages",
+    "translate",
+]

@@ -1,33 +1,36 @@
-"""Whether values are of the right type, in range, and fit together.
+"""Whether a value, by itself, is of the right type and in range, and the plain value that it stands for.
 
 Types are read from the annotations of the installed `TrainingArguments`. The conditions are those of
-`TrainingArguments._validate_args`, those that torch and the schedules raise later, after a run has started,
+`TrainingArguments._validate_args`, those that torch and transformers raise later, after a run has started,
 and what none of them notices (`max_steps=0`, a bool for a number, NaN).
+
+setting                          spellings of one value                    plain value
+report_to                        "none", [], ["none"]                      "none"
+                                 "all", ["all"]                            "all"
+                                 "wandb", ["wandb"]                        ["wandb"]
+debug                            "", [], None                              ""
+                                 "underflow_overflow", a list or enum      "underflow_overflow"
+include_num_input_tokens_seen    True, False                               "all", "no"
+torch_compile_backend            "INDUCTOR"                                "inductor"
+a dictionary                     the same as a JSON string                 the dictionary
 """
 
 import difflib
-import inspect
 import json
 import math
 import operator
 import os
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from enum import Enum
 from numbers import Integral, Real
 from types import UnionType
 
-from transformers import SchedulerType, Seq2SeqTrainingArguments
-from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+from accelerate.utils import DynamoBackend
+from transformers import Seq2SeqTrainingArguments
+from transformers.debug_utils import DebugOption
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_pt_utils import AcceleratorConfig
-
-from hfbridge.settings.fields import DEFAULTS
-
-Value = Callable[[str], typing.Any]
-"""The value of a setting by its name, given or default."""
-
-Complaint = tuple[str, str]
-"""The name of a setting, and what is wrong with its value."""
 
 _TYPE_NAMES = {
     bool: "True or False",
@@ -36,9 +39,19 @@ _TYPE_NAMES = {
     str: "a string",
     dict: "a dictionary",
 }
-_IN_JSON = ("accelerator_config", "lr_scheduler_kwargs")
-_SAMPLING_STRATEGIES = ("random", "sequential", "group_by_length", "batch_rebalance")
-_START_METHODS = ("fork", "spawn", "forkserver")
+_IN_JSON = ("accelerator_config", "lr_scheduler_kwargs", "activation_checkpointing_kwargs")
+# Choices that transformers does not have as an enum.
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "train_sampling_strategy": ("random", "sequential", "group_by_length", "batch_rebalance"),
+    "dataloader_multiprocessing_context": ("fork", "spawn", "forkserver"),
+    "include_num_input_tokens_seen": ("no", "all", "non_padding"),
+    "torch_compile_backend": tuple(
+        member.value.lower() for member in DynamoBackend if member is not DynamoBackend.NO
+    ),
+    "torch_compile_mode": ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+}
+_REPORTERS = tuple(INTEGRATION_TO_CALLBACK)
+_DEBUG_OPTIONS = tuple(option.value for option in DebugOption)
 
 
 def _annotated_types() -> Mapping[str, tuple[type, ...]]:
@@ -46,8 +59,13 @@ def _annotated_types() -> Mapping[str, tuple[type, ...]]:
     allowed: dict[str, tuple[type, ...]] = {}
     for name, hint in typing.get_type_hints(Seq2SeqTrainingArguments).items():
         is_union = isinstance(hint, UnionType) or typing.get_origin(hint) is typing.Union
-        members = typing.get_args(hint) if is_union else (hint,)
-        allowed[name] = tuple(typing.get_origin(member) or member for member in members)
+        kinds: list[type] = []
+        for member in typing.get_args(hint) if is_union else (hint,):
+            if typing.get_origin(member) is typing.Literal:
+                kinds += map(type, typing.get_args(member))
+            else:
+                kinds.append(typing.get_origin(member) or member)
+        allowed[name] = tuple(kinds)
     return allowed
 
 
@@ -56,17 +74,18 @@ _TYPES = _annotated_types()
 
 def choices(name: str) -> tuple[str, ...]:
     """The strings a setting may be, in the installed transformers; empty if any will do."""
-    if name == "train_sampling_strategy":
-        return _SAMPLING_STRATEGIES
-    if name == "dataloader_multiprocessing_context":
-        return _START_METHODS
+    if name in _CHOICES:
+        return _CHOICES[name]
+    if name == "debug":
+        return ()  # several may be given: _debug_of
     enums = [kind for kind in _TYPES[name] if isinstance(kind, type) and issubclass(kind, Enum)]
     return tuple(str(member.value) for kind in enums for member in kind)
 
 
 def suggest(name: object, known: Collection[str]) -> str:
-    """Text that names the most similar known name, or empty text."""
-    close = difflib.get_close_matches(str(name), known, n=1)
+    """Text that names the most similar known name, or empty text; one that begins like it comes first."""
+    longer = [other for other in known if other.startswith(str(name)) and len(str(name)) > 2]
+    close = longer or difflib.get_close_matches(str(name), known, n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
@@ -81,23 +100,69 @@ def simplify(name: str, value: object) -> object:
         The plain value, or the value itself if it stands for nothing plainer.
     """
     if isinstance(value, Enum):
-        return value.value
+        value = value.value
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    if isinstance(value, list | tuple):
-        return [simplify(name, item) for item in value]
+    if name in _IN_JSON and isinstance(value, str) and value.startswith("{"):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError:
+            return value
     if isinstance(value, AcceleratorConfig):
         value = value.to_dict()
     if name == "accelerator_config" and isinstance(value, Mapping):
         defaults = AcceleratorConfig().to_dict()
         return {key: entry for key, entry in value.items() if key not in defaults or entry != defaults[key]}
-    if name in _IN_JSON and isinstance(value, str) and value.startswith("{"):
-        try:
-            return json.loads(value)
-        except json.JSONDecodeError:
-            return value
+    if isinstance(value, list | tuple | Mapping):
+        value = _plain(value)
+    if name in _SPELLINGS:
+        return _SPELLINGS[name](value)
     # to_dict() of transformers writes this in place of the token, or of no token.
     return None if isinstance(value, str) and value == "<HUB_TOKEN>" else value
+
+
+def _plain(value: object) -> object:
+    """Make what lies inside lists and dictionaries plain: what a file can hold."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return operator.index(value)
+    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else value
+
+
+def _debug_spelling(value: object) -> object:
+    """Join the words of `debug`, each once."""
+    if value is None:
+        return ""
+    words = value.split() if isinstance(value, str) else value
+    if isinstance(words, list) and all(isinstance(word, str) for word in words):
+        return " ".join(dict.fromkeys(words))
+    return value
+
+
+def _reporter_spelling(value: object) -> object:
+    """Put one reporter into a list, and take "none" and "all" out of one."""
+    if isinstance(value, str) and value not in ("none", "all"):
+        return [value]
+    if isinstance(value, list) and value in ([], ["none"], ["all"]):
+        return value[0] if value else "none"
+    return value
+
+
+_SPELLINGS: Mapping[str, Callable[[typing.Any], object]] = {
+    "debug": _debug_spelling,
+    "report_to": _reporter_spelling,
+    "include_num_input_tokens_seen": lambda value: (
+        {True: "all", False: "no"}[value] if isinstance(value, bool) else value
+    ),
+    "torch_compile_backend": lambda value: value.lower() if isinstance(value, str) else value,
+}
 
 
 def convert(name: str, value: object) -> tuple[object, str]:
@@ -114,6 +179,8 @@ def convert(name: str, value: object) -> tuple[object, str]:
         ValueError: the value has the wrong type; the text says what is possible.
     """
     kinds, possible = _TYPES[name], choices(name)
+    if wrong := _wrong_words(name, value):
+        raise ValueError(wrong)
     if value is None and type(None) in kinds:
         return value, ""
     if possible:
@@ -131,6 +198,30 @@ def convert(name: str, value: object) -> tuple[object, str]:
     elif _is_of(kinds, value, name):
         return dict(value) if isinstance(value, Mapping) else value, ""
     raise ValueError(_wrong_type(name, value, kinds))
+
+
+def _wrong_words(name: str, value: object) -> str:
+    """Say what is wrong with a setting that holds several words, or empty text."""
+    if name == "debug" and isinstance(value, str):
+        words, known = value.split(), _DEBUG_OPTIONS
+    elif name == "report_to" and value is None:
+        return 'must be a list of names, "all" or "none", not NoneType'
+    elif name == "report_to" and isinstance(value, list):
+        words, known = value, _REPORTERS
+    else:
+        return ""
+    for word in words:
+        if word in ("none", "all") and name == "report_to":
+            return f'"{word}" stands alone; leave it out of the list, or the others'
+        if isinstance(word, str) and "," in word:
+            listed = [part.strip() for part in word.split(",") if part.strip()]
+            return f"holds several names in one string; write a list: {json.dumps(listed)}"
+        if isinstance(word, str) and word not in known:
+            more = ', "all" or "none"' if name == "report_to" else ""
+            return f'"{word}" is not one of {", ".join(known)}{more}{suggest(word, known)}'
+    if len(set(map(str, words))) < len(words):
+        return "holds a name twice; write each once"
+    return ""
 
 
 def _is_of(kinds: tuple[type, ...], value: object, name: str) -> bool:
@@ -191,6 +282,8 @@ _AT_LEAST_1 = ("1 or more", lambda value: value >= 1)
 _AT_LEAST_0 = ("0 or more", lambda value: value >= 0)
 _BETA = ("from 0 to below 1", lambda value: 0 <= value < 1)
 
+_NAME = ("a name; leave it out if there is none", lambda value: value != "")
+
 _RANGES: Mapping[str, tuple[str, Callable[[typing.Any], bool]]] = {
     "per_device_train_batch_size": _AT_LEAST_1,
     "per_device_eval_batch_size": _AT_LEAST_1,
@@ -207,6 +300,15 @@ _RANGES: Mapping[str, tuple[str, Callable[[typing.Any], bool]]] = {
     "adam_beta2": _BETA,
     "adam_epsilon": _AT_LEAST_0,
     "max_grad_norm": ("0 (no clipping) or more", lambda value: value >= 0),
+    "label_smoothing_factor": ("from 0 to 1", lambda value: 0 <= value <= 1),
+    "neftune_noise_alpha": ("more than 0; leave it out for no noise", lambda value: value > 0),
+    "torch_empty_cache_steps": _AT_LEAST_1,
+    "metric_for_best_model": _NAME,
+    "optim_target_modules": (
+        'a pattern, a list of them, or "all-linear"; empty, it matches no layer',
+        lambda value: len(value) > 0,
+    ),
+    "trackio_static_space_id": ("a string, False or None, not True", lambda value: value is not True),
     "eval_delay": _AT_LEAST_0,
     "eval_accumulation_steps": _AT_LEAST_1,
     "seed": ("from 0 to 2**32 - 1", lambda value: 0 <= value < 2**32),
@@ -214,87 +316,3 @@ _RANGES: Mapping[str, tuple[str, Callable[[typing.Any], bool]]] = {
     "dataloader_num_workers": _AT_LEAST_0,
     "dataloader_prefetch_factor": _AT_LEAST_1,
 }
-
-
-def check_together(given: Mapping[str, typing.Any], *, wrong: Collection[str]) -> Iterator[Complaint]:
-    """Check values that depend on each other.
-
-    Args:
-        given: the values given that are right by themselves.
-        wrong: settings whose value is wrong; checks that depend on one of them are left out.
-
-    Yields:
-        What contradicts or lacks something else, under the name of a setting that was given.
-    """
-    for check in (_check_precision, _check_cadence, _check_workers, _check_schedule):
-        asked: set[str] = set()
-
-        def value(name: str, asked: set[str] = asked) -> typing.Any:
-            asked.add(name)
-            return given.get(name, DEFAULTS[name])
-
-        complaints = list(check(value, given))
-        if asked.isdisjoint(wrong):
-            yield from complaints
-
-
-def _check_precision(value: Value, given: Collection[str]) -> Iterator[Complaint]:
-    """Check that at most one reduced precision is asked for."""
-    if value("bf16") and value("fp16"):
-        yield "fp16", "contradicts bf16=True; at most one of the two can be True"
-
-
-def _check_cadence(value: Value, given: Collection[str]) -> Iterator[Complaint]:
-    """Check how often to log and to evaluate."""
-    used = {"logging_steps": value("logging_strategy"), "eval_steps": value("eval_strategy")}
-    for name, strategy in used.items():
-        steps = value(name)
-        if name == "eval_steps" and not steps:
-            if strategy == "steps" and value("logging_steps") <= 0:
-                yield "eval_strategy", 'with "steps" needs eval_steps or logging_steps above 0'
-        elif strategy == "steps" and (steps <= 0 or (steps > 1 and steps != int(steps))):
-            blamed = name if name in given else f"{name.partition('_')[0]}_strategy"
-            yield blamed, f"{name} must be a whole number of steps, or below 1 a share of them; it is {steps}"
-
-
-def _check_workers(value: Value, given: Collection[str]) -> Iterator[Complaint]:
-    """Check what needs worker processes; torch would complain when the first loader is built."""
-    if value("dataloader_num_workers") == 0:
-        for name in (
-            "dataloader_prefetch_factor",
-            "dataloader_persistent_workers",
-            "dataloader_multiprocessing_context",
-        ):
-            if value(name):
-                yield name, "needs worker processes; set dataloader_num_workers to 1 or more, or leave it out"
-
-
-def _check_schedule(value: Value, given: Collection[str]) -> Iterator[Complaint]:
-    """Check the keyword arguments of the schedule; transformers would complain when it is built."""
-    name, kwargs = value("lr_scheduler_type"), value("lr_scheduler_kwargs") or {}
-    if name in ("constant", "constant_with_warmup"):  # natively ignored by these two
-        return
-    blamed = "lr_scheduler_kwargs" if "lr_scheduler_kwargs" in given else "lr_scheduler_type"
-    build = typing.cast(Callable[..., object], TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(name)])
-    parameters = dict(inspect.signature(build).parameters)
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return  # reduce_lr_on_plateau and greedy are refused by their rule
-    for passed in ("optimizer", "num_warmup_steps", "num_training_steps"):
-        parameters.pop(passed, None)
-    for key, entry in kwargs.items():
-        if key not in parameters:
-            text = f"{key} is no argument of {name}; possible are {', '.join(parameters)}"
-            yield blamed, text + suggest(key, parameters)
-        elif isinstance(entry, bool) or (
-            isinstance(entry, str) and not isinstance(parameters[key].default, str)
-        ):
-            yield blamed, f"{key} must be a number, not {entry!r}"
-    for key, parameter in parameters.items():
-        if parameter.default is parameter.empty and key not in kwargs:
-            yield blamed, f'{name} needs lr_scheduler_kwargs={{"{key}": ...}}'
-    if "min_lr_rate" in parameters and (kwargs.get("min_lr") is None) == (kwargs.get("min_lr_rate") is None):
-        yield blamed, f"{name} needs either min_lr or min_lr_rate in lr_scheduler_kwargs"
-    if name == "polynomial":
-        end = kwargs.get("lr_end", parameters["lr_end"].default)
-        if isinstance(end, int | float) and end >= value("learning_rate"):
-            yield blamed, f"lr_end={end} must be below learning_rate={value('learning_rate')}"

@@ -151,11 +151,15 @@ _RULES = (
             "adamw_torch_xla",
             "adamw_torch_npu_fused",
             "adamw_anyprecision",
+            "galore_adamw_layerwise",
+            "galore_adamw_8bit_layerwise",
             "galore_adafactor_layerwise",
+            "apollo_adamw_layerwise",
         ),
         reason=(
-            "LOMO steps during the backward pass; XLA, NPU and torchdistx cannot be had here; transformers "
-            'cannot build galore_adafactor_layerwise either; use "adamw_torch", or "galore_adafactor"'
+            "LOMO and *_layerwise optimizers step during the backward pass, and natively neither schedule "
+            "nor clipping reaches the latter; XLA, NPU and torchdistx cannot be had here; use "
+            '"adamw_torch", "galore_adamw" or "apollo_adamw"'
         ),
     ),
     _all("optim_args", _OPTIMIZER),
@@ -300,12 +304,11 @@ _RULES = (
     _default("fsdp", _STRATEGY, _NO_DDP, False, "", []),
     _default("fsdp_config", _STRATEGY, _NO_DDP, {}),
     _default("deepspeed", _STRATEGY, _NO_DDP, {}, ""),
-    Rule(
+    _some(
         "debug",
         _MODULE,
-        "some",
-        refused=("tpu_metrics_debug", ["tpu_metrics_debug"]),
-        reason='there is no TPU here; use debug="underflow_overflow", or leave it out',
+        ("", "underflow_overflow"),
+        'there is no TPU here; use debug="underflow_overflow", or leave it out',
     ),
     _default(
         "skip_memory_metrics", _TRAINER, "memory is not measured; use Lightning's DeviceStatsMonitor callback"

@@ -5,7 +5,7 @@
     removed   there is nothing to translate to; refused with the reason
 
 An old name that holds its old "not set" value, as files written by transformers 4 do, says nothing and is
-dropped.
+dropped. So is one that transformers 5 still has beside the new one, if it says the same: it mirrors it.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
-from hfbridge.settings.fields import is_same, show
+from hfbridge.settings.fields import DEFAULTS, is_same, show
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +204,8 @@ def _move(name: str, value: object, *, to: str, given: Mapping[str, object], ren
     elif to in renaming.values and not is_same(present, value):
         other = to if to in given else renaming.origins[to][0]
         renaming.problems.append((name, f"contradicts {show(other, given[other])}; give only one of the two"))
+        return
+    elif name in DEFAULTS and to in given:
         return
     renaming.values[to] = value
     renaming.origins[to] = (name, given[name])

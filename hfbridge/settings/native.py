@@ -6,22 +6,26 @@ others. Such a value is left out here, because the object built again from the r
     value in the object                                 comes from
     output_dir="trainer_output"                         no output_dir
     disable_tqdm=False                                  the verbosity of transformers
-    activation_checkpointing=False, also the old name   neither given
-    report_to=[], debug=[]                              "none", ""
+    activation_checkpointing=False                      not given
+    gradient_checkpointing(_kwargs)                     mirror activation_checkpointing(_kwargs)
     eval_steps=logging_steps                            eval_strategy="steps" without eval_steps
     do_eval=True                                        an eval_strategy
     dataloader_pin_memory=False                         use_cpu=True
-    metric_for_best_model, greater_is_better            load_best_model_at_end, or each other
+    metric_for_best_model="loss"                        load_best_model_at_end, or a schedule that follows it
+    greater_is_better                                   metric_for_best_model
+    torch_compile=True                                  torch_compile_backend or _mode
+    torch_compile_backend="inductor"                    torch_compile
     accelerator_config=AcceleratorConfig()              no accelerator_config
 """
 
 import logging
 from dataclasses import MISSING, fields
 
-from transformers import TrainingArguments
+from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from hfbridge.settings.checks import simplify
 from hfbridge.settings.fields import DEFAULTS, is_same
+from hfbridge.settings.schedules import FOLLOWING
 
 
 def read(arguments: TrainingArguments) -> dict[str, object]:
@@ -43,7 +47,10 @@ def read(arguments: TrainingArguments) -> dict[str, object]:
             default = field.default_factory()
         if not is_same(value, default):
             found[field.name] = value
-    return {name: value for name, value in found.items() if not _is_filled_in(name, value, found)}
+    kept = {name: value for name, value in found.items() if not _is_filled_in(name, value, found)}
+    if isinstance(arguments, Seq2SeqTrainingArguments):
+        kept["predict_with_generate"] = arguments.predict_with_generate
+    return kept
 
 
 def _is_filled_in(name: str, value: object, found: dict[str, object]) -> bool:
@@ -59,9 +66,8 @@ def _is_filled_in(name: str, value: object, found: dict[str, object]) -> bool:
         "output_dir": "trainer_output",
         "disable_tqdm": logging.getLogger("transformers.training_args").getEffectiveLevel() > logging.WARNING,
         "activation_checkpointing": False,
-        "gradient_checkpointing": False,
-        "report_to": [],
-        "debug": [],
+        "gradient_checkpointing": final("activation_checkpointing"),
+        "gradient_checkpointing_kwargs": final("activation_checkpointing_kwargs"),
         "accelerator_config": {},
     }
     if final("eval_strategy") != "no":
@@ -70,7 +76,11 @@ def _is_filled_in(name: str, value: object, found: dict[str, object]) -> bool:
         derived["eval_steps"] = final("logging_steps")
     if final("use_cpu"):
         derived["dataloader_pin_memory"] = False
-    if final("load_best_model_at_end"):
+    if final("torch_compile_mode") or final("torch_compile_backend") not in (None, "inductor"):
+        derived["torch_compile"] = True
+    if final("torch_compile"):
+        derived["torch_compile_backend"] = "inductor"
+    if final("load_best_model_at_end") or final("lr_scheduler_type") in FOLLOWING:
         derived["metric_for_best_model"] = "loss"
     if isinstance(best := final("metric_for_best_model"), str):
         derived["greater_is_better"] = not best.endswith("loss")

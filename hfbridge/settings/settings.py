@@ -1,11 +1,12 @@
 """Settings: what the user asked for, checked as a whole and never changed.
 
 The names, defaults and meanings are those of `transformers.TrainingArguments`; there is no second schema.
-Reading settings touches no device, no process group and no file, which constructing a `TrainingArguments`
-does; one is built only by `as_training_arguments`.
+Reading settings touches no device and no process group, which constructing a `TrainingArguments` does; one is
+built only by `as_training_arguments`.
 """
 
 import copy
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import FrozenInstanceError
 from types import MappingProxyType
@@ -15,9 +16,15 @@ from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from hfbridge.errors import Problem, SettingsError, raise_problems
 from hfbridge.settings import native
-from hfbridge.settings.checks import check_range, check_together, convert, simplify, suggest
-from hfbridge.settings.fields import DEFAULTS, NO_CHECKPOINTS, NOT_CARRIED, RULES, SEQ2SEQ_FIELDS, show
+from hfbridge.settings.checks import check_range, convert, simplify, suggest
+from hfbridge.settings.fields import DEFAULTS, NOT_CARRIED, RULES, SEQ2SEQ_FIELDS, show
+from hfbridge.settings.files import read_file, write_file
 from hfbridge.settings.legacy import OLD_NAMES, Renaming, rename
+from hfbridge.settings.notes import standing_notes
+from hfbridge.settings.together import check_together
+
+# Names that transformers keeps as mirrors of new ones.
+_MIRRORS = {name: OLD_NAMES[name].new for name in OLD_NAMES if name in DEFAULTS}
 
 
 class Settings:
@@ -34,24 +41,25 @@ class Settings:
         SettingsError: with everything that is unknown, wrong or not carried.
     """
 
-    __slots__ = ("_given", "_is_seq2seq", "_notes")
+    __slots__ = ("_given", "_notes")
 
     _given: dict[str, Any]
     _notes: dict[str, str]
-    _is_seq2seq: bool
 
     def __init__(self, /, **values: Any) -> None:
         """Check the values and keep them."""
-        self._read(values, rename(values), base={}, is_seq2seq=False)
+        self._read(values, rename(values), base={})
 
     @classmethod
-    def of(cls, source: "Settings | TrainingArguments | Mapping[str, Any]") -> "Settings":
+    def of(
+        cls, source: "Settings | TrainingArguments | Mapping[str, Any] | str | os.PathLike[str]"
+    ) -> "Settings":
         """Take settings from where the user keeps them.
 
         Args:
             source: settings, which are returned as they are; a `TrainingArguments`, which is read field by
-                field and left alone; or a mapping with the names of transformers 5 or 4, such as a loaded
-                YAML file.
+                field and left alone; a mapping with the names of transformers 5 or 4; or the path of a YAML
+                or JSON file that holds one.
 
         Returns:
             The settings.
@@ -62,20 +70,54 @@ class Settings:
         """
         if isinstance(source, Settings):
             return source
+        if isinstance(source, str | os.PathLike):
+            return cls.load(source)
         if isinstance(source, TrainingArguments):
             values = native.read(source)
-            is_seq2seq = isinstance(source, Seq2SeqTrainingArguments)
         elif isinstance(source, Mapping):
-            values, is_seq2seq = {str(name): value for name, value in source.items()}, False
+            values = {str(name): value for name, value in source.items()}
         else:
             kind = f"the class {source.__name__}" if isinstance(source, type) else type(source).__name__
             raise SettingsError(
                 f"settings cannot be read from {kind}; possible are hfbridge.Settings, a "
-                "transformers.TrainingArguments and a dictionary; load a file first"
+                "transformers.TrainingArguments, a dictionary, and the path of a .yaml or .json file"
             )
         settings = cls.__new__(cls)
-        settings._read(values, rename(values), base={}, is_seq2seq=is_seq2seq)
+        settings._read(values, rename(values), base={})
         return settings
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Settings":
+        """Read settings from a file with the names of transformers 5 or 4.
+
+        Args:
+            path: a file whose suffix is .yaml, .yml or .json.
+
+        Returns:
+            The settings.
+
+        Raises:
+            SettingsError: the file cannot be read, is no mapping, or something in it is unknown, wrong or
+                not carried.
+        """
+        values = read_file(path)
+        try:
+            return cls.of(values)
+        except SettingsError as error:
+            told = SettingsError(f"{os.fspath(path)}: {error}")
+            told.problems = error.problems
+            raise told from None
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the values given to a file that `load` makes equal settings of; tokens are left out.
+
+        Args:
+            path: a file whose suffix is .yaml, .yml or .json; one that exists is replaced.
+
+        Raises:
+            SettingsError: the file cannot be written, and is left as it was.
+        """
+        write_file(path, self._given)
 
     @property
     def given(self) -> Mapping[str, Any]:
@@ -85,7 +127,12 @@ class Settings:
     @property
     def notes(self) -> tuple[str, ...]:
         """What was read differently from how it was written, and what one should know about the values."""
-        return (*self._notes.values(), *_standing_notes(self))
+        return (*self._notes.values(), *(text for _, text in standing_notes(self._value, self._given)))
+
+    def notes_on(self, name: str) -> tuple[str, ...]:
+        """Those of the notes that are about one setting, by its name in transformers 5."""
+        standing = (text for about, text in standing_notes(self._value, self._given) if about == name)
+        return (*([self._notes[name]] if name in self._notes else []), *standing)
 
     def replace(self, /, **changes: Any) -> "Settings":
         """Make settings that differ in some values.
@@ -105,7 +152,7 @@ class Settings:
         renaming.notes = {
             n: text for n, text in self._notes.items() if n not in renaming.values
         } | renaming.notes
-        settings._read(changes, renaming, base=kept, is_seq2seq=self._is_seq2seq)
+        settings._read(changes, renaming, base=kept)
         return settings
 
     def as_training_arguments(self, *, use_cpu: bool | None = None) -> TrainingArguments:
@@ -124,19 +171,20 @@ class Settings:
         values = copy.deepcopy(self._given)
         if use_cpu is not None:
             values["use_cpu"] = use_cpu
-        kind = Seq2SeqTrainingArguments if self._is_seq2seq else TrainingArguments
-        return kind(**values)
+        is_seq2seq = not SEQ2SEQ_FIELDS.isdisjoint(values)
+        return (Seq2SeqTrainingArguments if is_seq2seq else TrainingArguments)(**values)
 
-    def _read(
-        self, values: Mapping[str, Any], renaming: Renaming, *, base: dict[str, Any], is_seq2seq: bool
-    ) -> None:
+    def _value(self, name: str) -> Any:
+        """The value given, or the default, for reading only."""
+        return self._given.get(name, DEFAULTS[name])
+
+    def _read(self, values: Mapping[str, Any], renaming: Renaming, *, base: dict[str, Any]) -> None:
         """Check values and keep them, or raise everything that is wrong with them.
 
         Args:
             values: as the user gave them.
             renaming: the same under new names.
             base: values that were checked before and are kept beside the new ones.
-            is_seq2seq: whether they come from a `Seq2SeqTrainingArguments`.
         """
         plain, complaints, notes = dict(base), list(renaming.problems), dict(renaming.notes)
         for name, value in renaming.values.items():
@@ -152,15 +200,12 @@ class Settings:
         complaints += _find_refused(plain)
         if complaints:
             _refuse(complaints, {**base, **values}, renaming)
-        for name, content in (
-            ("_given", copy.deepcopy(plain)),
-            ("_notes", notes),
-            ("_is_seq2seq", is_seq2seq or not SEQ2SEQ_FIELDS.isdisjoint(plain)),
-        ):
-            object.__setattr__(self, name, content)
+        object.__setattr__(self, "_given", copy.deepcopy(plain))
+        object.__setattr__(self, "_notes", notes)
 
     def __getattr__(self, name: str) -> Any:
         """Look up a setting: the value given, or the default."""
+        name = _MIRRORS.get(name, name)
         if name in DEFAULTS:
             return copy.deepcopy(self._given.get(name, DEFAULTS[name]))
         raise AttributeError(f"no setting is called {name}{suggest(name, DEFAULTS)}")
@@ -182,7 +227,7 @@ class Settings:
         """Whether the same values were given; a default that was given differs from one that was not."""
         if not isinstance(other, Settings):
             return NotImplemented
-        return self._given == other._given and self._is_seq2seq == other._is_seq2seq
+        return self._given == other._given
 
     def __hash__(self) -> int:
         """Hash the names given; values may be lists."""
@@ -195,15 +240,13 @@ class Settings:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle by the values given."""
-        return _restore, (type(self), copy.deepcopy(self._given), dict(self._notes), self._is_seq2seq)
+        return _restore, (type(self), copy.deepcopy(self._given), dict(self._notes))
 
 
-def _restore(
-    kind: type[Settings], given: dict[str, Any], notes: dict[str, str], is_seq2seq: bool
-) -> Settings:
+def _restore(kind: type[Settings], given: dict[str, Any], notes: dict[str, str]) -> Settings:
     """Rebuild pickled or copied settings, checked again since the installed transformers may be another."""
     settings = kind.__new__(kind)
-    settings._read(given, Renaming(values=given, notes=notes), base={}, is_seq2seq=is_seq2seq)
+    settings._read(given, Renaming(values=given, notes=notes), base={})
     return settings
 
 
@@ -237,23 +280,6 @@ def _find_refused(given: Mapping[str, Any]) -> list[tuple[str, str]]:
         for name, value in given.items()
         if name in RULES and not RULES[name].carries(value) and (saves or not RULES[name].needs_saving)
     ]
-
-
-def _standing_notes(settings: Settings) -> Iterator[str]:
-    """What one should know about values that are carried."""
-    given = settings._given
-    if settings.save_strategy == "steps":
-        yield NO_CHECKPOINTS
-    for name, value in given.items():
-        rule = RULES[name]
-        if rule.note and value != DEFAULTS[name]:
-            yield f"{name} is {rule.note}"
-        if rule.needs_saving and not rule.carries(value):
-            yield f'{name} has no effect with save_strategy="no"'
-    if settings.max_steps > 0 and "num_train_epochs" in given:
-        yield f"num_train_epochs has no effect: max_steps={settings.max_steps} decides"
-    if settings.lr_scheduler_kwargs and settings.lr_scheduler_type in ("constant", "constant_with_warmup"):
-        yield f"lr_scheduler_kwargs has no effect with lr_scheduler_type={settings.lr_scheduler_type!r}"
 
 
 def _refuse(complaints: list[tuple[str, str]], values: Mapping[str, Any], renaming: Renaming) -> NoReturn:

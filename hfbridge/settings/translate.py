@@ -26,8 +26,9 @@ from typing import Any
 
 from hfbridge.errors import Problem, SettingsError, raise_problems
 from hfbridge.settings.checks import suggest
-from hfbridge.settings.fields import DEFAULTS, NO_CHECKPOINTS, RULES, is_same, show
+from hfbridge.settings.fields import RULES, is_same, show
 from hfbridge.settings.legacy import OLD_NAMES
+from hfbridge.settings.plan import NEVER, Plan, Row
 from hfbridge.settings.settings import Settings
 
 LIGHTNING_ARGUMENTS = (
@@ -74,55 +75,6 @@ LIGHTNING_ARGUMENTS = (
     "val_check_interval",
 )
 """The arguments of `lightning.Trainer`."""
-
-NEVER = 2**62
-"""Epochs between Lightning's own validation runs."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """Where one setting goes.
-
-    Attributes:
-        field: the setting.
-        value: its value.
-        home: the part of hfbridge, or the argument of Lightning, that gets it.
-        note: what one should know about it, or empty.
-    """
-
-    field: str
-    value: object
-    home: str
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a run is going to do; `str` of it is a table.
-
-    Attributes:
-        settings: the settings, with what Lightning arguments said taken over.
-        trainer_arguments: keyword arguments for `lightning.Trainer`.
-        rows: where each setting goes that was given, or whose default is not carried as it is.
-        notes: what was decided on the way.
-    """
-
-    settings: Settings
-    trainer_arguments: Mapping[str, Any]
-    rows: tuple[Row, ...]
-    notes: tuple[str, ...]
-
-    def __str__(self) -> str:
-        """Lay the plan out as a table, then Lightning's arguments, then the notes."""
-        cells = [("setting", "value", "goes to", "note")]
-        for row in self.rows:
-            cells.append((row.field, show(row.field, row.value).partition(" = ")[2], row.home, row.note))
-        widths = [max(len(line[column]) for line in cells) for column in range(3)]
-        lines = ["  ".join((*map(str.ljust, line, widths), line[3])).rstrip() for line in cells]
-        arguments = (show(name, value) for name, value in self.trainer_arguments.items())
-        lines += ["", "lightning.Trainer", *(f"  {argument}" for argument in arguments)]
-        lines += ["", "notes", *(f"  {note}" for note in self.notes)] if self.notes else []
-        return "\n".join(lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -413,10 +365,8 @@ def _arguments(settings: Settings, said: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rows(settings: Settings) -> Iterable[Row]:
-    """One row per setting given, in the order of the rules, and for checkpoints that are not written."""
+    """One row per setting given, in the order of the rules, and for a default that has a note."""
     for name, rule in RULES.items():
-        if name == "save_strategy" and settings.save_strategy == "steps":
-            yield Row(name, "steps", rule.home, NO_CHECKPOINTS)
-        elif name in settings.given:
-            note = rule.note if settings.given[name] != DEFAULTS[name] else ""
-            yield Row(name, settings.given[name], rule.home, note)
+        notes = settings.notes_on(name)
+        if name in settings.given or notes:
+            yield Row(name, getattr(settings, name), rule.home, "; ".join(notes))

@@ -68,7 +68,7 @@ def fit(model: Any, *, settings: Any = None, **data: Any) -> None:
 def test_all_wrong_settings_are_told_at_once() -> None:
     with pytest.raises(SettingsError) as caught:
         hfbridge.Trainer(
-            {**BASE, "gradient_acumulation_steps": 4, "max_steps": 0, "optim": "adafactor", "color": 1}
+            {**BASE, "gradient_acumulation_steps": 4, "max_steps": 0, "optim": "lomo", "color": 1}
         )
     text = str(caught.value)
     assert "did you mean gradient_accumulation_steps?" in text

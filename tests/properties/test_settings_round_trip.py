@@ -1,6 +1,8 @@
 """Settings survive every way of writing them down."""
 
+import os
 import pickle
+from pathlib import Path
 from typing import Any
 
 from hypothesis import given, settings
@@ -59,13 +61,56 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "do_train": flags,
     "do_eval": flags,
     "do_predict": flags,
-    "report_to": st.sampled_from(["none", []]),
-    "debug": st.sampled_from(["", []]),
+    "report_to": st.sampled_from(["none", [], "tensorboard", ["wandb"], ["tensorboard", "wandb"]]),
+    "run_name": st.one_of(st.none(), st.text(st.characters(codec="utf-8"), max_size=8)),
+    "debug": st.sampled_from(["", [], "underflow_overflow", ["underflow_overflow"]]),
+    "label_smoothing_factor": st.floats(0, 1),
+    "neftune_noise_alpha": st.one_of(st.none(), numbers.filter(bool)),
+    "torch_empty_cache_steps": st.one_of(st.none(), counts),
+    "full_determinism": flags,
+    "include_num_input_tokens_seen": st.sampled_from(["no", "all", "non_padding", True, False]),
+    "activation_checkpointing": st.sampled_from([None, True, False]),
+    "tf32": st.sampled_from([None, False]),
     "accelerator_config": st.sampled_from([None, {}, {"even_batches": True}]),
     "hub_strategy": st.just("every_save"),
 }
 
-some_values = st.fixed_dictionaries({}, optional=VALUES)
+# Values that need each other.
+GROUPS: list[st.SearchStrategy[dict[str, Any]]] = [
+    st.just({}),
+    st.just({"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": True}}),
+    st.fixed_dictionaries({"optim": st.just("sgd"), "optim_args": st.sampled_from(["", "momentum=0.9"])}),
+    st.fixed_dictionaries(
+        {
+            "optim": st.sampled_from(["galore_adamw", "apollo_adamw"]),
+            "optim_target_modules": st.sampled_from(["all-linear", "all_linear", ["attn", "mlp"]]),
+            "optim_args": st.sampled_from([None, "rank=4", "rank=4, scale=0.5"]),
+        }
+    ),
+    st.fixed_dictionaries(
+        {
+            "lr_scheduler_type": st.sampled_from(["greedy", "reduce_lr_on_plateau"]),
+            "eval_strategy": st.sampled_from(["steps", "epoch"]),
+            "lr_scheduler_kwargs": st.fixed_dictionaries({}, optional={"patience": counts, "factor": shares}),
+        },
+        optional={"metric_for_best_model": st.sampled_from(["loss", "f1"]), "greater_is_better": flags},
+    ),
+    st.fixed_dictionaries(
+        {"eval_strategy": st.just("epoch"), "metric_for_best_model": st.sampled_from(["eval_loss", "f1"])},
+        optional={"greater_is_better": st.one_of(st.none(), flags)},
+    ),
+    st.fixed_dictionaries(
+        {"torch_compile_backend": st.just("inductor")},
+        optional={"torch_compile_mode": st.sampled_from(["default", "reduce-overhead"])},
+    ),
+    st.fixed_dictionaries({"torch_compile": flags}),
+]
+
+some_values = st.builds(
+    lambda values, group: values | group,
+    st.fixed_dictionaries({}, optional=VALUES),
+    st.one_of(GROUPS),
+)
 fast = settings(max_examples=60, deadline=None)
 
 
@@ -88,6 +133,33 @@ def test_arguments_survive_the_way_through_settings(values):
     again = Settings.of(theirs)
     assert again.as_training_arguments().to_dict() == theirs.to_dict()
     assert Settings.of(again.as_training_arguments()) == again
+
+
+@fast
+@given(some_values, st.sampled_from([".yaml", ".yml", ".json"]))
+def test_settings_survive_a_file(values, suffix):
+    ours, path = Settings(**values), Path(f"run{suffix}")
+    ours.save(path)
+    assert Settings.load(path) == ours
+    assert Settings.load(path).notes == tuple(note for note in ours.notes if "is now called" not in note)
+    first = path.read_bytes()
+    Settings.load(path).save(path)
+    assert path.read_bytes() == first
+    path.unlink()
+    assert os.listdir() == []
+
+
+@fast
+@given(some_values)
+def test_settings_survive_the_way_through_arguments(values):
+    ours = Settings(**values | {"use_cpu": True})
+    native = ours.as_training_arguments()
+    again = Settings.of(native)
+    assert again.as_training_arguments().to_dict() == native.to_dict()
+    # What says the same as a default, or follows from other values, does not come back; the rest does.
+    assert {name: value for name, value in again.given.items() if name != "output_dir"} == {
+        name: ours.given[name] for name in again.given if name != "output_dir"
+    }
 
 
 @fast

@@ -11,7 +11,7 @@ from hfbridge.attach import contradictions, has_plain_backward, settings_of, tak
 from hfbridge.data.window import Schedule
 from hfbridge.errors import SettingsError
 from hfbridge.settings import Settings
-from hfbridge.settings.translate import NEVER
+from hfbridge.settings.plan import NEVER
 
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from hfbridge.errors import SettingsError
 from hfbridge.settings import Settings
@@ -27,6 +28,8 @@ CARRIED = {
     "lr_scheduler_kwargs": {"last_epoch": -1},
     "warmup_steps": 0.1,
     "optim": "adamw_torch",
+    "optim_args": "momentum=0.9",
+    "optim_target_modules": "all-linear",
     "weight_decay": 0.01,
     "adam_beta1": 0.8,
     "adam_beta2": 0.9,
@@ -34,13 +37,29 @@ CARRIED = {
     "gradient_accumulation_steps": 4,
     "average_tokens_across_devices": False,
     "max_grad_norm": 0.5,
+    "label_smoothing_factor": 0.1,
     "bf16": True,
+    "tf32": False,
+    "activation_checkpointing": True,
+    "activation_checkpointing_kwargs": {"use_reentrant": True},
+    "torch_compile": True,
+    "torch_compile_backend": "inductor",
+    "torch_compile_mode": "default",
     "use_cache": True,
+    "neftune_noise_alpha": 5.0,
+    "torch_empty_cache_steps": 1,
     "logging_strategy": "epoch",
     "logging_steps": 0.1,
     "logging_first_step": True,
     "logging_nan_inf_filter": False,
+    "include_num_input_tokens_seen": "all",
     "disable_tqdm": True,
+    "report_to": ["tensorboard"],
+    "run_name": "run",
+    "project": "other",
+    "trackio_space_id": "space",
+    "trackio_bucket_id": "bucket",
+    "trackio_static_space_id": False,
     "eval_strategy": "epoch",
     "eval_steps": 10,
     "eval_delay": 2,
@@ -49,6 +68,9 @@ CARRIED = {
     "eval_on_start": True,
     "eval_accumulation_steps": 2,
     "save_strategy": "no",
+    "metric_for_best_model": "accuracy",
+    "greater_is_better": True,
+    "full_determinism": True,
     "seed": 1,
     "data_seed": 2,
     "use_cpu": True,
@@ -65,38 +87,25 @@ CARRIED = {
     "do_train": True,
     "do_eval": True,
     "do_predict": True,
+    "debug": "underflow_overflow",
+}
+
+# Names of transformers 4 that transformers 5 still has, and the new one that carries the value.
+MIRRORS = {
+    "gradient_checkpointing": ("activation_checkpointing", True),
+    "gradient_checkpointing_kwargs": ("activation_checkpointing_kwargs", {"use_reentrant": True}),
 }
 
 REFUSED = {
-    "optim_args": "a=1",
-    "optim_target_modules": "all-linear",
-    "label_smoothing_factor": 0.1,
     "fp16": True,
     "bf16_full_eval": True,
     "fp16_full_eval": True,
-    "tf32": False,
-    "activation_checkpointing": True,
-    "activation_checkpointing_kwargs": {"use_reentrant": True},
-    "gradient_checkpointing": True,
-    "gradient_checkpointing_kwargs": {"use_reentrant": True},
-    "torch_compile": True,
-    "torch_compile_backend": "inductor",
-    "torch_compile_mode": "default",
     "use_liger_kernel": True,
     "liger_kernel_config": {"rope": True},
-    "neftune_noise_alpha": 5.0,
-    "torch_empty_cache_steps": 1,
     "auto_find_batch_size": True,
     "log_on_each_node": False,
-    "include_num_input_tokens_seen": "all",
     "log_level": "info",
     "log_level_replica": "info",
-    "report_to": "tensorboard",
-    "run_name": "run",
-    "project": "other",
-    "trackio_space_id": "space",
-    "trackio_bucket_id": "bucket",
-    "trackio_static_space_id": False,
     "eval_do_concat_batches": False,
     "eval_use_gather_object": True,
     "include_for_metrics": ["inputs"],
@@ -114,11 +123,8 @@ REFUSED = {
     "hub_always_push": True,
     "hub_revision": "main",
     "load_best_model_at_end": True,
-    "metric_for_best_model": "accuracy",
-    "greater_is_better": True,
     "ignore_data_skip": True,
     "restore_callback_states_from_checkpoint": True,
-    "full_determinism": True,
     "accelerator_config": {"split_batches": True},
     "parallelism_config": object(),
     "length_column_name": "size",
@@ -131,7 +137,6 @@ REFUSED = {
     "fsdp": "full_shard",
     "fsdp_config": {"version": 1},
     "deepspeed": "ds.json",
-    "debug": "underflow_overflow",
     "skip_memory_metrics": False,
     "resume_from_checkpoint": "checkpoint-1",
     "local_rank": 0,
@@ -142,7 +147,23 @@ REFUSED = {
     "generation_config": "model",
 }
 
-NEEDS = {"dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context"}
+WORKERS, TRACKIO = {"dataloader_num_workers": 1}, {"report_to": ["trackio"]}
+# What a value cannot be without.
+NEEDS = {
+    "dataloader_persistent_workers": WORKERS,
+    "dataloader_prefetch_factor": WORKERS,
+    "dataloader_multiprocessing_context": WORKERS,
+    "optim_args": {"optim": "sgd"},
+    "optim_target_modules": {"optim": "galore_adamw"},
+    "activation_checkpointing_kwargs": {"activation_checkpointing": True},
+    "gradient_checkpointing_kwargs": {"activation_checkpointing": True},
+    "metric_for_best_model": {"eval_strategy": "epoch"},
+    "greater_is_better": {"eval_strategy": "epoch", "metric_for_best_model": "f1"},
+    "project": TRACKIO,
+    "trackio_space_id": TRACKIO,
+    "trackio_bucket_id": TRACKIO,
+    "trackio_static_space_id": TRACKIO,
+}
 
 
 def fields_of(kind):
@@ -159,16 +180,32 @@ def test_every_field_of_transformers_has_a_rule_and_every_rule_a_field():
 
 def test_the_tables_here_have_every_field_once():
     assert not CARRIED.keys() & REFUSED.keys()
-    assert CARRIED.keys() | REFUSED.keys() == RULES.keys()
+    assert CARRIED.keys() | REFUSED.keys() == RULES.keys() - MIRRORS.keys()
     assert all(value != DEFAULTS[name] for name, value in (CARRIED | REFUSED).items())
 
 
 @pytest.mark.parametrize("name", CARRIED)
 def test_another_value_is_carried(name):
-    values = {name: CARRIED[name]} | ({"dataloader_num_workers": 1} if name in NEEDS else {})
-    settings = Settings(**values)
+    settings = Settings(**{name: CARRIED[name]} | NEEDS.get(name, {}))
     assert getattr(settings, name) == CARRIED[name]
     assert settings.given[name] == CARRIED[name]
+
+
+@pytest.mark.parametrize("name", MIRRORS)
+def test_an_old_name_that_transformers_still_has_is_read_as_the_new_one(name):
+    new, value = MIRRORS[name]
+    settings = Settings(**{name: value} | NEEDS.get(name, {}))
+    assert getattr(settings, new) == getattr(settings, name) == value
+    assert new in settings.given
+    assert name not in settings.given
+    assert f"{name} is now called {new}" in settings.notes
+
+
+def test_an_old_name_may_stand_beside_the_new_one_if_it_says_the_same():
+    settings = Settings(gradient_checkpointing=True, activation_checkpointing=True, save_strategy="no")
+    assert settings.notes == ()
+    with pytest.raises(SettingsError, match="contradicts activation_checkpointing = False"):
+        Settings(gradient_checkpointing=True, activation_checkpointing=False)
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -202,6 +239,7 @@ def test_a_rule_says_where_the_value_goes_and_why_not(rule):
         ("report_to", ["none"]),
         ("debug", []),
         ("debug", None),
+        ("debug", " "),
         ("activation_checkpointing", False),
         ("gradient_checkpointing", False),
         ("gradient_checkpointing_kwargs", {}),
@@ -245,11 +283,12 @@ def test_script_flags_leave_a_note(name):
 
 
 @pytest.mark.parametrize("value", ["reduce_lr_on_plateau", "greedy"])
-def test_schedules_that_follow_a_metric_are_refused(value):
+def test_schedules_that_follow_a_metric_need_evaluations(value):
+    assert Settings(lr_scheduler_type=value, eval_strategy="epoch").lr_scheduler_type == value
     with pytest.raises(SettingsError) as caught:
-        Settings(lr_scheduler_type=value, eval_strategy="epoch")
+        Settings(lr_scheduler_type=value)
     assert [problem.text for problem in caught.value.problems] == [
-        f"{NOT_CARRIED}: schedules that follow a metric are not stepped; use another, such as cosine"
+        'follows a metric; set eval_strategy to "steps" or "epoch"'
     ]
 
 
@@ -259,10 +298,17 @@ def test_orders_by_length_are_refused(value):
         Settings(train_sampling_strategy=value)
 
 
-def test_only_torch_adamw_is_carried():
-    assert Settings(optim="adamw_torch_fused").optim == "adamw_torch_fused"
-    with pytest.raises(SettingsError, match="only AdamW of torch"):
-        Settings(optim="adalomo")
+@pytest.mark.parametrize("optim", RULES["optim"].refused)
+def test_optimizers_that_cannot_be_had_are_refused_with_another(optim):
+    with pytest.raises(SettingsError, match=f'(?s){NOT_CARRIED}: .*use\\s+"adamw_torch"'):
+        Settings(optim=optim)
+
+
+def test_layerwise_optimizers_are_refused():
+    layerwise = {name.value for name in OptimizerNames if name.value.endswith("layerwise")}
+    assert len(layerwise) == 4
+    assert layerwise < {*RULES["optim"].refused}
+    assert "neither schedule nor clipping" in RULES["optim"].reason
 
 
 def test_a_bool_is_not_a_number():

@@ -4,18 +4,26 @@ import copy
 import dataclasses
 import logging
 import pickle
+from enum import Enum
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 from transformers import IntervalStrategy, SchedulerType, Seq2SeqTrainingArguments, TrainingArguments
+from transformers.debug_utils import DebugOption
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from hfbridge.errors import SettingsError
 from hfbridge.settings import NO_CHECKPOINTS, Settings
 from hfbridge.settings.fields import DEFAULTS
 from hfbridge.settings.legacy import OLD_NAMES
+
+
+class Mode(Enum):
+    """A user's own enum."""
+
+    MIN = "min"
 
 
 def problems_of(**values):
@@ -42,6 +50,25 @@ class TestValues:
     def test_an_unknown_attribute_has_a_suggestion(self):
         with pytest.raises(AttributeError, match="did you mean learning_rate"):
             Settings().learning_rat  # noqa: B018
+
+    def test_one_value_has_one_spelling(self):
+        assert Settings(report_to="wandb") == Settings(report_to=["wandb"])
+        assert Settings(report_to=["all"]) == Settings(report_to="all")
+        assert Settings(report_to=[]) == Settings(report_to="none")
+        assert Settings(debug=[DebugOption.UNDERFLOW_OVERFLOW]) == Settings(debug=" underflow_overflow")
+        assert Settings(include_num_input_tokens_seen=True).include_num_input_tokens_seen == "all"
+        assert Settings(include_num_input_tokens_seen=False).include_num_input_tokens_seen == "no"
+        assert Settings(torch_compile_backend="EAGER").torch_compile_backend == "eager"
+
+    def test_what_is_inside_a_value_is_plain_too(self):
+        kwargs = {"min_lr": [np.float32(0.5), Fraction(1, 4)], "patience": np.int64(3), "mode": Mode.MIN}
+        settings = Settings(
+            lr_scheduler_type="greedy", eval_strategy="epoch", lr_scheduler_kwargs=kwargs | {"smooth": True}
+        )
+        found = settings.lr_scheduler_kwargs
+        assert found == {"min_lr": [0.5, 0.25], "patience": 3, "mode": "min", "smooth": True}
+        assert [type(value) for value in found.values()] == [list, int, str, bool]
+        assert [type(value) for value in found["min_lr"]] == [float, float]
 
     def test_settings_are_frozen(self):
         settings = Settings(seed=1)
@@ -153,7 +180,7 @@ class TestSources:
         ("source", "kind"),
         [
             (None, "NoneType"),
-            ("args.yaml", "str"),
+            (b"args.yaml", "bytes"),
             (3, "int"),
             (TrainingArguments, "the class TrainingArguments"),
         ],
@@ -192,6 +219,23 @@ ROUND_TRIPS = [
     {"save_strategy": "no", "save_steps": 7, "save_total_limit": 1},
     {"bf16": True, "optim": "adamw_torch", "seed": 7, "max_steps": 3},
     {"label_names": [], "fsdp": False, "fsdp_config": {}},
+    {"activation_checkpointing": True},
+    {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": True}},
+    {"torch_compile": True},
+    {"torch_compile": True, "torch_compile_backend": "inductor"},
+    {"torch_compile_backend": "inductor"},
+    {"torch_compile_backend": "eager"},
+    {"torch_compile_mode": "reduce-overhead"},
+    {"report_to": "tensorboard", "run_name": "run"},
+    {"report_to": ["tensorboard", "wandb"]},
+    {"debug": "underflow_overflow"},
+    {"include_num_input_tokens_seen": True},
+    {"include_num_input_tokens_seen": "non_padding"},
+    {"lr_scheduler_type": "greedy", "eval_strategy": "epoch"},
+    {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps", "metric_for_best_model": "f1"},
+    {"metric_for_best_model": "f1", "greater_is_better": False, "eval_strategy": "epoch"},
+    {"optim": "galore_adamw", "optim_target_modules": "all-linear", "optim_args": "rank=4"},
+    {"label_smoothing_factor": 0.1, "neftune_noise_alpha": 5, "torch_empty_cache_steps": 2},
 ]
 
 
@@ -498,6 +542,8 @@ class TestOldNames:
             ({"per_gpu_train_batch_size": 2}, {"per_device_train_batch_size": 2}),
             ({"per_gpu_eval_batch_size": 2}, {"per_device_eval_batch_size": 2}),
             ({"evaluation_strategy": "epoch", "eval_strategy": "epoch"}, {"eval_strategy": "epoch"}),
+            ({"torchdynamo": "inductor"}, {"torch_compile_backend": "inductor"}),
+            ({"gradient_checkpointing": True}, {"activation_checkpointing": True}),
         ],
         ids=str,
     )
@@ -505,6 +551,18 @@ class TestOldNames:
         settings = quiet(**old)
         assert settings == quiet(**new)
         assert settings.notes == (f"{next(iter(old))} is now called {next(iter(new))}",)
+
+    @pytest.mark.parametrize(
+        ("name", "new", "value"),
+        [
+            ("adafactor", "optim", "adafactor"),
+            ("include_tokens_per_second", "include_num_input_tokens_seen", "all"),
+        ],
+    )
+    def test_a_switch_that_became_a_value_is_carried_with_a_note(self, name, new, value):
+        settings = quiet(**{name: True})
+        assert settings == quiet(**{new: value})
+        assert settings.notes == (f"{name} is now called {new}={value!r}",)
 
     def test_a_ratio_in_a_string_is_read_with_a_note(self):
         assert quiet(warmup_ratio="0.1").warmup_steps == 0.1
@@ -515,10 +573,8 @@ class TestOldNames:
         [
             ("group_by_length", True, 'train_sampling_strategy = "group_by_length"'),
             ("include_inputs_for_metrics", True, "include_for_metrics = ['inputs']"),
-            ("include_tokens_per_second", True, 'include_num_input_tokens_seen = "all"'),
             ("dispatch_batches", True, "accelerator_config = {'dispatch_batches': True}"),
             ("split_batches", True, "accelerator_config = {'split_batches': True}"),
-            ("adafactor", True, 'optim = "adafactor"'),
             ("push_to_hub_model_id", "name", 'hub_model_id = "name"'),
             ("push_to_hub_token", "hf_secret", "hub_token = <hidden>"),
             ("xpu_backend", "ccl", 'ddp_backend = "ccl"'),
@@ -528,7 +584,6 @@ class TestOldNames:
                 "L",
                 "fsdp_config = {'transformer_layer_cls_to_wrap': 'L'}",
             ),
-            ("torchdynamo", "inductor", 'torch_compile_backend = "inductor"'),
             ("tpu_metrics_debug", True, 'debug = "tpu_metrics_debug"'),
         ],
     )
@@ -619,6 +674,9 @@ class TestOldNames:
         found = problems_of(adafactor=True, optim="adamw_torch")
         assert found == {"adafactor = True": ['contradicts optim = "adamw_torch"; give only one of the two']}
 
-    def test_no_old_name_is_a_setting_of_today(self):
-        assert not OLD_NAMES.keys() & DEFAULTS.keys()
+    def test_the_old_names_that_are_settings_of_today_mirror_others(self):
+        assert OLD_NAMES.keys() & DEFAULTS.keys() == {
+            "gradient_checkpointing",
+            "gradient_checkpointing_kwargs",
+        }
         assert {old.new for old in OLD_NAMES.values() if old.new} <= DEFAULTS.keys()

@@ -396,20 +396,3 @@ def test_rows_show_where_each_given_setting_goes():
     assert rows["learning_rate"].home == "HFModule.configure_optimizers"
     assert rows["save_strategy"].note == NO_CHECKPOINTS
     assert "flag for scripts" in rows["do_train"].note
-
-
-def test_the_plan_reads_as_a_table():
-    plan = translate(Settings(learning_rate=1e-3, save_strategy="no"), {"max_steps": 5})
-    lines = str(plan).splitlines()
-    assert lines[:4] == [
-        "setting        value  goes to                        note",
-        "max_steps      5      Trainer(max_steps=)",
-        "learning_rate  0.001  HFModule.configure_optimizers",
-        'save_strategy  "no"   CheckpointWriter',
-    ]
-    assert lines[5:8] == ["lightning.Trainer", "  max_epochs = -1", "  max_steps = 5"]
-    assert lines[-2:] == ["notes", "  max_steps=5 was taken over from Trainer(...)"]
-
-
-def test_a_plan_without_notes_shows_none():
-    assert "notes" not in str(translate(Settings(save_strategy="no"), {})).splitlines()

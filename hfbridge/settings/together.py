@@ -1,0 +1,156 @@
+"""Whether values that depend on each other fit together.
+
+The conditions are those of `TrainingArguments._validate_args` and those that torch and transformers raise
+later; and a value that could have no effect beside the others is no value to accept in silence. Where that
+is harmless and common, a note says it instead: settings/notes.py.
+"""
+
+import inspect
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+from torch.utils.checkpoint import checkpoint
+
+from hfbridge.settings.checks import suggest
+from hfbridge.settings.fields import DEFAULTS, is_same
+from hfbridge.settings.optimizers import check_optimizer
+from hfbridge.settings.schedules import FOLLOWING, check_schedule
+
+Value = Callable[[str], Any]
+"""The value of a setting by its name, given or default."""
+
+Complaint = tuple[str, str]
+"""The name of a setting, and what is wrong with its value."""
+
+_READ_BY_TRACKIO = ("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id")
+
+# What transformers itself takes out of activation_checkpointing_kwargs, and what torch takes by **kwargs.
+_CHECKPOINT_ARGUMENTS = (
+    "every_n_layers",
+    "offload",
+    "preserve_rng_state",
+    *(
+        name
+        for name, parameter in inspect.signature(checkpoint).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    ),
+)
+_CHECKPOINT_FLAGS = ("offload", "preserve_rng_state", "use_reentrant", "debug", "early_stop")
+
+
+def check_together(given: Mapping[str, Any], *, wrong: Collection[str]) -> Iterator[Complaint]:
+    """Check values that depend on each other.
+
+    Args:
+        given: the values given that are right by themselves.
+        wrong: settings whose value is wrong; checks that depend on one of them are left out.
+
+    Yields:
+        What contradicts or lacks something else, under the name of a setting that was given.
+    """
+    for check in (
+        _check_precision,
+        _check_cadence,
+        _check_workers,
+        check_optimizer,
+        check_schedule,
+        _check_compilation,
+        _check_recomputation,
+        _check_best_metric,
+        _check_reporting,
+    ):
+        asked: set[str] = set()
+
+        def value(name: str, asked: set[str] = asked) -> Any:
+            asked.add(name)
+            return given.get(name, DEFAULTS[name])
+
+        complaints = list(check(value, given))
+        if asked.isdisjoint(wrong):
+            yield from complaints
+
+
+def _check_precision(value: Value, given: Collection[str]) -> Iterator[Complaint]:
+    """Check that at most one reduced precision is asked for, and none that a CPU does not have."""
+    if value("bf16") and value("fp16"):
+        yield "fp16", "contradicts bf16=True; at most one of the two can be True"
+    if value("tf32") and value("use_cpu"):
+        yield "tf32", "has no effect on a CPU, and use_cpu=True; leave it out"
+
+
+def _check_cadence(value: Value, given: Collection[str]) -> Iterator[Complaint]:
+    """Check how often to log and to evaluate."""
+    used = {"logging_steps": value("logging_strategy"), "eval_steps": value("eval_strategy")}
+    for name, strategy in used.items():
+        steps = value(name)
+        if name == "eval_steps" and not steps:
+            if strategy == "steps" and value("logging_steps") <= 0:
+                yield "eval_strategy", 'with "steps" needs eval_steps or logging_steps above 0'
+        elif strategy == "steps" and (steps <= 0 or (steps > 1 and steps != int(steps))):
+            blamed = name if name in given else f"{name.partition('_')[0]}_strategy"
+            yield blamed, f"{name} must be a whole number of steps, or below 1 a share of them; it is {steps}"
+
+
+def _check_workers(value: Value, given: Collection[str]) -> Iterator[Complaint]:
+    """Check what needs worker processes; torch would complain when the first loader is built."""
+    if value("dataloader_num_workers") == 0:
+        for name in (
+            "dataloader_prefetch_factor",
+            "dataloader_persistent_workers",
+            "dataloader_multiprocessing_context",
+        ):
+            if value(name):
+                yield name, "needs worker processes; set dataloader_num_workers to 1 or more, or leave it out"
+
+
+def _check_compilation(value: Value, given: Collection[str]) -> Iterator[Complaint]:
+    """Check the backend and the mode of `torch.compile`, each of which natively switches it on."""
+    backend, mode = value("torch_compile_backend"), value("torch_compile_mode")
+    if "torch_compile" in given and not value("torch_compile"):
+        for name, entry in (("torch_compile_backend", backend), ("torch_compile_mode", mode)):
+            if entry is not None:
+                yield name, "switches compilation on, and torch_compile=False; choose one"
+    if mode not in (None, "default") and backend not in (None, "inductor"):
+        yield "torch_compile_mode", f"is read by inductor only, not by {backend}; leave one of the two out"
+
+
+def _check_recomputation(value: Value, given: Collection[str]) -> Iterator[Complaint]:
+    """Check the arguments of activation checkpointing; torch would complain in the first forward."""
+    name, kwargs = "activation_checkpointing_kwargs", value("activation_checkpointing_kwargs") or {}
+    if kwargs and not value("activation_checkpointing"):
+        yield name, "has no effect without activation_checkpointing=True; set that, or leave it out"
+    for key, entry in kwargs.items():
+        if key not in _CHECKPOINT_ARGUMENTS:
+            possible = ", ".join(_CHECKPOINT_ARGUMENTS)
+            text = f"{key} is no argument of activation checkpointing; possible are {possible}"
+            yield name, text + suggest(key, _CHECKPOINT_ARGUMENTS)
+        elif key in _CHECKPOINT_FLAGS and not isinstance(entry, bool):
+            yield name, f"{key} must be True or False, not {entry!r}"
+        elif key == "every_n_layers" and not _is_count(entry):
+            yield name, f"every_n_layers must be a whole number, 1 or more, not {entry!r}"
+    if kwargs.get("use_reentrant") is True:
+        for key in {"context_fn", "determinism_check", "debug"} & kwargs.keys():
+            yield name, f"{key} cannot be used with use_reentrant=True; leave one of the two out"
+
+
+def _is_count(entry: object) -> bool:
+    return isinstance(entry, int) and not isinstance(entry, bool) and entry >= 1
+
+
+def _check_best_metric(value: Value, given: Collection[str]) -> Iterator[Complaint]:
+    """Check that the best metric can be known: after evaluations, not after the one of eval_on_start."""
+    metric = value("metric_for_best_model")
+    if metric is not None and value("eval_strategy") == "no":
+        yield "metric_for_best_model", 'needs evaluations; set eval_strategy to "steps" or "epoch"'
+    finds_metric = value("load_best_model_at_end") or value("lr_scheduler_type") in FOLLOWING
+    if value("greater_is_better") is not None and metric is None and not finds_metric:
+        yield "greater_is_better", "has no effect without metric_for_best_model; set that, or leave it out"
+
+
+def _check_reporting(value: Value, given: Collection[str]) -> Iterator[Complaint]:
+    """Check that what is meant for trackio reaches it."""
+    reporters = value("report_to")
+    if reporters != "all" and "trackio" not in reporters:
+        for name in _READ_BY_TRACKIO:
+            if not is_same(value(name), DEFAULTS[name]):
+                yield name, 'only trackio reads it; set report_to=["trackio"], or leave it out'
