@@ -209,6 +209,10 @@ _RANGES: Mapping[str, tuple[str, Callable[[typing.Any], bool]]] = {
     "max_grad_norm": ("0 (no clipping) or more", lambda value: value >= 0),
     "eval_delay": _AT_LEAST_0,
     "eval_accumulation_steps": _AT_LEAST_1,
+    "include_for_metrics": (
+        'a list of "inputs" and "loss"; predictions and labels are always given',
+        lambda value: {"inputs", "loss"}.issuperset(value),
+    ),
     "seed": ("from 0 to 2**32 - 1", lambda value: 0 <= value < 2**32),
     "data_seed": ("from -2**63 to 2**64 - 1", lambda value: -(2**63) <= value < 2**64),
     "dataloader_num_workers": _AT_LEAST_0,
@@ -242,6 +246,8 @@ def _check_precision(value: Value, given: Collection[str]) -> Iterator[Complaint
     """Check that at most one reduced precision is asked for."""
     if value("bf16") and value("fp16"):
         yield "fp16", "contradicts bf16=True; at most one of the two can be True"
+    if value("bf16_full_eval") and value("fp16_full_eval"):
+        yield "fp16_full_eval", "contradicts bf16_full_eval=True; at most one of the two can be True"
 
 
 def _check_cadence(value: Value, given: Collection[str]) -> Iterator[Complaint]:
