@@ -70,12 +70,15 @@ class CallbackHost(pl.Callback):
         self._eval_batches = 0
 
     def attach(self, module: Any, args: TrainingArguments) -> None:
-        """Build the native callback list for a run.
+        """Build the native callback list, once for all runs of a Trainer.
 
         Args:
             module: the module whose parts the callbacks are given.
             args: the arguments they are given.
         """
+        if self._handler is not None and not module.evaluator.is_first_run:
+            self._args = args
+            return
         printer = [PrinterCallback] if args.disable_tqdm else []
         reporters = get_reporting_integration_callbacks(args.report_to)
         handler = CallbackHandler(

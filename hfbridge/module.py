@@ -237,7 +237,7 @@ class HFModule(pl.LightningModule):
         args = self.args
         is_fit = self.trainer.state.fn == TrainerFn.FITTING
         seed_all = enable_full_determinism if args.full_determinism else set_seed
-        if is_fit or self.model is None or self.evaluator.is_first_run:
+        if self.model is None or self.evaluator.is_first_run:
             seed_all(args.seed)
         if self.model is None:
             assert self._build is not None

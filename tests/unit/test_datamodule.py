@@ -207,7 +207,7 @@ def test_evaluation_is_in_the_datasets_order() -> None:
 def test_the_first_evaluation_batch_draws_nothing() -> None:
     data = set_up(HFDataModule(train_dataset=rows(4), eval_dataset=rows(7), data_collator=PadRows()))
     before = torch.get_rng_state()
-    assert len(data.first_eval_batch()["labels"]) == 3
+    assert len(data.first_eval_batch("eval")["labels"]) == 3
     assert torch.equal(torch.get_rng_state(), before)
 
 
