@@ -118,6 +118,8 @@ class Evaluator(pl.Callback):
             self._trainer = weakref.ref(trainer)
             self._evaluated, self._preparation_s = False, None
         self._setup_s = time.time()
+        # No inference tensors, as natively, under a plain lightning.Trainer, too.
+        trainer.validate_loop.inference_mode = trainer.predict_loop.inference_mode = False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure the training."""

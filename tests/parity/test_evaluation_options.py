@@ -529,3 +529,20 @@ def test_metrics_that_need_more_rows_than_a_rehearsal_has() -> None:
         return {"f1": float(np.mean(prediction.predictions))}
 
     run_both(job(settings={"metric_for_best_model": "f1"}, compute_metrics=needs_all))
+
+
+@pytest.mark.parametrize("named", [["labels"], ["inputs", "losses"]], ids=str)
+def test_names_that_cannot_be_included(named: list[str]) -> None:
+    with pytest.raises(hfbridge.SettingsError, match='must be a list of "inputs" and "loss"'):
+        hfbridge.Settings(include_for_metrics=named)
+
+
+def test_two_casts_at_once() -> None:
+    with pytest.raises(hfbridge.SettingsError, match="contradicts bf16_full_eval=True"):
+        hfbridge.Settings(bf16_full_eval=True, fp16_full_eval=True)
+
+
+def test_only_an_hfmodule_is_predicted() -> None:
+    trainer, module, data, _, _ = make_ours(job())
+    with pytest.raises(hfbridge.ModelError, match="takes an HFModule, and was given a Distil"):
+        trainer.predict_dataset(module.model, data)
