@@ -12,8 +12,8 @@ callbacks and before checkpoints are written.
     on_pre_optimizer_step      HFModule.configure_gradient_clipping, after clipping
     on_optimizer_step          HFModule.optimizer_step, after the step
     on_step_end, on_log        on_train_batch_end, gradients cleared
-    on_prediction_step         on_validation_batch_end
-    on_log, on_evaluate        on_validation_end
+    on_prediction_step, on_log,
+      on_evaluate, on_predict  evaluator.py has the table
     on_epoch_end               on_train_epoch_end
     on_log, on_train_end       on_train_end
 """
@@ -37,7 +37,7 @@ from transformers.trainer_callback import (
 from transformers.trainer_utils import speed_metrics
 
 from hfbridge.data.window import MicroBatch, Schedule, Window
-from hfbridge.errors import MetricsError
+from hfbridge.evaluation.metrics import check_is_computed, metric_name
 from hfbridge.model.counted import InputCounter
 from hfbridge.model.logged import LoggedLoss
 from hfbridge.model.optim import follows_metric
@@ -70,12 +70,15 @@ class CallbackHost(pl.Callback):
         self._eval_batches = 0
 
     def attach(self, module: Any, args: TrainingArguments) -> None:
-        """Build the native callback list for a run.
+        """Build the native callback list, once for all runs of a Trainer.
 
         Args:
             module: the module whose parts the callbacks are given.
             args: the arguments they are given.
         """
+        if self._handler is not None and not module.evaluator.is_first_run:
+            self._args = args
+            return
         printer = [PrinterCallback] if args.disable_tqdm else []
         reporters = get_reporting_integration_callbacks(args.report_to)
         handler = CallbackHandler(
@@ -103,7 +106,8 @@ class CallbackHost(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin a new native state."""
-        module, handler, args = pl_module, self._handler, self._args
+        module: Any = pl_module
+        handler, args = self._handler, self._args
         assert handler is not None
         assert args is not None
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -127,7 +131,8 @@ class CallbackHost(pl.Callback):
         )
         handler.optimizer = trainer.optimizers[0]
         handler.lr_scheduler = module.schedule
-        self.fire("on_init_end")
+        if module.evaluator.is_first_run:
+            self.fire("on_init_end")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Fire `on_train_begin`, and evaluate if `eval_on_start`."""
@@ -203,6 +208,8 @@ class CallbackHost(pl.Callback):
         self._store_flops()
         metrics["total_flos"] = state.total_flos
         metrics["train_loss"] = self.logged.mean(state.global_step)
+        module: Any = pl_module
+        module.evaluator.memory.end("train", metrics)
         self._log(trainer, metrics)
         self.fire("on_train_end")
 
@@ -212,27 +219,15 @@ class CallbackHost(pl.Callback):
         """Give the model back as it was: Lightning tears a module down only after a run that ended."""
         pl_module.teardown("fit")
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    # Called by Evaluator.
+
+    def show_eval_loader(self, loader: Any) -> None:
         """Show the callbacks the loader of the evaluation about to run."""
         assert self._handler is not None
-        self._handler.eval_dataloader = trainer.val_dataloaders
+        self._handler.eval_dataloader = loader
 
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Fire `on_prediction_step`."""
-        self.fire("on_prediction_step")
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the evaluation's row and fire `on_evaluate`."""
-        module: Any = pl_module
-        metrics = dict(module.eval_metrics)
+    def report_evaluation(self, trainer: pl.Trainer, metrics: dict[str, Any]) -> None:
+        """Log an evaluation's row, which gains the epoch, and fire `on_evaluate`."""
         self._log(trainer, metrics)
         self.control.should_evaluate = False
         self.fire("on_evaluate", metrics=metrics)
@@ -263,15 +258,8 @@ class CallbackHost(pl.Callback):
         assert args is not None
         if args.metric_for_best_model is None:
             return
-        name = args.metric_for_best_model
-        name = name if name.startswith("eval_") else f"eval_{name}"
-        if name not in module.eval_metrics:
-            raise MetricsError(
-                f"metric_for_best_model={args.metric_for_best_model!r} is no metric of the evaluation, which "
-                f"gave {', '.join(module.eval_metrics)}. Choose one of these, or have compute_metrics return "
-                "it."
-            )
-        value = module.eval_metrics[name]
+        check_is_computed(args.metric_for_best_model, module.eval_metrics)
+        value = module.eval_metrics[metric_name(args.metric_for_best_model)]
         if follows_metric(module.schedule):
             module.schedule.step(value)
         worst = float("-inf") if args.greater_is_better else float("inf")

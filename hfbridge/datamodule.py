@@ -1,8 +1,10 @@
 """HFDataModule: Hugging Face datasets as Lightning wants them; knows both worlds.
 
 given                            becomes
-a DatasetDict                    its splits train, validation (or eval, dev) and test
+a DatasetDict                    its splits train, validation (or eval, dev) and test; without a validation
+                                 split, all validation_... splits, each evaluated by itself
 train_dataset=, eval_dataset=    used as they are; they win over a split
+eval_dataset={"a": ..., ...}     sets that are evaluated one after the other: eval_a_loss, ...
 map_function                     datasets.map, once, with its cache
 the columns                      those the model's forward takes
 data_collator                    the native default without one
@@ -29,6 +31,7 @@ from hfbridge.errors import DataError, SettingsError
 from hfbridge.settings import Settings
 
 _SPLITS = {"train": ("train",), "eval": ("validation", "eval", "dev"), "predict": ("test",)}
+_SEVERAL = "validation_"
 # The set that a stage of Lightning's cannot do without, and what to say if it is not there.
 _REQUIRED = {"fit": "train", "validate": "eval", "test": "eval", "predict": "predict"}
 _MISSING = {
@@ -44,8 +47,8 @@ class HFDataModule(pl.LightningDataModule):
     Args:
         dataset: a DatasetDict, or one Dataset to train on.
         train_dataset: anything with a length and rows; wins over `dataset`.
-        eval_dataset: evaluated when the settings say so, and by `trainer.validate`.
-        predict_dataset: for `trainer.predict`.
+        eval_dataset: evaluated when the settings say so, and by `trainer.validate`; or several by name.
+        predict_dataset: for `trainer.predict` and `trainer.predict_dataset`.
         map_function: given to `datasets.map` for every split: rows to columns, a tokenizer's call, say.
         map_kwargs: further arguments of `datasets.map`; `batched=True` unless you say otherwise.
         processing_class: tokenizer or processor; chooses the default collator. HFModule's is used without
@@ -75,7 +78,11 @@ class HFDataModule(pl.LightningDataModule):
         self.given_settings = None if settings is None else Settings.of(settings)
         self._settings: Settings | None = None
         explicit = {"train": train_dataset, "eval": eval_dataset, "predict": predict_dataset}
-        self._raw = {split: given for split, given in _split(dataset, explicit).items() if given is not None}
+        found = _split(dataset, explicit)
+        self._raw = {split: given for split, given in found.items() if given is not None}
+        if isinstance(sets := self._raw.get("eval"), Mapping):
+            del self._raw["eval"]
+            self._raw |= _named(sets)
         if not self._raw:
             raise DataError(
                 "HFDataModule was given no dataset: pass a DatasetDict, or train_dataset= and eval_dataset=."
@@ -102,9 +109,14 @@ class HFDataModule(pl.LightningDataModule):
         return self._schedule
 
     @property
+    def eval_splits(self) -> tuple[str, ...]:
+        """What the metrics of each evaluation set begin with: "eval", or "eval_<key>" for several."""
+        return tuple(split for split in self._raw if split not in ("train", "predict"))
+
+    @property
     def has_eval(self) -> bool:
         """Whether there is something to evaluate on."""
-        return "eval" in self._raw
+        return bool(self.eval_splits)
 
     def setup(self, stage: str) -> None:
         """Map the splits this stage needs, and for `fit` count its steps and take the Trainer over.
@@ -116,13 +128,16 @@ class HFDataModule(pl.LightningDataModule):
         """
         self._settings = settings = settings_of(self._trainer())
         required = _REQUIRED[stage]
-        if required not in self._raw:
+        needed = self.eval_splits if required == "eval" else (required,)
+        if not needed or needed[0] not in self._raw:
             raise DataError(f"There is {_MISSING[required]}")
         if stage == "fit":
             self._check_evaluation(settings)
-        for split in (required, "eval") if stage == "fit" else (required,):
-            if split in self._raw and split not in self._mapped:
+            needed += self.eval_splits
+        for split in needed:
+            if split not in self._mapped:
                 self._mapped[split] = self._map(split)
+            self._check_batches(split, settings)
         if stage == "fit":
             self._schedule = self._plan(settings)
             take_over(self._trainer(), settings, self._schedule)
@@ -146,25 +161,26 @@ class HFDataModule(pl.LightningDataModule):
         return WindowLoader(loader, accumulation=settings.gradient_accumulation_steps)
 
     def val_dataloader(self) -> EvalLoader | list[Any]:
-        """Make the loader of the evaluation set; an empty list without one."""
-        return self._eval_loader("eval") if self.has_eval else []
+        """Make the loader of the evaluation set; a list of none or of several."""
+        loaders = [self._eval_loader(split, prefix=split) for split in self.eval_splits]
+        return loaders[0] if len(loaders) == 1 else loaders
 
     def predict_dataloader(self) -> EvalLoader:
         """Make the loader of the prediction set."""
-        return self._eval_loader("predict")
+        return self._eval_loader("predict", prefix="test")
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Let the module take a window or a batch in: it knows what to count before it is moved."""
         module: Any = self._trainer().lightning_module
         return module.receive(batch, device)
 
-    def first_eval_batch(self) -> MicroBatch:
-        """Collate the first rows of the evaluation set, without a loader."""
-        dataset, collator = self._prepare("eval")
+    def first_eval_batch(self, split: str) -> MicroBatch:
+        """Collate the first rows of an evaluation set, without a loader."""
+        dataset, collator = self._prepare(split)
         rows = min(len(dataset), self.settings.per_device_eval_batch_size)
         return collator([dataset[i] for i in range(rows)])
 
-    def _eval_loader(self, split: str) -> EvalLoader:
+    def _eval_loader(self, split: str, *, prefix: str) -> EvalLoader:
         settings = self.settings
         dataset, collator = self._prepare(split)
         batches: DataLoader[Any] = DataLoader(
@@ -173,7 +189,7 @@ class HFDataModule(pl.LightningDataModule):
             collate_fn=collator,
             **self._loading(settings),
         )
-        return EvalLoader(batches)
+        return EvalLoader(batches, prefix=prefix, batch_size=settings.per_device_eval_batch_size)
 
     def _prepare(self, split: str) -> tuple[Any, Collator]:
         module: Any = self._trainer().lightning_module
@@ -250,15 +266,19 @@ class HFDataModule(pl.LightningDataModule):
                 f"{instead}."
             )
 
+    def _check_batches(self, split: str, settings: Settings) -> None:
+        """See that dropping a short last batch leaves one."""
+        name = f"per_device_{'train' if split == 'train' else 'eval'}_batch_size"
+        rows, size = len(self._mapped[split]), getattr(settings, name)
+        if settings.dataloader_drop_last and rows < size:
+            raise DataError(
+                f"The {split} set has {rows} rows, which is not one batch of {size} with "
+                f"dataloader_drop_last=True. Use a smaller {name}, or keep the last batch."
+            )
+
     def _plan(self, settings: Settings) -> Schedule:
         rows, size = len(self._mapped["train"]), settings.per_device_train_batch_size
         batches = rows // size if settings.dataloader_drop_last else math.ceil(rows / size)
-        if batches == 0:
-            raise DataError(
-                f"The train set has {rows} rows, which is not one batch of {size} with "
-                "dataloader_drop_last=True. Use a smaller per_device_train_batch_size, or keep the last "
-                "batch."
-            )
         return plan_schedule(
             samples_per_epoch=rows,
             micro_batches_per_epoch=batches,
@@ -286,12 +306,29 @@ def _split(dataset: Any, explicit: dict[str, Any]) -> dict[str, Any]:
     for split, names in _SPLITS.items():
         if found[split] is None:
             found[split] = next((dataset[name] for name in names if name in dataset), None)
+    if found["eval"] is None:
+        several = {name: dataset[name] for name in dataset if str(name).startswith(_SEVERAL)}
+        found["eval"] = several or None
     if all(given is None for given in found.values()):
         raise DataError(
             f"The dataset has the splits {', '.join(map(str, dataset)) or 'none'}; HFDataModule looks for "
-            "train, validation (or eval, dev) and test. Pass train_dataset= and eval_dataset= by hand."
+            "train, validation (or eval, dev, validation_...) and test. Pass train_dataset= and "
+            "eval_dataset= by hand."
         )
     return found
+
+
+def _named(sets: Mapping[Any, Any]) -> dict[str, Any]:
+    """Name the evaluation sets of a dict by what their metrics begin with."""
+    if not sets:
+        raise DataError("eval_dataset is an empty dict: give it a set for each name, or leave it out.")
+    for key in sets:
+        if not isinstance(key, str):
+            raise DataError(
+                f"eval_dataset has the key {key!r}, a {type(key).__name__}; keys must be strings, since the "
+                "names of the metrics begin with eval_<key>_."
+            )
+    return {f"eval_{key}": given for key, given in sets.items()}
 
 
 def _check_dataset(dataset: Any, split: str) -> None:
@@ -302,8 +339,8 @@ def _check_dataset(dataset: Any, split: str) -> None:
         )
     if isinstance(dataset, Mapping):
         raise DataError(
-            f"The {split} set is a dict of datasets ({', '.join(map(str, dataset))}): several at once are "
-            "not carried by this version. Pass one of them."
+            f"The {split} set is a dict ({', '.join(map(str, dataset))}); only eval_dataset may be a dict of "
+            "datasets. Pass one of them."
         )
     if (
         isinstance(dataset, (str, bytes))

@@ -11,8 +11,7 @@ and the backward of all but the last, whose backward, clipping and step are Ligh
     training_step                    training_step, for each micro-batch
     configure_gradient_clipping      _clip_grad_norm, on_pre_optimizer_step
     optimizer_step                   optimizer.step, on_optimizer_step
-    validation_step                  prediction_step
-    on_validation_epoch_end          the end of evaluation_loop
+    validation_step, predict_step    prediction_step; evaluator.py has the rest of evaluation_loop
 """
 
 import inspect
@@ -38,9 +37,11 @@ from hfbridge.data.columns import label_names_of
 from hfbridge.data.window import MicroBatch, Window
 from hfbridge.datamodule import HFDataModule
 from hfbridge.errors import DataError, ModelError
+from hfbridge.evaluation.gather import EvalSet
 from hfbridge.evaluation.metrics import ComputeMetrics
-from hfbridge.evaluation.predict import logits_in
-from hfbridge.evaluation.run import Evaluation
+from hfbridge.evaluation.predict import cast_for_evaluation, logits_in
+from hfbridge.evaluation.run import EvalOptions, Evaluation, PreprocessLogits
+from hfbridge.evaluator import Evaluator
 from hfbridge.model.build import ModelSource, build_model, check_function, check_source, weights_dtypes
 from hfbridge.model.criterion import LossFunction, criterion_of
 from hfbridge.model.items import LossTraits, read_traits
@@ -74,6 +75,8 @@ class HFModule(pl.LightningModule):
         settings: only under a plain `lightning.Trainer`; also those of the data module.
         processing_class: tokenizer or processor; the model's special tokens are aligned with it.
         compute_metrics: function of an `EvalPrediction` that returns a dict of metrics.
+        preprocess_logits_for_metrics: function of a batch's logits and labels that returns what
+            `compute_metrics` is to get as its predictions, such as `logits.argmax(-1)`.
         compute_loss_func: function of outputs, labels and `num_items_in_batch` that returns the loss.
         optimizers: an optimizer and a schedule of your own; `None` stands for the one the settings name.
         optimizer_cls_and_kwargs: an optimizer class and its arguments, in place of `optim` and `optim_args`.
@@ -85,7 +88,8 @@ class HFModule(pl.LightningModule):
         model: the Hugging Face model; `None` until a named model is built.
         schedule: the run's learning-rate schedule.
         last_step: gradient norm and learning rate of the epoch's last optimizer step.
-        eval_metrics: metrics of the last evaluation.
+        eval_metrics: metrics of the last evaluation, of all its sets.
+        evaluator: the callback that runs evaluations.
         label_names: names under which labels reach the model; known once the run is set up.
         notes: what the run had to tell, once each.
 
@@ -107,6 +111,7 @@ class HFModule(pl.LightningModule):
         settings: Settings | Mapping[str, Any] | TrainingArguments | None = None,
         processing_class: Any = None,
         compute_metrics: ComputeMetrics | None = None,
+        preprocess_logits_for_metrics: PreprocessLogits | None = None,
         compute_loss_func: LossFunction | None = None,
         optimizers: Optimizers = (None, None),
         optimizer_cls_and_kwargs: OptimizerClass | None = None,
@@ -117,6 +122,7 @@ class HFModule(pl.LightningModule):
         if loss_normalization not in ("exact", "native"):
             raise ModelError(f"loss_normalization={loss_normalization!r}; it may be 'exact' or 'native'.")
         check_function("compute_metrics", compute_metrics, "an EvalPrediction")
+        check_function("preprocess_logits_for_metrics", preprocess_logits_for_metrics, "logits and labels")
         check_function("compute_loss_func", compute_loss_func, "outputs, labels and num_items_in_batch")
         check_optimizers(model, optimizers, optimizer_cls_and_kwargs)
         self._build: Callable[[], nn.Module] | None = None
@@ -131,7 +137,7 @@ class HFModule(pl.LightningModule):
         self._host: CallbackHost | None = None
         self._traits: LossTraits | None = None
         self._normalization: Normalization | None = None
-        self._evaluation: Evaluation | None = None
+        self.evaluator = Evaluator()
         self._has_plain_backward = False
         self._preparation: Preparation | None = None
         self.schedule: Any = None
@@ -139,6 +145,7 @@ class HFModule(pl.LightningModule):
         self.label_names: list[str] = []
         self.processing_class = processing_class
         self.compute_metrics = compute_metrics
+        self.preprocess_logits_for_metrics = preprocess_logits_for_metrics
         self.compute_loss_func = compute_loss_func
         self.given_optimizers, self.optimizer_cls_and_kwargs = optimizers, optimizer_cls_and_kwargs
         self.loss_normalization = loss_normalization
@@ -196,11 +203,11 @@ class HFModule(pl.LightningModule):
 
     # Setting up.
 
-    def configure_callbacks(self) -> CallbackHost:
-        """Hand Lightning the host of the native state and of the user's TrainerCallbacks."""
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """Hand Lightning the evaluator, and the host of the native state and of TrainerCallbacks."""
         if self._host is None or self._host.callbacks != getattr(self.trainer, "trainer_callbacks", ()):
             self._host = CallbackHost(getattr(self.trainer, "trainer_callbacks", ()))
-        return self._host
+        return [self.evaluator, self._host]
 
     def setup(self, stage: str) -> None:
         """Make the native arguments; the data module has settled the settings.
@@ -216,6 +223,7 @@ class HFModule(pl.LightningModule):
                 f"trainer.{TrainerFn(stage).value}(module, HFDataModule(...))."
             )
         self._args = data.settings.as_training_arguments(use_cpu=device.type == "cpu")
+        self.evaluator.begin_run(self, self._args)
 
     def configure_model(self) -> None:
         """Seed, build the model if it is not there, and put its forward under autocast.
@@ -229,7 +237,7 @@ class HFModule(pl.LightningModule):
         args = self.args
         is_fit = self.trainer.state.fn == TrainerFn.FITTING
         seed_all = enable_full_determinism if args.full_determinism else set_seed
-        if is_fit or self.model is None:
+        if self.model is None or self.evaluator.is_first_run:
             seed_all(args.seed)
         if self.model is None:
             assert self._build is not None
@@ -258,6 +266,8 @@ class HFModule(pl.LightningModule):
                 f"The weights are {', '.join(sorted(map(str, other)))} and are trained as such; for float32 "
                 "weights pass dtype=torch.float32 to HFModule or to from_pretrained."
             )
+        if not is_fit:
+            cast_for_evaluation(self.model, args)
         self.host.attach(self, args)
 
     def configure_optimizers(self) -> Any:
@@ -280,10 +290,7 @@ class HFModule(pl.LightningModule):
         data: HFDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
         if self.args.eval_strategy != "no" or self.args.eval_on_start:
             with isolate_rng():
-                batch = data.first_eval_batch()
-                if self.compute_metrics is not None:
-                    self.model.eval()
-                    self._new_evaluation().rehearse(_moved(batch, self.device))
+                self.evaluator.rehearse(self, data)
         self.model.train()
         self._has_plain_backward = has_plain_backward(self.trainer)
 
@@ -365,33 +372,14 @@ class HFModule(pl.LightningModule):
 
     # Evaluation.
 
-    def on_validation_start(self) -> None:
-        """Begin to collect; optimizers with an averaged set of weights put that in."""
-        for optimizer in self.trainer.optimizers:
-            if hasattr(optimizer, "eval"):
-                optimizer.eval()
-        self._evaluation = self._new_evaluation()
-
-    def validation_step(self, batch: MicroBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: MicroBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Collect loss, logits and labels of one batch."""
-        assert self._evaluation is not None
-        loader: Any = self.trainer.val_dataloaders
-        self._evaluation.add(batch, index=batch_idx, samples=loader.samples)
-
-    def on_validation_epoch_end(self) -> None:
-        """Compute the metrics and log them to Lightning's `callback_metrics`."""
-        assert self._evaluation is not None
-        loader: Any = self.trainer.val_dataloaders
-        metrics, speed = self._evaluation.finish("eval", samples=loader.samples, batches=len(loader))
-        numbers = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
-        # trainer.validate returns what goes to Lightning's loggers; during fit the host logs the native row.
-        to_loggers = None if self.trainer.state.fn != TrainerFn.FITTING else False
-        self.log_dict(numbers, prog_bar=True, logger=to_loggers, batch_size=1)
-        self.log_dict(speed, logger=to_loggers, batch_size=1)
-        self._evaluation, self.eval_metrics = None, {**metrics, **speed}
+        self.evaluator.add(batch)
 
     def predict_step(self, batch: MicroBatch, batch_idx: int) -> Any:
         """Return the logits of a batch on the CPU: a tensor, or a tuple of them."""
+        if self.evaluator.predicts is not None:
+            return self.evaluator.add(batch)
         with torch.no_grad():
             outputs = self.model(**batch)
         logits = logits_in(outputs, self.model, has_loss=isinstance(outputs, Mapping) and "loss" in outputs)
@@ -405,19 +393,31 @@ class HFModule(pl.LightningModule):
             self.notes.append(note)
             rank_zero_info(f"hfbridge: {note}")
 
-    def _new_evaluation(self) -> Evaluation:
+    def new_evaluation(
+        self,
+        of: EvalSet,
+        *,
+        is_first: bool = False,
+        is_prediction: bool = False,
+        preparation_s: float | None = None,
+    ) -> Evaluation:
+        """Make ready to evaluate a set; the other arguments are those of `Evaluation` and `EvalOptions`."""
         assert self._traits is not None
         args, normalization = self.args, self.normalization
+        by_rows = self.loss_normalization == "native"
         return Evaluation(
             model=self.model,
+            of=of,
+            options=EvalOptions.of(args, by_rows=by_rows, is_first=is_first),
             loss_of=lambda model, batch: normalization.loss_for(model, [batch]).evaluate(model, batch),
             label_names=self.label_names,
             has_own_loss=self._traits.returns_loss_alone,
             compute_metrics=self.compute_metrics,
-            keeps_logits=self.compute_metrics is not None and not args.prediction_loss_only,
-            rows_per_batch=args.per_device_eval_batch_size if self.loss_normalization == "native" else None,
-            move_every=args.eval_accumulation_steps,
-            drop_non_finite=args.logging_nan_inf_filter,
+            preprocess_logits=self.preprocess_logits_for_metrics,
+            keeps_logits=(is_prediction or self.compute_metrics is not None)
+            and not args.prediction_loss_only,
+            is_prediction=is_prediction,
+            preparation_s=preparation_s,
         )
 
 

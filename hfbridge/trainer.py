@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning_utilities.core.rank_zero import rank_zero_info
 from transformers import TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer_utils import PredictionOutput
 
 from hfbridge.datamodule import HFDataModule
 from hfbridge.errors import DataError, ModelError, SettingsError
@@ -98,6 +99,55 @@ class Trainer(pl.Trainer):
                 "it out."
             )
         super().fit(model, datamodule=datamodule)
+
+    def validate(self, *arguments: Any, **named: Any) -> list[Mapping[str, float]]:
+        """Evaluate an HFModule: `trainer.validate(module, data)`.
+
+        Args:
+            *arguments: those of `lightning.Trainer.validate`.
+            **named: likewise.
+
+        Returns:
+            One dict with the metrics of all evaluation sets, as `transformers.Trainer.evaluate` returns them,
+            and what callbacks logged.
+
+        Mirrors: transformers.Trainer.evaluate
+        """
+        found = super().validate(*arguments, **named)
+        logged = {name: value for of_one in found for name, value in of_one.items()}
+        metrics = getattr(self.lightning_module, "eval_metrics", {})
+        return [{**metrics, **{name: value for name, value in logged.items() if name not in metrics}}]
+
+    def predict_dataset(
+        self, model: HFModule, datamodule: HFDataModule, *, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """Predict a whole set as `transformers.Trainer.predict` does; `predict` gives logits batch by batch.
+
+        Args:
+            model: the module.
+            datamodule: its `predict_dataset`, or test split.
+            metric_key_prefix: what the metrics' names begin with.
+
+        Returns:
+            predictions, label_ids (`None` without labels) and metrics; nothing is logged.
+
+        Raises:
+            ModelError: the model is not an HFModule.
+
+        Mirrors: transformers.Trainer.predict
+        Proved by: tests/parity/test_evaluation_options.py
+        """
+        if not isinstance(model, HFModule):
+            raise ModelError(f"predict_dataset takes an HFModule, and was given a {type(model).__name__}.")
+        evaluator = model.evaluator
+        evaluator.predicts, evaluator.prediction = metric_key_prefix, None
+        try:
+            self.predict(model, datamodule=datamodule, return_predictions=False)
+        finally:
+            evaluator.predicts = None
+        output, evaluator.prediction = evaluator.prediction, None
+        assert output is not None
+        return output
 
 
 class _NoProfiler(PassThroughProfiler):

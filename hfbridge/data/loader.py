@@ -47,17 +47,35 @@ class WindowLoader:
 
 
 class EvalLoader:
-    """Iterate an evaluation DataLoader batch by batch."""
+    """Iterate an evaluation DataLoader batch by batch.
 
-    def __init__(self, batches: DataLoader[Any]) -> None:
+    As accelerate's loaders do, it fetches each batch before the one in front of it is used; a collator that
+    draws random numbers shows the difference.
+
+    Args:
+        batches: the DataLoader.
+        prefix: what the names of the set's metrics begin with.
+        batch_size: rows of a full batch.
+
+    Proved by: tests/unit/data/test_loader.py
+    """
+
+    def __init__(self, batches: DataLoader[Any], *, prefix: str, batch_size: int) -> None:
         self.batches = batches
+        self.prefix = prefix
+        self.batch_size = batch_size
 
     def __len__(self) -> int:
         """Batches of one pass."""
         return len(self.batches)
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        yield from self.batches
+        batches = iter(self.batches)
+        batch = next(batches, None)
+        while batch is not None:
+            following = next(batches, None)
+            yield batch
+            batch = following
 
     @property
     def samples(self) -> int:

@@ -1,12 +1,13 @@
 """From collected predictions to the metrics the native Trainer reports; knows Hugging Face.
 
 <prefix>_loss                     weighted mean of the batches' losses
+<prefix>_model_preparation_time   seconds before an evaluation that no training precedes
 <prefix>_<name>                   what compute_metrics returns
 <prefix>_runtime, _samples_per_second, _steps_per_second
 """
 
-import logging
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -16,60 +17,47 @@ from transformers.trainer_utils import denumpify_detensorize, speed_metrics
 from hfbridge.errors import MetricsError
 from hfbridge.evaluation.gather import Collected
 
-logger = logging.getLogger(__name__)
-
-ComputeMetrics = Callable[[EvalPrediction], dict[str, Any]]
+ComputeMetrics = Callable[..., dict[str, Any]]
 
 
-def metrics_of(
-    collected: Collected,
-    *,
-    prefix: str,
-    compute_metrics: ComputeMetrics | None,
-    by_rows: bool,
-    drop_non_finite: bool,
-) -> dict[str, Any]:
-    """Compute the metrics of one evaluation, without its speed.
+def prediction_of(collected: Collected, *, includes: Iterable[str], joined: bool) -> EvalPrediction:
+    """Make what `compute_metrics` is given.
 
     Args:
-        collected: predictions, labels and losses of the whole set.
-        prefix: "eval", say; put before every name that does not begin with it.
-        compute_metrics: the user's function; called when there are predictions and labels.
-        by_rows: weigh the batches' losses by rows, as native does, and not by items.
-        drop_non_finite: leave NaN and infinite losses out of the mean, unless all are.
+        collected: what the whole set gave.
+        includes: "inputs", "loss", both or neither: what is given beside predictions and labels.
+        joined: batches are joined, and not a list.
+    """
+    return EvalPrediction(
+        predictions=collected.predictions,
+        label_ids=collected.label_ids,
+        inputs=collected.inputs if "inputs" in includes else None,
+        losses=collected.losses_of_rows(joined=joined) if "loss" in includes else None,
+    )
 
-    Raises:
-        MetricsError: `compute_metrics` did not return a dict.
+
+def name_metrics(
+    computed: dict[str, Any], *, prefix: str, loss: float | None, preparation_s: float | None
+) -> dict[str, Any]:
+    """Put the metrics of one evaluation together, without its speed.
+
+    Args:
+        computed: what `compute_metrics` returned.
+        prefix: "eval", say; put before every name that does not begin with it.
+        loss: mean loss of the set; `None` without labels.
+        preparation_s: how long the model took to be made ready; `None` leaves it out.
 
     Mirrors: transformers.Trainer.evaluation_loop
     """
-    metrics: dict[str, Any] = {}
-    if compute_metrics is not None and collected.predictions is not None and collected.label_ids is not None:
-        given = EvalPrediction(predictions=collected.predictions, label_ids=collected.label_ids)
-        metrics = checked_metrics(compute_metrics(given), compute_metrics)
-    metrics = denumpify_detensorize(metrics)
-    if collected.losses is not None:
-        metrics[f"{prefix}_loss"] = mean_loss(collected, by_rows=by_rows, drop_non_finite=drop_non_finite)
+    metrics: dict[str, Any] = denumpify_detensorize(dict(computed))
+    if loss is not None:
+        metrics[f"{prefix}_loss"] = loss
+    if preparation_s is not None:
+        metrics[f"{prefix}_model_preparation_time"] = round(preparation_s, 4)
     for name in list(metrics):
         if not name.startswith(f"{prefix}_"):
             metrics[f"{prefix}_{name}"] = metrics.pop(name)
     return metrics
-
-
-def rehearse(compute_metrics: ComputeMetrics, predictions: Any, label_ids: Any) -> None:
-    """Call `compute_metrics` on a few rows before training, to see that it returns a dict.
-
-    An exception of the function is not reported: many metrics need more than a few rows, or all classes.
-
-    Raises:
-        MetricsError: it returned something else.
-    """
-    try:
-        returned = compute_metrics(EvalPrediction(predictions=predictions, label_ids=label_ids))
-    except Exception as error:
-        logger.info("compute_metrics could not be tried on a few rows: %s", error)
-        return
-    checked_metrics(returned, compute_metrics)
 
 
 def checked_metrics(returned: object, compute_metrics: ComputeMetrics) -> dict[str, Any]:
@@ -78,28 +66,82 @@ def checked_metrics(returned: object, compute_metrics: ComputeMetrics) -> dict[s
     Raises:
         MetricsError: it is not a dict with names as keys.
     """
-    name = getattr(compute_metrics, "__qualname__", repr(compute_metrics))
     if not isinstance(returned, dict) or not all(isinstance(key, str) for key in returned):
         raise MetricsError(
-            f"compute_metrics ({name}) returned {returned!r}; it must return a dict of names and values, "
-            "such as "
-            '{"accuracy": 0.91}.'
+            f"compute_metrics ({_name(compute_metrics)}) returned {returned!r}; it must return a dict of "
+            'names and values, such as {"accuracy": 0.91}.'
         )
     return dict(returned)
 
 
-def mean_loss(collected: Collected, *, by_rows: bool, drop_non_finite: bool) -> float:
+def checked_logits(logits: Any, preprocess: Callable[..., Any]) -> Any:
+    """Return what `preprocess_logits_for_metrics` made of a batch's logits.
+
+    Raises:
+        MetricsError: nothing; natively that leaves `compute_metrics` uncalled, without a word.
+    """
+    if logits is None:
+        raise MetricsError(
+            f"preprocess_logits_for_metrics ({_name(preprocess)}) returned None; it must return what "
+            "compute_metrics is to get as predictions: a tensor, or a tuple of tensors. Is its return "
+            "statement missing?"
+        )
+    return logits
+
+
+def check_called_by_batch(compute_metrics: ComputeMetrics) -> None:
+    """See that `compute_metrics` can be called batch by batch.
+
+    Raises:
+        MetricsError: it does not take `compute_result`.
+
+    Mirrors: transformers.Trainer._validate_args
+    """
+    parameters = inspect.signature(compute_metrics).parameters
+    if "compute_result" not in parameters:
+        raise MetricsError(
+            f"batch_eval_metrics=True, and compute_metrics ({_name(compute_metrics)}) takes "
+            f"{', '.join(parameters) or 'nothing'}. It must take compute_result, too: it is called for every "
+            "batch with tensors, and compute_result=True for the last one, when it returns the metrics of "
+            "all."
+        )
+
+
+def check_is_computed(name: str, known: Iterable[str]) -> None:
+    """See that evaluations give the metric that `metric_for_best_model` names.
+
+    Args:
+        name: the setting.
+        known: names of the metrics of an evaluation.
+
+    Raises:
+        MetricsError: they do not.
+    """
+    wanted, names = metric_name(name), sorted(known)
+    if wanted not in names:
+        raise MetricsError(
+            f"metric_for_best_model={name!r} is no metric of the evaluation, which gave {', '.join(names)}. "
+            "Choose one of these, or have compute_metrics return it."
+        )
+
+
+def metric_name(name: str) -> str:
+    """Name the metric that `metric_for_best_model` means."""
+    return name if name.startswith("eval_") else f"eval_{name}"
+
+
+def mean_loss(collected: Collected, *, by_rows: bool, drop_non_finite: bool) -> float | None:
     """Average the batches' losses by what they are means of.
 
     Args:
-        collected: losses and weights; there is at least one.
-        by_rows: the weights are rows: repeat each loss as often and average in the losses' own precision, as
-            native does, whose rounding is part of its result. Otherwise they are items, averaged in float64.
+        collected: losses with items and rows; without losses there is no mean.
+        by_rows: repeat each loss for each row and average in the losses' own precision, as native does, whose
+            rounding is part of its result. Otherwise they are weighted by items, in float64.
         drop_non_finite: leave NaN and infinite losses out, unless all are.
     """
-    losses, weights = collected.losses, collected.weights
-    assert losses is not None
-    assert weights is not None
+    if collected.losses is None:
+        return None
+    losses, weights = collected.losses, collected.rows if by_rows else collected.items
     finite = np.isfinite(losses)
     if drop_non_finite and finite.any():
         losses, weights = losses[finite], weights[finite]
@@ -112,3 +154,7 @@ def speed_of(prefix: str, *, start_s: float, samples: int, batches: int) -> dict
     """Report how long an evaluation took and how many samples and batches it did in a second."""
     speed: dict[str, float] = speed_metrics(prefix, start_s, num_samples=samples, num_steps=batches)
     return speed
+
+
+def _name(function: object) -> str:
+    return getattr(function, "__qualname__", repr(function))

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import TrainingArguments
 from transformers.trainer_pt_utils import nested_detach
 
 Batch = Mapping[str, Any]
@@ -45,11 +46,13 @@ def predict_batch(
         batch: inputs and labels, on the model's device.
         loss_of: computes loss, outputs and items of a batch that has labels.
         label_names: the labels the batch must have all of for a loss to be computed.
-        has_own_loss: the model returns a loss without any labels.
+        has_own_loss: the model returns a loss without any labels; a batch's `return_loss` wins.
         keeps_logits: hand logits and labels back.
 
     Mirrors: transformers.Trainer.prediction_step
     """
+    asked = batch.get("return_loss")
+    has_own_loss = has_own_loss if asked is None else bool(asked)
     has_loss = all(batch.get(name) is not None for name in label_names) if label_names else has_own_loss
     labels = nested_detach(tuple(batch.get(name) for name in label_names)) if has_loss else None
     if has_loss:
@@ -83,3 +86,16 @@ def logits_in(outputs: Any, model: nn.Module, *, has_loss: bool) -> Any:
         logits = outputs[1:] if has_loss else outputs
     logits = nested_detach(logits)
     return logits[0] if len(logits) == 1 else logits
+
+
+def cast_for_evaluation(model: nn.Module, args: TrainingArguments) -> None:
+    """Cast the weights for `bf16_full_eval` or `fp16_full_eval`; as natively, they are not cast back.
+
+    While training, evaluations leave the weights alone.
+
+    Mirrors: transformers.Trainer.evaluation_loop
+    """
+    if args.fp16_full_eval:
+        model.to(dtype=torch.float16)
+    elif args.bf16_full_eval:
+        model.to(dtype=torch.bfloat16)

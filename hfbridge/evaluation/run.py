@@ -1,17 +1,74 @@
 """One evaluation from its first batch to its metrics; knows Hugging Face."""
 
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import EvalPrediction, TrainingArguments
+from transformers.trainer_utils import PredictionOutput
 
-from hfbridge.evaluation.gather import Collector
-from hfbridge.evaluation.metrics import ComputeMetrics, metrics_of, rehearse, speed_of
-from hfbridge.evaluation.predict import Batch, predict_batch
+from hfbridge.errors import MetricsError
+from hfbridge.evaluation.gather import Collected, Collector, EvalSet, gather
+from hfbridge.evaluation.metrics import (
+    ComputeMetrics,
+    checked_logits,
+    checked_metrics,
+    mean_loss,
+    name_metrics,
+    prediction_of,
+    speed_of,
+)
+from hfbridge.evaluation.predict import Batch, Prediction, predict_batch
+
+logger = logging.getLogger(__name__)
 
 LossOf = Callable[[nn.Module, Batch], tuple[Tensor, Any, int]]
+PreprocessLogits = Callable[[Any, Any], Any]
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """What the settings say about evaluations.
+
+    Attributes:
+        by_rows: weigh a batch's loss by its rows ("native"), and not by its items ("exact").
+        drop_non_finite: leave NaN and infinite losses out of the mean, unless all are.
+        move_every: batches after which what was collected moves from the device to numpy; `None`: at the end.
+        joins: predictions of all batches are joined, and not listed.
+        by_batch: `compute_metrics` is called for every batch.
+        includes: "inputs", "loss": what it gets beside predictions and labels.
+        as_objects: batches are gathered as objects.
+    """
+
+    by_rows: bool
+    drop_non_finite: bool = True
+    move_every: int | None = None
+    joins: bool = True
+    by_batch: bool = False
+    includes: frozenset[str] = frozenset()
+    as_objects: bool = False
+
+    @classmethod
+    def of(cls, args: TrainingArguments, *, by_rows: bool, is_first: bool) -> "EvalOptions":
+        """Read the settings.
+
+        Args:
+            args: the settings.
+            by_rows: as above.
+            is_first: no evaluation went before; natively `eval_use_gather_object` is forgotten after it.
+        """
+        return cls(
+            by_rows=by_rows,
+            drop_non_finite=args.logging_nan_inf_filter,
+            move_every=args.eval_accumulation_steps,
+            joins=args.eval_do_concat_batches,
+            by_batch=args.batch_eval_metrics,
+            includes=frozenset(args.include_for_metrics),
+            as_objects=args.eval_use_gather_object and is_first,
+        )
 
 
 @dataclass
@@ -20,40 +77,62 @@ class Evaluation:
 
     Attributes:
         model: the Hugging Face model, in eval mode while batches are added.
+        of: the set.
+        options: what the settings say.
         loss_of: computes loss, outputs and items of a batch that has labels.
         label_names: the labels a batch must have all of for a loss to be computed.
         has_own_loss: the model returns a loss without any labels.
         compute_metrics: the user's function, or `None`.
-        keeps_logits: logits and labels are collected for it.
-        rows_per_batch: weigh a batch's loss by its rows (native), of which a full batch has so many; `None`
-            weighs by items ("exact").
-        move_every: batches after which what was collected moves from the device to numpy; `None`: at the end.
-        drop_non_finite: leave NaN and infinite losses out of the mean, unless all are.
+        preprocess_logits: the user's function of logits and labels, or `None`.
+        keeps_logits: logits and labels are collected.
+        is_prediction: they are even if `compute_metrics` has seen them batch by batch.
+        preparation_s: reported with the metrics, unless `None`.
+
+    Mirrors: transformers.Trainer.evaluation_loop
+    Proved by: tests/parity/test_evaluation_options.py
     """
 
     model: nn.Module
+    of: EvalSet
+    options: EvalOptions
     loss_of: LossOf
     label_names: Sequence[str]
     has_own_loss: bool
     compute_metrics: ComputeMetrics | None
+    preprocess_logits: PreprocessLogits | None
     keeps_logits: bool
-    rows_per_batch: int | None
-    move_every: int | None
-    drop_non_finite: bool
+    is_prediction: bool = False
+    preparation_s: float | None = None
+    collected: Collected | None = field(init=False, default=None)
     _collector: Collector = field(init=False)
     _start_s: float = field(init=False)
+    _batches: int = field(init=False, default=0)
+    _last: tuple[Prediction, Batch] | None = field(init=False, default=None)
+    _computed: dict[str, Any] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._collector = Collector(move_every=self.move_every)
+        options = self.options
+        self._collector = Collector(
+            move_every=None if options.by_batch else options.move_every, joins=options.joins
+        )
         self._start_s = time.time()
 
-    def add(self, batch: Batch, *, index: int, samples: int) -> None:
+    @property
+    def is_done(self) -> bool:
+        """Whether all batches are added."""
+        return self._batches == self.of.batches
+
+    def add(self, batch: Batch) -> Any:
         """Run one batch.
 
         Args:
             batch: inputs and labels, on the model's device.
-            index: number of the batch, from 0.
-            samples: rows of the whole set; the last batch may hold fewer than the others.
+
+        Returns:
+            Its logits: a tensor or a tuple of them; an empty tuple if none are kept.
+
+        Raises:
+            MetricsError: `preprocess_logits` returned nothing.
         """
         seen = predict_batch(
             self.model,
@@ -63,29 +142,70 @@ class Evaluation:
             has_own_loss=self.has_own_loss,
             keeps_logits=self.keeps_logits,
         )
-        weight = seen.weight
-        if self.rows_per_batch is not None:
-            weight = min(self.rows_per_batch, samples - index * self.rows_per_batch)
-        self._collector.add(seen.loss, weight, seen.logits, seen.labels)
+        index = self._batches
+        self._batches += 1
+        if seen.loss is not None:
+            self._collector.add_loss(seen.loss, items=seen.weight, rows=self.of.rows_of(index))
+        logits, inputs = seen.logits, None
+        if "inputs" in self.options.includes:
+            inputs = self._gather(batch[getattr(self.model, "main_input_name", "input_ids")])
+        if logits is not None:
+            if self.preprocess_logits is not None:
+                logits = checked_logits(self.preprocess_logits(logits, seen.labels), self.preprocess_logits)
+            logits = self._gather(logits)
+        labels = None if seen.labels is None else self._gather(seen.labels)
+        if not self.options.by_batch or self.is_prediction:
+            self._collector.add(logits, labels, inputs)
+        self._last = Prediction(seen.loss, seen.weight, logits, labels), batch
+        return () if seen.logits is None else seen.logits
 
-    def rehearse(self, batch: Batch) -> None:
-        """Try `compute_metrics` on one batch, to see that it returns a dict.
+    def close_batch(self) -> None:
+        """Have `compute_metrics` see the batch that was added last, if it is called for every batch.
 
         Raises:
-            MetricsError: it returned something else.
+            MetricsError: it did not return a dict after the last batch.
         """
-        self.add(batch, index=0, samples=1)
-        collected = self._collector.finish()
-        if self.compute_metrics is not None and collected.label_ids is not None:
-            rehearse(self.compute_metrics, collected.predictions, collected.label_ids)
+        assert self._last is not None
+        (seen, batch), self._last = self._last, None
+        if not self.options.by_batch or self.compute_metrics is None:
+            return
+        if seen.logits is None or seen.labels is None:
+            return
+        given: dict[str, Any] = {"inputs": batch if "inputs" in self.options.includes else None}
+        if "loss" in self.options.includes and seen.loss is not None:
+            given["losses"] = seen.loss.repeat(self.of.rows_of(self._batches - 1))
+        prediction = EvalPrediction(predictions=seen.logits, label_ids=seen.labels, **given)
+        returned: Any = self.compute_metrics(prediction, compute_result=self.is_done)
+        if self.is_done and returned is not None:  # natively, too, None stands for no metrics
+            self._computed = checked_metrics(returned, self.compute_metrics)
 
-    def finish(self, prefix: str, *, samples: int, batches: int) -> tuple[dict[str, Any], dict[str, float]]:
+    def rehearse(self, batches: Iterable[Batch]) -> frozenset[str] | None:
+        """Try the evaluation on some batches, to see that `compute_metrics` returns a dict.
+
+        An exception of the function is not reported: many metrics need more than a few rows, or all classes.
+        One that is called for every batch keeps what it has seen, and is not tried.
+
+        Returns:
+            The names of the metrics; `None` if the function could not be tried.
+
+        Raises:
+            MetricsError: `compute_metrics` or `preprocess_logits` returned what it should not.
+        """
+        for batch in batches:
+            self.add(batch)
+        if self.options.by_batch and self.compute_metrics is not None:
+            return None
+        try:
+            metrics, speed = self.finish()
+        except MetricsError:
+            raise
+        except Exception as error:
+            logger.info("compute_metrics could not be tried on a few rows: %s", error)
+            return None
+        return frozenset((*metrics, *speed))
+
+    def finish(self) -> tuple[dict[str, Any], dict[str, float]]:
         """Compute the metrics.
-
-        Args:
-            prefix: put before every name, such as "eval".
-            samples: rows of the whole set.
-            batches: batches of the whole set.
 
         Returns:
             Loss and metrics, and apart from them the speed.
@@ -93,11 +213,35 @@ class Evaluation:
         Raises:
             MetricsError: `compute_metrics` did not return a dict.
         """
-        metrics = metrics_of(
-            self._collector.finish(),
-            prefix=prefix,
-            compute_metrics=self.compute_metrics,
-            by_rows=self.rows_per_batch is not None,
-            drop_non_finite=self.drop_non_finite,
+        options, of = self.options, self.of
+        self.collected = found = self._collector.finish()
+        has_both = found.predictions is not None and found.label_ids is not None
+        if self.compute_metrics is not None and has_both and not options.by_batch:
+            given = prediction_of(found, includes=options.includes, joined=options.joins)
+            self._computed = checked_metrics(self.compute_metrics(given), self.compute_metrics)
+        metrics = name_metrics(
+            self._computed,
+            prefix=of.prefix,
+            loss=mean_loss(found, by_rows=options.by_rows, drop_non_finite=options.drop_non_finite),
+            preparation_s=self.preparation_s,
         )
-        return metrics, speed_of(prefix, start_s=self._start_s, samples=samples, batches=batches)
+        speed = speed_of(
+            of.prefix,
+            start_s=self._start_s,
+            samples=of.samples,
+            batches=-(-of.samples // of.batch_size),  # a dropped short one included, as natively
+        )
+        return metrics, speed
+
+    def output(self, metrics: dict[str, Any]) -> PredictionOutput:
+        """Put predictions and labels beside the metrics; known once the evaluation is finished."""
+        assert self.collected is not None
+        return PredictionOutput(self.collected.predictions, self.collected.label_ids, metrics)
+
+    def _gather(self, data: Any) -> Any:
+        index, of = self._batches - 1, self.of
+        rows = of.rows_of(index)
+        remainder = 0 if rows == of.batch_size else rows
+        return gather(
+            data, is_last=of.is_last(index), remainder=remainder, as_objects=self.options.as_objects
+        )

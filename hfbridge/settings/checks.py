@@ -311,6 +311,10 @@ _RANGES: Mapping[str, tuple[str, Callable[[typing.Any], bool]]] = {
     "trackio_static_space_id": ("a string, False or None, not True", lambda value: value is not True),
     "eval_delay": _AT_LEAST_0,
     "eval_accumulation_steps": _AT_LEAST_1,
+    "include_for_metrics": (
+        'a list of "inputs" and "loss"; predictions and labels are always given',
+        lambda value: {"inputs", "loss"}.issuperset(value),
+    ),
     "seed": ("from 0 to 2**32 - 1", lambda value: 0 <= value < 2**32),
     "data_seed": ("from -2**63 to 2**64 - 1", lambda value: -(2**63) <= value < 2**64),
     "dataloader_num_workers": _AT_LEAST_0,

@@ -175,12 +175,8 @@ _RULES = (
     # Precision, memory, compilation
     _all("bf16", "HFModule: autocast around the model's forward"),
     _default("fp16", _MODULE, f"there is no gradient scaler; use bf16=True, {_OR_NATIVE}"),
-    _default(
-        "bf16_full_eval",
-        _EVALUATION,
-        "weights are not cast for evaluation; call model.to(torch.bfloat16) first",
-    ),
-    _default("fp16_full_eval", _EVALUATION, "weights are not cast for evaluation; call model.half() first"),
+    _all("bf16_full_eval", _EVALUATION),
+    _all("fp16_full_eval", _EVALUATION),
     _all("tf32", "torch: a switch of the process"),
     _all("activation_checkpointing", _MODULE),
     _all("activation_checkpointing_kwargs", _MODULE),
@@ -227,15 +223,11 @@ _RULES = (
     _all("per_device_eval_batch_size", _DATA),
     _all("prediction_loss_only", _EVALUATION),
     _all("eval_on_start", _HOST),
-    _default("eval_do_concat_batches", _EVALUATION, "predictions are always joined; leave it out"),
-    _default("eval_use_gather_object", _EVALUATION, "tensors are gathered as tensors; leave it out"),
+    _all("eval_do_concat_batches", _EVALUATION),
+    _all("eval_use_gather_object", _EVALUATION),
     _all("eval_accumulation_steps", _EVALUATION),
-    _default(
-        "include_for_metrics", _EVALUATION, "compute_metrics gets predictions and labels only; leave it out"
-    ),
-    _default(
-        "batch_eval_metrics", _EVALUATION, "compute_metrics runs once, over all predictions; leave it out"
-    ),
+    _all("include_for_metrics", _EVALUATION),
+    _all("batch_eval_metrics", _EVALUATION),
     # Checkpoints, Hub, best model, resuming
     _saving("save_only_model", _NO_SAVING),
     Rule(
@@ -310,9 +302,7 @@ _RULES = (
         ("", "underflow_overflow"),
         'there is no TPU here; use debug="underflow_overflow", or leave it out',
     ),
-    _default(
-        "skip_memory_metrics", _TRAINER, "memory is not measured; use Lightning's DeviceStatsMonitor callback"
-    ),
+    _all("skip_memory_metrics", "Evaluator"),
     _all("do_train", _NOWHERE, _SCRIPT_FLAG),
     _all("do_eval", _NOWHERE, _SCRIPT_FLAG),
     _all("do_predict", _NOWHERE, _SCRIPT_FLAG),

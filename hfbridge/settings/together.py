@@ -74,6 +74,8 @@ def _check_precision(value: Value, given: Collection[str]) -> Iterator[Complaint
     """Check that at most one reduced precision is asked for, and none that a CPU does not have."""
     if value("bf16") and value("fp16"):
         yield "fp16", "contradicts bf16=True; at most one of the two can be True"
+    if value("bf16_full_eval") and value("fp16_full_eval"):
+        yield "fp16_full_eval", "contradicts bf16_full_eval=True; at most one of the two can be True"
     if value("tf32") and value("use_cpu"):
         yield "tf32", "has no effect on a CPU, and use_cpu=True; leave it out"
 

@@ -226,10 +226,14 @@ def _stream() -> Any:
             lambda: {"dataset": datasets.DatasetDict(training=make_dataset("distilbert", 4))},
             "looks for train",
         ),
+        (lambda: {"train_dataset": {"a": [{}]}}, "only eval_dataset may be a dict"),
+        (lambda: {"train_dataset": [{}], "eval_dataset": {}}, "eval_dataset is an empty dict"),
         (
-            lambda: {"train_dataset": [{}], "eval_dataset": {"a": make_dataset("distilbert", 4)}},
-            "several at once are not carried",
+            lambda: {"train_dataset": [{}], "eval_dataset": {1: [{}]}},
+            "the key 1, a int; keys must be strings",
         ),
+        (lambda: {"train_dataset": [{}], "eval_dataset": {"a": [{}], "b": []}}, "The eval_b set has no rows"),
+        (lambda: {"train_dataset": [{}], "eval_dataset": {"a": None}}, "The eval_a set is None"),
     ],
 )
 def test_a_dataset_that_cannot_be_used(arguments: Callable[[], dict[str, Any]], says: str) -> None:

@@ -164,8 +164,9 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def without_times(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out of a row what a clock says."""
-    return {name: value for name, value in row.items() if not any(time in name for time in _TIMES)}
+    """Leave out of a row what a clock says, and the values of what else the machine decides."""
+    kept = {name: value for name, value in row.items() if not any(time in name for time in _TIMES)}
+    return {name: None if "_mem_cpu" in name else value for name, value in kept.items()}
 
 
 def digest_metrics(prediction: Any) -> dict[str, float]:
@@ -198,6 +199,8 @@ class Job:
         collator: makes the collator, one for each side; `None` leaves the choice to the engine.
         callbacks: makes further callbacks, put after the recorder.
         compute_metrics: given to both.
+        preprocess_logits_for_metrics: given to both.
+        eval_keys: names under which the evaluation set is given, dealt out; `()` is one set without a name.
         as_dataset: wraps the list of rows.
         has_ids: rows have an `idx` that the collator drops.
         train_rows: training rows instead of those of the kind.
@@ -218,6 +221,8 @@ class Job:
     collator: Callable[[], Any] | None = PadRows
     callbacks: Callable[[], list[Any]] = list
     compute_metrics: Any = digest_metrics
+    preprocess_logits_for_metrics: Any = None
+    eval_keys: Sequence[str] = ()
     as_dataset: Callable[[list[dict[str, Any]]], Any] = list
     has_ids: bool = True
     train_rows: list[dict[str, Any]] | None = None
@@ -247,6 +252,7 @@ class Job:
         """Return what the native Trainer and HFModule take under the same names."""
         return {
             "compute_metrics": self.compute_metrics,
+            "preprocess_logits_for_metrics": self.preprocess_logits_for_metrics,
             "processing_class": self.processing_class,
             "compute_loss_func": self.compute_loss_func,
             "optimizers": (None, None) if self.optimizers is None else self.optimizers(model),  # type: ignore[arg-type]
@@ -265,6 +271,9 @@ class Job:
             if self.has_ids:
                 rows = [{**row, "idx": first + index} for index, row in enumerate(rows)]
             made.append(self.as_dataset(rows) if rows else None)
+        if self.eval_keys:
+            count = len(self.eval_keys)
+            made[1] = {key: self.as_dataset(rows[i::count]) for i, key in enumerate(self.eval_keys)}
         return made[0], made[1]
 
 
@@ -303,8 +312,8 @@ class Record:
         return [event[0] for event in self.events]
 
 
-def run_theirs(job: Job) -> Record:
-    """Run a job on the native Trainer."""
+def make_theirs(job: Job) -> tuple[NativeTrainer, Recorder, RecordingCollator | None]:
+    """Make the native Trainer of a job."""
     recorder, collator = Recorder(), job.make_collator()
     train, evaluation = job.datasets()
     model = None if job.model_init is not None else job.make_model()
@@ -318,13 +327,21 @@ def run_theirs(job: Job) -> Record:
         callbacks=[recorder, *job.callbacks()],
         **job.given_to_trainer(model),
     )
+    return trainer, recorder, collator
+
+
+def run_theirs(job: Job) -> Record:
+    """Run a job on the native Trainer."""
+    trainer, recorder, collator = make_theirs(job)
     trainer.train()
     optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
     return _record(recorder, collator, trainer.state, trainer.model, optimizer, trainer.lr_scheduler, trainer)
 
 
-def run_ours(job: Job, *, loss_normalization: str = "native") -> Record:
-    """Run a job on hfbridge."""
+def make_ours(
+    job: Job, *, loss_normalization: str = "native"
+) -> tuple[hfbridge.Trainer, hfbridge.HFModule, hfbridge.HFDataModule, Recorder, RecordingCollator | None]:
+    """Make Trainer, module and data of a job."""
     recorder, collator = Recorder(), job.make_collator()
     train, evaluation = job.datasets()
     model = None
@@ -340,6 +357,12 @@ def run_ours(job: Job, *, loss_normalization: str = "native") -> Record:
         job.arguments(), callbacks=[recorder, *job.callbacks()], logger=False, enable_model_summary=False
     )
     data = hfbridge.HFDataModule(train_dataset=train, eval_dataset=evaluation, data_collator=collator)
+    return trainer, module, data, recorder, collator
+
+
+def run_ours(job: Job, *, loss_normalization: str = "native") -> Record:
+    """Run a job on hfbridge."""
+    trainer, module, data, recorder, collator = make_ours(job, loss_normalization=loss_normalization)
     trainer.fit(module, data)
     scheduler, optimizer = module.schedule, trainer.optimizers[0]
     record = _record(recorder, collator, trainer.state_of_run, module.model, optimizer, scheduler, trainer)
@@ -386,24 +409,24 @@ def assert_identical(theirs: Record, ours: Record) -> None:
         AssertionError: naming both.
     """
     for index, (their, our) in enumerate(zip(theirs.steps, ours.steps, strict=False)):
-        _same(f"step {their['step']} (number {index} of the run)", their, our)
+        same(f"step {their['step']} (number {index} of the run)", their, our)
     for index, (their, our) in enumerate(zip(theirs.log_history, ours.log_history, strict=False)):
-        _same(f"row {index} of log_history, step {their.get('step')}", their, our)
+        same(f"row {index} of log_history, step {their.get('step')}", their, our)
     for index, (their, our) in enumerate(zip(theirs.events, ours.events, strict=False)):
         before = theirs.event_names[max(index - 5, 0) : index]
-        _same(f"event {index} after {before}", list(their), list(our))
-    _same("number of steps", len(theirs.steps), len(ours.steps))
-    _same("number of rows", len(theirs.log_history), len(ours.log_history))
-    _same("number of events", len(theirs.events), len(ours.events))
+        same(f"event {index} after {before}", list(their), list(our))
+    same("number of steps", len(theirs.steps), len(ours.steps))
+    same("number of rows", len(theirs.log_history), len(ours.log_history))
+    same("number of events", len(theirs.events), len(ours.events))
     for name in ("collated", "state", "weights", "optimizer", "scheduler"):
-        _same(
+        same(
             f"final {name}" if name != "collated" else "sample ids",
             getattr(theirs, name),
             getattr(ours, name),
         )
 
 
-def _same(where: str, their: Any, our: Any) -> None:
+def same(where: str, their: Any, our: Any) -> None:
     """Compare nested values bit by bit; numpy scalars, ints and floats of one value are different things."""
     assert type(their) is type(our), (
         f"{where}: theirs is {their!r} ({type(their)}), ours {our!r} ({type(our)})"
@@ -411,18 +434,18 @@ def _same(where: str, their: Any, our: Any) -> None:
     if isinstance(their, Mapping):
         assert list(their) == list(our), f"{where}: theirs has {list(their)}, ours {list(our)}"
         for key in their:
-            _same(f"{where}: {key}", their[key], our[key])
+            same(f"{where}: {key}", their[key], our[key])
     elif isinstance(their, list | tuple):
         assert len(their) == len(our), (
             f"{where}: theirs has {len(their)} ({their!r}), ours {len(our)} ({our!r})"
         )
         for index, (left, right) in enumerate(zip(their, our, strict=True)):
-            _same(f"{where}[{index}]", left, right)
+            same(f"{where}[{index}]", left, right)
     elif isinstance(their, Tensor):
         assert their.dtype == our.dtype, f"{where}: theirs is {their.dtype}, ours {our.dtype}"
         assert digest(their) == digest(our), f"{where}: differ by at most {_distance(their, our)}"
     elif type(their).__module__.partition(".")[0] in _WITH_OBJECTS:
-        _same(where, vars(their), vars(our))
+        same(where, vars(their), vars(our))
     elif isinstance(their, float) and math.isnan(their):
         assert math.isnan(our), f"{where}: theirs is nan, ours {our!r}"
     else:

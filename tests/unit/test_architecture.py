@@ -36,6 +36,7 @@ LAYERS = {
     "module": 3,
     "datamodule": 3,
     "callbacks": 3,
+    "evaluator": 3,
     "attach": 3,
     "progress": 3,
     "trainer": 4,

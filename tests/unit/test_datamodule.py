@@ -63,6 +63,32 @@ def test_the_splits_of_a_dataset_dict(name: str) -> None:
     assert {split: len(found) for split, found in data._raw.items()} == {"train": 4, "eval": 3, "predict": 2}
 
 
+def test_several_validation_splits_are_several_sets() -> None:
+    splits = {"train": rows(4), "validation_matched": rows(3), "validation_other": rows(2)}
+    data = HFDataModule(datasets.DatasetDict(splits))
+    assert data.eval_splits == ("eval_validation_matched", "eval_validation_other")
+
+
+def test_one_validation_split_leaves_others_out() -> None:
+    data = HFDataModule({"train": rows(4), "validation": rows(3), "validation_other": rows(2)})
+    assert data.eval_splits == ("eval",)
+
+
+def test_a_dict_of_evaluation_sets() -> None:
+    given = {"a": rows(3), "b": rows(2)}
+    data = set_up(HFDataModule(rows(4), eval_dataset=given, data_collator=PadRows()))
+    assert (data.has_eval, data.eval_splits) == (True, ("eval_a", "eval_b"))
+    loaders = data.val_dataloader()
+    assert [(loader.prefix, loader.samples) for loader in loaders] == [("eval_a", 3), ("eval_b", 2)]
+    assert set(given) == {"a", "b"}
+
+
+def test_a_set_without_a_whole_batch_is_refused() -> None:
+    data = HFDataModule(rows(40), eval_dataset={"a": rows(40), "b": rows(2)})
+    with pytest.raises(DataError, match=r"The eval_b set has 2 rows.*per_device_eval_batch_size"):
+        set_up(data, {"dataloader_drop_last": True, "eval_strategy": "epoch"})
+
+
 def test_one_dataset_is_trained_on() -> None:
     data = HFDataModule(rows(4))
     assert set(data._raw) == {"train"}
@@ -207,7 +233,7 @@ def test_evaluation_is_in_the_datasets_order() -> None:
 def test_the_first_evaluation_batch_draws_nothing() -> None:
     data = set_up(HFDataModule(train_dataset=rows(4), eval_dataset=rows(7), data_collator=PadRows()))
     before = torch.get_rng_state()
-    assert len(data.first_eval_batch()["labels"]) == 3
+    assert len(data.first_eval_batch("eval")["labels"]) == 3
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -243,3 +243,23 @@ def test_weights_in_bf16_are_told(caplog: pytest.LogCaptureFixture) -> None:
         )
     assert any("The weights are torch.bfloat16" in note for note in module.notes)
     assert next(model.parameters()).dtype is torch.bfloat16
+
+
+def test_evaluation_makes_no_inference_tensors() -> None:
+    seen = []
+
+    def note(prediction: Any) -> dict[str, float]:
+        seen.append(torch.is_inference_mode_enabled())
+        return {}
+
+    rows = make_dataset("distilbert", 6)
+    module = hfbridge.HFModule(
+        make_model("distilbert"), compute_metrics=note, settings={"use_cpu": True, "report_to": "none"}
+    )
+    data = hfbridge.HFDataModule(eval_dataset=rows, predict_dataset=rows, data_collator=PadRows())
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False
+    )
+    trainer.validate(module, data, verbose=False)
+    assert seen == [False]
+    assert not any(logits.is_inference() for logits in trainer.predict(module, data))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate.data_loader import prepare_data_loader
 from lightning.fabric.utilities.data import _set_sampler_epoch
 from torch.utils.data import DataLoader, RandomSampler
 
@@ -32,7 +33,11 @@ def shuffled(rows):
     return DataLoader(rows, batch_size=2, sampler=RandomSampler(rows))
 
 
-@pytest.mark.parametrize("wrap", [lambda inner: WindowLoader(inner, accumulation=2), EvalLoader])
+def evaluated(inner):
+    return EvalLoader(inner, prefix="eval", batch_size=2)
+
+
+@pytest.mark.parametrize("wrap", [lambda inner: WindowLoader(inner, accumulation=2), evaluated])
 def test_nothing_is_drawn_before_the_first_batch_is_asked_for(wrap):
     before = torch.get_rng_state()
     loader = wrap(shuffled(Rows()))
@@ -82,6 +87,27 @@ def test_lightning_finds_the_sampler_by_that_name():
 
 
 def test_an_evaluation_loader_tells_its_rows_and_batches():
-    loader = EvalLoader(DataLoader(Rows(), batch_size=2))
+    loader = evaluated(DataLoader(Rows(), batch_size=2))
     assert (len(loader), loader.samples) == (4, 7)
     assert [batch["x"].tolist() for batch in loader] == [[0, 1], [2, 3], [4, 5], [6]]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5])
+def test_an_evaluation_loader_fetches_one_batch_ahead_as_accelerates_do(count):
+    class Noting(list):
+        def __getitem__(self, index):
+            events.append(f"fetch {index}")
+            return super().__getitem__(index)
+
+    def walk(loader):
+        events.clear()
+        for batch in loader:
+            events.append(f"use {int(batch)}")
+        return list(events)
+
+    events = []
+    theirs = walk(
+        prepare_data_loader(DataLoader(Noting(range(count)), batch_size=1, shuffle=False), device=None)
+    )
+    ours = walk(evaluated(DataLoader(Noting(range(count)), batch_size=1)))
+    assert ours == theirs

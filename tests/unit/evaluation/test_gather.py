@@ -5,30 +5,60 @@ import pytest
 import torch
 from transformers.trainer_pt_utils import EvalLoopContainer
 
-from hfbridge.evaluation.gather import Collector
+from hfbridge.evaluation.gather import Collector, EvalSet, gather
 
 MOVES = pytest.mark.parametrize("move_every", [None, 1, 2, 5])
 
 
-def collect(batches, move_every=None):
-    collector = Collector(move_every=move_every)
-    for batch in batches:
-        collector.add(*batch)
+def collect(batches, move_every=None, *, joins=True):
+    """Collect batches of loss, rows, logits, labels and inputs."""
+    collector = Collector(move_every=move_every, joins=joins)
+    for loss, rows, *kept in batches:
+        if loss is not None:
+            collector.add_loss(loss, items=10 * rows, rows=rows)
+        collector.add(*kept)
     return collector.finish()
+
+
+def three_batches():
+    rows = torch.arange(10.0).reshape(5, 2)
+    return rows, [
+        (
+            torch.tensor(float(i)),
+            2 - (i == 2),
+            rows[2 * i : 2 * i + 2],
+            torch.tensor([i, i])[: 2 - (i == 2)],
+            rows[2 * i : 2 * i + 2, :1],
+        )
+        for i in range(3)
+    ]
 
 
 @MOVES
 def test_batches_are_joined_in_their_order(move_every):
-    rows = torch.arange(10.0).reshape(5, 2)
-    batches = [
-        (torch.tensor(float(i)), 2, rows[2 * i : 2 * i + 2], torch.tensor([i, i])[: 2 - (i == 2)])
-        for i in range(3)
-    ]
+    rows, batches = three_batches()
     collected = collect(batches, move_every)
     np.testing.assert_array_equal(collected.predictions, rows.numpy())
     np.testing.assert_array_equal(collected.label_ids, [0, 0, 1, 1, 2])
+    np.testing.assert_array_equal(collected.inputs, rows[:, :1].numpy())
     np.testing.assert_array_equal(collected.losses, [0, 1, 2])
-    np.testing.assert_array_equal(collected.weights, [2, 2, 2])
+    np.testing.assert_array_equal(collected.rows, [2, 2, 1])
+    np.testing.assert_array_equal(collected.items, [20, 20, 10])
+
+
+@MOVES
+def test_batches_may_stay_apart(move_every):
+    _, batches = three_batches()
+    collected = collect(batches, move_every, joins=False)
+    assert [part.tolist() for part in collected.label_ids] == [[0, 0], [1, 1], [2]]
+    assert [part.shape for part in collected.predictions] == [(2, 2), (2, 2), (1, 2)]
+
+
+def test_losses_are_repeated_for_their_rows():
+    collected = collect(three_batches()[1])
+    assert collected.losses_of_rows(joined=True).tolist() == [0, 0, 1, 1, 2]
+    assert [part.tolist() for part in collected.losses_of_rows(joined=False)] == [[0, 0], [1, 1], [2]]
+    assert collect([]).losses_of_rows(joined=True) is None
 
 
 @MOVES
@@ -56,27 +86,26 @@ def test_losses_alone():
     assert collected.predictions is None
     assert collected.label_ids is None
     assert collected.losses.dtype == np.float32
-    assert collected.weights.dtype == np.int64
+    assert collected.items.dtype == collected.rows.dtype == np.int64
 
 
 def test_without_labels_there_are_no_losses():
     collected = collect([(None, 0, torch.ones(2, 2), None)])
     assert collected.losses is None
-    assert collected.weights is None
     assert collected.predictions.shape == (2, 2)
 
 
 def test_nothing_at_all():
     collected = collect([])
-    assert (collected.predictions, collected.label_ids, collected.losses) == (None, None, None)
+    assert (collected.predictions, collected.label_ids, collected.inputs, collected.losses) == (None,) * 4
 
 
 def test_move_every_leaves_no_tensors_behind():
     collector = Collector(move_every=2)
     for i in range(2):
-        collector.add(None, 0, torch.ones(1, 1), torch.ones(1))
-        assert isinstance(collector._predictions.tensors, torch.Tensor) == (i == 0)
-    assert isinstance(collector._predictions.arrays, np.ndarray)
+        collector.add(torch.ones(1, 1), torch.ones(1))
+        assert isinstance(collector._kept[0].tensors, torch.Tensor) == (i == 0)
+    assert isinstance(collector._kept[0].arrays, np.ndarray)
 
 
 def test_it_is_the_native_container():
@@ -94,3 +123,37 @@ def test_bf16_logits_become_fp32_arrays():
     )
     assert collected.predictions.dtype == np.float32
     assert collected.losses.dtype == np.float32
+
+
+def test_a_set_knows_its_last_batch_and_the_rows_of_each():
+    kept = EvalSet("eval", samples=11, batches=3, batch_size=4)
+    assert [kept.rows_of(i) for i in range(3)] == [4, 4, 3]
+    assert [kept.is_last(i) for i in range(3)] == [False, False, True]
+    dropped = EvalSet("eval", samples=11, batches=2, batch_size=4)
+    assert [dropped.rows_of(i) for i in range(2)] == [4, 4]
+    assert dropped.is_last(1)
+
+
+# accelerate's rule for the last batch.
+
+PAIR = (torch.arange(3), torch.arange(4))
+
+
+@pytest.mark.parametrize(
+    ("data", "named", "expected"),
+    [
+        (torch.arange(3), {}, [0, 1, 2]),
+        (torch.arange(3), {"is_last": True}, [0, 1, 2]),
+        (torch.arange(3), {"is_last": True, "remainder": 1}, [0]),
+        (torch.arange(3), {"remainder": 1}, [0, 1, 2]),
+        (PAIR, {"is_last": True, "remainder": 1}, [[0], [0]]),
+        (PAIR, {"is_last": True, "remainder": 1, "as_objects": True}, [[0, 1, 2]]),
+        (torch.tensor(3), {"is_last": True, "remainder": 1}, 3),
+    ],
+    ids=str,
+)
+def test_the_last_batch_is_cut(data, named, expected):
+    options = {"is_last": False, "remainder": 0, "as_objects": False, **named}
+    found = gather(data, **options)
+    listed = [part.tolist() for part in found] if isinstance(found, tuple) else found.tolist()
+    assert listed == expected

@@ -8,34 +8,35 @@ import torch
 
 from hfbridge.errors import MetricsError
 from hfbridge.evaluation.gather import Collected
-from hfbridge.evaluation.metrics import checked_metrics, mean_loss, metrics_of, rehearse, speed_of
+from hfbridge.evaluation.metrics import (
+    check_called_by_batch,
+    check_is_computed,
+    checked_logits,
+    checked_metrics,
+    mean_loss,
+    name_metrics,
+    prediction_of,
+    speed_of,
+)
 
 ROWS = np.ones((3, 2), np.float32)
 LABELS = np.array([0, 1, 1])
 
 
-def collected(losses=(1.0, 2.0), weights=(2, 1), predictions=ROWS, labels=LABELS):
+def collected(losses=(1.0, 2.0), weights=(2, 1)):
+    """Make what was collected; its items are its rows."""
+    counts = np.array(weights, np.int64)
     return Collected(
-        predictions,
-        labels,
-        None if losses is None else np.array(losses, np.float32),
-        None if losses is None else np.array(weights, np.int64),
+        ROWS, LABELS, ROWS[:, :1], None if losses is None else np.array(losses, np.float32), counts, counts
     )
 
 
-def compute(compute_metrics, given=None, *, by_rows=False, drop_non_finite=True, prefix="eval"):
-    return metrics_of(
-        given or collected(),
-        prefix=prefix,
-        compute_metrics=compute_metrics,
-        by_rows=by_rows,
-        drop_non_finite=drop_non_finite,
-    )
+def name(computed, *, prefix="eval", loss=1.5, preparation_s=None):
+    return name_metrics(computed, prefix=prefix, loss=loss, preparation_s=preparation_s)
 
 
 def test_names_get_the_prefix_unless_they_have_it():
-    metrics = compute(lambda p: {"f1": 0.5, "eval_seen": 1, "evaluated": 2})
-    assert {k: v for k, v in metrics.items() if k != "eval_loss"} == {
+    assert name({"f1": 0.5, "eval_seen": 1, "evaluated": 2}, loss=None) == {
         "eval_f1": 0.5,
         "eval_seen": 1,
         "eval_evaluated": 2,
@@ -43,23 +44,27 @@ def test_names_get_the_prefix_unless_they_have_it():
 
 
 def test_another_prefix():
-    assert set(compute(lambda p: {"f1": 1}, prefix="test")) == {"test_f1", "test_loss"}
+    assert set(name({"f1": 1}, prefix="test")) == {"test_f1", "test_loss"}
 
 
-def test_the_function_gets_predictions_and_labels():
-    seen = []
-    compute(lambda p: seen.append(p) or {})
-    assert seen[0].predictions is ROWS
-    assert seen[0].label_ids is LABELS
+def test_the_native_order_is_kept():
+    found = name({"f1": 1, "eval_seen": 2}, preparation_s=0.12345)
+    assert list(found) == ["eval_seen", "eval_loss", "eval_model_preparation_time", "eval_f1"]
+    assert found["eval_model_preparation_time"] == 0.1235
 
 
-@pytest.mark.parametrize("missing", [{"predictions": None}, {"labels": None}])
-def test_without_predictions_or_labels_it_is_not_called(missing):
-    assert set(compute(lambda p: 1 / 0, collected(**missing))) == {"eval_loss"}
+@pytest.mark.parametrize("includes", [(), ("inputs",), ("loss",), ("inputs", "loss")])
+def test_the_function_gets_what_is_asked_for(includes):
+    given = prediction_of(collected(), includes=includes, joined=True)
+    assert given.predictions is ROWS
+    assert given.label_ids is LABELS
+    assert (given.inputs is None) == ("inputs" not in includes)
+    assert given.losses is None if "loss" not in includes else given.losses.tolist() == [1, 1, 2]
+    assert len(list(given)) == 2 + len(includes)
 
 
 def test_numbers_of_numpy_and_torch_become_python_numbers():
-    metrics = compute(lambda p: {"a": np.float64(0.5), "b": torch.tensor(2.0), "c": np.array([1.0, 2.0])})
+    metrics = name({"a": np.float64(0.5), "b": torch.tensor(2.0), "c": np.array([1.0, 2.0])})
     assert type(metrics["eval_a"]) is float
     assert type(metrics["eval_b"]) is float
     assert isinstance(metrics["eval_c"], np.ndarray)
@@ -67,18 +72,13 @@ def test_numbers_of_numpy_and_torch_become_python_numbers():
 
 def test_a_metric_called_loss_gives_way_as_in_native():
     # native computes metrics first and then sets eval_loss, so an "eval_loss" of the function is overwritten
-    metrics = compute(lambda p: {"eval_loss": 99.0})
-    assert metrics["eval_loss"] == pytest.approx(4 / 3)
+    assert name({"eval_loss": 99.0})["eval_loss"] == 1.5
 
 
 def test_the_users_dict_is_left_alone():
     mine = {"f1": 0.5}
-    compute(lambda p: mine)
+    name(mine)
     assert mine == {"f1": 0.5}
-
-
-def test_without_labels_there_is_no_loss():
-    assert compute(None, collected(losses=None)) == {}
 
 
 @pytest.mark.parametrize("returned", [0.9, None, [("a", 1)], {1: 0.5}, {("a",): 1}, np.float64(1)])
@@ -87,7 +87,7 @@ def test_anything_but_a_dict_of_names_is_refused(returned):
         return returned
 
     with pytest.raises(MetricsError) as caught:
-        compute(accuracy)
+        checked_metrics(returned, accuracy)
     for part in ("accuracy", repr(returned), "must return a dict", '{"accuracy": 0.91}'):
         assert part in str(caught.value)
 
@@ -101,14 +101,35 @@ def test_a_callable_object_is_named_too():
         checked_metrics(None, Metric())
 
 
-def test_the_rehearsal_reports_what_is_returned_and_not_what_is_raised():
-    def raising(prediction):
-        raise ValueError("needs two classes")
+def test_logits_may_become_anything_but_nothing():
+    assert checked_logits((), len) == ()
+    with pytest.raises(MetricsError, match=r"preprocess_logits_for_metrics \(len\) returned None"):
+        checked_logits(None, len)
 
-    rehearse(raising, ROWS, LABELS)
-    rehearse(lambda p: {"a": 1}, ROWS, LABELS)
-    with pytest.raises(MetricsError):
-        rehearse(lambda p: 0.5, ROWS, LABELS)
+
+@pytest.mark.parametrize(
+    "function", [lambda p, compute_result: {}, lambda p, *, compute_result=False: {}], ids=["plain", "named"]
+)
+def test_a_function_that_can_be_called_by_batch(function):
+    check_called_by_batch(function)
+
+
+def test_one_that_cannot():
+    def accuracy(prediction, **options):
+        return {}
+
+    with pytest.raises(MetricsError, match=r"accuracy\) takes prediction, options\. It must take"):
+        check_called_by_batch(accuracy)
+
+
+@pytest.mark.parametrize("wanted", ["f1", "eval_f1"])
+def test_a_metric_may_be_named_without_its_prefix(wanted):
+    check_is_computed(wanted, ["eval_loss", "eval_f1"])
+
+
+def test_a_metric_that_is_not_there():
+    with pytest.raises(MetricsError, match=r"metric_for_best_model='f2'.* which gave eval_f1, eval_loss"):
+        check_is_computed("f2", ["eval_loss", "eval_f1"])
 
 
 # The mean loss.
@@ -148,6 +169,10 @@ def test_if_none_is_finite_the_mean_is_not_either(by_rows):
 
 def test_a_set_without_items_has_loss_zero():
     assert mean_loss(collected((0.0, 0.0), (0, 0)), by_rows=False, drop_non_finite=True) == 0.0
+
+
+def test_without_losses_there_is_no_mean():
+    assert mean_loss(collected(losses=None), by_rows=True, drop_non_finite=True) is None
 
 
 def test_speed_has_the_native_names():

@@ -7,7 +7,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hfbridge.data.columns import label_names_of
-from hfbridge.evaluation.predict import logits_in, predict_batch
+from hfbridge.evaluation.predict import cast_for_evaluation, logits_in, predict_batch
 from hfbridge.model.items import read_traits
 from hfbridge.model.loss import NativeLoss
 from tests.tiny import PadRows, make_model, make_rows
@@ -124,3 +124,22 @@ def test_a_models_cache_is_left_out():
 def test_a_loss_that_is_none_is_no_logit():
     outputs = SequenceClassifierOutput(loss=None, logits=TWO)
     assert torch.equal(logits_in(outputs, nn.Identity(), has_loss=False), TWO)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_batch_may_say_whether_there_is_a_loss(asked):
+    model = OwnLoss()
+    seen = predict(model, {"x": torch.ones(2), "return_loss": asked}, label_names=[], has_own_loss=not asked)
+    assert (seen.loss is not None) == asked
+
+
+@pytest.mark.parametrize(
+    ("flag", "dtype"),
+    [("bf16_full_eval", torch.bfloat16), ("fp16_full_eval", torch.float16), (None, torch.float32)],
+)
+def test_weights_are_cast(flag, dtype):
+    model = nn.Linear(1, 1)
+    cast_for_evaluation(
+        model, TrainingArguments(output_dir="out", use_cpu=True, **({} if flag is None else {flag: True}))
+    )
+    assert model.weight.dtype == dtype

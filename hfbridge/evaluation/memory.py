@@ -1,0 +1,42 @@
+"""How much memory the stages of a run take (`skip_memory_metrics=False`); knows Hugging Face."""
+
+from typing import Any, Literal
+
+from transformers.trainer_utils import TrainerMemoryTracker
+
+Stage = Literal["init", "train", "eval", "test"]
+
+
+class MemoryTracker(TrainerMemoryTracker):
+    """transformers' tracker, told its stage where the original looks for the name of the calling function.
+
+    A stage within another one, such as an evaluation while training, is not measured.
+
+    Args:
+        skip_memory_metrics: measure nothing, as without psutil.
+    """
+
+    def __init__(self, skip_memory_metrics: bool) -> None:
+        super().__init__(skip_memory_metrics)  # type: ignore[no-untyped-call]
+        self._stage: Stage = "init"
+
+    def derive_stage(self) -> str:
+        """Return the stage that was told."""
+        return self._stage
+
+    def begin(self, stage: Stage) -> None:
+        """Begin to measure a stage; "init" ends when the next begins."""
+        if not self.skip_memory_metrics and self.cur_stage == "init":
+            self.end("init")
+        self._stage = stage
+        self.start()  # type: ignore[no-untyped-call]
+
+    def end(self, stage: Stage, metrics: dict[str, Any] | None = None) -> None:
+        """End a stage, and add what was measured to its metrics; only "init" has none."""
+        self._stage = stage
+        self.stop_and_update_metrics(metrics)  # type: ignore[no-untyped-call]
+
+    def abandon(self) -> None:
+        """Stop measuring after an error; the original's thread would go on for ever."""
+        self.peak_monitoring = False
+        self.cur_stage = None

@@ -1,0 +1,254 @@
+"""Evaluator: the native Trainer's evaluations inside Lightning's loops over validation and prediction sets.
+
+It is a Lightning callback that `HFModule.configure_callbacks` returns beside CallbackHost; knows both worlds.
+One run of Lightning's validation loop evaluates all sets, one after the other:
+
+    native                                   Lightning moment
+    evaluate() begins                        on_validation_start; for a further set, the end of the last one
+    prediction_step                          HFModule.validation_step, predict_step
+    on_prediction_step                       on_validation_batch_end, on_predict_batch_end
+    on_log, on_evaluate                      on_validation_batch_end of a set's last batch
+    (the dict that evaluate() returns)       on_validation_epoch_end: callback_metrics, HFModule.eval_metrics
+    on_predict, PredictionOutput             on_predict_epoch_end
+"""
+
+import time
+import weakref
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.trainer.states import TrainerFn
+from transformers import TrainingArguments
+from transformers.trainer_pt_utils import find_batch_size
+from transformers.trainer_utils import PredictionOutput
+
+from hfbridge.data.loader import EvalLoader
+from hfbridge.evaluation.gather import EvalSet
+from hfbridge.evaluation.memory import MemoryTracker, Stage
+from hfbridge.evaluation.metrics import check_called_by_batch, check_is_computed, metric_name
+from hfbridge.evaluation.run import Evaluation
+
+
+class Evaluator(pl.Callback):
+    """Run the evaluations of a module.
+
+    Attributes:
+        memory: measures the stages of the runs of one Trainer.
+        is_first_run: the Trainer has run nothing before, as a native Trainer that was just made.
+        predicts: the next prediction run makes a `PredictionOutput`, whose metrics begin with this.
+        prediction: what that run has made.
+
+    Proved by: tests/parity/test_evaluation_options.py
+    """
+
+    def __init__(self) -> None:
+        self.memory = MemoryTracker(True)
+        self.is_first_run = True
+        self.predicts: str | None = None
+        self.prediction: PredictionOutput | None = None
+        self._trainer: weakref.ref[pl.Trainer] | None = None
+        self._evaluated = False
+        self._setup_s = 0.0
+        self._preparation_s: float | None = None
+        self._current: Evaluation | None = None
+        self._loaders: list[EvalLoader] = []
+        self._metrics: dict[str, Any] = {}
+        self._speed: dict[str, float] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the Trainer out of copies, as Lightning's modules do."""
+        return {**self.__dict__, "_trainer": None}
+
+    def begin_run(self, module: Any, args: TrainingArguments) -> None:
+        """Measure the setting-up, and see that the module's functions fit the settings.
+
+        Raises:
+            MetricsError: `compute_metrics` cannot be called batch by batch.
+        """
+        if args.batch_eval_metrics and module.compute_metrics is not None:
+            check_called_by_batch(module.compute_metrics)
+        if self.is_first_run:
+            self.memory = MemoryTracker(args.skip_memory_metrics)
+            self.memory.begin("init")
+
+    def rehearse(self, module: Any, data: Any) -> None:
+        """Try the evaluation on a few rows of each set: a mistake in it should not wait for its turn.
+
+        If `metric_for_best_model` is not among what these rows give, a whole evaluation tells: the names of
+        some metrics depend on the classes that occur.
+
+        Raises:
+            MetricsError: a function of the user's returned what it should not, or the metric is not computed.
+        """
+        args, wanted = module.args, module.args.metric_for_best_model
+        follows = wanted is not None and args.eval_strategy != "no"
+        batches = {
+            split: module.receive(data.first_eval_batch(split), module.device) for split in data.eval_splits
+        }
+        if module.compute_metrics is None and not follows:
+            return
+        module.model.eval()
+        known = [
+            module.new_evaluation(_set_of(batch, split, args.eval_batch_size)).rehearse([batch])
+            for split, batch in batches.items()
+        ]
+        if not follows or None in known:
+            return
+        if metric_name(wanted) not in set().union(*known):
+            known = [
+                module.new_evaluation(_set_in(loader)).rehearse(
+                    module.receive(batch, module.device) for batch in loader
+                )
+                for loader in _listed(data.val_dataloader())
+            ]
+        if None not in known:
+            check_is_computed(wanted, set().union(*known))
+
+    def add(self, batch: Any) -> Any:
+        """Run one batch of the current set; returns its logits."""
+        assert self._current is not None
+        return self._current.add(batch)
+
+    # Lightning's hooks.
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Begin a run."""
+        self.is_first_run = self._trainer is None or self._trainer() is not trainer
+        if self.is_first_run:
+            self._trainer = weakref.ref(trainer)
+            self._evaluated, self._preparation_s = False, None
+        self._setup_s = time.time()
+        # No inference tensors, as natively, under a plain lightning.Trainer, too.
+        trainer.validate_loop.inference_mode = trainer.predict_loop.inference_mode = False
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure the training."""
+        self.memory.begin("train")
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin with the first set."""
+        self._metrics, self._speed = {}, {}
+        self._loaders = _listed(trainer.val_dataloaders)
+        self._start(trainer, pl_module)
+        self._begin(pl_module, "eval")
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Fire `on_prediction_step`; after a set's last batch report it, and begin with the next."""
+        module: Any = pl_module
+        evaluation = self._close_batch(module)
+        if not evaluation.is_done:
+            return
+        metrics, speed = evaluation.finish()
+        row = {**metrics, **speed}
+        module.host.report_evaluation(trainer, row)
+        self.memory.end("eval", row)
+        self._metrics |= {name: value for name, value in row.items() if name not in speed}
+        self._speed |= speed
+        module.eval_metrics = {**module.eval_metrics, **row} if dataloader_idx else row
+        if self._loaders:
+            self._begin(module, "eval")
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the metrics of all sets to Lightning's `callback_metrics`."""
+        numbers = {name: value for name, value in self._metrics.items() if isinstance(value, (int, float))}
+        numbers.pop("epoch", None)
+        # trainer.validate returns what goes to Lightning's loggers; during fit the host logs the native row.
+        to_loggers = None if trainer.state.fn != TrainerFn.FITTING else False
+        pl_module.log_dict(numbers, prog_bar=True, logger=to_loggers, batch_size=1)
+        pl_module.log_dict(self._speed, logger=to_loggers, batch_size=1)
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin to collect, if a `PredictionOutput` is asked for."""
+        if self.predicts is not None:
+            self._loaders = _listed(trainer.predict_dataloaders)
+            self._start(trainer, pl_module)
+            self._begin(pl_module, "test", prefix=self.predicts)
+
+    def on_predict_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Fire `on_prediction_step`."""
+        if self.predicts is not None:
+            self._close_batch(pl_module)
+
+    def on_predict_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compute the metrics and fire `on_predict`.
+
+        Mirrors: transformers.Trainer.predict
+        """
+        if self.predicts is None:
+            return
+        assert self._current is not None
+        module: Any = pl_module
+        evaluation, self._current = self._current, None
+        metrics, speed = evaluation.finish()
+        metrics.update(speed)
+        module.host.fire("on_predict", metrics=metrics)
+        self.memory.end("test", metrics)
+        self.prediction = evaluation.output(metrics)
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Stop measuring memory, and let go of what was collected."""
+        self.memory.abandon()
+        self._current = None
+
+    # Parts of the above.
+
+    def _start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Put an optimizer's averaged weights in; outside of training be what a new native Trainer is."""
+        for optimizer in trainer.optimizers:
+            if hasattr(optimizer, "eval"):
+                optimizer.eval()
+        if trainer.state.fn == TrainerFn.FITTING:
+            return
+        if self.is_first_run and not self._evaluated:
+            pl_module.host.fire("on_init_end")
+        if trainer.global_step == 0 and self._preparation_s is None:
+            self._preparation_s = time.time() - self._setup_s
+
+    def _begin(self, module: Any, stage: Stage, *, prefix: str | None = None) -> None:
+        loader = self._loaders.pop(0)
+        self.memory.begin(stage)
+        module.host.show_eval_loader(loader)
+        self._current = module.new_evaluation(
+            _set_in(loader, prefix),
+            is_first=not self._evaluated,
+            is_prediction=stage == "test",
+            preparation_s=self._preparation_s,
+        )
+        self._evaluated = True
+
+    def _close_batch(self, module: Any) -> Evaluation:
+        assert self._current is not None
+        module.host.fire("on_prediction_step")
+        self._current.close_batch()
+        return self._current
+
+
+def _listed(loaders: Any) -> list[EvalLoader]:
+    return list(loaders) if isinstance(loaders, list) else [loaders]
+
+
+def _set_in(loader: EvalLoader, prefix: str | None = None) -> EvalSet:
+    return EvalSet(prefix or loader.prefix, loader.samples, len(loader), loader.batch_size)
+
+
+def _set_of(batch: Any, prefix: str, batch_size: int) -> EvalSet:
+    """Describe one batch as a whole set."""
+    return EvalSet(prefix, find_batch_size(batch) or 1, 1, batch_size)

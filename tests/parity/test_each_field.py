@@ -1,0 +1,138 @@
+"""Every field of TrainingArguments and Seq2SeqTrainingArguments set to another value than its default.
+
+Carried: both engines run live and are equal to the bit, and the run differs from one without the setting.
+Carried, but of no consequence for numbers and rows: both engines are equal, and what it does is shown by the
+test that is named.
+Refused: by name, with the reason, before anything is made.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+
+import hfbridge
+from hfbridge.settings.fields import DEFAULTS, RULES
+from tests.parity.engines import BASE, Job, Record, run_both, run_theirs
+from tests.tiny import make_tokenizer
+
+EVALUATED = {"eval_strategy": "steps", "eval_steps": 2}
+ACCUMULATED = {"gradient_accumulation_steps": 3}
+
+
+@dataclass(frozen=True)
+class Field:
+    """How one setting is tried.
+
+    Attributes:
+        value: given to both engines.
+        others: settings it needs, given to the run it is compared with, too.
+        shown_by: the test that shows its effect, where numbers, rows and events are those of the default.
+        job: further parts of the job.
+    """
+
+    value: Any
+    others: dict[str, Any] = field(default_factory=dict)
+    shown_by: str = ""
+    job: dict[str, Any] = field(default_factory=dict)
+
+
+LENGTHS = {"job": {"as_dataset": list}}
+CARRIED: dict[str, Field] = {
+    "output_dir": Field("elsewhere", shown_by="tests/unit/settings/test_translate.py"),
+    "per_device_train_batch_size": Field(5),
+    "num_train_epochs": Field(1.5),
+    "max_steps": Field(3),
+    "learning_rate": Field(3e-3),
+    "lr_scheduler_type": Field("cosine"),
+    "lr_scheduler_kwargs": Field({"power": 2.0}, {"lr_scheduler_type": "polynomial"}),
+    "warmup_steps": Field(0.5),
+    "optim": Field("adafactor"),
+    "optim_args": Field("momentum=0.9", {"optim": "sgd"}),
+    "weight_decay": Field(0.3),
+    "adam_beta1": Field(0.5),
+    "adam_beta2": Field(0.5),
+    "adam_epsilon": Field(1e-2),
+    "gradient_accumulation_steps": Field(2),
+    "average_tokens_across_devices": Field(False, shown_by="tests/parity/test_each_field.py"),
+    "max_grad_norm": Field(0.05),
+    "label_smoothing_factor": Field(0.2),
+    "bf16": Field(True),
+    "activation_checkpointing": Field(True, shown_by="tests/parity/test_model_options.py"),
+    "activation_checkpointing_kwargs": Field(
+        {"every_n_layers": 2},
+        {"activation_checkpointing": True},
+        shown_by="tests/parity/test_model_options.py",
+    ),
+    "gradient_checkpointing": Field(True, shown_by="tests/parity/test_model_options.py"),
+    "gradient_checkpointing_kwargs": Field(
+        {"use_reentrant": False},
+        {"gradient_checkpointing": True},
+        shown_by="tests/parity/test_model_options.py",
+    ),
+    "use_cache": Field(True, shown_by="tests/unit/test_module.py"),
+    "neftune_noise_alpha": Field(5.0),
+    "torch_empty_cache_steps": Field(2, shown_by="tests/parity/test_model_options.py"),
+    "logging_strategy": Field("epoch"),
+    "logging_steps": Field(2),
+    "logging_first_step": Field(True, {"logging_steps": 100}),
+    "logging_nan_inf_filter": Field(False, shown_by="tests/unit/model/test_logged.py"),
+    "include_num_input_tokens_seen": Field("all"),
+    "disable_tqdm": Field(False, shown_by="tests/unit/test_trainer.py"),
+    "eval_strategy": Field("epoch"),
+    "eval_steps": Field(3, {"eval_strategy": "steps"}),
+    "eval_delay": Field(3, EVALUATED),
+    "per_device_eval_batch_size": Field(3, EVALUATED),
+    "prediction_loss_only": Field(True, EVALUATED),
+    "eval_on_start": Field(True, EVALUATED),
+    "eval_accumulation_steps": Field(1, EVALUATED, shown_by="tests/unit/evaluation/test_gather.py"),
+    "metric_for_best_model": Field("mean", EVALUATED),
+    "greater_is_better": Field(True, {**EVALUATED, "metric_for_best_model": "loss"}),
+    "save_strategy": Field("no", shown_by="tests/unit/settings/test_fields.py"),
+    "full_determinism": Field(True, shown_by="tests/parity/test_model_options.py"),
+    "seed": Field(7),
+    "data_seed": Field(7),
+    "use_cpu": Field(True, shown_by="tests/unit/settings/test_translate.py"),
+    "dataloader_drop_last": Field(True),
+    "dataloader_num_workers": Field(1, shown_by="tests/parity/test_order.py"),
+    "dataloader_pin_memory": Field(False, shown_by="tests/unit/test_datamodule.py"),
+    "dataloader_persistent_workers": Field(
+        True, {"dataloader_num_workers": 1}, shown_by="tests/unit/test_datamodule.py"
+    ),
+    "dataloader_prefetch_factor": Field(
+        3, {"dataloader_num_workers": 1}, shown_by="tests/unit/test_datamodule.py"
+    ),
+    "dataloader_multiprocessing_context": Field(
+        "fork", {"dataloader_num_workers": 1}, shown_by="tests/unit/test_datamodule.py"
+    ),
+    "dataloader_in_order": Field(False, shown_by="tests/unit/test_datamodule.py"),
+    "train_sampling_strategy": Field("sequential"),
+    "do_train": Field(True, shown_by="tests/unit/settings/test_fields.py"),
+    "do_eval": Field(True, shown_by="tests/unit/settings/test_fields.py"),
+    "do_predict": Field(True, shown_by="tests/unit/settings/test_fields.py"),
+    "run_name": Field("mine", shown_by="tests/parity/test_reports.py"),
+}
+
+
+def differs(one: Record, other: Record) -> bool:
+    """Tell whether two native runs are told apart by anything that the parity suite compares."""
+    return any(
+        str(getattr(one, name)) != str(getattr(other, name))
+        for name in ("steps", "log_history", "events", "state", "collated")
+    )
+
+
+@pytest.mark.parametrize("name", CARRIED)
+def test_a_carried_setting_does_what_it_does_natively(name: str) -> None:
+    tried = CARRIED[name]
+    base = {key: value for key, value in BASE.items() if key != name}
+    assert tried.value != base.get(name, DEFAULTS[name])
+    settings = {**ACCUMULATED, **tried.others, name: tried.value}
+    job = Job("distilbert", settings, rows=30, **tried.job)
+    theirs, _ = run_both(job)
+    if not tried.shown_by:
+        others = {**ACCUMULATED, **tried.others}
+        others.setdefault(name, BASE.get(name, DEFAULTS[name]))
+        assert differs(theirs, run_theirs(Job("distilbert", others, rows=30, **tried.job)))
