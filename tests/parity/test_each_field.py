@@ -6,17 +6,13 @@ test that is named.
 Refused: by name, with the reason, before anything is made.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-import torch
 
-import hfbridge
-from hfbridge.settings.fields import DEFAULTS, RULES
+from hfbridge.settings.fields import DEFAULTS
 from tests.parity.engines import BASE, Job, Record, run_both, run_theirs
-from tests.tiny import make_tokenizer
 
 EVALUATED = {"eval_strategy": "steps", "eval_steps": 2}
 ACCUMULATED = {"gradient_accumulation_steps": 3}
