@@ -31,6 +31,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import TrainingArguments, enable_full_determinism, set_seed
+from transformers.utils.logging import set_verbosity
 
 from hfbridge.attach import has_plain_backward
 from hfbridge.callbacks import CallbackHost
@@ -198,7 +199,7 @@ class HFModule(pl.LightningModule):
 
     def configure_callbacks(self) -> CallbackHost:
         """Hand Lightning the host of the native state and of the user's TrainerCallbacks."""
-        if self._host is None or self._host.callbacks != getattr(self.trainer, "trainer_callbacks", ()):
+        if self._host is None or self._host not in self.trainer.callbacks:  # type: ignore[attr-defined]
             self._host = CallbackHost(getattr(self.trainer, "trainer_callbacks", ()))
         return self._host
 
@@ -216,6 +217,7 @@ class HFModule(pl.LightningModule):
                 f"trainer.{TrainerFn(stage).value}(module, HFDataModule(...))."
             )
         self._args = data.settings.as_training_arguments(use_cpu=device.type == "cpu")
+        set_verbosity(self._args.get_process_log_level())
 
     def configure_model(self) -> None:
         """Seed, build the model if it is not there, and put its forward under autocast.

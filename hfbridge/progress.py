@@ -1,12 +1,18 @@
-"""The progress bar of a run: one bar over its optimizer steps; knows Lightning.
+"""The progress bar of a run: one bar over its optimizer steps; knows both worlds.
 
-It is what `hfbridge.Trainer` shows unless the user brings a bar of Lightning's.
+It is what `hfbridge.Trainer` shows unless the user brings a bar of Lightning's or of transformers'.
 """
 
+import logging
+from collections.abc import Iterable
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import TQDMProgressBar
+from transformers import ProgressCallback
+from transformers.utils.logging import get_verbosity
+
+from hfbridge.settings import Settings
 
 # Shown in this order and under these names, when a row has them.
 _SHOWN = {"loss": "loss", "grad_norm": "norm", "learning_rate": "lr"}
@@ -69,3 +75,16 @@ class RunProgressBar(TQDMProgressBar):
         if self.has_dataloader_changed(dataloader_idx):
             self.val_progress_bar.reset(total=self.total_val_batches_current_dataloader)
             self.val_progress_bar.set_description(self.validation_description)
+
+
+def has_native_bar(callbacks: Iterable[Any]) -> bool:
+    """Tell whether a `ProgressCallback` of transformers, or its class, is among a run's callbacks."""
+    return any(issubclass(cb if isinstance(cb, type) else type(cb), ProgressCallback) for cb in callbacks)
+
+
+def is_silenced(settings: Settings) -> bool:
+    """Tell whether rows are printed instead of a bar because transformers is to tell errors only.
+
+    Mirrors: transformers.TrainingArguments
+    """
+    return settings.disable_tqdm is None and get_verbosity() > logging.WARNING
