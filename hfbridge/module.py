@@ -197,11 +197,12 @@ class HFModule(pl.LightningModule):
 
     # Setting up.
 
-    def configure_callbacks(self) -> CallbackHost:
-        """Hand Lightning the host of the native state and of the user's TrainerCallbacks."""
-        if self._host is None or self._host not in self.trainer.callbacks:  # type: ignore[attr-defined]
-            self._host = CallbackHost(getattr(self.trainer, "trainer_callbacks", ()))
-        return self._host
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """Hand Lightning, once, the host of the native state and of the user's TrainerCallbacks."""
+        if self._host in self.trainer.callbacks:  # type: ignore[attr-defined]
+            return []
+        self._host = CallbackHost(getattr(self.trainer, "trainer_callbacks", ()))
+        return [self._host]
 
     def setup(self, stage: str) -> None:
         """Make the native arguments; the data module has settled the settings.

@@ -71,10 +71,16 @@ class Evaluation:
     def rehearse(self, batch: Batch) -> None:
         """Try `compute_metrics` on one batch, to see that it returns a dict.
 
+        A model whose first forward settles `config.problem_type` is left to settle it in training.
+
         Raises:
             MetricsError: it returned something else.
         """
+        config: Any = getattr(self.model, "config", None)
+        is_open = getattr(config, "problem_type", "") is None
         self.add(batch, index=0, samples=1)
+        if is_open:
+            config.problem_type = None
         collected = self._collector.finish()
         if self.compute_metrics is not None and collected.label_ids is not None:
             rehearse(self.compute_metrics, collected.predictions, collected.label_ids)

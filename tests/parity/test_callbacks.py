@@ -1,9 +1,10 @@
-"""TrainerCallbacks of transformers and of its users run unmodified: the native run's events, rows and numbers.
+"""TrainerCallbacks of transformers and of its users run unmodified: native events, rows and numbers.
 
-Grade: exact. What is compared stands in tests/parity/engines.py; what callbacks can ask for, in test_events.py.
+Grade: exact. What is compared stands in tests/parity/engines.py; what callbacks may ask for: test_events.py.
 """
 
 import logging
+from ast import literal_eval
 from collections.abc import Callable
 from typing import Any
 
@@ -17,12 +18,19 @@ import hfbridge
 from tests.parity.engines import BASE, Job, Record, run_both, run_ours, run_theirs
 from tests.tiny import PadRows, make_dataset, make_model
 
-SETTINGS = {"gradient_accumulation_steps": 3, "num_train_epochs": 2, "eval_strategy": "steps", "eval_steps": 2}
+SETTINGS = {
+    "gradient_accumulation_steps": 3,
+    "num_train_epochs": 2,
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+}
 
 
 def run_with(*makers: Callable[[], Any], rows: int = 30, **settings: Any) -> tuple[Record, Record]:
     """Run with further callbacks, made anew for each engine."""
-    job = Job("distilbert", {**SETTINGS, **settings}, rows=rows, callbacks=lambda: [make() for make in makers])
+    job = Job(
+        "distilbert", {**SETTINGS, **settings}, rows=rows, callbacks=lambda: [make() for make in makers]
+    )
     return run_both(job)
 
 
@@ -75,8 +83,6 @@ def test_early_stopping_says_what_it_lacks(settings: dict[str, Any]) -> None:
 class LogLearningRate(TrainerCallback):
     """Keep the rate of every step, and add the last one to each row of training."""
 
-    seen: list[list[tuple[int, float]]]
-
     def __init__(self) -> None:
         self.rates: list[tuple[int, float]] = []
 
@@ -111,7 +117,9 @@ class SeeRows(TrainerCallback):
         self.rows: list[dict[str, Any]] = []
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any, **kwargs: Any) -> None:
-        self.rows.append({name: v for name, v in logs.items() if "runtime" not in name and "per_s" not in name})
+        self.rows.append(
+            {name: v for name, v in logs.items() if "runtime" not in name and "per_s" not in name}
+        )
 
 
 def test_a_row_goes_from_callback_to_callback() -> None:
@@ -198,7 +206,9 @@ class Replace(TrainerCallback):
         return type(control)(**{**vars(control), self.flag: state.global_step == 3})
 
 
-@pytest.mark.parametrize("flag", ["should_log", "should_evaluate", "should_training_stop", "should_epoch_stop"])
+@pytest.mark.parametrize(
+    "flag", ["should_log", "should_evaluate", "should_training_stop", "should_epoch_stop"]
+)
 @pytest.mark.parametrize("event", ["on_init_end", "on_train_begin", "on_step_begin", "on_step_end", "on_log"])
 def test_return_a_new_control(event: str, flag: str) -> None:
     run_with(lambda: Replace(event, flag), logging_steps=2)
@@ -308,7 +318,7 @@ def test_an_exhausted_iterator_does_not_end_the_run_silently(event: str) -> None
 
 def lines(text: str) -> list[str]:
     """Read printed rows, without times."""
-    rows = [eval(line) for line in text.splitlines() if line.startswith("{")]
+    rows = [literal_eval(line) for line in text.splitlines() if line.startswith("{")]
     return [
         str({name: v for name, v in row.items() if "runtime" not in name and "per_second" not in name})
         for row in rows
@@ -317,7 +327,7 @@ def lines(text: str) -> list[str]:
 
 @pytest.mark.parametrize("given", [[], [PrinterCallback], [PrinterCallback, PrinterCallback]], ids=len)
 def test_printed_rows(given: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
-    """`disable_tqdm` prints every row; each further printer once more, and the total of operations is gone."""
+    """`disable_tqdm` prints every row, each further printer once more, without the operations' total."""
     job = Job("distilbert", SETTINGS, rows=30, callbacks=lambda: given)
     run_theirs(job)
     theirs = capsys.readouterr().out
