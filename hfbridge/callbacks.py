@@ -4,7 +4,7 @@ The host is a Lightning callback that `HFModule.configure_callbacks` returns, so
 callbacks and before checkpoints are written.
 
     native event               Lightning moment
-    on_init_end                on_fit_start
+    on_init_end                the end of HFModule.configure_model, once a Trainer
     on_train_begin             on_train_start
     on_epoch_begin             on_train_epoch_start
     on_step_begin              on_train_batch_start (a batch is one window)
@@ -70,32 +70,36 @@ class CallbackHost(pl.Callback):
         self._eval_batches = 0
 
     def attach(self, module: Any, args: TrainingArguments) -> None:
-        """Build the native callback list, once for all runs of a Trainer.
+        """Build the native callback list, whose objects stay for all runs of a Trainer; fire `on_init_end`.
 
         Args:
             module: the module whose parts the callbacks are given.
             args: the arguments they are given.
         """
-        if self._handler is not None and not module.evaluator.is_first_run:
-            self._args = args
+        self._args = args
+        if self._handler is not None:
+            self._handler.model = module.model
             return
         printer = [PrinterCallback] if args.disable_tqdm else []
         reporters = get_reporting_integration_callbacks(args.report_to)
-        handler = CallbackHandler(
+        self._handler = handler = CallbackHandler(
             [DefaultFlowCallback, *reporters, *self.callbacks, *printer],
             module.model,
             module.processing_class,
-            None,
-            None,
+            *module.given_optimizers,
         )
-        self._args, self._handler = args, handler
         self._heard = frozenset(e for e in _EVENTS if any(_overrides(cb, e) for cb in handler.callbacks))
+        self.state = self._new_state()
+        self.fire("on_init_end")
 
     def fire(self, event: str, **extra: Any) -> None:
         """Tell the callbacks of a native event; an event that none of them overrides costs nothing."""
         if event in self._heard:
             assert self._handler is not None
-            self.control = getattr(self._handler, event)(self._args, self.state, self.control, **extra)
+            try:
+                self.control = getattr(self._handler, event)(self._args, self.state, self.control, **extra)
+            except StopIteration as error:  # which Lightning's loops take for the end of the data
+                raise RuntimeError(f"a TrainerCallback raised StopIteration in {event}") from error
 
     @property
     def wants_stop(self) -> bool:
@@ -112,16 +116,9 @@ class CallbackHost(pl.Callback):
         assert args is not None
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         self._schedule = schedule = data.schedule
-        self.control = TrainerControl()
-        kept = [cb for cb in (*handler.callbacks, self.control) if isinstance(cb, ExportableState)]
-        self.state = TrainerState(
-            stateful_callbacks=kept,  # type: ignore[arg-type]
-            max_steps=schedule.max_steps,
-            num_train_epochs=schedule.epochs,
-            train_batch_size=args.per_device_train_batch_size,
-            is_local_process_zero=trainer.local_rank == 0,
-            is_world_process_zero=trainer.is_global_zero,
-        )
+        self.state = self._new_state()
+        self.state.max_steps, self.state.num_train_epochs = schedule.max_steps, schedule.epochs
+        self.state.train_batch_size = args.per_device_train_batch_size
         self.state.compute_steps(args, schedule.max_steps)
         self.logged = LoggedLoss(module.device, drop_non_finite=args.logging_nan_inf_filter)
         self._counter = InputCounter(
@@ -131,8 +128,6 @@ class CallbackHost(pl.Callback):
         )
         handler.optimizer = trainer.optimizers[0]
         handler.lr_scheduler = module.schedule
-        if module.evaluator.is_first_run:
-            self.fire("on_init_end")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Fire `on_train_begin`, and evaluate if `eval_on_start`."""
@@ -231,6 +226,17 @@ class CallbackHost(pl.Callback):
         self._log(trainer, metrics)
         self.control.should_evaluate = False
         self.fire("on_evaluate", metrics=metrics)
+
+    def _new_state(self) -> TrainerState:
+        """Make a state that holds what callbacks export, as they stand now."""
+        assert self._handler is not None
+        assert self._args is not None
+        kept = [cb for cb in (*self._handler.callbacks, self.control) if isinstance(cb, ExportableState)]
+        return TrainerState(
+            stateful_callbacks=kept,  # type: ignore[arg-type]
+            is_local_process_zero=self._args.local_process_index == 0,
+            is_world_process_zero=self._args.process_index == 0,
+        )
 
     # What the native Trainer does after each step and each epoch.
 

@@ -129,7 +129,7 @@ class Evaluator(pl.Callback):
         """Begin with the first set."""
         self._metrics, self._speed = {}, {}
         self._loaders = _listed(trainer.val_dataloaders)
-        self._start(trainer, pl_module)
+        self._start(trainer)
         self._begin(pl_module, "eval")
 
     def on_validation_batch_end(
@@ -169,7 +169,7 @@ class Evaluator(pl.Callback):
         """Begin to collect, if a `PredictionOutput` is asked for."""
         if self.predicts is not None:
             self._loaders = _listed(trainer.predict_dataloaders)
-            self._start(trainer, pl_module)
+            self._start(trainer)
             self._begin(pl_module, "test", prefix=self.predicts)
 
     def on_predict_batch_end(
@@ -210,15 +210,13 @@ class Evaluator(pl.Callback):
 
     # Parts of the above.
 
-    def _start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def _start(self, trainer: pl.Trainer) -> None:
         """Put an optimizer's averaged weights in; outside of training be what a new native Trainer is."""
         for optimizer in trainer.optimizers:
             if hasattr(optimizer, "eval"):
                 optimizer.eval()
         if trainer.state.fn == TrainerFn.FITTING:
             return
-        if self.is_first_run and not self._evaluated:
-            pl_module.host.fire("on_init_end")
         if trainer.global_step == 0 and self._preparation_s is None:
             self._preparation_s = time.time() - self._setup_s
 

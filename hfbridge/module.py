@@ -30,6 +30,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import TrainingArguments, enable_full_determinism, set_seed
+from transformers.utils.logging import set_verbosity
 
 from hfbridge.attach import has_plain_backward
 from hfbridge.callbacks import CallbackHost
@@ -204,9 +205,10 @@ class HFModule(pl.LightningModule):
     # Setting up.
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """Hand Lightning the evaluator, and the host of the native state and of TrainerCallbacks."""
-        if self._host is None or self._host.callbacks != getattr(self.trainer, "trainer_callbacks", ()):
-            self._host = CallbackHost(getattr(self.trainer, "trainer_callbacks", ()))
+        """Hand Lightning, once, the evaluator, and the host of the native state and of TrainerCallbacks."""
+        if self._host in self.trainer.callbacks:  # type: ignore[attr-defined]
+            return []
+        self._host = CallbackHost(getattr(self.trainer, "trainer_callbacks", ()))
         return [self.evaluator, self._host]
 
     def setup(self, stage: str) -> None:
@@ -223,6 +225,7 @@ class HFModule(pl.LightningModule):
                 f"trainer.{TrainerFn(stage).value}(module, HFDataModule(...))."
             )
         self._args = data.settings.as_training_arguments(use_cpu=device.type == "cpu")
+        set_verbosity(self._args.get_process_log_level())
         self.evaluator.begin_run(self, self._args)
 
     def configure_model(self) -> None:

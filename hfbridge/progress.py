@@ -1,33 +1,47 @@
-"""The progress bar of a run: one bar over its optimizer steps; knows Lightning.
+"""The progress bar of a run: one bar over its optimizer steps; knows both worlds.
 
-It is what `hfbridge.Trainer` shows unless the user brings a bar of Lightning's.
+It is what `hfbridge.Trainer` shows unless the user brings a bar of Lightning's or of transformers'.
 """
 
+import logging
+import sys
+from collections.abc import Iterable
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from lightning.pytorch.trainer.states import TrainerFn
+from transformers import ProgressCallback
+from transformers.utils.logging import get_verbosity
 
-# Shown in this order and under these names, when a row has them.
-_SHOWN = {"loss": "loss", "grad_norm": "norm", "learning_rate": "lr"}
+from hfbridge.settings import Settings
+
+# Shown under these names, and the first and the last of all that a row has.
+_SHOWN = {"loss": "loss", "learning_rate": "lr", "grad_norm": "norm"}
 _HIDDEN = ("_runtime", "_per_second")
 
 
 class RunProgressBar(TQDMProgressBar):
-    """Show the whole run in one bar, with the last logged loss, gradient norm, learning rate and metrics.
+    """Show the whole run in one bar, with the last logged loss, metrics, learning rate and gradient norm.
 
-    Lightning's own bars begin anew each epoch and show a learning rate of 2e-5 as 0.000.
+    Lightning's own bars begin anew each epoch and show a learning rate of 2e-5 as 0.000. What does not fit
+    into the terminal is left out by whole values, and the bar keeps ten columns.
+
+    Proved by: tests/unit/test_progress.py
     """
+
+    BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
     _rows_shown = 0
 
     def get_metrics(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        """Write the last logged values with four significant digits."""
+        """Write the last logged values with four significant digits, the most telling first."""
         logged = trainer.progress_bar_metrics
-        names = [name for name in _SHOWN if name in logged]
-        names += [name for name in logged if name not in _SHOWN and not name.endswith(_HIDDEN)]
+        metrics = [name for name in logged if name not in _SHOWN and not name.endswith(_HIDDEN)]
+        names = [name for name in ("loss", *metrics, "learning_rate", "grad_norm") if name in logged]
         return {_SHOWN.get(name, name): f"{logged[name]:.4g}" for name in names}
 
     @property
@@ -35,37 +49,123 @@ class RunProgressBar(TQDMProgressBar):
         """Text before the bar of an evaluation."""
         return "Evaluation"
 
-    def on_train_start(self, *hook: Any) -> None:
-        """Begin the bar of the run."""
-        super().on_train_start(*hook)
-        self.train_progress_bar.reset(total=self.trainer.max_steps)
-        self.train_progress_bar.initial = self.trainer.global_step
+    def init_train_tqdm(self) -> Tqdm:
+        """Begin the bar of the run where the run begins, which may be a checkpoint's step."""
+        trainer = self.trainer
+        return self._begin("Training", trainer.max_steps, initial=trainer.global_step, leave=True)
+
+    def init_validation_tqdm(self) -> Tqdm:
+        """Begin the bar of an evaluation with its length, below the bar of the run if there is one."""
+        is_below = self.trainer.state.fn != TrainerFn.VALIDATING
+        length = int(sum(self.trainer.num_val_batches))
+        return self._begin(self.validation_description, length, line=int(is_below), leave=not is_below)
+
+    def _begin(self, text: str, length: int, *, leave: bool, line: int = 0, initial: int = 0) -> Tqdm:
+        return Tqdm(
+            desc=text,
+            total=length,
+            initial=initial,
+            leave=leave,
+            position=2 * self.process_position + line,
+            disable=self.is_disabled,
+            dynamic_ncols=True,
+            file=sys.stdout,
+            smoothing=0,
+            bar_format=self.BAR_FORMAT,
+        )
 
     def on_train_epoch_start(self, trainer: pl.Trainer, *hook: Any) -> None:
         """Tell the epoch; the bar goes on."""
         epochs = trainer.max_epochs
         self.train_progress_bar.set_description(f"Epoch {trainer.current_epoch + 1}/{epochs}", refresh=False)
 
+    def on_train_batch_start(self, *hook: Any) -> None:
+        """Make room for what the first step may have to tell."""
+        if self.train_progress_bar.n == self.train_progress_bar.initial:
+            self.train_progress_bar.clear()
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Move on by one optimizer step; tqdm decides when to draw."""
-        module: Any = pl_module
+        self._show_row(trainer, pl_module)
+        self.train_progress_bar.update(trainer.global_step - self.train_progress_bar.n)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show the last row; at the end of the run make room for what Lightning says of it."""
+        self._show_row(trainer, pl_module)
+        self._draw(trainer)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin the bar of an evaluation below the bar of the run."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.train_progress_bar.refresh()
+        super().on_validation_start(trainer, pl_module)
+
+    def on_validation_batch_start(self, *hook: Any) -> None:
+        """Leave the bar as it has begun: an evaluation has one loader."""
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the bar of the evaluation away, and show its metrics in the bar of the run."""
+        self.val_progress_bar.close()
+        self.reset_dataloader_idx_tracker()
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._show_row(trainer, pl_module)
+            self._draw(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave one line, with the values of the end."""
+        self._show_row(trainer, pl_module)
+        self.train_progress_bar.close()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Close the bars, so that the error begins on a line of its own."""
+        for bar in (self._val_progress_bar, self._train_progress_bar):
+            if bar is not None:
+                bar.close()
+
+    def _show_row(self, trainer: pl.Trainer, module: Any) -> None:
+        """Put the last row behind the bar, if there is a new one."""
         rows = len(module.log_history)
         if rows != self._rows_shown:
             self._rows_shown = rows
-            self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module), refresh=False)
-        self.train_progress_bar.update(trainer.global_step - self.train_progress_bar.n)
+            shown = [f"{name}={value}" for name, value in self.get_metrics(trainer, module).items()]
+            bar = self.train_progress_bar
+            bar.set_postfix_str(", ".join(shown if bar.disable else fitting(shown, bar)), refresh=False)
 
-    def on_validation_batch_start(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Begin the bar of an evaluation."""
-        if self.has_dataloader_changed(dataloader_idx):
-            self.val_progress_bar.reset(total=self.total_val_batches_current_dataloader)
-            self.val_progress_bar.set_description(self.validation_description)
+    def _draw(self, trainer: pl.Trainer) -> None:
+        bar = self.train_progress_bar
+        if trainer.global_step < trainer.max_steps:
+            bar.refresh()
+        else:
+            bar.clear()  # drawn again when it is closed, below what Lightning says in between
+
+
+def fitting(shown: list[str], bar: Any) -> list[str]:
+    """Choose, in their order, the texts that fit behind a tqdm bar of ten columns in its terminal."""
+    drawn = {**bar.format_dict, "postfix": "", "n": bar.total}
+    columns = drawn.pop("ncols")
+    if columns is None:
+        return shown
+    room = columns - len(bar.format_meter(**drawn, ncols=None)) - 1
+    chosen = []
+    for text in shown:
+        if len(text) + 2 <= room:
+            chosen.append(text)
+            room -= len(text) + 2
+    return chosen
+
+
+def has_native_bar(callbacks: Iterable[Any]) -> bool:
+    """Tell whether a `ProgressCallback` of transformers, or its class, is among a run's callbacks."""
+    return any(issubclass(cb if isinstance(cb, type) else type(cb), ProgressCallback) for cb in callbacks)
+
+
+def is_silenced(settings: Settings) -> bool:
+    """Tell whether rows are printed instead of a bar because transformers is to tell errors only.
+
+    Mirrors: transformers.TrainingArguments
+    """
+    return settings.disable_tqdm is None and get_verbosity() > logging.WARNING

@@ -16,7 +16,7 @@ from transformers.trainer_utils import PredictionOutput
 from hfbridge.datamodule import HFDataModule
 from hfbridge.errors import DataError, ModelError, SettingsError
 from hfbridge.module import HFModule
-from hfbridge.progress import RunProgressBar
+from hfbridge.progress import RunProgressBar, has_native_bar, is_silenced
 from hfbridge.settings import Plan, Settings, require_machine, translate
 
 _KNOWN_ARGUMENTS = tuple(inspect.signature(pl.Trainer.__init__).parameters)[1:]
@@ -55,7 +55,8 @@ class Trainer(pl.Trainer):
         self.settings: Settings = self.plan.settings
         require_machine(self.settings)
         self.trainer_callbacks: tuple[TrainerCallback | type[TrainerCallback], ...] = tuple(bridged)
-        super().__init__(**_with_defaults(self.plan.trainer_arguments))
+        shows_own_bar = not has_native_bar(self.trainer_callbacks) and not is_silenced(self.settings)
+        super().__init__(**_with_defaults(self.plan.trainer_arguments, shows_bar=shows_own_bar))
         for note in self.plan.notes:
             rank_zero_info(f"hfbridge: {note}")
 
@@ -160,14 +161,15 @@ class _NoProfiler(PassThroughProfiler):
         return self._nothing
 
 
-def _with_defaults(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Add hfbridge's profiler and progress bar where the user brings none."""
-    callbacks = arguments.get("callbacks") or []
-    shows_bar = arguments.get("enable_progress_bar", True) is not False
-    if shows_bar and not any(isinstance(cb, ProgressBar) for cb in callbacks):
-        callbacks = [*callbacks, RunProgressBar()]
-    profiler = arguments.get("profiler")
-    return {**arguments, "callbacks": callbacks, "profiler": _NoProfiler() if profiler is None else profiler}
+def _with_defaults(arguments: Mapping[str, Any], *, shows_bar: bool) -> dict[str, Any]:
+    """Add hfbridge's profiler, and its progress bar where the user brings none."""
+    found = {**arguments, "callbacks": list(arguments.get("callbacks") or [])}
+    if arguments["enable_progress_bar"] and not any(isinstance(cb, ProgressBar) for cb in found["callbacks"]):
+        found["enable_progress_bar"] = shows_bar
+        found["callbacks"] += [RunProgressBar()] if shows_bar else []
+    if arguments.get("profiler") is None:
+        found["profiler"] = _NoProfiler()
+    return found
 
 
 def _split_callbacks(callbacks: Any) -> tuple[list[Any], list[Any]]:

@@ -183,7 +183,8 @@ class Evaluation:
         """Try the evaluation on some batches, to see that `compute_metrics` returns a dict.
 
         An exception of the function is not reported: many metrics need more than a few rows, or all classes.
-        One that is called for every batch keeps what it has seen, and is not tried.
+        One that is called for every batch keeps what it has seen, and is not tried. A model whose first
+        forward settles `config.problem_type` is left to settle it in training.
 
         Returns:
             The names of the metrics; `None` if the function could not be tried.
@@ -191,8 +192,12 @@ class Evaluation:
         Raises:
             MetricsError: `compute_metrics` or `preprocess_logits` returned what it should not.
         """
+        config: Any = getattr(self.model, "config", None)
+        is_open = getattr(config, "problem_type", "") is None
         for batch in batches:
             self.add(batch)
+        if is_open:
+            config.problem_type = None
         if self.options.by_batch and self.compute_metrics is not None:
             return None
         try:

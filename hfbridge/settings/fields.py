@@ -123,9 +123,6 @@ _NO_DDP = "training runs in one process on one device; leave it out"
 _NO_SAVING = 'no checkpoints are written; leave it out or set save_strategy="no"'
 _NO_GENERATION = f"evaluation does not generate; generate from module.model after fit, {_OR_NATIVE}"
 _NO_RESUME = "runs are not resumed from checkpoint-N directories; leave it out"
-_NO_VERBOSITY = (
-    "hfbridge does not change the verbosity of transformers; call transformers.logging.set_verbosity"
-)
 
 _RULES = (
     # Output, duration, batch size
@@ -204,11 +201,11 @@ _RULES = (
     _all("logging_strategy", _HOST),
     _all("logging_steps", _HOST),
     _all("logging_first_step", _HOST),
-    _default("log_on_each_node", _TRAINER, "training runs on one node; leave it out"),
+    _all("log_on_each_node", "transformers.logging: the process's verbosity"),
     _all("logging_nan_inf_filter", "HFModule and Evaluation"),
     _all("include_num_input_tokens_seen", _HOST),
-    _default("log_level", _TRAINER, _NO_VERBOSITY),
-    _default("log_level_replica", _TRAINER, _NO_VERBOSITY),
+    _all("log_level", "transformers.logging: the process's verbosity"),
+    _all("log_level_replica", "transformers.logging: the process's verbosity"),
     _all("disable_tqdm", "Trainer(enable_progress_bar=)"),
     _all("report_to", _HOST),
     _all("run_name", _HOST),

@@ -145,7 +145,9 @@ OLD_NAMES: Mapping[str, OldName] = MappingProxyType(
         "bf16_backend": OldName("ignored", convert=_only("auto", "amp", "cuda_amp", "cpu_amp"), text=_AMP),
         "fp16_opt_level": OldName("ignored", convert=_only("O1"), text=_AMP),
         "logging_dir": _removed(
-            'no longer a setting; give it to a logger: Trainer(logger=CSVLogger("logs"))', None
+            'no longer a setting; give it to a logger: Trainer(logger=CSVLogger("logs")), or, with '
+            'report_to="tensorboard", to the environment variable TENSORBOARD_LOGGING_DIR',
+            None,
         ),
         "push_to_hub_organization": _removed(
             "removed from transformers; it is part of hub_model_id now", None

@@ -35,10 +35,10 @@ BASE: dict[str, Any] = {
 }
 FIRST_EVAL_ID = 10_000
 _TIMES = ("runtime", "per_second", "preparation_time")
-# Of TrainerState: the history is compared row by row, and callbacks do not save themselves here.
+# Of TrainerState: the history is compared row by row.
+_NOT_COMPARED = ("log_history",)
 # Packages whose optimizers keep objects in their state.
 _WITH_OBJECTS = ("galore_torch", "apollo_torch")
-_NOT_COMPARED = ("log_history", "stateful_callbacks")
 
 
 class RecordingCollator:
@@ -68,7 +68,7 @@ class Recorder(TrainerCallback):
         self._hook: Any = None
 
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.events.append(("on_init_end",))
+        self._note("on_init_end", state, control, kwargs, asdict(state))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._hook = kwargs["model"].register_forward_pre_hook(self._note_inputs, with_kwargs=True)

@@ -438,7 +438,6 @@ def test_memory_is_no_longer_measured_after_an_error() -> None:
         ({"eval_accumulation_steps": 1}, {"preprocess_logits_for_metrics": classes}),
         ({"eval_use_gather_object": True}, {}),
     ],
-    ids=str,
 )
 def test_exact_keeps_its_weights(settings: dict[str, Any], given: dict[str, Any]) -> None:
     asked = job("llama", {**settings, "learning_rate": 0.0}, **given)

@@ -57,6 +57,39 @@ def test_every_event() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"logging_strategy": "no"},
+        {"logging_strategy": "no", "logging_first_step": True},
+        {"logging_strategy": "epoch"},
+        {"logging_strategy": "epoch", "eval_strategy": "epoch", "logging_first_step": True},
+        {"logging_steps": 3, "logging_first_step": True},
+        {"logging_steps": 500, "logging_first_step": True, "eval_strategy": "epoch"},
+        {"logging_steps": 0.3},
+        {"logging_steps": 0.3, "eval_strategy": "steps"},
+        {"logging_steps": 0.25, "eval_strategy": "steps", "eval_steps": 0.4},
+        {"eval_strategy": "steps", "eval_steps": 3, "eval_delay": 5},
+        {"eval_strategy": "epoch", "eval_delay": 1.5},
+        {"eval_strategy": "epoch", "eval_delay": 2, "eval_on_start": True},
+        {"eval_on_start": True, "logging_strategy": "no"},
+        {"max_steps": 7, "eval_strategy": "steps", "eval_steps": 4, "logging_steps": 2},
+        {"max_steps": 1, "logging_strategy": "epoch", "eval_strategy": "epoch"},
+        {"max_steps": 20, "eval_strategy": "epoch", "logging_steps": 7},
+        {"num_train_epochs": 1.4, "eval_strategy": "epoch", "logging_strategy": "epoch"},
+        {"num_train_epochs": 0.3, "eval_strategy": "steps", "eval_steps": 0.5},
+        {"num_train_epochs": 5, "gradient_accumulation_steps": 5, "eval_strategy": "epoch"},
+        {"num_train_epochs": 3, "dataloader_drop_last": True, "logging_steps": 5},
+        {"gradient_accumulation_steps": 40, "num_train_epochs": 2, "eval_strategy": "epoch"},
+    ],
+    ids=str,
+)
+def test_moments(settings: dict[str, Any]) -> None:
+    """When to log and evaluate; the last window of an epoch is short."""
+    theirs, _ = run_both(Job("distilbert", {**WINDOWS, **settings}, rows=42))
+    assert theirs.event_names[-2:] == ["on_log", "on_train_end"]
+
+
 @pytest.mark.parametrize("kind", ["llama", "bert-qa", "bert-mlm"])
 def test_events_of_other_kinds(kind: str) -> None:
     run_both(Job("bert-token" if kind == "bert-mlm" else kind, {**WINDOWS, **EVALUATION, "max_steps": 5}))

@@ -33,6 +33,7 @@ class Parts:
 
     model = make_model("distilbert")
     processing_class = None
+    given_optimizers = (None, None)
 
 
 def attached(*callbacks: object) -> CallbackHost:
