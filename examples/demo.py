@@ -38,7 +38,7 @@ def parse_arguments() -> argparse.Namespace:
         default="movie_reviews",
         help="movie_reviews (shipped), or a name on the hub such as glue/sst2",
     )
-    parser.add_argument("--steps", type=int, default=60, help="optimizer steps after which both engines stop")
+    parser.add_argument("--steps", type=int, default=40, help="optimizer steps after which both engines stop")
     parser.add_argument("--eval-steps", type=int, default=20, help="evaluate every so many optimizer steps")
     parser.add_argument("--logging-steps", type=int, default=5, help="log every so many optimizer steps")
     parser.add_argument(

@@ -10,7 +10,6 @@ the columns                      those the model's forward takes
 data_collator                    the native default without one
 """
 
-import math
 from collections.abc import Callable, Mapping, Sized
 from functools import partial
 from typing import Any
@@ -25,7 +24,7 @@ from transformers.trainer_utils import seed_worker
 from hfbridge.attach import settings_of, take_over
 from hfbridge.data.columns import Collator, check_labels, default_collator, keep_columns
 from hfbridge.data.loader import EvalLoader, WindowLoader
-from hfbridge.data.order import train_sampler
+from hfbridge.data.order import NativeSamplers, micro_batches_of
 from hfbridge.data.window import MicroBatch, Schedule, plan_schedule
 from hfbridge.errors import DataError, SettingsError
 from hfbridge.settings import Settings
@@ -146,14 +145,10 @@ class HFDataModule(pl.LightningDataModule):
         """Make the loader of the training windows; the model is known by now."""
         settings = self.settings
         dataset, collator = self._prepare("train")
-        sampler = train_sampler(
-            dataset, strategy=settings.train_sampling_strategy, data_seed=settings.data_seed
-        )
         workers = settings.dataloader_num_workers
         loader: DataLoader[Any] = DataLoader(
             dataset,
-            batch_size=settings.per_device_train_batch_size,
-            sampler=sampler,
+            **self._samplers().of_training(dataset),
             collate_fn=collator,
             worker_init_fn=partial(seed_worker, num_workers=workers, rank=self._trainer().global_rank),
             **self._loading(settings),
@@ -185,11 +180,15 @@ class HFDataModule(pl.LightningDataModule):
         dataset, collator = self._prepare(split)
         batches: DataLoader[Any] = DataLoader(
             dataset,
-            batch_size=settings.per_device_eval_batch_size,
+            **self._samplers().of_evaluation(dataset, split),
             collate_fn=collator,
             **self._loading(settings),
         )
         return EvalLoader(batches, prefix=prefix, batch_size=settings.per_device_eval_batch_size)
+
+    def _samplers(self) -> NativeSamplers:
+        module: Any = self._trainer().lightning_module
+        return NativeSamplers(module.args, self.processing_class or module.processing_class)
 
     def _prepare(self, split: str) -> tuple[Any, Collator]:
         module: Any = self._trainer().lightning_module
@@ -210,7 +209,6 @@ class HFDataModule(pl.LightningDataModule):
     def _loading(self, settings: Settings) -> dict[str, Any]:
         on_gpu = self._trainer().strategy.root_device.type == "cuda"
         return {
-            "drop_last": settings.dataloader_drop_last,
             "num_workers": settings.dataloader_num_workers,
             "pin_memory": settings.dataloader_pin_memory and on_gpu,
             "persistent_workers": settings.dataloader_persistent_workers,
@@ -278,7 +276,7 @@ class HFDataModule(pl.LightningDataModule):
 
     def _plan(self, settings: Settings) -> Schedule:
         rows, size = len(self._mapped["train"]), settings.per_device_train_batch_size
-        batches = rows // size if settings.dataloader_drop_last else math.ceil(rows / size)
+        batches = micro_batches_of(rows, settings)
         return plan_schedule(
             samples_per_epoch=rows,
             micro_batches_per_epoch=batches,

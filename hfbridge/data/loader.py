@@ -41,7 +41,9 @@ class WindowLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """Give sampler and dataset the number of the pass about to begin, counted from 0."""
-        for part in (self.micro_batches.sampler, self.micro_batches.dataset):
+        loader = self.micro_batches
+        parts: tuple[Any, ...] = (loader.sampler, loader.batch_sampler, loader.dataset)
+        for part in parts:
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
 
@@ -70,6 +72,10 @@ class EvalLoader:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[MicroBatch]:
+        generator = getattr(self.batches.sampler, "generator", None)
+        if generator is not None and not self.batches.persistent_workers:
+            # Natively, each evaluation has a new loader, unless its workers live on.
+            generator.manual_seed(generator.initial_seed())
         batches = iter(self.batches)
         batch = next(batches, None)
         while batch is not None:

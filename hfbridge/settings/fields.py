@@ -43,6 +43,7 @@ class Rule:
         values: with "some" the values honoured, or all of them if empty; with "default" those that mean the
             default.
         refused: with "some", values that are not honoured.
+        keys: with "some", the keys a dictionary may have.
         reason: why other values are refused, and what to do.
         note: what one should know about a value that is carried and not the default.
         needs_saving: whether the value has a meaning only while checkpoints are written.
@@ -53,6 +54,7 @@ class Rule:
     carried: Literal["all", "some", "default"]
     values: tuple[object, ...] = ()
     refused: tuple[object, ...] = ()
+    keys: tuple[str, ...] = ()
     reason: str = ""
     note: str = ""
     needs_saving: bool = False
@@ -63,6 +65,8 @@ class Rule:
             return True
         if self.carried == "default":
             return any(is_same(value, other) for other in self.values)
+        if self.keys and isinstance(value, Mapping):
+            return set(self.keys).issuperset(value)
         return value not in self.refused and (not self.values or value in self.values)
 
 
@@ -259,11 +263,16 @@ _RULES = (
     _all("seed", "transformers.set_seed before fit"),
     _all("data_seed", _LOADER),
     _all("use_cpu", 'Trainer(accelerator="cpu")'),
-    _default(
+    Rule(
         "accelerator_config",
         _LOADER,
-        "batches are formed as by accelerate's defaults; leave it out",
-        {},
+        "some",
+        keys=("split_batches", "even_batches", "non_blocking", "use_seedable_sampler"),
+        reason=(
+            "only split_batches, even_batches, non_blocking and use_seedable_sampler are carried; leave the "
+            "others out, and say gradient_accumulation_steps as a setting of its own"
+        ),
+        note="read by one process for use_seedable_sampler only; its other entries are about several",
     ),
     _default("parallelism_config", _STRATEGY, "training runs in one process on one device; leave it out"),
     # Data loading
@@ -276,13 +285,8 @@ _RULES = (
     _all("dataloader_in_order", _LOADER),
     _all("remove_unused_columns", _DATA),
     _all("label_names", "HFModule and HFDataModule"),
-    _some(
-        "train_sampling_strategy",
-        _LOADER,
-        ("random", "sequential"),
-        'samples are not ordered by length; use "random" or "sequential"',
-    ),
-    _default("length_column_name", _LOADER, "samples are not ordered by length; leave it out"),
+    _all("train_sampling_strategy", _LOADER),
+    _all("length_column_name", _LOADER),
     # DDP, FSDP, DeepSpeed, debugging, script flags
     _default("ddp_find_unused_parameters", _STRATEGY, _NO_DDP),
     _default("ddp_bucket_cap_mb", _STRATEGY, _NO_DDP),
