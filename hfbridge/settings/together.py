@@ -52,6 +52,7 @@ def check_together(given: Mapping[str, Any], *, wrong: Collection[str]) -> Itera
         _check_precision,
         _check_cadence,
         _check_workers,
+        _check_lengths,
         check_optimizer,
         check_schedule,
         _check_compilation,
@@ -91,6 +92,14 @@ def _check_cadence(value: Value, given: Collection[str]) -> Iterator[Complaint]:
         elif strategy == "steps" and (steps <= 0 or (steps > 1 and steps != int(steps))):
             blamed = name if name in given else f"{name.partition('_')[0]}_strategy"
             yield blamed, f"{name} must be a whole number of steps, or below 1 a share of them; it is {steps}"
+
+
+def _check_lengths(value: Value, given: Collection[str]) -> Iterator[Complaint]:
+    """Check that lengths are named only where somebody reads them."""
+    reads = ("group_by_length", "batch_rebalance")
+    is_named = value("length_column_name") != DEFAULTS["length_column_name"]
+    if is_named and value("train_sampling_strategy") not in reads:
+        yield "length_column_name", f"is read only with train_sampling_strategy of {' or '.join(reads)}"
 
 
 def _check_workers(value: Value, given: Collection[str]) -> Iterator[Complaint]:

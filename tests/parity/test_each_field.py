@@ -7,15 +7,18 @@ Refused: by name, with the reason, before anything is made.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hfbridge.settings.fields import DEFAULTS
+from hfbridge.settings.fields import DEFAULTS, RULES
 from tests.parity.engines import BASE, Job, Record, run_both, run_theirs
+from tests.parity.test_data_options import WithoutLengths, with_lengths
+from tests.parity.test_model_options import with_float_masks
 
 EVALUATED = {"eval_strategy": "steps", "eval_steps": 2}
-ACCUMULATED = {"gradient_accumulation_steps": 3}
+ACCUMULATED = {"gradient_accumulation_steps": 3, "num_train_epochs": 3}
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,11 @@ class Field:
     job: dict[str, Any] = field(default_factory=dict)
 
 
-LENGTHS = {"job": {"as_dataset": list}}
+def by_batch(prediction: Any, compute_result: bool) -> dict[str, float]:
+    """Metrics of the last batch."""
+    return {"mean": float(prediction.predictions.mean())} if compute_result else {}
+
+
 CARRIED: dict[str, Field] = {
     "output_dir": Field("elsewhere", shown_by="tests/unit/settings/test_translate.py"),
     "per_device_train_batch_size": Field(5),
@@ -108,8 +115,82 @@ CARRIED: dict[str, Field] = {
     "do_train": Field(True, shown_by="tests/unit/settings/test_fields.py"),
     "do_eval": Field(True, shown_by="tests/unit/settings/test_fields.py"),
     "do_predict": Field(True, shown_by="tests/unit/settings/test_fields.py"),
-    "run_name": Field("mine", shown_by="tests/parity/test_reports.py"),
+    "run_name": Field("mine", {"report_to": "none"}, shown_by="tests/parity/test_reports.py"),
+    "optim_target_modules": Field(
+        ["lin"],
+        {"optim": "galore_adamw", "optim_args": "rank=4", "optim_target_modules": ["q_lin"]},
+    ),
+    "bf16_full_eval": Field(True, EVALUATED, shown_by="tests/parity/test_evaluation_options.py"),
+    "fp16_full_eval": Field(True, EVALUATED, shown_by="tests/parity/test_evaluation_options.py"),
+    "tf32": Field(False, shown_by="tests/unit/settings/test_machine.py"),
+    "torch_compile_backend": Field("eager", shown_by="tests/parity/test_model_options.py"),
+    "log_on_each_node": Field(False, shown_by="tests/parity/test_reports.py"),
+    "log_level": Field("error", shown_by="tests/parity/test_reports.py"),
+    "log_level_replica": Field("error", shown_by="tests/parity/test_reports.py"),
+    "eval_do_concat_batches": Field(
+        False,
+        EVALUATED,
+        shown_by="tests/parity/test_evaluation_options.py",
+        job={"compute_metrics": lambda prediction: {"batches": len(prediction.predictions)}},
+    ),
+    "eval_use_gather_object": Field(True, EVALUATED, shown_by="tests/parity/test_evaluation_options.py"),
+    "include_for_metrics": Field(["loss"], EVALUATED, shown_by="tests/parity/test_evaluation_options.py"),
+    "batch_eval_metrics": Field(
+        True,
+        EVALUATED,
+        shown_by="tests/parity/test_evaluation_options.py",
+        job={"compute_metrics": by_batch},
+    ),
+    "accelerator_config": Field({"use_seedable_sampler": False}),
+    "remove_unused_columns": Field(
+        True, shown_by="tests/parity/test_data_options.py", job={"has_ids": False}
+    ),
+    "label_names": Field([], EVALUATED),
+    "length_column_name": Field(
+        "size",
+        {"train_sampling_strategy": "group_by_length"},
+        job={"as_dataset": with_lengths, "collator": WithoutLengths},
+    ),
+    "debug": Field(
+        "underflow_overflow",
+        shown_by="tests/parity/test_model_options.py",
+        job={"model": with_float_masks},
+    ),
+    "skip_memory_metrics": Field(False, shown_by="tests/parity/test_evaluation_options.py"),
 }
+# Settings that the suite's base already changes.
+SAID_BY_THE_BASE = ("use_cpu", "save_strategy")
+# Shown elsewhere alone: what they need cannot be had in every run.
+ELSEWHERE = {
+    "torch_compile": "tests/parity/test_model_options.py",
+    "torch_compile_mode": "tests/unit/settings/test_together.py",
+    "report_to": "tests/parity/test_reports.py",
+    "project": "tests/unit/settings/test_together.py",
+    "trackio_space_id": "tests/unit/settings/test_together.py",
+    "trackio_bucket_id": "tests/unit/settings/test_together.py",
+    "trackio_static_space_id": "tests/unit/settings/test_together.py",
+}
+
+
+def shown_by(name: str) -> str:
+    """Name the test that shows what a setting does, or that it is refused."""
+    if name in ELSEWHERE:
+        return ELSEWHERE[name]
+    if name in CARRIED:
+        own = f"tests/parity/test_each_field.py::test_a_carried_setting_does_what_it_does_natively[{name}]"
+        return CARRIED[name].shown_by or own
+    return (
+        f"tests/unit/settings/test_fields.py::test_another_value_is_refused_by_name_with_what_to_do[{name}]"
+    )
+
+
+def test_every_field_is_here_or_refused() -> None:
+    refused = {name for name, rule in RULES.items() if rule.carried == "default"}
+    assert set(CARRIED) | set(ELSEWHERE) | refused == set(RULES)
+    assert not set(CARRIED) & set(ELSEWHERE)
+    root = Path(__file__).parents[2]
+    missing = {name for name in RULES if not (root / shown_by(name).partition("::")[0]).is_file()}
+    assert not missing
 
 
 def differs(one: Record, other: Record) -> bool:
@@ -121,10 +202,11 @@ def differs(one: Record, other: Record) -> bool:
 
 
 @pytest.mark.parametrize("name", CARRIED)
+@pytest.mark.filterwarnings("ignore:This implementation of AdamW is deprecated:FutureWarning")  # galore_torch
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing.* is deprecated:FutureWarning")
 def test_a_carried_setting_does_what_it_does_natively(name: str) -> None:
     tried = CARRIED[name]
-    base = {key: value for key, value in BASE.items() if key != name}
-    assert tried.value != base.get(name, DEFAULTS[name])
+    assert tried.value != BASE.get(name, DEFAULTS[name]) or name in SAID_BY_THE_BASE
     settings = {**ACCUMULATED, **tried.others, name: tried.value}
     job = Job("distilbert", settings, rows=30, **tried.job)
     theirs, _ = run_both(job)

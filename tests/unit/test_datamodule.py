@@ -41,7 +41,8 @@ def attached(data: HFDataModule, settings: Any = None, **module: Any) -> HFDataM
         "processing_class": None,
         "automatic_optimization": True,
     }
-    module = {**known, "given_settings": Settings(**{**SETTINGS, **(settings or {})}), **module}
+    given = Settings(**{**SETTINGS, **(settings or {})})
+    module = {**known, "given_settings": given, "args": given.as_training_arguments(), **module}
     trainer.strategy._lightning_module = SimpleNamespace(**module)  # type: ignore[assignment]
     trainer.datamodule = data  # type: ignore[attr-defined]
     data.trainer = trainer

@@ -1,13 +1,42 @@
 """The order of samples: a function of seed and epoch."""
 
+import pytest
 import torch
 from accelerate.data_loader import SeedableRandomSampler
-from torch.utils.data import SequentialSampler
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 from transformers import set_seed
 
-from hfbridge.data.order import train_sampler
+from hfbridge.data.order import NativeSamplers, micro_batches_of
+from hfbridge.settings import Settings
 
 ROWS = list(range(20))
+
+
+def train_sampler(rows, *, strategy, data_seed, **more):
+    settings = Settings(train_sampling_strategy=strategy, data_seed=data_seed, use_cpu=True, **more)
+    return NativeSamplers(settings.as_training_arguments(), None).of_training(rows)["sampler"]
+
+
+def test_torchs_own_sampler_if_asked_for():
+    config = {"use_seedable_sampler": False}
+    sampler = train_sampler(ROWS, strategy="random", data_seed=3, accelerator_config=config)
+    assert isinstance(sampler, RandomSampler)
+
+
+@pytest.mark.parametrize("strategy", ["random", "batch_rebalance"])
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_micro_batches_are_counted_before_there_are_rows_to_look_at(strategy, drop_last, accumulation):
+    settings = Settings(
+        use_cpu=True,
+        train_sampling_strategy=strategy,
+        per_device_train_batch_size=3,
+        gradient_accumulation_steps=accumulation,
+        dataloader_drop_last=drop_last,
+    )
+    rows = [{"input_ids": [1] * (1 + i % 5)} for i in range(20)]
+    parts = NativeSamplers(settings.as_training_arguments(), None).of_training(rows)
+    assert micro_batches_of(20, settings) == len(DataLoader(rows, **parts))
 
 
 def test_sequential_is_the_datasets_order():

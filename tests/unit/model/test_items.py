@@ -78,7 +78,7 @@ def test_a_window_is_counted_micro_batch_by_micro_batch():
 
 
 def test_native_does_not_count_for_a_class_that_takes_no_number():
-    traits = dataclasses.replace(TRAITS, takes_items=False)
+    traits = dataclasses.replace(TRAITS, takes_items=False, counts_natively=False)
     assert native_items([{"labels": torch.tensor([1])}], traits, CPU).total is None
 
 

@@ -279,7 +279,7 @@ class TestTrainingArguments:
         ("values", "name"),
         [
             ({"load_best_model_at_end": True, "eval_strategy": "steps"}, "load_best_model_at_end"),
-            ({"accelerator_config": {"split_batches": True}}, "accelerator_config"),
+            ({"accelerator_config": {"dispatch_batches": True}}, "accelerator_config"),
             ({"hub_token": "hf_secret"}, "hub_token"),
             ({"metric_for_best_model": "accuracy"}, "metric_for_best_model"),
         ],
@@ -571,10 +571,7 @@ class TestOldNames:
     @pytest.mark.parametrize(
         ("old", "value", "read_as"),
         [
-            ("group_by_length", True, 'train_sampling_strategy = "group_by_length"'),
-            ("include_inputs_for_metrics", True, "include_for_metrics = ['inputs']"),
             ("dispatch_batches", True, "accelerator_config = {'dispatch_batches': True}"),
-            ("split_batches", True, "accelerator_config = {'split_batches': True}"),
             ("push_to_hub_model_id", "name", 'hub_model_id = "name"'),
             ("push_to_hub_token", "hf_secret", "hub_token = <hidden>"),
             ("xpu_backend", "ccl", 'ddp_backend = "ccl"'),
