@@ -134,3 +134,8 @@ def test_fine_tuning_can_be_measured(tmp_path: Path) -> None:
 def test_the_readme_shows_the_committed_results() -> None:
     done = run(ROOT / "benchmarks" / "tables.py", "--check")
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_table_of_settings_is_what_the_rules_say() -> None:
+    done = run(ROOT / "docs" / "make_settings.py", "--check")
+    assert done.returncode == 0, done.stdout + done.stderr
