@@ -123,6 +123,18 @@ def take_over(trainer: pl.Trainer, settings: Settings, schedule: Schedule) -> No
     trainer.fit_loop.epoch_loop.max_steps = schedule.max_steps
 
 
+def begin_again(trainer: pl.Trainer) -> None:
+    """Have a Trainer count from zero: loops like those it was made with take the place of those that ran.
+
+    What they are made of is pinned by tests/unit/test_callbacks.py.
+    """
+    ran: Any = trainer.fit_loop
+    trainer.fit_loop = type(ran)(trainer, min_epochs=ran.min_epochs, max_epochs=ran.max_epochs)
+    trainer.fit_loop.epoch_loop = type(ran.epoch_loop)(
+        trainer, min_steps=ran.min_steps, max_steps=ran.max_steps
+    )
+
+
 def _leave_evaluation_to_the_host(trainer: pl.Trainer, settings: Settings) -> None:
     """Keep Lightning from validating by itself, and tell callbacks by its own argument what to wait for.
 
@@ -178,6 +190,9 @@ def contradictions(trainer: pl.Trainer, settings: Settings) -> list[Problem]:
     elif type(trainer.precision_plugin) is not Precision:
         cure = "only fp32 and bf16 are carried by this version; leave it out, or set bf16=True."
         problems.append(Problem(f"precision={trainer.precision!r}", cure))
+    if settings.auto_find_batch_size:
+        cure = "begins a run again, which lightning.Trainer cannot; use hfbridge.Trainer, or leave it out."
+        problems.append(Problem("auto_find_batch_size=True in the settings", cure))
     if not isinstance(trainer.strategy, SingleDeviceStrategy):
         problems.append(
             Problem(

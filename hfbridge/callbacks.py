@@ -37,6 +37,7 @@ from transformers.trainer_callback import (
 from transformers.trainer_utils import speed_metrics
 
 from hfbridge.data.window import MicroBatch, Schedule, Window
+from hfbridge.evaluation.memory import tells_exhaustion
 from hfbridge.evaluation.metrics import check_is_computed, metric_name
 from hfbridge.model.counted import InputCounter
 from hfbridge.model.logged import LoggedLoss
@@ -118,14 +119,17 @@ class CallbackHost(pl.Callback):
         self._schedule = schedule = data.schedule
         self.state = self._new_state()
         self.state.max_steps, self.state.num_train_epochs = schedule.max_steps, schedule.epochs
-        self.state.train_batch_size = args.per_device_train_batch_size
+        self.state.train_batch_size = data.train_batch_size
         self.state.compute_steps(args, schedule.max_steps)
         self.logged = LoggedLoss(module.device, drop_non_finite=args.logging_nan_inf_filter)
-        self._counter = InputCounter(
-            module.model,
-            tokens=args.include_num_input_tokens_seen,  # type: ignore[arg-type]
-            pad_token_id=getattr(module.processing_class, "pad_token_id", None),
-        )
+        if (
+            self._counter is None
+        ):  # what a run that begins again has counted and not logged stays, as natively
+            self._counter = InputCounter(
+                module.model,
+                tokens=args.include_num_input_tokens_seen,  # type: ignore[arg-type]
+                pad_token_id=getattr(module.processing_class, "pad_token_id", None),
+            )
         handler.optimizer = trainer.optimizers[0]
         handler.lr_scheduler = module.schedule
 
@@ -139,7 +143,8 @@ class CallbackHost(pl.Callback):
         self.control.should_training_stop = False
         self.fire("on_train_begin")
         if self._args.eval_on_start:
-            run_validation(trainer)
+            with tells_exhaustion(self._args):
+                run_validation(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Fire `on_epoch_begin`; a row that no step of this epoch precedes has no gradient norm."""
@@ -248,7 +253,9 @@ class CallbackHost(pl.Callback):
         if self.control.should_log:
             self._log_training(trainer, pl_module)
         if self.control.should_evaluate:
-            run_validation(trainer)
+            assert self._args is not None
+            with tells_exhaustion(self._args):
+                run_validation(trainer)
             self._follow_metric(pl_module)
 
     def _follow_metric(self, module: Any) -> None:

@@ -108,6 +108,12 @@ class HFDataModule(pl.LightningDataModule):
         return self._schedule
 
     @property
+    def train_batch_size(self) -> int:
+        """Rows of a micro-batch: `per_device_train_batch_size`, or fewer with `auto_find_batch_size`."""
+        size: int = getattr(self._trainer(), "train_batch_size", self.settings.per_device_train_batch_size)
+        return size
+
+    @property
     def eval_splits(self) -> tuple[str, ...]:
         """What the metrics of each evaluation set begin with: "eval", or "eval_<key>" for several."""
         return tuple(split for split in self._raw if split not in ("train", "predict"))
@@ -148,7 +154,7 @@ class HFDataModule(pl.LightningDataModule):
         workers = settings.dataloader_num_workers
         loader: DataLoader[Any] = DataLoader(
             dataset,
-            **self._samplers().of_training(dataset),
+            **self._samplers().of_training(dataset, self.train_batch_size),
             collate_fn=collator,
             worker_init_fn=partial(seed_worker, num_workers=workers, rank=self._trainer().global_rank),
             **self._loading(settings),
@@ -267,7 +273,8 @@ class HFDataModule(pl.LightningDataModule):
     def _check_batches(self, split: str, settings: Settings) -> None:
         """See that dropping a short last batch leaves one."""
         name = f"per_device_{'train' if split == 'train' else 'eval'}_batch_size"
-        rows, size = len(self._mapped[split]), getattr(settings, name)
+        rows = len(self._mapped[split])
+        size = self.train_batch_size if split == "train" else settings.per_device_eval_batch_size
         if settings.dataloader_drop_last and rows < size:
             raise DataError(
                 f"The {split} set has {rows} rows, which is not one batch of {size} with "
@@ -275,8 +282,8 @@ class HFDataModule(pl.LightningDataModule):
             )
 
     def _plan(self, settings: Settings) -> Schedule:
-        rows, size = len(self._mapped["train"]), settings.per_device_train_batch_size
-        batches = micro_batches_of(rows, settings)
+        rows, size = len(self._mapped["train"]), self.train_batch_size
+        batches = micro_batches_of(rows, size, settings)
         return plan_schedule(
             samples_per_epoch=rows,
             micro_batches_per_epoch=batches,

@@ -39,6 +39,7 @@ from hfbridge.data.window import MicroBatch, Window
 from hfbridge.datamodule import HFDataModule
 from hfbridge.errors import DataError, ModelError
 from hfbridge.evaluation.gather import EvalSet
+from hfbridge.evaluation.memory import tells_exhaustion
 from hfbridge.evaluation.metrics import ComputeMetrics
 from hfbridge.evaluation.predict import cast_for_evaluation, logits_in
 from hfbridge.evaluation.run import EvalOptions, Evaluation, PreprocessLogits
@@ -59,7 +60,7 @@ from hfbridge.model.optim import (
     learning_rate_of,
     run_closure_first,
 )
-from hfbridge.model.prepare import Preparation
+from hfbridge.model.prepare import Preparation, takes_skip_logits
 from hfbridge.settings import Settings
 
 
@@ -143,6 +144,7 @@ class HFModule(pl.LightningModule):
         self._preparation: Preparation | None = None
         self.schedule: Any = None
         self._closure_hook: Any = None
+        self._kept_optimizer: Optimizer | None = None
         self.label_names: list[str] = []
         self.processing_class = processing_class
         self.compute_metrics = compute_metrics
@@ -279,20 +281,25 @@ class HFModule(pl.LightningModule):
         parts = NativeParts(
             self.model,
             self.args,
-            optimizers=self.given_optimizers,
+            optimizers=(self._kept_optimizer or self.given_optimizers[0], self.given_optimizers[1]),
             optimizer_cls_and_kwargs=self.optimizer_cls_and_kwargs,
         )
+        self._kept_optimizer = None
         optimizer, self.schedule = build_optimizer(parts, max_steps=data.schedule.max_steps)
         self._closure_hook = optimizer.register_step_pre_hook(run_closure_first)
         if follows_metric(self.schedule):
             return optimizer  # stepped by the host, after evaluations
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.schedule, "interval": "step"}}
 
+    def keep_optimizer(self) -> None:
+        """Let the next run go on with the optimizer of the last one, and a schedule from its beginning."""
+        self._kept_optimizer = next(iter(self.trainer.optimizers), None)
+
     def on_fit_start(self) -> None:
         """Try the evaluation on a few rows: a mistake in it should not wait for its turn."""
         data: HFDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
         if self.args.eval_strategy != "no" or self.args.eval_on_start:
-            with isolate_rng():
+            with isolate_rng(), tells_exhaustion(self.args):
                 self.evaluator.rehearse(self, data)
         self.model.train()
         self._has_plain_backward = has_plain_backward(self.trainer)
@@ -408,17 +415,21 @@ class HFModule(pl.LightningModule):
         assert self._traits is not None
         args, normalization = self.args, self.normalization
         by_rows = self.loss_normalization == "native"
+        keeps_logits = is_prediction or self.compute_metrics is not None
+        keeps_logits = keeps_logits and not args.prediction_loss_only
+        extra = {} if keeps_logits or not takes_skip_logits(self.model) else {"skip_logits": True}
         return Evaluation(
             model=self.model,
             of=of,
             options=EvalOptions.of(args, by_rows=by_rows, is_first=is_first),
-            loss_of=lambda model, batch: normalization.loss_for(model, [batch]).evaluate(model, batch),
+            loss_of=lambda model, batch: normalization.loss_for(model, [batch]).evaluate(
+                model, {**batch, **extra}
+            ),
             label_names=self.label_names,
             has_own_loss=self._traits.returns_loss_alone,
             compute_metrics=self.compute_metrics,
             preprocess_logits=self.preprocess_logits_for_metrics,
-            keeps_logits=(is_prediction or self.compute_metrics is not None)
-            and not args.prediction_loss_only,
+            keeps_logits=keeps_logits,
             is_prediction=is_prediction,
             preparation_s=preparation_s,
         )

@@ -7,12 +7,14 @@ from os import PathLike
 from typing import Any
 
 import lightning.pytorch as pl
+from accelerate.utils import find_executable_batch_size
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.profilers import PassThroughProfiler
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import PredictionOutput
 
+from hfbridge.attach import begin_again
 from hfbridge.datamodule import HFDataModule
 from hfbridge.errors import DataError, ModelError, SettingsError
 from hfbridge.module import HFModule
@@ -35,6 +37,7 @@ class Trainer(pl.Trainer):
     Attributes:
         plan: what the settings became.
         settings: the settings of the run.
+        train_batch_size: rows of a micro-batch; `auto_find_batch_size` makes it smaller.
 
     Raises:
         SettingsError: a setting or argument is unknown, wrong, contradictory or not carried; all are named.
@@ -53,6 +56,7 @@ class Trainer(pl.Trainer):
             Settings.of(settings), trainer_arguments, known_arguments=_KNOWN_ARGUMENTS
         )
         self.settings: Settings = self.plan.settings
+        self.train_batch_size: int = self.settings.per_device_train_batch_size
         require_machine(self.settings)
         self.trainer_callbacks: tuple[TrainerCallback | type[TrainerCallback], ...] = tuple(bridged)
         shows_own_bar = not has_native_bar(self.trainer_callbacks) and not is_silenced(self.settings)
@@ -80,7 +84,8 @@ class Trainer(pl.Trainer):
         Raises:
             ModelError: the model is not an HFModule.
             DataError: the data is not an HFDataModule.
-            SettingsError: a checkpoint to resume from, which this version does not carry.
+            SettingsError: a checkpoint to resume from, which this version does not carry; or, with
+                `auto_find_batch_size`, no batch fits into memory.
         """
         if not isinstance(model, HFModule):
             raise ModelError(
@@ -99,7 +104,40 @@ class Trainer(pl.Trainer):
                 f"ckpt_path={str(ckpt_path)!r}: resuming is not carried by this version of hfbridge. Leave "
                 "it out."
             )
-        super().fit(model, datamodule=datamodule)
+        if self.settings.auto_find_batch_size:
+            self._fit_what_fits(model, datamodule)
+        else:
+            super().fit(model, datamodule=datamodule)
+
+    def _fit_what_fits(self, model: HFModule, datamodule: HFDataModule) -> None:
+        """Train; when memory runs out, begin again with smaller batches, weights and optimizer as they are.
+
+        Mirrors: transformers.Trainer.train
+        Proved by: tests/parity/test_batch_size.py
+        """
+        tried: list[int] = []
+
+        def attempt(batch_size: int) -> None:
+            if tried:
+                rank_zero_warn(
+                    f"hfbridge: out of memory with micro-batches of {tried[-1]}; training begins again with "
+                    f"{batch_size} (auto_find_batch_size)."
+                )
+                model.keep_optimizer()
+                begin_again(self)
+            tried.append(batch_size)
+            self.train_batch_size = batch_size
+            super(Trainer, self).fit(model, datamodule=datamodule)
+
+        try:
+            find_executable_batch_size(attempt, starting_batch_size=self.train_batch_size)()
+        except RuntimeError as error:
+            if tried[-1] > 1 or "No executable batch size" not in str(error):
+                raise
+            raise SettingsError(
+                "auto_find_batch_size=True: memory runs out with a micro-batch of one row, too. Use shorter "
+                "rows, activation_checkpointing=True, or a smaller model."
+            ) from error
 
     def validate(self, *arguments: Any, **named: Any) -> list[Mapping[str, float]]:
         """Evaluate an HFModule: `trainer.validate(module, data)`.

@@ -37,8 +37,12 @@ class NativeSamplers(NativeTrainer):
     def __init__(self, args: TrainingArguments, processing_class: Any) -> None:
         self.args, self.processing_class = args, processing_class
 
-    def of_training(self, dataset: Sized) -> dict[str, Any]:
+    def of_training(self, dataset: Sized, batch_size: int) -> dict[str, Any]:
         """Choose the sampler of the training set; call it after the run has been seeded.
+
+        Args:
+            dataset: the training set.
+            batch_size: rows of a micro-batch.
 
         Returns:
             `batch_sampler`, or `sampler`, `batch_size` and `drop_last`, for a DataLoader.
@@ -55,7 +59,7 @@ class NativeSamplers(NativeTrainer):
         if isinstance(sampler, RandomSampler) and config.use_seedable_sampler:
             sampler = SeedableRandomSampler(dataset, data_seed=self.args.data_seed)
         drop_last = self.args.dataloader_drop_last
-        return {"sampler": sampler, "batch_size": self.args.train_batch_size, "drop_last": drop_last}
+        return {"sampler": sampler, "batch_size": batch_size, "drop_last": drop_last}
 
     def of_evaluation(self, dataset: Sized, split: str) -> dict[str, Any]:
         """Choose the sampler of an evaluation or prediction set, in the same form.
@@ -80,14 +84,15 @@ class NativeSamplers(NativeTrainer):
         return sampler
 
 
-def micro_batches_of(rows: int, settings: Any) -> int:
+def micro_batches_of(rows: int, size: int, settings: Any) -> int:
     """Count the micro-batches of one pass over the training set, in one process.
 
     Args:
         rows: of the training set.
-        settings: strategy, batch size and accumulation.
+        size: rows of a micro-batch.
+        settings: strategy and accumulation.
     """
-    size, accumulation = settings.per_device_train_batch_size, settings.gradient_accumulation_steps
+    accumulation = settings.gradient_accumulation_steps
     if settings.train_sampling_strategy == "batch_rebalance":
         sampler = BatchRebalanceSampler(
             lengths=[1] * rows,

@@ -1,8 +1,14 @@
-"""How much memory the stages of a run take (`skip_memory_metrics=False`); knows Hugging Face."""
+"""Memory of the stages of a run (`skip_memory_metrics=False`), and its exhaustion; knows Hugging Face."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
+from accelerate.utils.memory import should_reduce_batch_size
+from transformers import TrainingArguments
 from transformers.trainer_utils import TrainerMemoryTracker
+
+from hfbridge.errors import SettingsError
 
 Stage = Literal["init", "train", "eval", "test"]
 
@@ -40,3 +46,23 @@ class MemoryTracker(TrainerMemoryTracker):
         """Stop measuring after an error; the original's thread would go on for ever."""
         self.peak_monitoring = False
         self.cur_stage = None
+
+
+@contextmanager
+def tells_exhaustion(args: TrainingArguments) -> Iterator[None]:
+    """Run an evaluation; say which batch size to reduce if memory runs out and another one would be.
+
+    Raises:
+        SettingsError: out of memory, with `auto_find_batch_size`.
+
+    Mirrors: transformers.Trainer._evaluate
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not args.auto_find_batch_size or not should_reduce_batch_size(error):
+            raise
+        raise SettingsError(
+            "Memory ran out in an evaluation, and auto_find_batch_size finds the size of training batches. "
+            f"Set per_device_eval_batch_size below {args.per_device_eval_batch_size}."
+        ) from error

@@ -1,6 +1,7 @@
 """What the native Trainer does to a model between its construction and the first step; knows Hugging Face.
 
 setting                       what is done, in this order                            undone after the run
+use_liger_kernel              layers are given Liger's kernels                       no, as natively
 use_cache                     model.config.use_cache                                 no, as natively
 activation_checkpointing      activations are computed again in the backward pass    no, as natively
 (a tokenizer or processor)    special tokens of config and generation config         no, as natively
@@ -10,6 +11,7 @@ bf16                          autocast around the forward                       
 torch_compile                 a compiled model beside the plain one, for training    yes
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +20,7 @@ from accelerate.utils import TorchDynamoPlugin
 from torch import nn
 from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments
 from transformers.debug_utils import DebugOption, DebugUnderflowOverflow
+from transformers.integrations.liger import apply_liger_kernel
 from transformers.integrations.neftune import activate_neftune, deactivate_neftune
 from transformers.trainer_utils import align_special_tokens
 
@@ -56,6 +59,8 @@ class Preparation:
     ) -> None:
         self._model = model
         self._undo: list[Callable[[], None]] = []
+        if trains and args.use_liger_kernel:
+            apply_liger_kernel(model, args.liger_kernel_config)
         if getattr(model, "config", None) is not None:
             model.config.use_cache = args.use_cache  # type: ignore[union-attr]
         if trains:
@@ -114,6 +119,14 @@ def enable_recomputation(model: Any, arguments: dict[str, Any]) -> None:
     model.activation_checkpointing_enable(
         activation_checkpointing_kwargs=arguments or None, every_n_layers=every_n_layers, offload=offload
     )
+
+
+def takes_skip_logits(model: nn.Module) -> bool:
+    """Tell whether Liger's kernels give this model a loss without logits.
+
+    Mirrors: transformers.Trainer.prediction_step
+    """
+    return "skip_logits" in inspect.signature(model.forward).parameters
 
 
 def compiled(model: nn.Module, args: TrainingArguments) -> Any:

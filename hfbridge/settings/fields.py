@@ -186,21 +186,12 @@ _RULES = (
     _all("torch_compile", _MODULE),
     _all("torch_compile_backend", _MODULE),
     _all("torch_compile_mode", _MODULE),
-    _default(
-        "use_liger_kernel", _MODULE, "the model is not patched; apply liger_kernel to it before HFModule"
-    ),
-    _default(
-        "liger_kernel_config",
-        _MODULE,
-        "the model is not patched; apply liger_kernel to it before HFModule",
-        {},
-    ),
+    _all("use_liger_kernel", "HFModule, on a GPU; refused off it"),
+    _all("liger_kernel_config", "HFModule, on a GPU"),
     _all("use_cache", "HFModule: model.config.use_cache"),
     _all("neftune_noise_alpha", _MODULE),
     _all("torch_empty_cache_steps", _STEP),
-    _default(
-        "auto_find_batch_size", _LOADER, "a run is not restarted with smaller batches; set the batch size"
-    ),
+    _all("auto_find_batch_size", "Trainer.fit"),
     # Logging and reporting
     _all("logging_strategy", _HOST),
     _all("logging_steps", _HOST),

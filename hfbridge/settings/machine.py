@@ -5,6 +5,7 @@
     report_to                              the package of each reporter; "all" takes those that are there
     tf32=True                              a GPU that has TF32
     optim="galore_adamw_8bit"              a GPU
+    use_liger_kernel=True                  a GPU, and the package liger-kernel
     torch_compile_backend                  a backend of the installed torch
 
 Natively, most of these are found missing only after the model is loaded.
@@ -58,6 +59,7 @@ OPTIMIZER_PACKAGES: Mapping[str, Package] = {
 }
 """The package of each module that an optimizer comes from."""
 
+_LIGER = Package("liger-kernel", ("liger_kernel",))
 _MLFLOW = Package("mlflow", ("mlflow",))
 
 REPORTER_PACKAGES: Mapping[str, tuple[Package, ...]] = {
@@ -123,6 +125,8 @@ def _missing(settings: Settings) -> Iterator[tuple[str, Problem]]:
         elif module in _IS_RECENT and not _IS_RECENT[module]():
             text = f"needs a newer {package.name}; run: pip install -U {package.name}"
             yield package.name, Problem(subject, text)
+    if settings.use_liger_kernel and _has_gpu(settings) and not _LIGER.is_installed:
+        yield _LIGER.name, Problem("use_liger_kernel = True", _not_installed(_LIGER))
     for reporter in settings.report_to if isinstance(settings.report_to, list) else ():
         for package in REPORTER_PACKAGES.get(reporter, ()):
             if not package.is_installed:
@@ -137,9 +141,10 @@ def _lacking(settings: Settings) -> Iterator[Problem]:
     """Find what else the machine lacks."""
     if settings.tf32 and not is_torch_tf32_available():
         yield Problem("tf32 = True", "needs a GPU with TF32, Ampere or newer; leave it out")
-    has_gpu = torch.cuda.is_available() and not settings.use_cpu
-    if READERS[settings.optim].needs_gpu and not has_gpu:
+    if READERS[settings.optim].needs_gpu and not _has_gpu(settings):
         yield Problem(show("optim", settings.optim), 'runs on a GPU only; use optim="galore_adamw"')
+    if settings.use_liger_kernel and not _has_gpu(settings):
+        yield Problem("use_liger_kernel = True", "has kernels for GPUs only; leave it out")
     if "kubeflow" in settings.report_to and not os.environ.get("KUBEFLOW_TRAINER_SERVER_URL"):
         text = "works inside a Kubeflow TrainJob only, which sets KUBEFLOW_TRAINER_SERVER_URL; leave it out"
         yield Problem(show("report_to", "kubeflow"), text)
@@ -148,6 +153,10 @@ def _lacking(settings: Settings) -> Iterator[Problem]:
         possible = ", ".join(sorted(found))
         text = f"is no backend of the installed torch; possible are {possible}"
         yield Problem(show("torch_compile_backend", backend), text)
+
+
+def _has_gpu(settings: Settings) -> bool:
+    return torch.cuda.is_available() and not settings.use_cpu
 
 
 def _is_found(module: str) -> bool:

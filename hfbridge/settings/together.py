@@ -53,9 +53,11 @@ def check_together(given: Mapping[str, Any], *, wrong: Collection[str]) -> Itera
         _check_cadence,
         _check_workers,
         _check_lengths,
+        _check_batch_size,
         check_optimizer,
         check_schedule,
         _check_compilation,
+        _check_kernels,
         _check_recomputation,
         _check_best_metric,
         _check_reporting,
@@ -100,6 +102,20 @@ def _check_lengths(value: Value, given: Collection[str]) -> Iterator[Complaint]:
     is_named = value("length_column_name") != DEFAULTS["length_column_name"]
     if is_named and value("train_sampling_strategy") not in reads:
         yield "length_column_name", f"is read only with train_sampling_strategy of {' or '.join(reads)}"
+
+
+def _check_batch_size(value: Value, given: Collection[str]) -> Iterator[Complaint]:
+    """Check that a smaller batch size would be used; natively, batch_rebalance goes on with the first one."""
+    if value("auto_find_batch_size") and value("train_sampling_strategy") == "batch_rebalance":
+        yield "auto_find_batch_size", "does not reach the micro-batches of batch_rebalance; choose one"
+
+
+def _check_kernels(value: Value, given: Collection[str]) -> Iterator[Complaint]:
+    """Check that the arguments of Liger's kernels are read, and that there is a GPU to run them."""
+    if value("use_liger_kernel") and value("use_cpu"):
+        yield "use_liger_kernel", "has kernels for GPUs only, and use_cpu=True; leave it out"
+    if value("liger_kernel_config") and not value("use_liger_kernel"):
+        yield "liger_kernel_config", "has no effect without use_liger_kernel=True; set that, or leave it out"
 
 
 def _check_workers(value: Value, given: Collection[str]) -> Iterator[Complaint]:

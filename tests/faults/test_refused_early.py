@@ -143,7 +143,6 @@ def test_no_model_is_loaded_for_settings_that_differ(no_model: str) -> None:
         ("optim", "lomo", "adamw_torch"),
         ("debug", "tpu_metrics_debug", "underflow_overflow"),
         ("load_best_model_at_end", True, "ModelCheckpoint"),
-        ("auto_find_batch_size", True, "set the batch size"),
         ("accelerator_config", {"dispatch_batches": True}, "leave the others out"),
         ("resume_from_checkpoint", "checkpoint-5", "leave it out"),
         ("push_to_hub", True, "push_to_hub"),

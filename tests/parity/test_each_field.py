@@ -156,6 +156,7 @@ CARRIED: dict[str, Field] = {
         shown_by="tests/parity/test_model_options.py",
         job={"model": with_float_masks},
     ),
+    "auto_find_batch_size": Field(True, shown_by="tests/parity/test_batch_size.py"),
     "skip_memory_metrics": Field(False, shown_by="tests/parity/test_evaluation_options.py"),
 }
 # Settings that the suite's base already changes.
@@ -164,6 +165,8 @@ SAID_BY_THE_BASE = ("use_cpu", "save_strategy")
 ELSEWHERE = {
     "torch_compile": "tests/parity/test_model_options.py",
     "torch_compile_mode": "tests/unit/settings/test_together.py",
+    "use_liger_kernel": "tests/parity/test_model_options.py",
+    "liger_kernel_config": "tests/parity/test_model_options.py",
     "report_to": "tests/parity/test_reports.py",
     "project": "tests/unit/settings/test_together.py",
     "trackio_space_id": "tests/unit/settings/test_together.py",

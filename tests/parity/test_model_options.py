@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import DataCollatorForSeq2Seq
 
 import hfbridge
-from tests.parity.engines import Job, assert_identical, run_both, run_ours, run_theirs
+from tests.parity.engines import Job, assert_identical, digest_metrics, run_both, run_ours, run_theirs
 from tests.tiny import make_model, make_tokenizer
 
 ACCUMULATED = {"gradient_accumulation_steps": 3, "eval_strategy": "epoch"}
@@ -206,3 +206,41 @@ def test_smoothing_of_several_labels_is_refused() -> None:
 
     with pytest.raises(hfbridge.ModelError, match="multi-label"):
         run_ours(Job("distilbert", {"label_smoothing_factor": 0.1}, rows=8, model=build))
+
+
+def with_kernel(model: Any, config: dict[str, float] | None) -> None:
+    """Patch a model as Liger does; its config scales the loss, and without logits there is a loss alone."""
+    plain = model.forward
+
+    def forward(
+        input_ids: Any = None, labels: Any = None, skip_logits: bool | None = None, **named: Any
+    ) -> Any:
+        outputs = plain(input_ids=input_ids, labels=labels, **named)
+        model.skipped.add((model.training, skip_logits))
+        loss = outputs.loss * (config or {}).get("scale", 1.0)
+        return type(outputs)(loss=loss, logits=None if skip_logits else outputs.logits)
+
+    model.forward, model.skipped = forward, set()
+
+
+@pytest.mark.parametrize("metrics", [None, digest_metrics])
+def test_liger_kernels(monkeypatch: pytest.MonkeyPatch, metrics: Any) -> None:
+    # The package runs on GPUs only; what both engines do with it is the same, whatever it patches.
+    monkeypatch.setattr("transformers.trainer.apply_liger_kernel", with_kernel)
+    monkeypatch.setattr("hfbridge.model.prepare.apply_liger_kernel", with_kernel)
+    monkeypatch.setattr("hfbridge.trainer.require_machine", lambda settings: None)
+    on_gpu = {"use_cpu": False, "dataloader_pin_memory": False}
+    settings = {**on_gpu, "use_liger_kernel": True, "liger_kernel_config": {"scale": 0.5}}
+    theirs, ours = run_both(Job("distilbert", {**ACCUMULATED, **settings}, rows=30, compute_metrics=metrics))
+    assert theirs.engine.model.skipped == {(True, None), (False, None if metrics else True)}
+    # Ours is asked in eval mode how it counts, too, before it is trained.
+    assert ours.module.model.skipped - {(False, None)} == theirs.engine.model.skipped - {(False, None)}
+    plain = run_theirs(Job("distilbert", ACCUMULATED, rows=30, compute_metrics=metrics))
+    assert theirs.log_history[0]["grad_norm"] != plain.log_history[0]["grad_norm"]
+
+
+@pytest.mark.gpu
+def test_liger_kernels_on_a_gpu() -> None:
+    pytest.importorskip("liger_kernel")
+    settings = {"use_cpu": False, "use_liger_kernel": True, "prediction_loss_only": True}
+    run_both(Job("llama", {**ACCUMULATED, **settings}, rows=30))

@@ -19,6 +19,8 @@ from tests.tiny import make_model
         ("fit_loop.epoch_loop._should_check_val_epoch", "hfbridge.attach.take_over"),
         ("fit_loop.epoch_loop.max_steps", "hfbridge.attach.take_over"),
         ("fit_loop.max_epochs", "hfbridge.attach.take_over"),
+        ("fit_loop.min_epochs", "hfbridge.attach.begin_again"),
+        ("fit_loop.epoch_loop.min_steps", "hfbridge.attach.begin_again"),
     ],
 )
 def test_lightning_still_has(path: str, used_by: str) -> None:

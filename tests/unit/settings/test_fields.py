@@ -100,6 +100,9 @@ CARRIED = {
     "accelerator_config": {"split_batches": True},
     "length_column_name": "size",
     "skip_memory_metrics": False,
+    "use_liger_kernel": True,
+    "liger_kernel_config": {"rope": True},
+    "auto_find_batch_size": True,
 }
 
 # Names of transformers 4 that transformers 5 still has, and the new one that carries the value.
@@ -110,9 +113,6 @@ MIRRORS = {
 
 REFUSED = {
     "fp16": True,
-    "use_liger_kernel": True,
-    "liger_kernel_config": {"rope": True},
-    "auto_find_batch_size": True,
     "save_only_model": True,
     "save_steps": 10,
     "save_on_each_node": True,
@@ -158,6 +158,7 @@ NEEDS = {
     "length_column_name": {"train_sampling_strategy": "group_by_length"},
     "activation_checkpointing_kwargs": {"activation_checkpointing": True},
     "gradient_checkpointing_kwargs": {"activation_checkpointing": True},
+    "liger_kernel_config": {"use_liger_kernel": True},
     "metric_for_best_model": {"eval_strategy": "epoch"},
     "greater_is_better": {"eval_strategy": "epoch", "metric_for_best_model": "f1"},
     "project": TRACKIO,

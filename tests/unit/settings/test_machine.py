@@ -122,6 +122,19 @@ def test_a_gpu_for_an_optimizer_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None
         require_machine(Settings(optim="galore_adamw_8bit", use_cpu=True, **LOW_RANK))
 
 
+def test_a_gpu_for_kernels_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        SettingsError, match=r"use_liger_kernel = True +has kernels for GPUs only; leave it out"
+    ):
+        require_machine(Settings(use_liger_kernel=True))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(machine, "_is_found", lambda module: False)
+    with pytest.raises(MissingDependencyError, match="pip install -U liger-kernel"):
+        require_machine(Settings(use_liger_kernel=True))
+    monkeypatch.setattr(machine, "_is_found", lambda module: True)
+    require_machine(Settings(use_liger_kernel=True))
+
+
 def test_a_machine_that_has_it_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "is_torch_tf32_available", lambda: True)
     monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_URL", "http://localhost")
