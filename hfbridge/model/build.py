@@ -7,6 +7,7 @@ a factory                  seeded, then called         as the factory leaves it 
 """
 
 import difflib
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from hfbridge.errors import ModelError
 
-ModelSource = nn.Module | Callable[[], nn.Module] | str | Path
+ModelSource = nn.Module | Callable[..., nn.Module] | str | Path
 
 
 def check_function(name: str, given: object, of: str) -> None:
@@ -70,6 +71,12 @@ def check_source(
             f"model= is {model!r}; it may be a model, a function that returns one, or the name or folder of "
             "one together with an auto class such as 'AutoModelForSequenceClassification'."
         )
+    elif len(named := required_arguments(model)) > 1:
+        raise ModelError(
+            f"The model factory {model!r} needs the arguments {', '.join(named)}; it is called with none, "
+            "or, as model_init natively, with None in place of a hyperparameter trial. Give it the others "
+            "by functools.partial."
+        )
 
 
 def auto_class_of(auto_class: object) -> type[_BaseAutoModelClass]:
@@ -97,7 +104,7 @@ def auto_class_of(auto_class: object) -> type[_BaseAutoModelClass]:
 
 
 def build_model(
-    source: Callable[[], nn.Module] | str | Path,
+    source: Callable[..., nn.Module] | str | Path,
     *,
     auto_class: object,
     dtype: str | torch.dtype,
@@ -118,11 +125,24 @@ def build_model(
         name = str(Path(source).expanduser()) if str(source).startswith("~") else str(source)
         loaded: nn.Module = auto_class_of(auto_class).from_pretrained(name, dtype=dtype, **model_kwargs)
         return loaded
-    made = source()
+    made = source(*(None for _ in required_arguments(source)))
     if not isinstance(made, nn.Module):
         raise ModelError(f"The model factory returned {made!r}; it must return a torch.nn.Module.")
     check_head(made)
     return made
+
+
+def required_arguments(factory: Callable[..., Any]) -> list[str]:
+    """Name the arguments that a factory must be given by position; none if its signature cannot be read.
+
+    Mirrors: transformers.Trainer.call_model_init
+    """
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except ValueError:
+        return []
+    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p.name for p in parameters if p.kind in by_position and p.default is p.empty]
 
 
 def check_head(model: nn.Module) -> None:

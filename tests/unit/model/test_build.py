@@ -98,6 +98,19 @@ def test_a_factory_is_called_once():
     assert calls == [1]
 
 
+def test_a_factory_may_take_a_trial_as_natively():
+    given = []
+    build(lambda trial: given.append(trial) or make_model("llama"), auto_class=None)
+    build(lambda trial="a default": given.append(trial) or make_model("llama"), auto_class=None)
+    build(lambda *, seed=3, **more: given.append(seed) or make_model("llama"), auto_class=None)
+    assert given == [None, "a default", 3]
+
+
+def test_a_factory_that_needs_more_is_refused_early():
+    with pytest.raises(ModelError, match=r"needs the arguments config, head; .* functools\.partial"):
+        check_source(lambda config, head: make_model("llama"), None)
+
+
 @pytest.mark.parametrize("made", [None, {}, BertModel])
 def test_a_factory_must_return_a_model(made):
     with pytest.raises(ModelError, match=r"factory returned .*; it must return a torch.nn.Module"):
