@@ -27,7 +27,7 @@ from hfbridge.data.loader import EvalLoader, WindowLoader
 from hfbridge.data.order import NativeSamplers, micro_batches_of
 from hfbridge.data.window import MicroBatch, Schedule, plan_schedule
 from hfbridge.errors import DataError, SettingsError
-from hfbridge.settings import Settings
+from hfbridge.settings import Settings, SettingsSource
 
 _SPLITS = {"train": ("train",), "eval": ("validation", "eval", "dev"), "predict": ("test",)}
 _SEVERAL = "validation_"
@@ -71,7 +71,7 @@ class HFDataModule(pl.LightningDataModule):
         map_kwargs: Mapping[str, Any] | None = None,
         processing_class: Any = None,
         data_collator: Collator | None = None,
-        settings: Settings | Mapping[str, Any] | None = None,
+        settings: SettingsSource | None = None,
     ) -> None:
         super().__init__()
         self.given_settings = None if settings is None else Settings.of(settings)

@@ -61,7 +61,7 @@ from hfbridge.model.optim import (
     run_closure_first,
 )
 from hfbridge.model.prepare import Preparation, takes_skip_logits
-from hfbridge.settings import Settings
+from hfbridge.settings import Settings, SettingsSource
 
 
 class HFModule(pl.LightningModule):
@@ -110,7 +110,7 @@ class HFModule(pl.LightningModule):
         *,
         model_kwargs: Mapping[str, Any] | None = None,
         dtype: str | torch.dtype = "auto",
-        settings: Settings | Mapping[str, Any] | TrainingArguments | None = None,
+        settings: SettingsSource | None = None,
         processing_class: Any = None,
         compute_metrics: ComputeMetrics | None = None,
         preprocess_logits_for_metrics: PreprocessLogits | None = None,

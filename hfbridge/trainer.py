@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from os import PathLike
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,7 +10,7 @@ from accelerate.utils import find_executable_batch_size
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
-from transformers import TrainerCallback, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import PredictionOutput
 
 from hfbridge.attach import begin_again
@@ -19,7 +18,7 @@ from hfbridge.datamodule import HFDataModule
 from hfbridge.errors import DataError, ModelError, SettingsError
 from hfbridge.module import HFModule
 from hfbridge.progress import RunProgressBar, has_native_bar, is_silenced
-from hfbridge.settings import Plan, Settings, require_machine, translate
+from hfbridge.settings import Plan, Settings, SettingsSource, require_machine, translate
 
 _KNOWN_ARGUMENTS = tuple(inspect.signature(pl.Trainer.__init__).parameters)[1:]
 
@@ -44,11 +43,7 @@ class Trainer(pl.Trainer):
         MissingDependencyError: a setting needs a package that is not installed.
     """
 
-    def __init__(
-        self,
-        settings: Settings | TrainingArguments | Mapping[str, Any] | str | PathLike[str],
-        **trainer_arguments: Any,
-    ) -> None:
+    def __init__(self, settings: SettingsSource, **trainer_arguments: Any) -> None:
         own, bridged = _split_callbacks(trainer_arguments.get("callbacks"))
         if own or bridged:
             trainer_arguments = {**trainer_arguments, "callbacks": own}

@@ -3,7 +3,7 @@
 from hfbridge.settings.fields import NO_CHECKPOINTS, RULES, Rule
 from hfbridge.settings.machine import require_machine, require_packages
 from hfbridge.settings.plan import Plan, Row
-from hfbridge.settings.settings import Settings
+from hfbridge.settings.settings import Settings, SettingsSource
 from hfbridge.settings.translate import translate
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Row",
     "Rule",
     "Settings",
+    "SettingsSource",
     "require_machine",
     "require_packages",
     "translate",

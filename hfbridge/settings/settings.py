@@ -51,9 +51,7 @@ class Settings:
         self._read(values, rename(values), base={})
 
     @classmethod
-    def of(
-        cls, source: "Settings | TrainingArguments | Mapping[str, Any] | str | os.PathLike[str]"
-    ) -> "Settings":
+    def of(cls, source: "SettingsSource") -> "Settings":
         """Take settings from where the user keeps them.
 
         Args:
@@ -294,3 +292,7 @@ def _refuse(complaints: list[tuple[str, str]], values: Mapping[str, Any], renami
     wrong, noun = sum(bool(of_one) for of_one in found.values()), "setting" if len(found) == 1 else "settings"
     headline = f"{wrong} of {len(found)} {noun} cannot be carried to Lightning; nothing was started."
     raise_problems(SettingsError, headline, problems)
+
+
+SettingsSource = Settings | TrainingArguments | Mapping[str, Any] | str | os.PathLike[str]
+"""What settings are taken from; a path is that of a YAML or JSON file."""

@@ -107,6 +107,13 @@ def test_settings_are_given_once(owner: str) -> None:
     assert module.args.max_steps == -1  # the steps are counted, and not written into the settings
 
 
+def test_settings_are_read_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    hfbridge.Settings(**SETTINGS).save(path)
+    module, data = make_pair(settings=path)
+    assert module.given_settings == data.given_settings == hfbridge.Settings(**SETTINGS)
+
+
 def test_a_plain_trainer_says_how_long_if_the_settings_do_not() -> None:
     settings = {name: value for name, value in SETTINGS.items() if name != "num_train_epochs"}
     module, data = make_pair(settings=settings)
