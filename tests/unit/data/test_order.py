@@ -9,12 +9,13 @@ from transformers import set_seed
 from hfbridge.data.order import NativeSamplers, micro_batches_of
 from hfbridge.settings import Settings
 
+SIZE = 3  # rows of a micro-batch
 ROWS = list(range(20))
 
 
 def train_sampler(rows, *, strategy, data_seed, **more):
     settings = Settings(train_sampling_strategy=strategy, data_seed=data_seed, use_cpu=True, **more)
-    return NativeSamplers(settings.as_training_arguments(), None).of_training(rows)["sampler"]
+    return NativeSamplers(settings.as_training_arguments(), None).of_training(rows, 8)["sampler"]
 
 
 def test_torchs_own_sampler_if_asked_for():
@@ -30,13 +31,13 @@ def test_micro_batches_are_counted_before_there_are_rows_to_look_at(strategy, dr
     settings = Settings(
         use_cpu=True,
         train_sampling_strategy=strategy,
-        per_device_train_batch_size=3,
+        per_device_train_batch_size=SIZE,
         gradient_accumulation_steps=accumulation,
         dataloader_drop_last=drop_last,
     )
     rows = [{"input_ids": [1] * (1 + i % 5)} for i in range(20)]
-    parts = NativeSamplers(settings.as_training_arguments(), None).of_training(rows)
-    assert micro_batches_of(20, settings) == len(DataLoader(rows, **parts))
+    parts = NativeSamplers(settings.as_training_arguments(), None).of_training(rows, SIZE)
+    assert micro_batches_of(20, SIZE, settings) == len(DataLoader(rows, **parts))
 
 
 def test_sequential_is_the_datasets_order():
