@@ -39,6 +39,7 @@ from transformers.trainer_utils import speed_metrics
 from hfbridge.data.window import MicroBatch, Schedule, Window
 from hfbridge.evaluation.memory import tells_exhaustion
 from hfbridge.evaluation.metrics import check_is_computed, metric_name
+from hfbridge.evaluator import EvaluationHooks, Evaluator
 from hfbridge.model.counted import InputCounter
 from hfbridge.model.logged import LoggedLoss
 from hfbridge.model.optim import follows_metric
@@ -46,18 +47,22 @@ from hfbridge.model.optim import follows_metric
 _EVENTS = tuple(name for name in vars(TrainerCallback) if name.startswith("on_"))
 
 
-class CallbackHost(pl.Callback):
+class CallbackHost(EvaluationHooks):
     """Keep the native `TrainerState`, decide when to log, evaluate and stop, and tell TrainerCallbacks.
 
     When is decided by transformers' own `DefaultFlowCallback`.
 
     Args:
+        evaluator: what runs the evaluations.
         callbacks: the user's `TrainerCallback` objects or classes, in their order.
 
     Proved by: tests/parity/test_events.py
     """
 
-    def __init__(self, callbacks: Sequence[TrainerCallback | type[TrainerCallback]] = ()) -> None:
+    def __init__(
+        self, evaluator: Evaluator, callbacks: Sequence[TrainerCallback | type[TrainerCallback]] = ()
+    ) -> None:
+        super().__init__(evaluator)
         self.callbacks = tuple(callbacks)
         self.state = TrainerState()
         self.control = TrainerControl()
@@ -112,6 +117,7 @@ class CallbackHost(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin a new native state."""
         module: Any = pl_module
+        self.evaluator.on_fit_start(trainer, pl_module)
         handler, args = self._handler, self._args
         assert handler is not None
         assert args is not None
@@ -208,8 +214,7 @@ class CallbackHost(pl.Callback):
         self._store_flops()
         metrics["total_flos"] = state.total_flos
         metrics["train_loss"] = self.logged.mean(state.global_step)
-        module: Any = pl_module
-        module.evaluator.memory.end("train", metrics)
+        self.evaluator.memory.end("train", metrics)
         self._log(trainer, metrics)
         self.fire("on_train_end")
 
@@ -217,6 +222,7 @@ class CallbackHost(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Give the model back as it was: Lightning tears a module down only after a run that ended."""
+        self.evaluator.on_exception(trainer, pl_module, exception)
         pl_module.teardown("fit")
 
     # Called by Evaluator.

@@ -1,7 +1,7 @@
 """Evaluator: the native Trainer's evaluations inside Lightning's loops over validation and prediction sets.
 
-It is a Lightning callback that `HFModule.configure_callbacks` returns beside CallbackHost; knows both worlds.
-One run of Lightning's validation loop evaluates all sets, one after the other:
+CallbackHost passes Lightning's hooks on to it, so that a step pays for one callback; knows both worlds. One
+run of Lightning's validation loop evaluates all sets, one after the other:
 
     native                                   Lightning moment
     evaluate() begins                        on_validation_start; for a further set, the end of the last one
@@ -29,7 +29,7 @@ from hfbridge.evaluation.metrics import check_called_by_batch, check_is_computed
 from hfbridge.evaluation.run import Evaluation
 
 
-class Evaluator(pl.Callback):
+class Evaluator:
     """Run the evaluations of a module.
 
     Attributes:
@@ -250,3 +250,44 @@ def _set_in(loader: EvalLoader, prefix: str | None = None) -> EvalSet:
 def _set_of(batch: Any, prefix: str, batch_size: int) -> EvalSet:
     """Describe one batch as a whole set."""
     return EvalSet(prefix, find_batch_size(batch) or 1, 1, batch_size)
+
+
+class EvaluationHooks(pl.Callback):
+    """Pass Lightning's hooks around evaluations on to an `Evaluator`.
+
+    Args:
+        evaluator: what runs the evaluations.
+    """
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        self.evaluator = evaluator
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Begin a run."""
+        self.evaluator.setup(trainer, pl_module, stage)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin with the first set."""
+        self.evaluator.on_validation_start(trainer, pl_module)
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any
+    ) -> None:
+        """Close a batch, and a set after its last one."""
+        self.evaluator.on_validation_batch_end(trainer, pl_module, *batch)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the metrics of all sets."""
+        self.evaluator.on_validation_epoch_end(trainer, pl_module)
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin to collect."""
+        self.evaluator.on_predict_start(trainer, pl_module)
+
+    def on_predict_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any) -> None:
+        """Close a batch."""
+        self.evaluator.on_predict_batch_end(trainer, pl_module, *batch)
+
+    def on_predict_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compute the metrics."""
+        self.evaluator.on_predict_epoch_end(trainer, pl_module)

@@ -91,7 +91,7 @@ class HFModule(pl.LightningModule):
         schedule: the run's learning-rate schedule.
         last_step: gradient norm and learning rate of the epoch's last optimizer step.
         eval_metrics: metrics of the last evaluation, of all its sets.
-        evaluator: the callback that runs evaluations.
+        evaluator: runs the evaluations.
         label_names: names under which labels reach the model; known once the run is set up.
         notes: what the run had to tell, once each.
 
@@ -207,11 +207,11 @@ class HFModule(pl.LightningModule):
     # Setting up.
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """Hand Lightning, once, the evaluator, and the host of the native state and of TrainerCallbacks."""
+        """Hand Lightning, once, the host of the native state, of TrainerCallbacks and of evaluations."""
         if self._host in self.trainer.callbacks:  # type: ignore[attr-defined]
             return []
-        self._host = CallbackHost(getattr(self.trainer, "trainer_callbacks", ()))
-        return [self.evaluator, self._host]
+        self._host = CallbackHost(self.evaluator, getattr(self.trainer, "trainer_callbacks", ()))
+        return [self._host]
 
     def setup(self, stage: str) -> None:
         """Make the native arguments; the data module has settled the settings.

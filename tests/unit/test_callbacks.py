@@ -6,6 +6,7 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import DefaultFlowCallback, EarlyStoppingCallback
 
 from hfbridge.callbacks import CallbackHost
+from hfbridge.evaluator import Evaluator
 from tests.tiny import make_model
 
 
@@ -39,7 +40,7 @@ class Parts:
 
 
 def attached(*callbacks: object) -> CallbackHost:
-    host = CallbackHost(callbacks)  # type: ignore[arg-type]
+    host = CallbackHost(Evaluator(), callbacks)  # type: ignore[arg-type]
     host.attach(Parts(), TrainingArguments(output_dir="out", use_cpu=True))
     return host
 
