@@ -110,6 +110,18 @@ def own_directory(tmp_path: Path) -> Iterator[None]:
         pytest.fail(f"left in the repository root: {sorted(stray)}; write below tmp_path")
 
 
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a model that fails the test when it is loaded."""
+    from transformers import AutoModelForSequenceClassification
+
+    def load(*args: Any, **kwargs: Any) -> None:
+        pytest.fail("the model was loaded")
+
+    monkeypatch.setattr(AutoModelForSequenceClassification, "from_pretrained", load)
+    return "some-user/some-model"
+
+
 def torch_flags() -> dict[str, Any]:
     """Process-wide switches of torch that change numbers."""
     return {

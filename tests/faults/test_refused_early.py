@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification, TrainerCallback
+from transformers import TrainerCallback
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 import hfbridge
@@ -31,17 +31,6 @@ HEAD = "AutoModelForSequenceClassification"
 def nothing_is_written(tmp_path: Path) -> Any:
     yield
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.fixture
-def no_model(monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of a model that fails the test when it is loaded."""
-
-    def load(*args: Any, **kwargs: Any) -> None:
-        pytest.fail("the model was loaded")
-
-    monkeypatch.setattr(AutoModelForSequenceClassification, "from_pretrained", load)
-    return "some-user/some-model"
 
 
 class Steps(TrainerCallback):

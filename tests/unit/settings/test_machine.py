@@ -6,7 +6,6 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 import hfbridge
@@ -139,17 +138,6 @@ def test_a_machine_that_has_it_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "is_torch_tf32_available", lambda: True)
     monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_URL", "http://localhost")
     require_machine(Settings(tf32=True, report_to="kubeflow", torch_compile_backend="aot_eager"))
-
-
-@pytest.fixture
-def no_model(monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of a model that fails the test when it is loaded."""
-
-    def load(*args: Any, **kwargs: Any) -> None:
-        pytest.fail("the model was loaded")
-
-    monkeypatch.setattr(AutoModelForSequenceClassification, "from_pretrained", load)
-    return "some-user/some-model"
 
 
 def test_hfbridges_trainer_asks_when_it_is_made(hide: Any) -> None:
