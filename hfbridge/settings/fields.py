@@ -12,13 +12,19 @@ transformers has a field without a rule, or a rule is without a field.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from enum import Enum
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
+
+Value = Callable[[str], Any]
+"""The value of a setting by its name, given or default."""
+
+Complaint = tuple[str, str]
+"""The name of a setting, and what is wrong with its value."""
 
 NOT_CARRIED = "not carried by this version of hfbridge"
 

@@ -4,17 +4,17 @@ A value without effect is refused where it shows a mistake (settings/together.py
 where it is harmless and common, as in a file of settings that several runs share.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hfbridge.settings.fields import DEFAULTS, NO_CHECKPOINTS, RULES, is_same
+from hfbridge.settings.fields import DEFAULTS, NO_CHECKPOINTS, RULES, Value, is_same
 from hfbridge.settings.optimizers import ADAM_FIELDS, READERS
 from hfbridge.settings.schedules import CONSTANT, FOLLOWING
 
 _READ_RUN_NAME = frozenset({"trackio", "wandb", "comet_ml", "mlflow", "dagshub", "swanlab"})
 
 
-def standing_notes(value: Callable[[str], Any], given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def standing_notes(value: Value, given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Say what one should know about values that are carried.
 
     Args:
@@ -48,7 +48,7 @@ def standing_notes(value: Callable[[str], Any], given: Mapping[str, Any]) -> Ite
         )
 
 
-def _is_greater_better(value: Callable[[str], Any]) -> bool:
+def _is_greater_better(value: Value) -> bool:
     """Whether the best metric is the greatest.
 
     Mirrors: transformers.TrainingArguments.__post_init__
@@ -58,7 +58,7 @@ def _is_greater_better(value: Callable[[str], Any]) -> bool:
     return bool(said) if said is not None else not metric.endswith("loss")
 
 
-def _cause_without_effect(name: str, value: Callable[[str], Any]) -> str:
+def _cause_without_effect(name: str, value: Value) -> str:
     """Say what leaves a value that is not the default without effect, or empty text."""
     optim, schedule = value("optim"), value("lr_scheduler_type")
     by_optim, by_schedule = f' with optim="{optim}"', f" with lr_scheduler_type={schedule!r}"
@@ -91,6 +91,6 @@ def _warms_up_itself(optim: str) -> bool:
     return optim in ("schedule_free_adamw", "schedule_free_sgd")
 
 
-def _counts_evaluations(value: Callable[[str], Any]) -> bool:
+def _counts_evaluations(value: Value) -> bool:
     """Whether logging_steps stands in for eval_steps."""
     return value("eval_strategy") == "steps" and not value("eval_steps")

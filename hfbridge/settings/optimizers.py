@@ -16,8 +16,8 @@ galore_*, apollo_*       rank, update_proj_gap, scale, proj_type, ...           
 
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
@@ -26,7 +26,7 @@ from transformers import Trainer as NativeTrainer
 from transformers.training_args import OptimizerNames
 
 from hfbridge.settings.checks import suggest
-from hfbridge.settings.fields import RULES
+from hfbridge.settings.fields import RULES, Complaint, Value
 
 _BETAS = frozenset({"adam_beta1", "adam_beta2"})
 ADAM_FIELDS = _BETAS | {"adam_epsilon"}
@@ -120,9 +120,7 @@ READERS: Mapping[str, Reader] = MappingProxyType(
         "adamw_torch_8bit": _LOW_BIT,
         "galore_adamw": _GALORE,
         "galore_adafactor": _GALORE,
-        "galore_adamw_8bit": Reader(
-            "galore_torch", _LOW_RANK, adam=(), decays=False, is_low_rank=True, needs_gpu=True
-        ),
+        "galore_adamw_8bit": replace(_GALORE, needs_gpu=True),
         "apollo_adamw": Reader(
             "apollo_torch",
             {**_LOW_RANK, "proj": ("random", "svd"), "scale_type": ("channel", "tensor")},
@@ -142,7 +140,7 @@ READERS: Mapping[str, Reader] = MappingProxyType(
 """Every optimizer that is carried, by its name in `optim`."""
 
 
-def check_optimizer(value: Callable[[str], Any], given: Collection[str]) -> Iterator[tuple[str, str]]:
+def check_optimizer(value: Value, given: Collection[str]) -> Iterator[Complaint]:
     """Check that the optimizer reads what it is given, and is given what it needs.
 
     Args:
@@ -217,7 +215,7 @@ def _wrong_entry(entry: str, kind: str | tuple[str, ...]) -> str:
     return "" if is_right else f"{kind}{', finite' if kind == _NUMBER else ''}"
 
 
-def _refusal_of_torch(optim: str, text: str, value: Callable[[str], Any]) -> str:
+def _refusal_of_torch(optim: str, text: str, value: Value) -> str:
     """Make one of torch's optimizers of a single number, and return what it complains of."""
     if READERS[optim].package:
         return ""

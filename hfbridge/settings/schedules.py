@@ -15,6 +15,7 @@ from transformers import SchedulerType, get_scheduler
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, GreedyLR
 
 from hfbridge.settings.checks import suggest
+from hfbridge.settings.fields import Complaint, Value
 
 CONSTANT = ("constant", "constant_with_warmup")
 """Schedules that natively ignore `lr_scheduler_kwargs`."""
@@ -30,7 +31,7 @@ _LISTS = ("min_lr", "max_lr")  # of the schedules that follow a metric: one for 
 _STEPS = 100  # of the schedule that is built to try; how many does not matter
 
 
-def check_schedule(value: Callable[[str], Any], given: Collection[str]) -> Iterator[tuple[str, str]]:
+def check_schedule(value: Value, given: Collection[str]) -> Iterator[Complaint]:
     """Check the keyword arguments of the schedule, and what else it needs.
 
     Args:

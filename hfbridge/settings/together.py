@@ -6,21 +6,15 @@ is harmless and common, a note says it instead: settings/notes.py.
 """
 
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from torch.utils.checkpoint import checkpoint
 
 from hfbridge.settings.checks import suggest
-from hfbridge.settings.fields import DEFAULTS, is_same
+from hfbridge.settings.fields import DEFAULTS, Complaint, Value, is_same
 from hfbridge.settings.optimizers import check_optimizer
 from hfbridge.settings.schedules import FOLLOWING, check_schedule
-
-Value = Callable[[str], Any]
-"""The value of a setting by its name, given or default."""
-
-Complaint = tuple[str, str]
-"""The name of a setting, and what is wrong with its value."""
 
 _READ_BY_TRACKIO = ("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id")
 
