@@ -73,7 +73,6 @@ class CallbackHost(EvaluationHooks):
         self._schedule: Schedule | None = None
         self._counter: InputCounter | None = None
         self._start_s = 0.0
-        self._eval_batches = 0
 
     def attach(self, module: Any, args: TrainingArguments) -> None:
         """Build the native callback list, whose objects stay for all runs of a Trainer; fire `on_init_end`.
@@ -128,9 +127,7 @@ class CallbackHost(EvaluationHooks):
         self.state.train_batch_size = data.train_batch_size
         self.state.compute_steps(args, schedule.max_steps)
         self.logged = LoggedLoss(module.device, drop_non_finite=args.logging_nan_inf_filter)
-        if (
-            self._counter is None
-        ):  # what a run that begins again has counted and not logged stays, as natively
+        if self._counter is None:  # operations counted before a run begins again stay, as natively
             self._counter = InputCounter(
                 module.model,
                 tokens=args.include_num_input_tokens_seen,  # type: ignore[arg-type]
@@ -149,8 +146,7 @@ class CallbackHost(EvaluationHooks):
         self.control.should_training_stop = False
         self.fire("on_train_begin")
         if self._args.eval_on_start:
-            with tells_exhaustion(self._args):
-                run_validation(trainer)
+            self._evaluate(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Fire `on_epoch_begin`; a row that no step of this epoch precedes has no gradient norm."""
@@ -259,10 +255,13 @@ class CallbackHost(EvaluationHooks):
         if self.control.should_log:
             self._log_training(trainer, pl_module)
         if self.control.should_evaluate:
-            assert self._args is not None
-            with tells_exhaustion(self._args):
-                run_validation(trainer)
+            self._evaluate(trainer)
             self._follow_metric(pl_module)
+
+    def _evaluate(self, trainer: pl.Trainer) -> None:
+        assert self._args is not None
+        with tells_exhaustion(self._args):
+            run_validation(trainer)
 
     def _follow_metric(self, module: Any) -> None:
         """Step a schedule that follows a metric, and keep the best value of `metric_for_best_model`.
