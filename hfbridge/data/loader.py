@@ -1,16 +1,62 @@
 """What Lightning iterates: windows for training, micro-batches for evaluation; knows neither engine.
 
-Both loaders are thin. Their one duty beside iterating is to draw nothing from the random generators before
-the first batch is asked for: Lightning calls `iter` more often than it iterates, and each `iter(DataLoader)`
-draws.
+Both loaders are thin. They draw nothing from the random generators before the first batch is asked for:
+Lightning calls `iter` more often than it iterates, and each `iter(DataLoader)` draws. And a training loader
+knows how to go on in the middle of a pass, with every draw as if it had never stopped:
+
+    draws of a pass                     when it goes on
+    the seed of the workers             drawn again from the state the pass began in
+    the order (some samplers)           likewise; the batches behind are skipped as indices, uncollated
+    collating (some collators)          the micro-batch in hand is collated in the state it was collated in;
+                                        with workers, whose generators nobody can set, all of the pass are
+                                        collated again
+    training                            from the state at the checkpoint
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
+from hfbridge import generators
 from hfbridge.data.window import MicroBatch, Window, cut_into_windows
+from hfbridge.generators import RandomStates
+
+
+@dataclass
+class PassRecord:
+    """What has to be known of a pass over the data to go on in its middle.
+
+    Attributes:
+        states: the random states in which it began.
+        sampler: state of the sampler's own generator then; `None` without one.
+        in_hand: the random states in which the micro-batch now in hand was collated; `None` if collating it
+            drew nothing, or was done by a worker.
+    """
+
+    states: RandomStates
+    sampler: torch.Tensor | None = None
+    in_hand: RandomStates | None = None
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a resumed run begins.
+
+    Attributes:
+        windows: optimizer steps of the pass that are behind; 0 is the beginning of a pass.
+        states: random states in which training goes on; `None` leaves the generators alone.
+        record: of the pass to go on with; `None` if the checkpoint has none, as a native one.
+        sampler: state of the sampler's own generator; `None` without one.
+    """
+
+    windows: int
+    states: RandomStates | None
+    record: PassRecord | None = None
+    sampler: torch.Tensor | None = None
 
 
 class WindowLoader:
@@ -20,32 +66,192 @@ class WindowLoader:
         micro_batches: loader of the micro-batches of this rank.
         accumulation: micro-batches of a full window.
 
+    Attributes:
+        record: of the pass that is running, or ran last.
+
     Proved by: tests/unit/data/test_loader.py
     """
 
     def __init__(self, micro_batches: DataLoader[Any], *, accumulation: int) -> None:
         self.micro_batches = micro_batches
         self.accumulation = accumulation
+        self.record: PassRecord | None = None
+        self._start: Start | None = None
+        self._epoch = 0
 
     def __len__(self) -> int:
-        """Optimizer steps of one pass."""
+        """Optimizer steps of one pass, whether it is gone through whole or not."""
         return -(-len(self.micro_batches) // self.accumulation)
 
     def __iter__(self) -> Iterator[Window]:
-        yield from cut_into_windows(self.micro_batches, self.accumulation)
+        start, self._start = self._start, None
+        if start is None:
+            yield from self._whole_pass()
+        elif start.windows == 0:
+            if start.states is not None:
+                generators.restore(start.states)
+            self._set_sampler_state(start.sampler)
+            yield from self._whole_pass()
+        else:
+            yield from self._rest_of_pass(start)
+
+    def start_at(self, start: Start) -> None:
+        """Begin the next pass where a checkpoint was written."""
+        self._start = start
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tell Lightning that this loader can go on in mid-pass; what it needs travels elsewhere."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Do nothing: `start_at` says where to go on."""
 
     @property
     def sampler(self) -> "WindowLoader":
         """The object whose `set_epoch` Lightning calls before each pass: this loader."""
         return self
 
+    @property
+    def sampler_state(self) -> torch.Tensor | None:
+        """State of the generator that the sampler keeps to itself; `None` without one."""
+        generator = getattr(self.micro_batches.sampler, "generator", None)
+        return None if generator is None else generator.get_state()
+
     def set_epoch(self, epoch: int) -> None:
         """Give sampler and dataset the number of the pass about to begin, counted from 0."""
+        self._epoch = epoch
         loader = self.micro_batches
         parts: tuple[Any, ...] = (loader.sampler, loader.batch_sampler, loader.dataset)
         for part in parts:
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
+
+    def _whole_pass(self) -> Iterator[Window]:
+        loader = self.micro_batches
+        self.record = PassRecord(generators.capture(), self.sampler_state)
+        if loader.persistent_workers and self._epoch > 0:
+            # The seed of workers that live on was drawn in the first pass; one of new workers is no draw of
+            # this run.
+            loader.generator = torch.Generator()
+        yield from cut_into_windows(self._watched(iter(loader)), self.accumulation)
+
+    def _rest_of_pass(self, start: Start) -> Iterator[Window]:
+        """Go on behind the batches that were trained."""
+        done, record = start.windows * self.accumulation, start.record
+        if record is None:
+            # As natively: the random states are set when the first window has been fetched.
+            self.record = PassRecord(generators.capture(), self.sampler_state)
+            windows = cut_into_windows(iter(self._without(done)), self.accumulation, done=done)
+            first = next(windows)
+            if start.states is not None:
+                generators.restore(start.states)
+            yield first
+            yield from windows
+            return
+        assert start.states is not None
+        self.record = record
+        generators.restore(record.states)
+        self._set_sampler_state(record.sampler)
+        seeds_workers = torch.Generator()
+        seeds_workers.set_state(record.states["cpu"])
+        _draw_worker_seed()
+        if self._collates_randomly_in_workers():
+            micro_batches = iter(self._without(0, seeds_workers))
+            for _ in range(done):
+                next(micro_batches)
+        else:
+            micro_batches = iter(self._without(done, seeds_workers))
+        generators.restore(record.in_hand or start.states)
+        in_hand = next(micro_batches)
+        generators.restore(start.states)
+        following = self._watched(micro_batches, draws=record.in_hand is not None)
+        yield from cut_into_windows(following, self.accumulation, done=done, in_hand=in_hand)
+
+    def _without(self, batches: int, generator: torch.Generator | None = None) -> DataLoader[Any]:
+        """Make a loader of the rest of a pass; the order is drawn here, nothing is collated."""
+        loader = self.micro_batches
+        rest = iter(loader.batch_sampler or ())
+        for _ in islice(rest, batches):
+            pass
+        return DataLoader(
+            loader.dataset,
+            batch_sampler=_Rest(rest),
+            generator=generator,
+            **{name: getattr(loader, name) for name in _KEPT_ARGUMENTS},
+        )
+
+    def _watched(
+        self, micro_batches: Iterator[MicroBatch], draws: bool | None = None
+    ) -> Iterator[MicroBatch]:
+        """Pass micro-batches on; where collating draws, keep the states in which each was collated."""
+        record = self.record
+        assert record is not None
+        if self.micro_batches.num_workers > 0:
+            draws = False
+        if draws is None:
+            before = generators.capture()
+            first = next(micro_batches, None)
+            if first is None:
+                return
+            # The order itself may be drawn with the first batch; then the states are kept for nothing.
+            draws = not generators.are_equal(before, generators.capture())
+            yield first
+        if not draws:
+            yield from micro_batches
+            return
+        while True:
+            record.in_hand = generators.capture()
+            following = next(micro_batches, None)
+            if following is None:
+                return
+            yield following
+
+    def _collates_randomly_in_workers(self) -> bool:
+        """Try on one batch, in this process, whether collating draws."""
+        loader = self.micro_batches
+        if loader.num_workers == 0 or loader.persistent_workers:
+            return False
+        states = generators.capture()
+        rows = [loader.dataset[i] for i in next(iter(loader.batch_sampler or ()))]
+        between = generators.capture()
+        if loader.collate_fn is not None:
+            loader.collate_fn(rows)
+        draws = not generators.are_equal(between, generators.capture())
+        generators.restore(states)
+        return draws
+
+    def _set_sampler_state(self, state: torch.Tensor | None) -> None:
+        generator = getattr(self.micro_batches.sampler, "generator", None)
+        if generator is not None and state is not None:
+            generator.set_state(state)
+
+
+_KEPT_ARGUMENTS = (
+    "collate_fn",
+    "num_workers",
+    "pin_memory",
+    "timeout",
+    "worker_init_fn",
+    "multiprocessing_context",
+    "prefetch_factor",
+    "persistent_workers",
+    "in_order",
+)
+
+
+def _draw_worker_seed() -> None:
+    """Draw what `iter(DataLoader)` draws."""
+    torch.empty((), dtype=torch.int64).random_()
+
+
+class _Rest:
+    """The batches of indices that an iterator still has."""
+
+    def __init__(self, batches: Iterator[list[int]]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self._batches
 
 
 class EvalLoader:
@@ -58,12 +264,18 @@ class EvalLoader:
         batches: the DataLoader.
         prefix: what the names of the set's metrics begin with.
         batch_size: rows of a full batch.
+        is_first_pass: whether its workers, if they live on, are yet to be made; a resumed run has made its
+            own before, and draws no seed for those that take their place.
 
     Proved by: tests/unit/data/test_loader.py
     """
 
-    def __init__(self, batches: DataLoader[Any], *, prefix: str, batch_size: int) -> None:
+    def __init__(
+        self, batches: DataLoader[Any], *, prefix: str, batch_size: int, is_first_pass: bool = True
+    ) -> None:
         self.batches = batches
+        if batches.persistent_workers and not is_first_pass:
+            batches.generator = torch.Generator()
         self.prefix = prefix
         self.batch_size = batch_size
 

@@ -43,19 +43,30 @@ class Window:
         return f"Window({len(self)} micro-batches, {self.done_micro_batches} done)"
 
 
-def cut_into_windows(micro_batches: Iterable[MicroBatch], size: int) -> Iterator[Window]:
+def cut_into_windows(
+    micro_batches: Iterable[MicroBatch],
+    size: int,
+    *,
+    done: int = 0,
+    in_hand: MicroBatch | None = None,
+) -> Iterator[Window]:
     """Yield windows of `size` micro-batches; the last one holds what is left.
 
     All micro-batches of a window are collated before it is yielded, and one more is kept in hand: a collator
     that draws from the generator the model draws from, too, finds it in the state the native Trainer leaves
     it in.
 
+    Args:
+        micro_batches: of one pass, or of what is left of it.
+        size: micro-batches of a full window.
+        done: micro-batches of the pass that are behind; full windows of them.
+        in_hand: the first micro-batch, collated already.
+
     Mirrors: transformers.Trainer.get_batch_samples
     Mirrors: accelerate.data_loader.DataLoaderShard.__iter__
     """
     window: list[MicroBatch] = []
-    done = 0
-    for micro_batch in _one_in_hand(micro_batches):
+    for micro_batch in _one_in_hand(iter(micro_batches), in_hand):
         window.append(micro_batch)
         done += 1
         if len(window) == size:
@@ -65,13 +76,12 @@ def cut_into_windows(micro_batches: Iterable[MicroBatch], size: int) -> Iterator
         yield Window(window, done_micro_batches=done)
 
 
-def _one_in_hand(micro_batches: Iterable[MicroBatch]) -> Iterator[MicroBatch]:
-    iterator = iter(micro_batches)
-    try:
-        in_hand = next(iterator)
-    except StopIteration:
-        return
-    for following in iterator:
+def _one_in_hand(micro_batches: Iterator[MicroBatch], in_hand: MicroBatch | None) -> Iterator[MicroBatch]:
+    if in_hand is None:
+        in_hand = next(micro_batches, None)
+        if in_hand is None:
+            return
+    for following in micro_batches:
         yield in_hand
         in_hand = following
     yield in_hand

@@ -1,7 +1,9 @@
 """What a log row of training tells: the loss since the last row, and the last step; knows Hugging Face."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +39,31 @@ class LoggedLoss:
         self._drop_non_finite = drop_non_finite
         self._drained = 0.0
         self._last_logged_step = 0
+        self._first_step = 0
+
+    def resume(self, global_step: int, record: Mapping[str, Any] | None) -> None:
+        """Go on at a step of a run that was stopped.
+
+        Args:
+            global_step: optimizer steps that are behind.
+            record: `self.record` of then; without one, as natively, nothing of the steps behind is counted.
+        """
+        if record is None:
+            self._last_logged_step = self._first_step = global_step
+            return
+        self._sum += record["sum"].to(self._sum.device)
+        self._drained, self._last_logged_step = record["drained"], record["last_logged_step"]
+        self._first_step = record["first_step"]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What has to be known to go on."""
+        return {
+            "sum": self._sum.detach().cpu().clone(),
+            "drained": self._drained,
+            "last_logged_step": self._last_logged_step,
+            "first_step": self._first_step,
+        }
 
     def add(self, loss: Tensor, *, global_step: int) -> None:
         """Take in the loss of one micro-batch.
@@ -67,9 +94,9 @@ class LoggedLoss:
         self._last_logged_step = global_step
         return mean
 
-    def mean(self, steps: int) -> float:
-        """Return the mean loss per optimizer step of the whole run.
+    def mean(self, global_step: int) -> float:
+        """Return the mean loss per optimizer step of the whole run, as far as it is known.
 
         Mirrors: transformers.Trainer._finalize_training
         """
-        return (self._drained + self._sum.item()) / max(steps, 0.001)
+        return (self._drained + self._sum.item()) / max(global_step - self._first_step, 0.001)

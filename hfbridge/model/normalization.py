@@ -107,7 +107,7 @@ class Normalization:
         self, name: Literal["exact", "native"], traits: LossTraits, criterion: Criterion = OWN_LOSS
     ) -> None:
         self.name = name
-        self._traits, self._criterion = traits, criterion
+        self.traits, self._criterion = traits, criterion
         self._loss: Loss | None = None
         self._probe: Probe | None = None
 
@@ -120,11 +120,11 @@ class Normalization:
         """
         if self._loss is not None:
             return self._loss
-        telling = next((inputs for inputs in micro_batches if count_items(inputs, self._traits)), None)
+        telling = next((inputs for inputs in micro_batches if count_items(inputs, self.traits)), None)
         if telling is None:
             return self._make(divides=False)
-        self._probe = probe(model, telling, self._traits, self._criterion)
-        self._traits = dataclasses.replace(self._traits, shift=self._probe.shift)
+        self._probe = probe(model, telling, self.traits, self._criterion)
+        self.traits = dataclasses.replace(self.traits, shift=self._probe.shift)
         self._loss = self._make(divides=self._probe.divides)
         return self._loss
 
@@ -137,7 +137,7 @@ class Normalization:
         """
         if self._probe is None:
             return ""
-        least, most = native_factor(self._probe, micro_batches, self._traits, world_size=world_size)
+        least, most = native_factor(self._probe, micro_batches, self.traits, world_size=world_size)
         if abs(least - 1) < 1e-9 and abs(most - 1) < 1e-9:
             return ""
         factor = f"{most:.4g}" if most - least < 1e-9 else f"{least:.4g} to {most:.4g} (by micro-batch)"
@@ -150,5 +150,5 @@ class Normalization:
 
     def _make(self, *, divides: bool) -> Loss:
         if self.name == "native":
-            return NativeLoss(self._traits, self._criterion)
-        return ExactLoss(self._traits, divides=divides, criterion=self._criterion)
+            return NativeLoss(self.traits, self._criterion)
+        return ExactLoss(self.traits, divides=divides, criterion=self._criterion)
