@@ -5,6 +5,7 @@ BridgeError (Exception)
 ├── DataError (ValueError)                dataset, columns, labels, collator or map function
 ├── ModelError (ValueError)               the model has no loss or cannot be built
 ├── MetricsError (TypeError)              compute_metrics did not return what it should
+├── CheckpointError (OSError)             a checkpoint cannot be written, found or read
 └── MissingDependencyError (ImportError)  a feature was asked for whose package is not installed
 BridgeWarning (UserWarning)               allowed, but probably not meant
 """
@@ -55,6 +56,10 @@ class ModelError(BridgeError, ValueError):
 
 class MetricsError(BridgeError, TypeError):
     """``compute_metrics`` did not return a dictionary of numbers."""
+
+
+class CheckpointError(BridgeError, OSError):
+    """A checkpoint cannot be written, found or read."""
 
 
 class MissingDependencyError(BridgeError, ImportError):

@@ -1,0 +1,104 @@
+"""What a `checkpoint-N` directory is made of, and where its content is in a Lightning checkpoint.
+
+file                         holds                                        key in a .ckpt
+model.safetensors, or        the weights; tied ones once                  state_dict, with the prefix "model."
+  shards and their index                                                    and tied ones by each name
+optimizer.pt                 its state_dict                               optimizer_states[0]
+scheduler.pt                 its state_dict                               lr_schedulers[0]
+rng_state.pth                states of Python's, numpy's and torch's      hfbridge.rng, one a rank
+                               generators
+  its key "hfbridge"         what the native Trainer forgets, and the     hfbridge.position
+                               manifest, by which damage is found
+trainer_state.json           TrainerState                                 hfbridge.trainer_state, as text
+the rest                     configuration, tokenizer, training_args.bin  hfbridge.files, as bytes
+
+`training_args.bin` is a pickle, written for the native Trainer and never read here. With `save_only_model`
+there are no optimizer.pt, scheduler.pt and rng_state.pth.
+
+A checkpoint is written into a directory beside it, whose name begins with `unfinished-`, and then renamed:
+one that has its name is whole.
+"""
+
+import re
+from pathlib import Path
+
+from transformers.trainer import (
+    OPTIMIZER_NAME,
+    SCHEDULER_NAME,
+    TRAINER_STATE_NAME,
+    TRAINING_ARGS_NAME,
+)
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+ADAPTER_SAFE_WEIGHTS_NAME = "adapter_model.safetensors"
+RNG_NAME = "rng_state.pth"
+UNFINISHED = "unfinished-"
+OWN = "hfbridge"
+STATE_KEY, RNG_KEY, POSITION_KEY, FILES_KEY, WEIGHTS_KEY = (
+    f"{OWN}.{name}" for name in ("trainer_state", "rng", "position", "files", "weights")
+)
+PREFIX = "model."
+
+__all__ = [
+    "ADAPTER_SAFE_WEIGHTS_NAME",
+    "CONFIG_NAME",
+    "FILES_KEY",
+    "OPTIMIZER_NAME",
+    "OWN",
+    "POSITION_KEY",
+    "PREFIX",
+    "RNG_KEY",
+    "RNG_NAME",
+    "SAFE_WEIGHTS_INDEX_NAME",
+    "SAFE_WEIGHTS_NAME",
+    "SCHEDULER_NAME",
+    "STATE_KEY",
+    "TRAINER_STATE_NAME",
+    "TRAINING_ARGS_NAME",
+    "UNFINISHED",
+    "WEIGHTS_KEY",
+    "checkpoint_name",
+    "checkpoints_in",
+    "is_checkpoint",
+    "step_of",
+    "unfinished_in",
+]
+
+_NAMED = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
+
+
+def checkpoint_name(step: int) -> str:
+    """Name the directory of an optimizer step."""
+    return f"{PREFIX_CHECKPOINT_DIR}-{step}"
+
+
+def step_of(folder: Path) -> int | None:
+    """Read the optimizer step in a directory's name; `None` if it has another name."""
+    named = _NAMED.fullmatch(folder.name)
+    return None if named is None else int(named[1])
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path is that of a native checkpoint, whole or not: a directory."""
+    return path.is_dir()
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """List the checkpoints of a run, the newest step first.
+
+    Mirrors: transformers.trainer_utils.get_last_checkpoint
+    """
+    if not folder.is_dir():
+        return []
+    found = [
+        (step, path) for path in folder.iterdir() if (step := step_of(path)) is not None and path.is_dir()
+    ]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def unfinished_in(folder: Path) -> list[Path]:
+    """List what a crash has left of checkpoints that were being written."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.glob(f"{UNFINISHED}{PREFIX_CHECKPOINT_DIR}-*") if path.is_dir())

@@ -1,0 +1,291 @@
+"""Reading a `checkpoint-N`, each file by itself and none trusted; knows Hugging Face.
+
+Nothing is unpickled but tensors, numbers, strings and their containers. `training_args.bin`, which natively
+is a pickle of a class, is not opened.
+"""
+
+import json
+import warnings
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+from transformers import TrainerState
+from transformers.trainer_pt_utils import safe_globals
+
+from hfbridge.checkpoints import layout
+from hfbridge.checkpoints.manifest import find_damage
+from hfbridge.errors import BridgeWarning, CheckpointError
+
+_RESUMING = (layout.OPTIMIZER_NAME, layout.SCHEDULER_NAME, layout.RNG_NAME)
+
+
+@dataclass
+class Checkpoint:
+    """What a checkpoint holds, whichever format it was in.
+
+    Attributes:
+        weights: the model's, by their names in the model without a prefix; tied ones once.
+        state_text: the native `TrainerState`, as JSON.
+        optimizer: `state_dict` of the optimizer; `None` if it was not saved.
+        schedule: `state_dict` of the schedule; likewise.
+        random_states: of Python's, numpy's and torch's generators; likewise.
+        position: what hfbridge keeps beside them; `None` in a native checkpoint.
+        files: the other files, by name.
+        has_adapter: the weights are those of a PEFT adapter.
+    """
+
+    weights: dict[str, Tensor]
+    state_text: str
+    optimizer: dict[str, Any] | None = None
+    schedule: dict[str, Any] | None = None
+    random_states: dict[str, Any] | None = None
+    position: dict[str, Any] | None = None
+    files: dict[str, bytes] = field(default_factory=dict)
+    has_adapter: bool = False
+
+    @property
+    def state(self) -> TrainerState:
+        """The native state of the run, made anew."""
+        return state_from(self.state_text)
+
+
+def read_checkpoint(folder: Path, *, keeps_files: bool = False) -> Checkpoint:
+    """Read a `checkpoint-N` whole, before anything is changed by it.
+
+    Args:
+        folder: written by either engine, in one process.
+        keeps_files: read the files that training does not need, too.
+
+    Raises:
+        CheckpointError: no directory, a file that is missing, cut off or is something else than its name
+            says; all of them are named.
+
+    Mirrors: transformers.Trainer._load_from_checkpoint
+    Proved by: tests/faults/test_broken_checkpoints.py
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"There is no checkpoint {str(folder)!r}: no such directory.")
+    problems: list[str] = []
+
+    def attempt(read: Callable[[Path], Any], name: str) -> Any:
+        try:
+            return read(folder / name)
+        except CheckpointError as error:
+            problems.append(str(error))
+            return None
+
+    adapter = folder / layout.ADAPTER_SAFE_WEIGHTS_NAME
+    has_adapter = adapter.exists()
+    weights = attempt(read_weights, adapter.name if has_adapter else layout.SAFE_WEIGHTS_NAME)
+    state = attempt(_read_state, layout.TRAINER_STATE_NAME)
+    parts: list[Any] = [None] * len(_RESUMING)
+    if any((folder / name).exists() for name in _RESUMING):  # else: save_only_model
+        readers = (_read_optimizer, _read_schedule, _read_random_states)
+        parts = [attempt(read, name) for read, name in zip(readers, _RESUMING, strict=True)]
+    own = (parts[2] or {}).pop(layout.OWN, None) or {}
+    named = {problem.partition(" ")[0] for problem in problems}
+    problems += [p for p in _check_folder(folder, state, own) if p.partition(" ")[0] not in named]
+    if problems:
+        listed = "\n".join(f"  {problem}" for problem in problems)
+        raise CheckpointError(
+            f"The checkpoint {str(folder)!r} cannot be read:\n{listed}\nResume from another one; "
+            'ckpt_path="last" takes the newest that is whole.'
+        )
+    return Checkpoint(
+        weights=weights,
+        state_text=state,
+        optimizer=parts[0],
+        schedule=parts[1],
+        random_states=parts[2],
+        position=own.get("position"),
+        files=_read_other_files(folder) if keeps_files else {},
+        has_adapter=has_adapter,
+    )
+
+
+def find_last(folder: Path) -> Path | None:
+    """Find the newest whole checkpoint of a run; a broken one in front of it gets a warning.
+
+    Returns:
+        Its directory; `None` if there is none at all.
+
+    Raises:
+        CheckpointError: there are some, and none is whole.
+    """
+    for path in layout.unfinished_in(folder):
+        warnings.warn(
+            f"{str(path)!r} was left by a run that stopped while writing it; it is not used.",
+            BridgeWarning,
+            stacklevel=2,
+        )
+    found = layout.checkpoints_in(folder)
+    for path in found:
+        try:
+            read_checkpoint(path)
+        except CheckpointError as error:
+            if path == found[-1]:
+                raise
+            warnings.warn(f"{error}\nGoing back to an earlier one.", BridgeWarning, stacklevel=2)
+        else:
+            return path
+    return None
+
+
+def state_from(text: str) -> TrainerState:
+    """Make a state of its JSON.
+
+    Raises:
+        CheckpointError: it is not that of a state.
+    """
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(f"{layout.TRAINER_STATE_NAME} is damaged: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{layout.TRAINER_STATE_NAME} holds no dictionary.")
+    unknown = values.keys() - {entry.name for entry in fields(TrainerState)}
+    if unknown or not isinstance(values.get("global_step"), int):
+        what = f"the unknown entries {sorted(unknown)}" if unknown else "no global_step"
+        raise CheckpointError(
+            f"{layout.TRAINER_STATE_NAME} has {what}; it is no state of this version of transformers."
+        )
+    return TrainerState(**values)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file, or the shards that the index beside it lists.
+
+    Raises:
+        CheckpointError: a file is missing or is no safetensors file.
+    """
+    index = path.with_name(layout.SAFE_WEIGHTS_INDEX_NAME)
+    if path.exists() or not index.exists():
+        return _read_shard(path)
+    listed = json.loads(_read_json(index)).get("weight_map")
+    if not isinstance(listed, dict):
+        raise CheckpointError(f"{index.name} has no weight_map.")
+    weights: dict[str, Tensor] = {}
+    for name in sorted(set(map(str, listed.values()))):
+        if Path(name).name != name:
+            raise CheckpointError(f"{index.name} lists {name!r}, which is no file beside it.")
+        weights |= _read_shard(path.with_name(name))
+    if missing := listed.keys() - weights.keys():
+        raise CheckpointError(f"{index.name} lists {sorted(missing)[0]}, which is in none of its shards.")
+    return weights
+
+
+def read_tensors(path: Path) -> dict[str, Any]:
+    """Read a file of `torch.save` that holds a dictionary of tensors and plain data.
+
+    Raises:
+        CheckpointError: it is missing, cut off, or holds anything else, which is not run.
+    """
+    _check_there(path)
+    try:
+        with safe_globals():
+            found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CheckpointError(
+            f"{path.name} is damaged, or holds more than tensors and data: {first}"
+        ) from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path.name} holds a {type(found).__name__}, where a dictionary belongs.")
+    return found
+
+
+def _read_state(path: Path) -> str:
+    text = _read_json(path)
+    state, step = state_from(text), layout.step_of(path.parent)
+    if step is not None and state.global_step != step:
+        raise CheckpointError(f"{path.name} is that of step {state.global_step}, not {step}.")
+    return text
+
+
+def _read_optimizer(path: Path) -> dict[str, Any]:
+    found = read_tensors(path)
+    if not {"state", "param_groups"} <= found.keys():
+        raise CheckpointError(f"{path.name} is no optimizer's state; it has {sorted(map(str, found))[:5]}.")
+    return found
+
+
+def _read_schedule(path: Path) -> dict[str, Any]:
+    found = read_tensors(path)
+    if not {"last_epoch", "_last_lr"} & found.keys() or "param_groups" in found:
+        raise CheckpointError(f"{path.name} is no schedule's state; it has {sorted(map(str, found))[:5]}.")
+    return found
+
+
+def _read_random_states(path: Path) -> dict[str, Any]:
+    found = read_tensors(path)
+    if not {"python", "numpy", "cpu"} <= found.keys():
+        raise CheckpointError(f"{path.name} holds no random states; it has {sorted(map(str, found))[:5]}.")
+    return found
+
+
+def _read_shard(path: Path) -> dict[str, Tensor]:
+    _check_there(path)
+    try:
+        return safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{path.name} is damaged: {error}") from error
+
+
+def _read_json(path: Path) -> str:
+    _check_there(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(f"{path.name} is damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path.name} holds a {type(found).__name__}, where a dictionary belongs.")
+    return text
+
+
+def _check_there(path: Path) -> None:
+    if not path.is_file():
+        raise CheckpointError(f"{path.name} is missing.")
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"{path.name} is empty.")
+
+
+def _check_folder(folder: Path, state: str | None, own: dict[str, Any]) -> list[str]:
+    """Compare all files with the manifest; without one, look at those that training does not read."""
+    if own:
+        problems = find_damage(folder, own["files"])
+        if state is not None and state_from(state).global_step != own["step"]:
+            problems.append(f"{layout.RNG_NAME} is that of step {own['step']}.")
+        return problems
+    problems = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            _read_json(path)
+        except CheckpointError as error:
+            problems.append(str(error))
+    arguments = folder / layout.TRAINING_ARGS_NAME
+    try:
+        _check_there(arguments)
+        if not zipfile.is_zipfile(arguments):
+            problems.append(f"{arguments.name} is damaged.")
+    except CheckpointError as error:
+        problems.append(str(error))
+    return problems
+
+
+def _read_other_files(folder: Path) -> dict[str, bytes]:
+    """Read what is neither weights nor read by itself."""
+    read = {*_RESUMING, layout.TRAINER_STATE_NAME, layout.SAFE_WEIGHTS_INDEX_NAME}
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in files
+        if path.name not in read and path.suffix != ".safetensors"
+    }

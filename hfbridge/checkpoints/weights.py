@@ -1,0 +1,101 @@
+"""Weights of a checkpoint and the model they belong to: tied ones, missing ones; knows Hugging Face."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_utils import remove_tied_weights_from_state_dict
+from transformers.utils.import_utils import is_peft_available
+
+from hfbridge.errors import CheckpointError
+
+_SHOWN = 3
+
+
+def complete_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
+    """Name tied weights by all their names, as the model's `state_dict` does.
+
+    Args:
+        model: the model.
+        weights: by their names in the model; tied ones once or by each name. Those of a PEFT adapter may be
+            without the model below it.
+        source: the file, for messages.
+
+    Returns:
+        One entry for each of the model's; what the model says is never saved stays as it is.
+
+    Raises:
+        CheckpointError: weights are missing, unknown or of another shape: they are another model's.
+    """
+    own = model.state_dict(keep_vars=True)
+    if adapter := _with_adapter(model, weights):
+        weights = adapter
+    names_of: dict[int, list[str]] = {}
+    for name, tensor in own.items():
+        names_of.setdefault(id(tensor), []).append(name)
+    found: dict[str, Tensor] = {}
+    missing = []
+    never_saved = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
+    for name, tensor in own.items():
+        saved_as = next((other for other in (name, *names_of[id(tensor)]) if other in weights), None)
+        if saved_as is not None:
+            found[name] = weights[saved_as]
+        elif name in never_saved:
+            found[name] = tensor.detach()
+        else:
+            missing.append(name)
+    unknown = [name for name in weights if name not in own]
+    misshapen = [
+        f"{name} {tuple(found[name].shape)} for {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in found and found[name].shape != tensor.shape
+    ]
+    differences = (("missing", missing), ("unknown", unknown), ("of another shape", misshapen))
+    told = [f"{len(listed)} {what}: {_listed(listed)}" for what, listed in differences if listed]
+    if told:
+        raise CheckpointError(
+            f"{source} does not hold the weights of this {type(model).__name__}; {'; '.join(told)}. Is it "
+            "the checkpoint of another model, or of one with other labels?"
+        )
+    return found
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:
+    """Put the weights of a checkpoint into a model.
+
+    Raises:
+        CheckpointError: they are another model's.
+    """
+    model.load_state_dict(complete_weights(model, weights, source=source))
+
+
+def saved_names(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
+    """Name the weights that a native checkpoint holds: of tied ones the first, and none that is not saved."""
+    if not isinstance(model, PreTrainedModel):
+        return list(weights)
+    kept = remove_tied_weights_from_state_dict(dict(weights), model)
+    never_saved = set(model._keys_to_ignore_on_save or ())
+    return [name for name in kept if name not in never_saved]
+
+
+def _with_adapter(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Put the weights of an adapter beside those of the model below it; empty for any other model."""
+    if not is_peft_available():
+        return {}
+    from peft import PeftModel, get_peft_model_state_dict
+
+    if not isinstance(model, PeftModel):
+        return {}
+    adapter = model.active_adapters[0]
+    found = dict(model.state_dict())
+    if not set(weights).isdisjoint(found):
+        return dict(weights)
+    own = {id(tensor): name for name, tensor in model.state_dict(keep_vars=True).items()}
+    tensors = get_peft_model_state_dict(model, model.state_dict(keep_vars=True), adapter_name=adapter)
+    names = {saved: own[id(tensor)] for saved, tensor in tensors.items() if id(tensor) in own}
+    return found | {names.get(saved, saved): tensor for saved, tensor in weights.items()}
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -1,0 +1,240 @@
+"""Writing a `checkpoint-N`: beside its place, flushed, then renamed; knows Hugging Face.
+
+In the order of `transformers.Trainer._save_checkpoint`, whose files these are.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, TrainingArguments
+from transformers.utils.import_utils import is_peft_available
+
+from hfbridge.checkpoints import layout
+from hfbridge.checkpoints.manifest import make_manifest
+from hfbridge.checkpoints.read import Checkpoint
+from hfbridge.errors import CheckpointError
+
+
+@dataclass
+class Content:
+    """What is written into a `checkpoint-N`.
+
+    Attributes:
+        model: the Hugging Face model.
+        weights: its `state_dict`, or a copy of it; `None` is the one it has now.
+        args: pickled for the native Trainer.
+        processing_class: tokenizer or processor; `None` is not written.
+        step: optimizer steps of the run.
+        state_text: `TrainerState` as JSON.
+        optimizer: its `state_dict`; `None` with `save_only_model`, as the next three.
+        schedule: its `state_dict`.
+        random_states: in the native form.
+        position: what hfbridge keeps beside them.
+    """
+
+    model: nn.Module
+    weights: Mapping[str, Tensor] | None
+    args: TrainingArguments
+    processing_class: Any
+    step: int
+    state_text: str
+    optimizer: dict[str, Any] | None = None
+    schedule: dict[str, Any] | None = None
+    random_states: dict[str, Any] | None = None
+    position: dict[str, Any] | None = None
+
+
+def write_checkpoint(folder: Path, content: Content) -> Callable[[], None]:
+    """Write the files of a checkpoint, beside its place.
+
+    Returns:
+        What flushes them to the disk and gives the checkpoint its name.
+
+    Raises:
+        CheckpointError: it cannot be written, by this or by what is returned; the checkpoints that are there
+            stay as they are.
+
+    Mirrors: transformers.Trainer._save_checkpoint
+    Proved by: tests/parity/test_checkpoints.py
+    """
+    with ExitStack() as stack:
+        unfinished = stack.enter_context(replaced(folder))
+        save_model(content.model, unfinished, content.processing_class, weights=content.weights)
+        torch.save(content.args, unfinished / layout.TRAINING_ARGS_NAME)
+        if content.optimizer is not None:
+            torch.save(content.optimizer, unfinished / layout.OPTIMIZER_NAME)
+            torch.save(content.schedule, unfinished / layout.SCHEDULER_NAME)
+        (unfinished / layout.TRAINER_STATE_NAME).write_text(content.state_text, encoding="utf-8")
+        if content.random_states is not None:
+            own = {"step": content.step, "position": content.position, "files": make_manifest(unfinished)}
+            torch.save({**content.random_states, layout.OWN: own}, unfinished / layout.RNG_NAME)
+        return stack.pop_all().close
+    raise AssertionError  # pragma: no cover
+
+
+def write_read_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write what was read from another checkpoint, of either format.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    with replaced(folder) as unfinished:
+        for name, content in checkpoint.files.items():
+            path = unfinished / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        name = layout.ADAPTER_SAFE_WEIGHTS_NAME if checkpoint.has_adapter else layout.SAFE_WEIGHTS_NAME
+        weights = {name: tensor.contiguous() for name, tensor in checkpoint.weights.items()}
+        safetensors.torch.save_file(weights, unfinished / name, metadata={"format": "pt"})
+        (unfinished / layout.TRAINER_STATE_NAME).write_text(checkpoint.state_text, encoding="utf-8")
+        if checkpoint.optimizer is not None:
+            torch.save(checkpoint.optimizer, unfinished / layout.OPTIMIZER_NAME)
+            torch.save(checkpoint.schedule, unfinished / layout.SCHEDULER_NAME)
+        if checkpoint.random_states is not None:
+            own = {}
+            if checkpoint.position is not None:
+                own = {
+                    layout.OWN: {
+                        "step": checkpoint.state.global_step,
+                        "position": checkpoint.position,
+                        "files": make_manifest(unfinished),
+                    }
+                }
+            torch.save({**checkpoint.random_states, **own}, unfinished / layout.RNG_NAME)
+
+
+def save_model(
+    model: nn.Module, folder: Path, processing_class: Any, *, weights: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write weights, configurations, and tokenizer or processor.
+
+    Args:
+        model: the Hugging Face model; of any other only the weights are written.
+        folder: where to.
+        processing_class: tokenizer or processor; `None` is not written.
+        weights: what to write instead of the model's present weights.
+
+    Mirrors: transformers.Trainer._save
+    """
+    if _saves_itself(model):
+        given = {} if weights is None else {"state_dict": dict(weights)}
+        model.save_pretrained(folder, **given)  # type: ignore[operator]
+    else:
+        found = model.state_dict() if weights is None else dict(weights)
+        safetensors.torch.save_file(found, folder / layout.SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+    if processing_class is not None:
+        processing_class.save_pretrained(folder)
+
+
+def other_files(model: nn.Module, args: TrainingArguments, processing_class: Any) -> dict[str, bytes]:
+    """Make the files of a checkpoint that hold no weights and no state, without writing the weights.
+
+    Returns:
+        Their bytes, by name.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if _saves_itself(model):
+            save_model(model, folder, processing_class, weights={})
+        elif processing_class is not None:
+            processing_class.save_pretrained(folder)
+        torch.save(args, folder / layout.TRAINING_ARGS_NAME)
+        files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+        return {
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in files
+            if path.suffix != ".safetensors" and path.name != layout.SAFE_WEIGHTS_INDEX_NAME
+        }
+
+
+@contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """Give a new directory that takes the place of `folder` when it is full and flushed to the disk.
+
+    A file may take the place of the new directory.
+
+    Raises:
+        CheckpointError: it could not be made or filled; nothing of it is left, and `folder` is as it was.
+    """
+    unfinished = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f"{layout.UNFINISHED}{folder.name}-", dir=folder.parent))
+        yield unfinished
+        unfinished.chmod((0o777 if unfinished.is_dir() else 0o666) & ~_umask())
+        _flush(unfinished)
+        _put_in_place(unfinished, folder)
+    except BaseException as error:
+        if unfinished is not None and unfinished.is_file():
+            unfinished.unlink()
+        elif unfinished is not None:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        if not _is_about_writing(error):
+            raise
+        raise CheckpointError(
+            f"{str(folder)!r} could not be written: {error}. Nothing of it is left; checkpoints written "
+            "before are whole. Make room, or choose another output_dir, and resume from the last one."
+        ) from error
+
+
+def _is_about_writing(error: BaseException) -> bool:
+    """Whether an error is the disk's; torch and safetensors have errors of their own for a full one."""
+    return isinstance(error, OSError | safetensors.SafetensorError) or (
+        isinstance(error, RuntimeError)
+        and ("PytorchStreamWriter" in str(error) or "unexpected pos" in str(error))
+    )
+
+
+def _put_in_place(unfinished: Path, folder: Path) -> None:
+    """Rename; a directory that has the name already goes away afterwards."""
+    before = None
+    if folder.exists():
+        before = Path(tempfile.mkdtemp(prefix=f"{layout.UNFINISHED}{folder.name}-", dir=folder.parent))
+        os.replace(folder, before)
+    os.replace(unfinished, folder)
+    _flush_entry(folder.parent)
+    if before is not None:
+        shutil.rmtree(before, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    """Wait until all of a directory is on the disk; the files are flushed side by side."""
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(_flush_entry, (path for path in folder.rglob("*") if path.is_file())))
+    for path in [*(path for path in folder.rglob("*") if path.is_dir()), folder]:
+        _flush_entry(path)
+
+
+def _flush_entry(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _saves_itself(model: nn.Module) -> bool:
+    if isinstance(model, PreTrainedModel):
+        return True
+    if not is_peft_available():
+        return False
+    from peft import PeftModel
+
+    return isinstance(model, PeftModel)

@@ -1,0 +1,326 @@
+"""CheckpointWriter: the checkpoints of one run, from its first step to its best model; knows Hugging Face.
+
+native                                        here
+_save_checkpoint                              CheckpointWriter.save
+_save_checkpoint's best_model_checkpoint      CheckpointWriter.save
+rotate_checkpoints                            called, after the new checkpoint has its name
+_load_best_model, _finalize_training          CheckpointWriter.load_best
+(two runs may write into one directory)       refused while both run
+"""
+
+import json
+import os
+import shutil
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from transformers import TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import rotate_checkpoints, sort_checkpoints
+
+from hfbridge import generators
+from hfbridge.checkpoints import layout
+from hfbridge.checkpoints.read import read_weights
+from hfbridge.checkpoints.weights import load_weights
+from hfbridge.checkpoints.write import Content, write_checkpoint
+from hfbridge.errors import BridgeWarning, CheckpointError
+
+try:  # not on Windows
+    import fcntl
+except ImportError:  # pragma: no cover
+    fcntl = None  # type: ignore[assignment]
+
+_T = TypeVar("_T")
+
+
+class CheckpointWriter:
+    """Write the checkpoints of a run, keep as many as asked for, and load the best at the end.
+
+    Args:
+        args: where to write, what, and how many to keep.
+        asynchronous: write while training goes on. Weights and states are copied while the next step computes
+            its gradients; the memory of the copies is kept for the next save.
+
+    Raises:
+        CheckpointError: the directory cannot be written, or another run is writing into it.
+
+    Proved by: tests/parity/test_checkpoints.py, tests/faults/test_saving.py
+    """
+
+    def __init__(self, args: TrainingArguments, *, asynchronous: bool = False) -> None:
+        self.folder = Path(str(args.output_dir))
+        self._args = args
+        self._asynchronous = asynchronous
+        self._copies = Copies()
+        self._thread: threading.Thread | None = None
+        self._copied: threading.Event | None = None
+        self._error: BaseException | None = None
+        self._lock = _claim(self.folder)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out of copies what belongs to this run."""
+        return {**self.__dict__, "_lock": None, "_thread": None, "_copies": Copies()}
+
+    def tell_of_earlier_runs(self, *, is_resumed: bool) -> None:
+        """Warn of checkpoints that this run did not write and does not go on from."""
+        for path in layout.unfinished_in(self.folder):
+            warnings.warn(
+                f"{str(path)!r} was left by a run that stopped while writing it; it is not used, and may be "
+                "deleted.",
+                BridgeWarning,
+                stacklevel=2,
+            )
+        found = layout.checkpoints_in(self.folder)
+        if found and not is_resumed:
+            warnings.warn(
+                f"{str(self.folder)!r} holds checkpoints of an earlier run, up to {found[0].name}. They "
+                'stay, those of the same steps are overwritten, and ckpt_path="last" takes the highest step. '
+                "Resume from it, delete them, or choose another output_dir.",
+                BridgeWarning,
+                stacklevel=2,
+            )
+
+    def save(
+        self,
+        model: nn.Module,
+        state: TrainerState,
+        *,
+        optimizer: Optimizer,
+        schedule: Any,
+        processing_class: Any,
+        exports: Iterable[ExportableState],
+        position: dict[str, Any],
+        waits: bool,
+    ) -> None:
+        """Write the checkpoint of the step a run has come to.
+
+        The files are flushed to the disk, and the checkpoint gets its name, while training goes on, unless
+        somebody wants to see it now.
+
+        Args:
+            model: the Hugging Face model.
+            state: gains `best_model_checkpoint`, and what `exports` hold.
+            optimizer: left alone with `save_only_model`.
+            schedule: likewise.
+            processing_class: tokenizer or processor; `None` is not written.
+            exports: callbacks whose state is kept, and the run's `TrainerControl`.
+            position: what the native Trainer forgets, for an exact resume.
+            waits: return when the checkpoint has its name, if saving is not asynchronous.
+
+        Raises:
+            CheckpointError: it cannot be written, or the one before could not.
+
+        Mirrors: transformers.Trainer._save_checkpoint
+        """
+        self.wait()
+        args = self._args
+        folder = self.folder / layout.checkpoint_name(state.global_step)
+        if state.best_global_step:
+            best = layout.checkpoint_name(state.best_global_step)
+            if best == folder.name or (self.folder / best).exists():
+                state.best_model_checkpoint = os.path.join(str(args.output_dir), best)
+        export(state, exports)
+        content = Content(model, None, args, processing_class, state.global_step, as_json(state))
+        if not args.save_only_model:
+            content.optimizer, content.schedule = optimizer.state_dict(), schedule.state_dict()
+            content.random_states, content.position = generators.capture(), position
+        best_folder = state.best_model_checkpoint
+        if self._asynchronous:
+            content.weights = dict(model.state_dict())
+            # What the next forward changes is copied now; all else before the next optimizer step.
+            content.weights |= self._copies.of(
+                {n: content.weights[n] for n in _buffers(model, content)}, "buffers"
+            )
+            self._copied = threading.Event()
+            self._in_background(lambda: self._write_copies(folder, content, best_folder))
+            if hasattr(optimizer, "train"):  # which swaps weights before the forward
+                self.before_step()
+            return
+        finish = write_checkpoint(folder, content)
+        if waits:
+            self._finish(finish, best_folder)
+        else:
+            self._in_background(lambda: self._finish(finish, best_folder))
+
+    def before_step(self) -> None:
+        """Wait for copies that are being made of what the optimizer is about to change."""
+        if self._copied is not None:
+            self._copied.wait()
+            self._copied = None
+
+    def wait(self) -> None:
+        """Wait for a checkpoint that is being written.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def load_best(self, model: nn.Module, state: TrainerState) -> None:
+        """Put the weights of the best checkpoint into the model; with one to keep, delete the others.
+
+        Mirrors: transformers.Trainer._load_best_model
+        Mirrors: transformers.Trainer._finalize_training
+        """
+        self.wait()
+        best = state.best_model_checkpoint
+        if best is None:
+            return
+        if self._args.load_best_model_at_end:
+            adapter = Path(best) / layout.ADAPTER_SAFE_WEIGHTS_NAME
+            path = adapter if adapter.exists() else Path(best) / layout.SAFE_WEIGHTS_NAME
+            load_weights(model, read_weights(path), source=str(path))
+        if self._args.save_total_limit == 1:
+            for checkpoint in sort_checkpoints(str(self.folder), best_model_checkpoint=best):
+                if not os.path.samefile(checkpoint, best):
+                    shutil.rmtree(checkpoint, ignore_errors=True)
+
+    def close(self) -> None:
+        """Finish writing, and let other runs have the directory.
+
+        Raises:
+            CheckpointError: the last checkpoint could not be written.
+        """
+        try:
+            self.wait()
+        finally:
+            self._copies = Copies()
+            if self._lock is not None:
+                os.close(self._lock)
+                self._lock = None
+
+    def _write_copies(self, folder: Path, content: Content, best: str | None) -> None:
+        assert self._copied is not None
+        try:
+            content.weights = self._copies.of(content.weights, "weights")
+            content.optimizer = self._copies.of(content.optimizer, "optimizer")
+            content.schedule = self._copies.of(content.schedule, "schedule")
+        finally:
+            self._copied.set()
+        self._finish(write_checkpoint(folder, content), best)
+
+    def _finish(self, finish: Callable[[], None], best: str | None) -> None:
+        finish()
+        rotate_checkpoints(
+            output_dir=str(self.folder),
+            save_total_limit=self._args.save_total_limit,
+            best_model_checkpoint=best,
+            use_mtime=True,
+        )
+
+    def _in_background(self, work: Callable[[], None]) -> None:
+        def attempt() -> None:
+            try:
+                work()
+            except BaseException as error:
+                self._error = error  # raised by whoever waits
+
+        self._thread = threading.Thread(target=attempt, name="hfbridge checkpoint")
+        self._thread.start()
+
+
+class Copies:
+    """Copies of nested tensors on the CPU, whose memory is used again; shared memory stays shared."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Any, Tensor] = {}
+
+    def of(self, tree: _T, name: str) -> _T:
+        """Copy all tensors in nested dicts, lists and tuples; what one object is stays one object."""
+        found: Any = self._copy(tree, (name,), {}, {})
+        copied: _T = found
+        return copied
+
+    def _copy(
+        self, tree: Any, place: tuple[Any, ...], tensors: dict[Any, Tensor], containers: dict[int, Any]
+    ) -> Any:
+        if isinstance(tree, Tensor):
+            key = (tree.data_ptr(), tree.shape, tree.stride(), tree.dtype) if tree.numel() else place
+            if key not in tensors:
+                tensors[key] = self._kept_for(tree, place).copy_(tree.detach())
+            return tensors[key]
+        if type(tree) not in (dict, list, tuple):
+            return tree
+        if id(tree) not in containers:
+            pairs = tree.items() if isinstance(tree, dict) else enumerate(tree)
+            parts = {key: self._copy(value, (*place, key), tensors, containers) for key, value in pairs}
+            is_same = isinstance(tree, tuple) and all(
+                a is b for a, b in zip(parts.values(), tree, strict=True)
+            )
+            made = parts if isinstance(tree, dict) else type(tree)(parts.values())
+            containers[id(tree)] = tree if is_same else made
+        return containers[id(tree)]
+
+    def _kept_for(self, tensor: Tensor, place: tuple[Any, ...]) -> Tensor:
+        kept = self._kept.get(place)
+        if kept is None or kept.shape != tensor.shape or kept.dtype != tensor.dtype:
+            kept = self._kept[place] = torch.empty_like(tensor, device="cpu", requires_grad=False)
+        return kept
+
+
+def _buffers(model: nn.Module, content: Content) -> list[str]:
+    """Name the buffers that are saved."""
+    assert content.weights is not None
+    return [name for name, _ in model.named_buffers(remove_duplicate=False) if name in content.weights]
+
+
+def export(state: TrainerState, exports: Iterable[ExportableState]) -> None:
+    """Take what callbacks hold into the state, each at its place there.
+
+    Mirrors: transformers.Trainer._save_checkpoint
+    """
+    for callback in exports:
+        kept: Any = state.stateful_callbacks
+        name = type(callback).__name__
+        if isinstance(kept.get(name), list):
+            kept[name].append(callback.state())
+        else:
+            kept[name] = callback.state()
+
+
+def as_json(state: TrainerState) -> str:
+    """Write a state as `TrainerState.save_to_json` does."""
+    return json.dumps(asdict(state), indent=2, sort_keys=True) + "\n"
+
+
+def _claim(folder: Path) -> int | None:
+    """See that a directory can be written, and hold it for this run as long as the process lives.
+
+    Raises:
+        CheckpointError: it cannot be written, or another run holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise CheckpointError(
+            f"output_dir={str(folder)!r} cannot be written, so no checkpoint could be: {error}. Choose "
+            'another output_dir, or set save_strategy="no". Nothing was trained.'
+        ) from error
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise CheckpointError(
+            f"output_dir={str(folder)!r}: another run is writing its checkpoints there, and the two would "
+            "mix. Wait for it, or choose another output_dir. Nothing was trained."
+        ) from error
+    except OSError:  # a file system without locks
+        pass
+    return descriptor
