@@ -28,11 +28,6 @@ Complaint = tuple[str, str]
 
 NOT_CARRIED = "not carried by this version of hfbridge"
 
-NO_CHECKPOINTS = (
-    'this version of hfbridge writes no checkpoints, although save_strategy="steps" (the default) asks '
-    'for them; save_strategy="no" silences this note'
-)
-
 _SHOWN = 80  # characters of a value that a message shows
 
 _SCRIPT_FLAG = "a flag for scripts, read by neither the native Trainer nor hfbridge"
@@ -52,7 +47,6 @@ class Rule:
         keys: with "some", the keys a dictionary may have.
         reason: why other values are refused, and what to do.
         note: what one should know about a value that is carried and not the default.
-        needs_saving: whether the value has a meaning only while checkpoints are written.
     """
 
     name: str
@@ -63,7 +57,6 @@ class Rule:
     keys: tuple[str, ...] = ()
     reason: str = ""
     note: str = ""
-    needs_saving: bool = False
 
     def carries(self, value: object) -> bool:
         """Whether a valid, plain value is honoured."""
@@ -119,10 +112,6 @@ def _default(name: str, home: str, reason: str, *same: object) -> Rule:
     return Rule(name, home, "default", values=same, reason=reason)
 
 
-def _saving(name: str, reason: str) -> Rule:
-    return Rule(name, "CheckpointWriter", "default", reason=reason, needs_saving=True)
-
-
 _MODULE, _OPTIMIZER, _STEP = "HFModule", "HFModule.configure_optimizers", "HFModule.training_step"
 _DATA, _LOADER, _HOST, _EVALUATION = "HFDataModule", "WindowLoader", "CallbackHost", "Evaluation"
 _WRITER, _STRATEGY, _TRAINER, _NOWHERE = "CheckpointWriter", "strategy", "Trainer", "nowhere"
@@ -130,9 +119,7 @@ _WRITER, _STRATEGY, _TRAINER, _NOWHERE = "CheckpointWriter", "strategy", "Traine
 _OR_NATIVE = "or use the native Trainer"
 _NO_HUB = 'nothing is pushed while training; call module.model.push_to_hub("name") after fit'
 _NO_DDP = "training runs in one process on one device; leave it out"
-_NO_SAVING = 'no checkpoints are written; leave it out or set save_strategy="no"'
 _NO_GENERATION = f"evaluation does not generate; generate from module.model after fit, {_OR_NATIVE}"
-_NO_RESUME = "runs are not resumed from checkpoint-N directories; leave it out"
 
 _RULES = (
     # Output, duration, batch size
@@ -227,18 +214,12 @@ _RULES = (
     _all("include_for_metrics", _EVALUATION),
     _all("batch_eval_metrics", _EVALUATION),
     # Checkpoints, Hub, best model, resuming
-    _saving("save_only_model", _NO_SAVING),
-    Rule(
-        "save_strategy",
-        _WRITER,
-        "some",
-        refused=("epoch", "best"),
-        reason='no checkpoints are written; use "no"',
-    ),
-    _saving("save_steps", _NO_SAVING),
-    _saving("save_on_each_node", _NO_SAVING),
-    _saving("save_total_limit", _NO_SAVING),
-    _default("enable_jit_checkpoint", _WRITER, "no checkpoint is written on SIGTERM; leave it out"),
+    _all("save_only_model", _WRITER),
+    _all("save_strategy", _HOST),
+    _all("save_steps", _HOST),
+    _all("save_on_each_node", _WRITER, "about several nodes; this version runs on one"),
+    _all("save_total_limit", _WRITER),
+    _all("enable_jit_checkpoint", "CallbackHost: SIGTERM"),
     _default("push_to_hub", _TRAINER, _NO_HUB),
     _default("hub_token", _TRAINER, _NO_HUB),
     _default("hub_private_repo", _TRAINER, _NO_HUB),
@@ -246,15 +227,11 @@ _RULES = (
     _default("hub_strategy", _TRAINER, _NO_HUB),
     _default("hub_always_push", _TRAINER, _NO_HUB),
     _default("hub_revision", _TRAINER, _NO_HUB),
-    _default(
-        "load_best_model_at_end",
-        _WRITER,
-        'no checkpoints are written to load from; pass the callback ModelCheckpoint(monitor="eval_loss")',
-    ),
+    _all("load_best_model_at_end", _WRITER),
     _all("metric_for_best_model", _HOST),
     _all("greater_is_better", _HOST),
-    _default("ignore_data_skip", _LOADER, _NO_RESUME),
-    _default("restore_callback_states_from_checkpoint", _HOST, _NO_RESUME),
+    _all("ignore_data_skip", _LOADER),
+    _all("restore_callback_states_from_checkpoint", _HOST),
     # Reproducibility, hardware, accelerate
     _all("full_determinism", "transformers.enable_full_determinism before fit"),
     _all("seed", "transformers.set_seed before fit"),
@@ -304,7 +281,7 @@ _RULES = (
     _all("do_train", _NOWHERE, _SCRIPT_FLAG),
     _all("do_eval", _NOWHERE, _SCRIPT_FLAG),
     _all("do_predict", _NOWHERE, _SCRIPT_FLAG),
-    _default("resume_from_checkpoint", _TRAINER, _NO_RESUME, False, ""),
+    _all("resume_from_checkpoint", "Trainer.fit(ckpt_path=)"),
     _default("local_rank", _NOWHERE, "ranks come from the launcher's environment; leave it out"),
     # Seq2SeqTrainingArguments
     _default("sortish_sampler", _NOWHERE, "the native Trainer does not read it either; leave it out"),

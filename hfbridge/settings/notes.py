@@ -7,7 +7,7 @@ where it is harmless and common, as in a file of settings that several runs shar
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hfbridge.settings.fields import DEFAULTS, NO_CHECKPOINTS, RULES, Value, is_same
+from hfbridge.settings.fields import DEFAULTS, RULES, Value, is_same
 from hfbridge.settings.optimizers import ADAM_FIELDS, READERS
 from hfbridge.settings.schedules import CONSTANT, FOLLOWING
 
@@ -24,14 +24,10 @@ def standing_notes(value: Value, given: Mapping[str, Any]) -> Iterator[tuple[str
     Yields:
         The name of a setting, and the note.
     """
-    if value("save_strategy") == "steps":
-        yield "save_strategy", NO_CHECKPOINTS
     for name, entry in given.items():
         rule = RULES[name]
         if rule.note and entry != DEFAULTS[name]:
             yield name, f"{name} is {rule.note}"
-        if rule.needs_saving and not rule.carries(entry):
-            yield name, f'{name} has no effect with save_strategy="no"'
         if (name == "num_train_epochs" or not is_same(entry, DEFAULTS[name])) and (
             cause := _cause_without_effect(name, value)
         ):
@@ -84,6 +80,19 @@ def _cause_without_effect(name: str, value: Value) -> str:
         return " with fewer than two workers"
     if name == "run_name" and value("report_to") != "all" and not _READ_RUN_NAME & {*value("report_to")}:
         return ": no reporter in report_to reads it"
+    return _cause_without_checkpoints(name, value)
+
+
+def _cause_without_checkpoints(name: str, value: Value) -> str:
+    saves = value("save_strategy")
+    if name == "save_steps" and saves != "steps":
+        return f' with save_strategy="{saves}"'
+    if (
+        name in ("save_total_limit", "save_only_model")
+        and saves == "no"
+        and not value("enable_jit_checkpoint")
+    ):
+        return ' with save_strategy="no"'
     return ""
 
 

@@ -262,7 +262,7 @@ def _convert(name: str, value: object) -> tuple[object, str]:
         raise ValueError(f"unknown{hint}")
     value = simplify(name, value)
     rule = RULES[name]
-    if rule.carried == "default" and not rule.needs_saving:
+    if rule.carried == "default":
         return value, ""  # whatever is not the default is refused, of the right type or not
     value, note = convert(name, value)
     if wrong := check_range(name, value):
@@ -272,11 +272,10 @@ def _convert(name: str, value: object) -> tuple[object, str]:
 
 def _find_refused(given: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Find the values that are right but not carried."""
-    saves = given.get("save_strategy", DEFAULTS["save_strategy"]) != "no"
     return [
         (name, f"{NOT_CARRIED}: {RULES[name].reason}")
         for name, value in given.items()
-        if name in RULES and not RULES[name].carries(value) and (saves or not RULES[name].needs_saving)
+        if name in RULES and not RULES[name].carries(value)
     ]
 
 

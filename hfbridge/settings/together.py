@@ -54,6 +54,7 @@ def check_together(given: Mapping[str, Any], *, wrong: Collection[str]) -> Itera
         _check_kernels,
         _check_recomputation,
         _check_best_metric,
+        _check_best_model,
         _check_reporting,
     ):
         asked: set[str] = set()
@@ -78,8 +79,12 @@ def _check_precision(value: Value, given: Collection[str]) -> Iterator[Complaint
 
 
 def _check_cadence(value: Value, given: Collection[str]) -> Iterator[Complaint]:
-    """Check how often to log and to evaluate."""
-    used = {"logging_steps": value("logging_strategy"), "eval_steps": value("eval_strategy")}
+    """Check how often to log, to evaluate and to save."""
+    used = {
+        "logging_steps": value("logging_strategy"),
+        "eval_steps": value("eval_strategy"),
+        "save_steps": value("save_strategy"),
+    }
     for name, strategy in used.items():
         steps = value(name)
         if name == "eval_steps" and not steps:
@@ -166,6 +171,45 @@ def _check_best_metric(value: Value, given: Collection[str]) -> Iterator[Complai
     finds_metric = value("load_best_model_at_end") or value("lr_scheduler_type") in FOLLOWING
     if value("greater_is_better") is not None and metric is None and not finds_metric:
         yield "greater_is_better", "has no effect without metric_for_best_model; set that, or leave it out"
+
+
+def _check_best_model(value: Value, given: Collection[str]) -> Iterator[Complaint]:
+    """Check that the best model can be known and is saved.
+
+    Mirrors: transformers.TrainingArguments._validate_args
+    """
+    saves, evaluates = value("save_strategy"), value("eval_strategy")
+    if saves == "best":
+        if value("metric_for_best_model") is None and not value("load_best_model_at_end"):
+            yield "save_strategy", '"best" needs metric_for_best_model; set it, to "loss" for example'
+        elif evaluates == "no":
+            yield "save_strategy", '"best" needs evaluations; set eval_strategy to "steps" or "epoch"'
+        return
+    if not value("load_best_model_at_end"):
+        return
+    name = "load_best_model_at_end"
+    if saves == "no" or evaluates == "no" or saves != evaluates:
+        yield (
+            name,
+            "needs a checkpoint of each evaluation: save_strategy and eval_strategy must be equal, or "
+            f'save_strategy="best"; they are "{saves}" and "{evaluates}"',
+        )
+    elif saves == "steps":
+        eval_steps, save_steps = value("eval_steps") or value("logging_steps"), value("save_steps")
+        if not _is_multiple(save_steps, eval_steps):
+            yield (
+                name,
+                "needs an evaluation before each checkpoint: save_steps must be a multiple of eval_steps; "
+                f"they are {save_steps} and {eval_steps}",
+            )
+
+
+def _is_multiple(many: float, few: float) -> bool:
+    """Whether one number of steps, or share of them, is a multiple of another; a count is none of a share."""
+    if (many < 1) != (few < 1):
+        return False
+    scale = 1 if few >= 1 else 1_000_000
+    return round(many * scale) % max(round(few * scale), 1) == 0
 
 
 def _check_reporting(value: Value, given: Collection[str]) -> Iterator[Complaint]:

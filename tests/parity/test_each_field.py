@@ -93,7 +93,7 @@ CARRIED: dict[str, Field] = {
     "eval_accumulation_steps": Field(1, EVALUATED, shown_by="tests/unit/evaluation/test_gather.py"),
     "metric_for_best_model": Field("mean", EVALUATED),
     "greater_is_better": Field(True, {**EVALUATED, "metric_for_best_model": "loss"}),
-    "save_strategy": Field("no", shown_by="tests/unit/settings/test_fields.py"),
+    "save_strategy": Field("no", shown_by="tests/parity/test_checkpoints.py"),
     "full_determinism": Field(True, shown_by="tests/parity/test_model_options.py"),
     "seed": Field(7),
     "data_seed": Field(7),
@@ -163,6 +163,15 @@ CARRIED: dict[str, Field] = {
 SAID_BY_THE_BASE = ("use_cpu", "save_strategy")
 # Shown elsewhere alone: what they need cannot be had in every run.
 ELSEWHERE = {
+    "save_steps": "tests/parity/test_checkpoints.py",
+    "save_only_model": "tests/parity/test_checkpoints.py",
+    "save_total_limit": "tests/parity/test_checkpoints.py",
+    "save_on_each_node": "tests/unit/settings/test_fields.py",
+    "load_best_model_at_end": "tests/parity/test_checkpoints.py",
+    "enable_jit_checkpoint": "tests/faults/test_saving.py",
+    "ignore_data_skip": "tests/parity/test_resume.py",
+    "restore_callback_states_from_checkpoint": "tests/parity/test_checkpoints.py",
+    "resume_from_checkpoint": "tests/parity/test_resume.py",
     "torch_compile": "tests/parity/test_model_options.py",
     "torch_compile_mode": "tests/unit/settings/test_together.py",
     "use_liger_kernel": "tests/parity/test_model_options.py",

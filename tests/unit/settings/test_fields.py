@@ -10,7 +10,6 @@ from hfbridge.errors import SettingsError
 from hfbridge.settings import Settings
 from hfbridge.settings.fields import (
     DEFAULTS,
-    NO_CHECKPOINTS,
     NOT_CARRIED,
     RULES,
     SEQ2SEQ_FIELDS,
@@ -68,6 +67,15 @@ CARRIED = {
     "eval_on_start": True,
     "eval_accumulation_steps": 2,
     "save_strategy": "no",
+    "save_only_model": True,
+    "save_steps": 10,
+    "save_on_each_node": True,
+    "save_total_limit": 2,
+    "enable_jit_checkpoint": True,
+    "load_best_model_at_end": True,
+    "ignore_data_skip": True,
+    "restore_callback_states_from_checkpoint": True,
+    "resume_from_checkpoint": "checkpoint-1",
     "metric_for_best_model": "accuracy",
     "greater_is_better": True,
     "full_determinism": True,
@@ -113,11 +121,6 @@ MIRRORS = {
 
 REFUSED = {
     "fp16": True,
-    "save_only_model": True,
-    "save_steps": 10,
-    "save_on_each_node": True,
-    "save_total_limit": 2,
-    "enable_jit_checkpoint": True,
     "push_to_hub": True,
     "hub_token": "hf_secret",
     "hub_private_repo": True,
@@ -125,9 +128,6 @@ REFUSED = {
     "hub_strategy": "end",
     "hub_always_push": True,
     "hub_revision": "main",
-    "load_best_model_at_end": True,
-    "ignore_data_skip": True,
-    "restore_callback_states_from_checkpoint": True,
     "parallelism_config": object(),
     "ddp_find_unused_parameters": True,
     "ddp_bucket_cap_mb": 10,
@@ -138,7 +138,6 @@ REFUSED = {
     "fsdp": "full_shard",
     "fsdp_config": {"version": 1},
     "deepspeed": "ds.json",
-    "resume_from_checkpoint": "checkpoint-1",
     "local_rank": 0,
     "sortish_sampler": True,
     "predict_with_generate": True,
@@ -165,6 +164,7 @@ NEEDS = {
     "trackio_space_id": TRACKIO,
     "trackio_bucket_id": TRACKIO,
     "trackio_static_space_id": TRACKIO,
+    "load_best_model_at_end": {"save_strategy": "epoch", "eval_strategy": "epoch"},
 }
 
 
@@ -260,22 +260,16 @@ def test_a_value_that_means_the_default_is_not_refused(name, value):
     Settings(**{name: value}).as_training_arguments(use_cpu=True)
 
 
-@pytest.mark.parametrize("name", ["save_steps", "save_total_limit", "save_only_model", "save_on_each_node"])
+@pytest.mark.parametrize("name", ["save_steps", "save_total_limit", "save_only_model"])
 def test_how_to_save_has_no_effect_when_nothing_is_saved(name):
-    settings = Settings(**{name: REFUSED[name], "save_strategy": "no"})
+    settings = Settings(**{name: CARRIED[name], "save_strategy": "no"})
     assert settings.notes == (f'{name} has no effect with save_strategy="no"',)
 
 
-@pytest.mark.parametrize("strategy", ["epoch", "best"])
-def test_other_save_strategies_are_refused(strategy):
-    with pytest.raises(SettingsError, match="no checkpoints are written"):
-        Settings(save_strategy=strategy)
-
-
-def test_the_native_save_strategy_leaves_a_note():
-    assert Settings().notes == (NO_CHECKPOINTS,)
-    assert Settings(save_strategy="steps").notes == (NO_CHECKPOINTS,)
-    assert Settings(save_strategy="no").notes == ()
+def test_one_node_is_told():
+    assert Settings(save_on_each_node=True).notes == (
+        "save_on_each_node is about several nodes; this version runs on one",
+    )
 
 
 @pytest.mark.parametrize("name", ["do_train", "do_eval", "do_predict"])

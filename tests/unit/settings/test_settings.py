@@ -15,7 +15,7 @@ from transformers.debug_utils import DebugOption
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from hfbridge.errors import SettingsError
-from hfbridge.settings import NO_CHECKPOINTS, Settings
+from hfbridge.settings import Settings
 from hfbridge.settings.fields import DEFAULTS
 from hfbridge.settings.legacy import OLD_NAMES
 
@@ -278,7 +278,6 @@ class TestTrainingArguments:
     @pytest.mark.parametrize(
         ("values", "name"),
         [
-            ({"load_best_model_at_end": True, "eval_strategy": "steps"}, "load_best_model_at_end"),
             ({"accelerator_config": {"dispatch_batches": True}}, "accelerator_config"),
             ({"hub_token": "hf_secret"}, "hub_token"),
             ({"metric_for_best_model": "accuracy"}, "metric_for_best_model"),
@@ -643,7 +642,7 @@ class TestOldNames:
     )
     def test_a_value_that_meant_unset_says_nothing(self, name, value):
         assert Settings(**{name: value}) == Settings()
-        assert Settings(**{name: value}).notes == (NO_CHECKPOINTS,)
+        assert Settings(**{name: value}).notes == ()
 
     @pytest.mark.parametrize(
         ("values", "subject", "other"),

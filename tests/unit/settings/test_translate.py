@@ -12,7 +12,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from hfbridge.errors import SettingsError
-from hfbridge.settings import NO_CHECKPOINTS, Settings, translate
+from hfbridge.settings import Settings, translate
 from hfbridge.settings.translate import LIGHTNING_ARGUMENTS
 
 NEVER = 2**62
@@ -119,7 +119,7 @@ def test_an_argument_that_no_setting_speaks_of_is_taken_over(argument, setting):
     plan = translate(Settings(seed=1), argument)
     assert plan.settings == Settings(seed=1, **setting)
     ((name, value),) = setting.items()
-    assert plan.notes == (f"{name}={value!r} was taken over from Trainer(...)", NO_CHECKPOINTS)
+    assert plan.notes == (f"{name}={value!r} was taken over from Trainer(...)",)
 
 
 @pytest.mark.parametrize(
@@ -391,8 +391,7 @@ def test_the_users_arguments_are_left_alone():
 def test_rows_show_where_each_given_setting_goes():
     plan = translate(Settings(learning_rate=1e-3, do_train=True), {"max_steps": 5})
     rows = {row.field: row for row in plan.rows}
-    assert list(rows) == ["max_steps", "learning_rate", "save_strategy", "do_train"]
+    assert list(rows) == ["max_steps", "learning_rate", "do_train"]
     assert rows["max_steps"].value == 5
     assert rows["learning_rate"].home == "HFModule.configure_optimizers"
-    assert rows["save_strategy"].note == NO_CHECKPOINTS
     assert "flag for scripts" in rows["do_train"].note
