@@ -1,9 +1,11 @@
 """hfbridge runs the Hugging Face training stack under PyTorch Lightning, with the same numbers."""
 
+from hfbridge.checkpoints.export import convert
 from hfbridge.datamodule import HFDataModule
 from hfbridge.errors import (
     BridgeError,
     BridgeWarning,
+    CheckpointError,
     DataError,
     MetricsError,
     MissingDependencyError,
@@ -17,6 +19,7 @@ from hfbridge.trainer import Trainer
 __all__ = [
     "BridgeError",
     "BridgeWarning",
+    "CheckpointError",
     "DataError",
     "HFDataModule",
     "HFModule",
@@ -26,4 +29,5 @@ __all__ = [
     "Settings",
     "SettingsError",
     "Trainer",
+    "convert",
 ]

@@ -16,6 +16,7 @@ does by default and must not do here is switched off, and what it was told is co
 """
 
 import math
+from collections.abc import Iterator
 from enum import Enum
 from typing import Any
 
@@ -135,6 +136,26 @@ def begin_again(trainer: pl.Trainer) -> None:
     )
 
 
+def run_validation(trainer: pl.Trainer) -> None:
+    """Run Lightning's validation loop now, in the middle of training.
+
+    The private names touched here are pinned by tests/unit/test_callbacks.py.
+    """
+    connector = trainer._logger_connector
+    first_iteration = connector._first_loop_iter  # what Lightning itself saves around a validation
+    trainer.validating = True
+    try:
+        trainer.fit_loop.epoch_loop.val_loop.run()
+    finally:
+        trainer.training = True
+        connector._first_loop_iter = first_iteration
+
+
+def end_epoch(trainer: pl.Trainer) -> None:
+    """Let Lightning's epoch loop end after this batch, without fetching another."""
+    trainer.fit_loop.epoch_loop.batch_progress.is_last_batch = True
+
+
 def _leave_evaluation_to_the_host(trainer: pl.Trainer, settings: Settings) -> None:
     """Keep Lightning from validating by itself, and tell callbacks by its own argument what to wait for.
 
@@ -190,9 +211,7 @@ def contradictions(trainer: pl.Trainer, settings: Settings) -> list[Problem]:
     elif type(trainer.precision_plugin) is not Precision:
         cure = "only fp32 and bf16 are carried by this version; leave it out, or set bf16=True."
         problems.append(Problem(f"precision={trainer.precision!r}", cure))
-    if settings.auto_find_batch_size:
-        cure = "begins a run again, which lightning.Trainer cannot; use hfbridge.Trainer, or leave it out."
-        problems.append(Problem("auto_find_batch_size=True in the settings", cure))
+    problems += _only_ours(settings)
     if not isinstance(trainer.strategy, SingleDeviceStrategy):
         problems.append(
             Problem(
@@ -201,6 +220,16 @@ def contradictions(trainer: pl.Trainer, settings: Settings) -> list[Problem]:
             )
         )
     return problems
+
+
+def _only_ours(settings: Settings) -> Iterator[Problem]:
+    """Find settings that `hfbridge.Trainer` alone can honour."""
+    if settings.auto_find_batch_size:
+        cure = "begins a run again, which lightning.Trainer cannot; use hfbridge.Trainer, or leave it out."
+        yield Problem("auto_find_batch_size=True in the settings", cure)
+    if settings.resume_from_checkpoint:
+        cure = "is read by hfbridge.Trainer only; write trainer.fit(..., ckpt_path=...)."
+        yield Problem(f"resume_from_checkpoint={settings.resume_from_checkpoint!r} in the settings", cure)
 
 
 def _refused(trainer: pl.Trainer) -> list[Problem]:

@@ -11,7 +11,8 @@ callbacks and before checkpoints are written.
     on_substep_end             HFModule.training_step, after an inner backward
     on_pre_optimizer_step      HFModule.configure_gradient_clipping, after clipping
     on_optimizer_step          HFModule.optimizer_step, after the step
-    on_step_end, on_log        on_train_batch_end, gradients cleared
+    on_step_end, on_log,
+      on_save                  on_train_batch_end, gradients cleared
     on_prediction_step, on_log,
       on_evaluate, on_predict  evaluator.py has the table
     on_epoch_end               on_train_epoch_end
@@ -36,6 +37,8 @@ from transformers.trainer_callback import (
 )
 from transformers.trainer_utils import speed_metrics
 
+from hfbridge.attach import end_epoch, run_validation
+from hfbridge.checkpoints.sigterm import SigtermCheckpoint
 from hfbridge.data.window import MicroBatch, Schedule, Window
 from hfbridge.evaluation.memory import tells_exhaustion
 from hfbridge.evaluation.metrics import check_is_computed, metric_name
@@ -43,6 +46,8 @@ from hfbridge.evaluator import EvaluationHooks, Evaluator
 from hfbridge.model.counted import InputCounter
 from hfbridge.model.logged import LoggedLoss
 from hfbridge.model.optim import follows_metric
+from hfbridge.resume import check_optimizer_state, take_up_state
+from hfbridge.saving import RunCheckpoints
 
 _EVENTS = tuple(name for name in vars(TrainerCallback) if name.startswith("on_"))
 
@@ -67,12 +72,15 @@ class CallbackHost(EvaluationHooks):
         self.state = TrainerState()
         self.control = TrainerControl()
         self.logged: LoggedLoss | None = None
-        self._args: TrainingArguments | None = None
-        self._handler: CallbackHandler | None = None
+        self.args: TrainingArguments | None = None
+        self.handler: CallbackHandler | None = None
         self._heard: frozenset[str] = frozenset()
         self._schedule: Schedule | None = None
         self._counter: InputCounter | None = None
         self._start_s = 0.0
+        self._first_step = self._first_tokens = 0
+        self._follows_metric = self._is_new_best = False
+        self.checkpoints = RunCheckpoints(self)
 
     def attach(self, module: Any, args: TrainingArguments) -> None:
         """Build the native callback list, whose objects stay for all runs of a Trainer; fire `on_init_end`.
@@ -81,13 +89,14 @@ class CallbackHost(EvaluationHooks):
             module: the module whose parts the callbacks are given.
             args: the arguments they are given.
         """
-        self._args = args
-        if self._handler is not None:
-            self._handler.model = module.model
+        self.args = args
+        if self.handler is not None:
+            self.handler.model = module.model
             return
         printer = [PrinterCallback] if args.disable_tqdm else []
         reporters = get_reporting_integration_callbacks(args.report_to)
-        self._handler = handler = CallbackHandler(
+        reporters += [SigtermCheckpoint()] if args.enable_jit_checkpoint else []
+        self.handler = handler = CallbackHandler(
             [DefaultFlowCallback, *reporters, *self.callbacks, *printer],
             module.model,
             module.processing_class,
@@ -100,9 +109,9 @@ class CallbackHost(EvaluationHooks):
     def fire(self, event: str, **extra: Any) -> None:
         """Tell the callbacks of a native event; an event that none of them overrides costs nothing."""
         if event in self._heard:
-            assert self._handler is not None
+            assert self.handler is not None
             try:
-                self.control = getattr(self._handler, event)(self._args, self.state, self.control, **extra)
+                self.control = getattr(self.handler, event)(self.args, self.state, self.control, **extra)
             except StopIteration as error:  # which Lightning's loops take for the end of the data
                 raise RuntimeError(f"a TrainerCallback raised StopIteration in {event}") from error
 
@@ -117,16 +126,14 @@ class CallbackHost(EvaluationHooks):
         """Begin a new native state."""
         module: Any = pl_module
         self.evaluator.on_fit_start(trainer, pl_module)
-        handler, args = self._handler, self._args
+        handler, args = self.handler, self.args
         assert handler is not None
         assert args is not None
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         self._schedule = schedule = data.schedule
-        self.state = self._new_state()
-        self.state.max_steps, self.state.num_train_epochs = schedule.max_steps, schedule.epochs
-        self.state.train_batch_size = data.train_batch_size
-        self.state.compute_steps(args, schedule.max_steps)
         self.logged = LoggedLoss(module.device, drop_non_finite=args.logging_nan_inf_filter)
+        self._begin_state(module, data.train_batch_size)
+        self.state.max_steps, self.state.num_train_epochs = schedule.max_steps, schedule.epochs
         if self._counter is None:  # operations counted before a run begins again stay, as natively
             self._counter = InputCounter(
                 module.model,
@@ -135,18 +142,46 @@ class CallbackHost(EvaluationHooks):
             )
         handler.optimizer = trainer.optimizers[0]
         handler.lr_scheduler = module.schedule
+        self.checkpoints.open(trainer, is_resumed=module.resumption is not None)
+
+    def _begin_state(self, module: Any, train_batch_size: int) -> None:
+        """Make a new native state, or take up the one of a checkpoint.
+
+        Mirrors: transformers.Trainer._init_training_state
+        """
+        args, resumption = self.args, module.resumption
+        assert args is not None
+        assert self.logged is not None
+        self.state = self._new_state()
+        if resumption is None:
+            self.state.train_batch_size = train_batch_size
+            self.state.compute_steps(args, module.trainer.datamodule.schedule.max_steps)
+        else:
+            if resumption.optimizer is not None:
+                check_optimizer_state(module.trainer.optimizers[0], resumption.optimizer)
+            if follows_metric(module.schedule) and resumption.schedule is not None:
+                module.schedule.load_state_dict(resumption.schedule)
+            self.state = resumption.new_state()
+            self.control = take_up_state(self.state, args, self.handler, self.control)
+            self.logged.resume(self.state.global_step, resumption.loss)
+        self._first_step, self._first_tokens = self.state.global_step, self.state.num_input_tokens_seen
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Fire `on_train_begin`, and evaluate if `eval_on_start`."""
-        assert self._handler is not None
-        assert self._args is not None
-        self._handler.train_dataloader = trainer.train_dataloader
+        assert self.handler is not None
+        assert self.args is not None
+        self.handler.train_dataloader = trainer.train_dataloader
         self._start_s = time.time()
+        self.checkpoints.begin(trainer, pl_module)
         _model_of(pl_module).zero_grad()
         self.control.should_training_stop = False
         self.fire("on_train_begin")
-        if self._args.eval_on_start:
+        if self.args.eval_on_start:
+            trainer.fit_loop.epoch_loop.val_loop.restarting = False
             self._evaluate(trainer)
+        resumption: Any = pl_module.resumption
+        if resumption is not None and resumption.is_mid_epoch:  # for which Lightning begins no epoch
+            self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Fire `on_epoch_begin`; a row that no step of this epoch precedes has no gradient norm."""
@@ -173,7 +208,7 @@ class CallbackHost(EvaluationHooks):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Window, batch_idx: int
     ) -> None:
-        """Close an optimizer step: clear gradients, count, then log and evaluate if they are due."""
+        """Close an optimizer step: clear gradients, count, then log, evaluate and save if they are due."""
         assert self._schedule is not None
         _model_of(pl_module).zero_grad()
         state = self.state
@@ -182,36 +217,36 @@ class CallbackHost(EvaluationHooks):
             trainer.current_epoch + batch.done_micro_batches / self._schedule.micro_batches_per_epoch
         )
         self.fire("on_step_end")
-        self._log_and_evaluate(trainer, pl_module)
+        self._log_evaluate_save(trainer, pl_module)
         if self.control.should_training_stop:
             trainer.should_stop = True
         if self.control.should_epoch_stop:
             end_epoch(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Fire `on_epoch_end`, then log and evaluate if they are due."""
+        """Fire `on_epoch_end`, then log, evaluate and save if they are due."""
         self.fire("on_epoch_end")
-        self._log_and_evaluate(trainer, pl_module)
+        self._log_evaluate_save(trainer, pl_module)
         if self.control.should_training_stop:
             trainer.should_stop = True
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the row of the whole run and fire `on_train_end`.
+        """Log the row of the whole run, put the best weights in, and fire `on_train_end`.
 
         Mirrors: transformers.Trainer._finalize_training
         """
         assert self.logged is not None
         assert self._schedule is not None
         state = self.state
-        share = state.global_step / max(state.max_steps, 1)
-        metrics = speed_metrics(
-            "train", self._start_s, num_samples=self._schedule.samples * share, num_steps=state.global_step
-        )
-        self._store_flops()
+        steps = state.global_step - self._first_step
+        samples = self._schedule.samples * steps / max(state.max_steps, 1)
+        metrics = speed_metrics("train", self._start_s, num_samples=samples, num_steps=steps)
+        self.store_flops()
         metrics["total_flos"] = state.total_flos
         metrics["train_loss"] = self.logged.mean(state.global_step)
         self.evaluator.memory.end("train", metrics)
         self._log(trainer, metrics)
+        self.checkpoints.finish(pl_module)
         self.fire("on_train_end")
 
     def on_exception(
@@ -220,13 +255,14 @@ class CallbackHost(EvaluationHooks):
         """Give the model back as it was: Lightning tears a module down only after a run that ended."""
         self.evaluator.on_exception(trainer, pl_module, exception)
         pl_module.teardown("fit")
+        self.checkpoints.abandon()
 
     # Called by Evaluator.
 
     def show_eval_loader(self, loader: Any) -> None:
         """Show the callbacks the loader of the evaluation about to run."""
-        assert self._handler is not None
-        self._handler.eval_dataloader = loader
+        assert self.handler is not None
+        self.handler.eval_dataloader = loader
 
     def report_evaluation(self, trainer: pl.Trainer, metrics: dict[str, Any]) -> None:
         """Log an evaluation's row, which gains the epoch, and fire `on_evaluate`."""
@@ -236,31 +272,53 @@ class CallbackHost(EvaluationHooks):
 
     def _new_state(self) -> TrainerState:
         """Make a state that holds what callbacks export, as they stand now."""
-        assert self._handler is not None
-        assert self._args is not None
-        kept = [cb for cb in (*self._handler.callbacks, self.control) if isinstance(cb, ExportableState)]
+        assert self.handler is not None
+        assert self.args is not None
         return TrainerState(
-            stateful_callbacks=kept,  # type: ignore[arg-type]
-            is_local_process_zero=self._args.local_process_index == 0,
-            is_world_process_zero=self._args.process_index == 0,
+            stateful_callbacks=self.exports(),  # type: ignore[arg-type]
+            is_local_process_zero=self.args.local_process_index == 0,
+            is_world_process_zero=self.args.process_index == 0,
         )
+
+    def exports(self) -> list[ExportableState]:
+        """List what has a state that checkpoints keep."""
+        assert self.handler is not None
+        return [cb for cb in (*self.handler.callbacks, self.control) if isinstance(cb, ExportableState)]
 
     # What the native Trainer does after each step and each epoch.
 
-    def _log_and_evaluate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log, then evaluate, where the control's flags say so.
+    def _log_evaluate_save(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log, then evaluate, then save, where the control's flags say so.
 
         Mirrors: transformers.Trainer._maybe_log_save_evaluate
         """
         if self.control.should_log:
             self._log_training(trainer, pl_module)
+        args = self.args
+        assert args is not None
         if self.control.should_evaluate:
-            self._evaluate(trainer)
+            self._follows_metric = (
+                True  # before Lightning's callbacks save: they keep schedule and best value
+            )
+            try:
+                self._evaluate(trainer)
+            finally:
+                self._follows_metric = False
+            if args.save_strategy == "best":
+                self.control.should_save = self._is_new_best
+        if self.control.should_save:
+            self.checkpoints.save(trainer, pl_module, waits="on_save" in self._heard)
+            self.fire("on_save")
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the metrics of all sets, and follow the one that the settings name."""
+        super().on_validation_epoch_end(trainer, pl_module)
+        if self._follows_metric:
             self._follow_metric(pl_module)
 
     def _evaluate(self, trainer: pl.Trainer) -> None:
-        assert self._args is not None
-        with tells_exhaustion(self._args):
+        assert self.args is not None
+        with tells_exhaustion(self.args):
             run_validation(trainer)
 
     def _follow_metric(self, module: Any) -> None:
@@ -272,8 +330,9 @@ class CallbackHost(EvaluationHooks):
         Mirrors: transformers.Trainer._evaluate
         Mirrors: transformers.Trainer._determine_best_metric
         """
-        args, state = self._args, self.state
+        args, state = self.args, self.state
         assert args is not None
+        self._is_new_best = False
         if args.metric_for_best_model is None:
             return
         check_is_computed(args.metric_for_best_model, module.eval_metrics)
@@ -283,7 +342,8 @@ class CallbackHost(EvaluationHooks):
         worst = float("-inf") if args.greater_is_better else float("inf")
         best = worst if state.best_metric is None else state.best_metric
         state.best_metric = best
-        if value > best if args.greater_is_better else value < best:
+        self._is_new_best = bool(value > best if args.greater_is_better else value < best)
+        if self._is_new_best:
             state.best_metric = value
             if args.save_strategy != "no":
                 state.best_global_step = state.global_step
@@ -300,7 +360,7 @@ class CallbackHost(EvaluationHooks):
         # What `self.log` would do, without the result objects that it leaves to be read at every step.
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in logs.items()})
         trainer.progress_bar_metrics.update(logs)
-        self._store_flops()
+        self.store_flops()
         self._log(trainer, logs, start_s=self._start_s)
 
     def _log(self, trainer: pl.Trainer, logs: dict[str, Any], *, start_s: float | None = None) -> None:
@@ -309,13 +369,14 @@ class CallbackHost(EvaluationHooks):
         Mirrors: transformers.Trainer.log
         """
         state = self.state
-        assert self._args is not None
+        assert self.args is not None
         if state.epoch is not None:
             logs["epoch"] = state.epoch
-        if self._args.include_num_input_tokens_seen != "no":
+        if self.args.include_num_input_tokens_seen != "no":
             logs["num_input_tokens_seen"] = state.num_input_tokens_seen
             if start_s is not None:
-                logs.update(speed_metrics("train", start_s, num_tokens=state.num_input_tokens_seen))
+                tokens = state.num_input_tokens_seen - self._first_tokens
+                logs.update(speed_metrics("train", start_s, num_tokens=tokens))
         state.log_history.append({**logs, "step": state.global_step})
         self.control.should_log = False
         numbers = {name: value for name, value in logs.items() if isinstance(value, (int, float))}
@@ -323,29 +384,10 @@ class CallbackHost(EvaluationHooks):
         for lightning_logger in trainer.loggers if trainer.state.fn == TrainerFn.FITTING else ():
             lightning_logger.log_metrics(rewrite_logs(numbers), step=state.global_step)
 
-    def _store_flops(self) -> None:
+    def store_flops(self) -> None:
+        """Take the operations counted since the last time into the state."""
         assert self._counter is not None
         self.state.total_flos += self._counter.drain_flops()
-
-
-def run_validation(trainer: pl.Trainer) -> None:
-    """Run Lightning's validation loop now, in the middle of training.
-
-    The private names touched here are pinned by tests/unit/test_callbacks.py.
-    """
-    connector = trainer._logger_connector
-    first_iteration = connector._first_loop_iter  # what Lightning itself saves around a validation
-    trainer.validating = True
-    try:
-        trainer.fit_loop.epoch_loop.val_loop.run()
-    finally:
-        trainer.training = True
-        connector._first_loop_iter = first_iteration
-
-
-def end_epoch(trainer: pl.Trainer) -> None:
-    """Let Lightning's epoch loop end after this batch, without fetching another."""
-    trainer.fit_loop.epoch_loop.batch_progress.is_last_batch = True
 
 
 def _overrides(callback: TrainerCallback, event: str) -> bool:

@@ -159,7 +159,11 @@ class HFDataModule(pl.LightningDataModule):
             worker_init_fn=partial(seed_worker, num_workers=workers, rank=self._trainer().global_rank),
             **self._loading(settings),
         )
-        return WindowLoader(loader, accumulation=settings.gradient_accumulation_steps)
+        windows = WindowLoader(loader, accumulation=settings.gradient_accumulation_steps)
+        module: Any = self._trainer().lightning_module
+        if module.resumption is not None:
+            windows.start_at(module.resumption.start)
+        return windows
 
     def val_dataloader(self) -> EvalLoader | list[Any]:
         """Make the loader of the evaluation set; a list of none or of several."""
@@ -190,7 +194,14 @@ class HFDataModule(pl.LightningDataModule):
             collate_fn=collator,
             **self._loading(settings),
         )
-        return EvalLoader(batches, prefix=prefix, batch_size=settings.per_device_eval_batch_size)
+        module: Any = self._trainer().lightning_module
+        resumption = module.resumption
+        return EvalLoader(
+            batches,
+            prefix=prefix,
+            batch_size=settings.per_device_eval_batch_size,
+            is_first_pass=resumption is None or not resumption.has_evaluated(prefix),
+        )
 
     def _samplers(self) -> NativeSamplers:
         module: Any = self._trainer().lightning_module

@@ -14,6 +14,7 @@ run of Lightning's validation loop evaluates all sets, one after the other:
 
 import time
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -26,7 +27,8 @@ from hfbridge.data.loader import EvalLoader
 from hfbridge.evaluation.gather import EvalSet
 from hfbridge.evaluation.memory import MemoryTracker, Stage
 from hfbridge.evaluation.metrics import check_called_by_batch, check_is_computed, metric_name
-from hfbridge.evaluation.run import Evaluation
+from hfbridge.evaluation.run import EvalOptions, Evaluation
+from hfbridge.model.prepare import takes_skip_logits
 
 
 class Evaluator:
@@ -89,20 +91,20 @@ class Evaluator:
             return
         module.model.eval()
         known = [
-            module.new_evaluation(_set_of(batch, split, args.eval_batch_size)).rehearse([batch])
+            self._new_evaluation(module, _set_of(batch, split, args.eval_batch_size)).rehearse([batch])
             for split, batch in batches.items()
         ]
         if not follows or None in known:
             return
-        if metric_name(wanted) not in set().union(*known):
+        if metric_name(wanted) not in _union(known):
             known = [
-                module.new_evaluation(_set_in(loader)).rehearse(
+                self._new_evaluation(module, _set_in(loader)).rehearse(
                     module.receive(batch, module.device) for batch in loader
                 )
                 for loader in _listed(data.val_dataloader())
             ]
         if None not in known:
-            check_is_computed(wanted, set().union(*known))
+            check_is_computed(wanted, _union(known))
 
     def add(self, batch: Any) -> Any:
         """Run one batch of the current set; returns its logits."""
@@ -210,6 +212,37 @@ class Evaluator:
 
     # Parts of the above.
 
+    def _new_evaluation(
+        self,
+        module: Any,
+        of: EvalSet,
+        *,
+        is_first: bool = False,
+        is_prediction: bool = False,
+        preparation_s: float | None = None,
+    ) -> Evaluation:
+        """Make ready to evaluate a set; the other arguments are those of `Evaluation` and `EvalOptions`."""
+        args, normalization = module.args, module.normalization
+        by_rows = module.loss_normalization == "native"
+        keeps_logits = is_prediction or module.compute_metrics is not None
+        keeps_logits = keeps_logits and not args.prediction_loss_only
+        extra = {} if keeps_logits or not takes_skip_logits(module.model) else {"skip_logits": True}
+        return Evaluation(
+            model=module.model,
+            of=of,
+            options=EvalOptions.of(args, by_rows=by_rows, is_first=is_first),
+            loss_of=lambda model, batch: normalization.loss_for(model, [batch]).evaluate(
+                model, {**batch, **extra}
+            ),
+            label_names=module.label_names,
+            has_own_loss=module.normalization.traits.returns_loss_alone,
+            compute_metrics=module.compute_metrics,
+            preprocess_logits=module.preprocess_logits_for_metrics,
+            keeps_logits=keeps_logits,
+            is_prediction=is_prediction,
+            preparation_s=preparation_s,
+        )
+
     def _start(self, trainer: pl.Trainer) -> None:
         """Put an optimizer's averaged weights in; outside of training be what a new native Trainer is."""
         for optimizer in trainer.optimizers:
@@ -224,7 +257,8 @@ class Evaluator:
         loader = self._loaders.pop(0)
         self.memory.begin(stage)
         module.host.show_eval_loader(loader)
-        self._current = module.new_evaluation(
+        self._current = self._new_evaluation(
+            module,
             _set_in(loader, prefix),
             is_first=not self._evaluated,
             is_prediction=stage == "test",
@@ -241,6 +275,10 @@ class Evaluator:
 
 def _listed(loaders: Any) -> list[EvalLoader]:
     return list(loaders) if isinstance(loaders, list) else [loaders]
+
+
+def _union(known: Iterable[Iterable[str] | None]) -> set[str]:
+    return {name for names in known for name in names or ()}
 
 
 def _set_in(loader: EvalLoader, prefix: str | None = None) -> EvalSet:

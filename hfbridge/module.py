@@ -12,9 +12,11 @@ and the backward of all but the last, whose backward, clipping and step are Ligh
     configure_gradient_clipping      _clip_grad_norm, on_pre_optimizer_step
     optimizer_step                   optimizer.step, on_optimizer_step
     validation_step, predict_step    prediction_step; evaluator.py has the rest of evaluation_loop
+    on_load_checkpoint               _load_from_checkpoint; resume.py has the rest of resuming
 """
 
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -34,19 +36,20 @@ from transformers.utils.logging import set_verbosity
 
 from hfbridge.attach import has_plain_backward
 from hfbridge.callbacks import CallbackHost
+from hfbridge.checkpoints.export import save_pretrained
+from hfbridge.checkpoints.io import read_directories
 from hfbridge.data.columns import label_names_of
 from hfbridge.data.window import MicroBatch, Window
 from hfbridge.datamodule import HFDataModule
 from hfbridge.errors import DataError, ModelError
-from hfbridge.evaluation.gather import EvalSet
 from hfbridge.evaluation.memory import tells_exhaustion
 from hfbridge.evaluation.metrics import ComputeMetrics
 from hfbridge.evaluation.predict import cast_for_evaluation, logits_in
-from hfbridge.evaluation.run import EvalOptions, Evaluation, PreprocessLogits
+from hfbridge.evaluation.run import PreprocessLogits
 from hfbridge.evaluator import Evaluator
 from hfbridge.model.build import ModelSource, build_model, check_function, check_source, weights_dtypes
 from hfbridge.model.criterion import LossFunction, criterion_of
-from hfbridge.model.items import LossTraits, read_traits
+from hfbridge.model.items import read_traits
 from hfbridge.model.logged import StepRecord
 from hfbridge.model.normalization import Normalization
 from hfbridge.model.optim import (
@@ -60,7 +63,9 @@ from hfbridge.model.optim import (
     learning_rate_of,
     run_closure_first,
 )
-from hfbridge.model.prepare import Preparation, takes_skip_logits
+from hfbridge.model.prepare import Preparation
+from hfbridge.resume import Resumption, fill_checkpoint
+from hfbridge.saving import processing_class_of
 from hfbridge.settings import Settings, SettingsSource
 
 
@@ -91,6 +96,8 @@ class HFModule(pl.LightningModule):
         schedule: the run's learning-rate schedule.
         last_step: gradient norm and learning rate of the epoch's last optimizer step.
         eval_metrics: metrics of the last evaluation, of all its sets.
+        resumption: what the run goes on from; `None` for one that begins.
+        kept_optimizer: what the next run goes on with.
         evaluator: runs the evaluations.
         label_names: names under which labels reach the model; known once the run is set up.
         notes: what the run had to tell, once each.
@@ -137,14 +144,14 @@ class HFModule(pl.LightningModule):
         self.given_settings = None if settings is None else Settings.of(settings)
         self._args: TrainingArguments | None = None
         self._host: CallbackHost | None = None
-        self._traits: LossTraits | None = None
         self._normalization: Normalization | None = None
         self.evaluator = Evaluator()
         self._has_plain_backward = False
         self._preparation: Preparation | None = None
         self.schedule: Any = None
         self._closure_hook: Any = None
-        self._kept_optimizer: Optimizer | None = None
+        self.kept_optimizer: Optimizer | None = None
+        self.resumption: Resumption | None = None
         self.label_names: list[str] = []
         self.processing_class = processing_class
         self.compute_metrics = compute_metrics
@@ -219,6 +226,7 @@ class HFModule(pl.LightningModule):
         Raises:
             DataError: the data does not come from an HFDataModule.
         """
+        self.resumption = None
         device = self.trainer.strategy.root_device
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, HFDataModule):
@@ -229,6 +237,7 @@ class HFModule(pl.LightningModule):
         self._args = data.settings.as_training_arguments(use_cpu=device.type == "cpu")
         set_verbosity(self._args.get_process_log_level())
         self.evaluator.begin_run(self, self._args)
+        read_directories(self.trainer.strategy)
 
     def configure_model(self) -> None:
         """Seed, build the model if it is not there, and put its forward under autocast.
@@ -250,14 +259,14 @@ class HFModule(pl.LightningModule):
             if self._is_named:
                 seed_all(args.seed)
         self.label_names = label_names_of(self.model) if args.label_names is None else list(args.label_names)
-        self._traits = read_traits(self.model, has_function=self.compute_loss_func is not None)
+        traits = read_traits(self.model, has_function=self.compute_loss_func is not None)
         criterion = criterion_of(
             self.model,
             smoothing=args.label_smoothing_factor,
             function=self.compute_loss_func,
             forgets_shift=self.loss_normalization == "native",
         )
-        self._normalization = Normalization(self.loss_normalization, self._traits, criterion)
+        self._normalization = Normalization(self.loss_normalization, traits, criterion)
         self._preparation = Preparation(
             self.model,
             args,
@@ -281,19 +290,15 @@ class HFModule(pl.LightningModule):
         parts = NativeParts(
             self.model,
             self.args,
-            optimizers=(self._kept_optimizer or self.given_optimizers[0], self.given_optimizers[1]),
+            optimizers=(self.kept_optimizer or self.given_optimizers[0], self.given_optimizers[1]),
             optimizer_cls_and_kwargs=self.optimizer_cls_and_kwargs,
         )
-        self._kept_optimizer = None
+        self.kept_optimizer = None
         optimizer, self.schedule = build_optimizer(parts, max_steps=data.schedule.max_steps)
         self._closure_hook = optimizer.register_step_pre_hook(run_closure_first)
         if follows_metric(self.schedule):
             return optimizer  # stepped by the host, after evaluations
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.schedule, "interval": "step"}}
-
-    def keep_optimizer(self) -> None:
-        """Let the next run go on with the optimizer of the last one, and a schedule from its beginning."""
-        self._kept_optimizer = next(iter(self.trainer.optimizers), None)
 
     def on_fit_start(self) -> None:
         """Try the evaluation on a few rows: a mistake in it should not wait for its turn."""
@@ -312,6 +317,35 @@ class HFModule(pl.LightningModule):
         if self._closure_hook is not None:
             self._closure_hook.remove()
             self._closure_hook = None
+
+    # Checkpoints.
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Complete what Lightning has read, and keep what else the run has to be told.
+
+        Raises:
+            CheckpointError: it is another model's, or does not tell where its run was.
+        """
+        self.resumption = fill_checkpoint(self, checkpoint)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put into a Lightning checkpoint what an exact resume needs."""
+        if self._host is not None and self._host.checkpoints.is_resumable:
+            checkpoint |= self._host.checkpoints.describe(self)
+
+    def save_pretrained(self, path: str | os.PathLike[str]) -> None:
+        """Write the model, and its tokenizer or processor, into a folder for `from_pretrained`.
+
+        Raises:
+            ModelError: a named model that no run has built yet.
+            CheckpointError: it cannot be written.
+
+        Mirrors: transformers.Trainer.save_model
+        Proved by: tests/unit/checkpoints/test_export.py
+        """
+        if self.model is None:
+            raise ModelError("The model is not built yet: train it, or call module.configure_model() first.")
+        save_pretrained(self.model, Path(path), processing_class_of(self))
 
     # One optimizer step.
 
@@ -340,7 +374,8 @@ class HFModule(pl.LightningModule):
         assert self._preparation is not None
         model, host, optimizer = self._preparation.trained, self.host, self.trainer.optimizers[0]
         loss_of = self.normalization.loss_for(self.model, window.micro_batches)
-        empties_cache = _is_multiple(host.state.global_step, self.args.torch_empty_cache_steps)
+        every = self.args.torch_empty_cache_steps
+        empties_cache = every is not None and host.state.global_step % every == 0
         if host.state.global_step == 0:
             self.tell(self.normalization.compare(window.micro_batches, world_size=self.trainer.world_size))
         last = len(window) - 1
@@ -366,6 +401,7 @@ class HFModule(pl.LightningModule):
         self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
         """Clip by the settings' max_grad_norm and keep the norm; Lightning's own arguments are not used."""
+        self.host.checkpoints.before_step()
         self.last_step.grad_norm = clip_gradients(self.model, self.args.max_grad_norm)
         self.host.fire("on_pre_optimizer_step")
 
@@ -403,48 +439,10 @@ class HFModule(pl.LightningModule):
             self.notes.append(note)
             rank_zero_info(f"hfbridge: {note}")
 
-    def new_evaluation(
-        self,
-        of: EvalSet,
-        *,
-        is_first: bool = False,
-        is_prediction: bool = False,
-        preparation_s: float | None = None,
-    ) -> Evaluation:
-        """Make ready to evaluate a set; the other arguments are those of `Evaluation` and `EvalOptions`."""
-        assert self._traits is not None
-        args, normalization = self.args, self.normalization
-        by_rows = self.loss_normalization == "native"
-        keeps_logits = is_prediction or self.compute_metrics is not None
-        keeps_logits = keeps_logits and not args.prediction_loss_only
-        extra = {} if keeps_logits or not takes_skip_logits(self.model) else {"skip_logits": True}
-        return Evaluation(
-            model=self.model,
-            of=of,
-            options=EvalOptions.of(args, by_rows=by_rows, is_first=is_first),
-            loss_of=lambda model, batch: normalization.loss_for(model, [batch]).evaluate(
-                model, {**batch, **extra}
-            ),
-            label_names=self.label_names,
-            has_own_loss=self._traits.returns_loss_alone,
-            compute_metrics=self.compute_metrics,
-            preprocess_logits=self.preprocess_logits_for_metrics,
-            keeps_logits=keeps_logits,
-            is_prediction=is_prediction,
-            preparation_s=preparation_s,
-        )
-
 
 # Lightning asks for this signature at every step; remembered, it costs a third.
 HFModule.training_step.__signature__ = inspect.signature(HFModule.training_step)  # type: ignore[attr-defined]
 
 
-def _moved(inputs: MicroBatch, device: torch.device) -> MicroBatch:
-    if device.type == "cpu":
-        return inputs
-    moved: MicroBatch = send_to_device(inputs, device, non_blocking=True)
-    return moved
-
-
-def _is_multiple(step: int, every: int | None) -> bool:
-    return every is not None and step % every == 0
+def _moved(inputs: Any, device: torch.device) -> Any:
+    return inputs if device.type == "cpu" else send_to_device(inputs, device, non_blocking=True)

@@ -1,8 +1,10 @@
 """hfbridge.Trainer: a lightning.Trainer run by Hugging Face settings; knows both worlds."""
 
 import inspect
+import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,11 +16,15 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import PredictionOutput
 
 from hfbridge.attach import begin_again
+from hfbridge.checkpoints.read import find_last, read_checkpoint
 from hfbridge.datamodule import HFDataModule
-from hfbridge.errors import DataError, ModelError, SettingsError
+from hfbridge.errors import CheckpointError, DataError, ModelError, SettingsError
 from hfbridge.module import HFModule
 from hfbridge.progress import RunProgressBar, has_native_bar, is_silenced
 from hfbridge.settings import Plan, Settings, SettingsSource, require_machine, translate
+
+DEFAULT_OUTPUT_DIR = "trainer_output"
+"""Where transformers writes when the settings do not say it."""
 
 _KNOWN_ARGUMENTS = tuple(inspect.signature(pl.Trainer.__init__).parameters)[1:]
 
@@ -29,6 +35,7 @@ class Trainer(pl.Trainer):
     Args:
         settings: `Settings`, a `transformers.TrainingArguments`, a dict of the same names, or the path of a
             YAML or JSON file that holds one.
+        asynchronous_saving: write checkpoints while training goes on, from copies in memory.
         **trainer_arguments: arguments of `lightning.Trainer`. What the settings say, too, must agree.
             `callbacks` takes Lightning callbacks and transformers' `TrainerCallback` objects or classes in
             one list.
@@ -37,13 +44,16 @@ class Trainer(pl.Trainer):
         plan: what the settings became.
         settings: the settings of the run.
         train_batch_size: rows of a micro-batch; `auto_find_batch_size` makes it smaller.
+        asynchronous_saving: whether checkpoints are written while training goes on.
 
     Raises:
         SettingsError: a setting or argument is unknown, wrong, contradictory or not carried; all are named.
         MissingDependencyError: a setting needs a package that is not installed.
     """
 
-    def __init__(self, settings: SettingsSource, **trainer_arguments: Any) -> None:
+    def __init__(
+        self, settings: SettingsSource, *, asynchronous_saving: bool = False, **trainer_arguments: Any
+    ) -> None:
         own, bridged = _split_callbacks(trainer_arguments.get("callbacks"))
         if own or bridged:
             trainer_arguments = {**trainer_arguments, "callbacks": own}
@@ -52,6 +62,7 @@ class Trainer(pl.Trainer):
         )
         self.settings: Settings = self.plan.settings
         self.train_batch_size: int = self.settings.per_device_train_batch_size
+        self.asynchronous_saving = asynchronous_saving
         require_machine(self.settings)
         self.trainer_callbacks: tuple[TrainerCallback | type[TrainerCallback], ...] = tuple(bridged)
         shows_own_bar = not has_native_bar(self.trainer_callbacks) and not is_silenced(self.settings)
@@ -76,11 +87,22 @@ class Trainer(pl.Trainer):
     ) -> None:
         """Train an HFModule on an HFDataModule.
 
+        Args:
+            model: the module.
+            datamodule: the data.
+            ckpt_path: what to go on from: a `checkpoint-N` directory of either engine, a Lightning `.ckpt`
+                that a run of HFModule has written, or "last" (or True), the newest whole checkpoint in
+                `output_dir`. Without it, `resume_from_checkpoint` of the settings.
+            **other: not taken; the data come from a data module.
+
         Raises:
             ModelError: the model is not an HFModule.
             DataError: the data is not an HFDataModule.
-            SettingsError: a checkpoint to resume from, which this version does not carry; or, with
-                `auto_find_batch_size`, no batch fits into memory.
+            CheckpointError: what to go on from is not there, damaged, or of another model.
+            SettingsError: with `auto_find_batch_size`, no batch fits into memory.
+
+        Mirrors: transformers.Trainer.train
+        Proved by: tests/parity/test_resume.py
         """
         if not isinstance(model, HFModule):
             raise ModelError(
@@ -94,17 +116,37 @@ class Trainer(pl.Trainer):
                 f"hfbridge.Trainer fits on an HFDataModule, and was given {given}. Write "
                 "trainer.fit(module, HFDataModule(train_dataset=..., eval_dataset=...))."
             )
-        if ckpt_path is not None:
-            raise SettingsError(
-                f"ckpt_path={str(ckpt_path)!r}: resuming is not carried by this version of hfbridge. Leave "
-                "it out."
-            )
+        ckpt_path = self._resolve(self.settings.resume_from_checkpoint if ckpt_path is None else ckpt_path)
         if self.settings.auto_find_batch_size:
-            self._fit_what_fits(model, datamodule)
+            self._fit_what_fits(model, datamodule, ckpt_path)
         else:
-            super().fit(model, datamodule=datamodule)
+            super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
 
-    def _fit_what_fits(self, model: HFModule, datamodule: HFDataModule) -> None:
+    def _resolve(self, ckpt_path: Any) -> str | None:
+        """Find and read the checkpoint to go on from, before anything is built.
+
+        Mirrors: transformers.Trainer.train
+        """
+        if ckpt_path in (None, False, ""):
+            return None
+        folder = Path(self.settings.output_dir or DEFAULT_OUTPUT_DIR).expanduser()
+        if ckpt_path in (True, "last"):
+            found = find_last(folder)
+            if found is None and self.checkpoint_callbacks:
+                return "last"  # of ModelCheckpoint's
+            if found is None:
+                raise CheckpointError(
+                    f"ckpt_path={ckpt_path!r}: there is no checkpoint in output_dir={str(folder)!r}. Leave "
+                    "it out to begin a new run, or name the checkpoint."
+                )
+            return str(found)
+        if isinstance(ckpt_path, str | os.PathLike) and Path(ckpt_path).is_dir():
+            checkpoint = read_checkpoint(Path(ckpt_path))
+            if self.settings.auto_find_batch_size and checkpoint.state.train_batch_size is not None:
+                self.train_batch_size = checkpoint.state.train_batch_size
+        return str(ckpt_path)
+
+    def _fit_what_fits(self, model: HFModule, datamodule: HFDataModule, ckpt_path: str | None) -> None:
         """Train; when memory runs out, begin again with smaller batches, weights and optimizer as they are.
 
         Mirrors: transformers.Trainer.train
@@ -118,11 +160,11 @@ class Trainer(pl.Trainer):
                     f"hfbridge: out of memory with micro-batches of {tried[-1]}; training begins again with "
                     f"{batch_size} (auto_find_batch_size)."
                 )
-                model.keep_optimizer()
+                model.kept_optimizer = next(iter(self.optimizers), None)
                 begin_again(self)
             tried.append(batch_size)
             self.train_batch_size = batch_size
-            super(Trainer, self).fit(model, datamodule=datamodule)
+            super(Trainer, self).fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
 
         try:
             find_executable_batch_size(attempt, starting_batch_size=self.train_batch_size)()

@@ -332,8 +332,13 @@ def make_theirs(job: Job) -> tuple[NativeTrainer, Recorder, RecordingCollator | 
 
 def run_theirs(job: Job) -> Record:
     """Run a job on the native Trainer."""
-    trainer, recorder, collator = make_theirs(job)
-    trainer.train()
+    made = make_theirs(job)
+    made[0].train()
+    return record_theirs(*made)
+
+
+def record_theirs(trainer: NativeTrainer, recorder: Recorder, collator: RecordingCollator | None) -> Record:
+    """Note what the native Trainer did."""
     optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
     return _record(recorder, collator, trainer.state, trainer.model, optimizer, trainer.lr_scheduler, trainer)
 
@@ -364,6 +369,16 @@ def run_ours(job: Job, *, loss_normalization: str = "native") -> Record:
     """Run a job on hfbridge."""
     trainer, module, data, recorder, collator = make_ours(job, loss_normalization=loss_normalization)
     trainer.fit(module, data)
+    return record_ours(trainer, module, recorder, collator)
+
+
+def record_ours(
+    trainer: hfbridge.Trainer,
+    module: hfbridge.HFModule,
+    recorder: Recorder,
+    collator: RecordingCollator | None,
+) -> Record:
+    """Note what hfbridge did."""
     scheduler, optimizer = module.schedule, trainer.optimizers[0]
     record = _record(recorder, collator, trainer.state_of_run, module.model, optimizer, scheduler, trainer)
     record.module = module

@@ -189,7 +189,7 @@ def test_callbacks_given_as_classes() -> None:
     theirs, ours = run_both(job)
     assert "Counted" in ours.state["stateful_callbacks"]
     native = [type(callback).__name__ for callback in theirs.engine.callback_handler.callbacks]
-    assert [type(cb).__name__ for cb in ours.module.host._handler.callbacks] == native
+    assert [type(cb).__name__ for cb in ours.module.host.handler.callbacks] == native
 
 
 class Replace(TrainerCallback):

@@ -109,7 +109,7 @@ def test_an_evaluation_after_training_is_reported_into_the_same_folder(
         for callback in (
             record.engine.callback_handler.callbacks
             if record.module is None
-            else record.module.host._handler.callbacks
+            else record.module.host.handler.callbacks
         ):
             if getattr(callback, "tb_writer", None) is not None:
                 callback.tb_writer.close()

@@ -25,6 +25,7 @@ LAYERS = {
     "__main__": 6,
     "errors": 0,
     "optional": 0,
+    "generators": 0,
     "settings": 1,
     "data": 2,
     "model": 2,
@@ -38,6 +39,8 @@ LAYERS = {
     "callbacks": 3,
     "evaluator": 3,
     "attach": 3,
+    "resume": 3,
+    "saving": 3,
     "progress": 3,
     "trainer": 4,
     "migrate": 4,
@@ -45,7 +48,21 @@ LAYERS = {
     "cli": 5,
 }
 # Rooms whose files have to be named one by one, since they lie in two layers.
-CLOSED_ROOMS = {"checkpoints": {"", "layout", "convert", "io", "export"}}
+CLOSED_ROOMS = {
+    "checkpoints": {
+        "",
+        "layout",
+        "manifest",
+        "read",
+        "weights",
+        "write",
+        "writer",
+        "sigterm",
+        "convert",
+        "io",
+        "export",
+    }
+}
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}
 HUGGING_FACE = {"transformers", "datasets", "evaluate", "peft", "tokenizers"}
 # (path in the package, top-level package): required dependencies that may be imported inside a function.

@@ -72,5 +72,5 @@ def test_a_method_put_on_the_instance_is_heard() -> None:
 
 def test_classes_and_instances_are_kept_in_their_order() -> None:
     host = attached(EarlyStoppingCallback(2), TrainerCallback)
-    names = [type(cb).__name__ for cb in host._handler.callbacks]  # type: ignore[union-attr]
+    names = [type(cb).__name__ for cb in host.handler.callbacks]  # type: ignore[union-attr]
     assert names == ["DefaultFlowCallback", "EarlyStoppingCallback", "TrainerCallback"]

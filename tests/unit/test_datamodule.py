@@ -43,7 +43,7 @@ def attached(data: HFDataModule, settings: Any = None, **module: Any) -> HFDataM
     }
     given = Settings(**{**SETTINGS, **(settings or {})})
     module = {**known, "given_settings": given, "args": given.as_training_arguments(), **module}
-    trainer.strategy._lightning_module = SimpleNamespace(**module)  # type: ignore[assignment]
+    trainer.strategy._lightning_module = SimpleNamespace(**{"resumption": None, **module})  # type: ignore[assignment]
     trainer.datamodule = data  # type: ignore[attr-defined]
     data.trainer = trainer
     return data

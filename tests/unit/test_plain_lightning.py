@@ -95,6 +95,33 @@ def test_a_plain_trainer_trains_like_ours(arguments: dict[str, Any], tmp_path: P
     assert plain.global_step == 4
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+@pytest.mark.parametrize("kind", ["directory", "file"])
+def test_a_plain_trainer_saves_and_goes_on(kind: str) -> None:
+    settings = {**SETTINGS, "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3}
+    whole, _ = fit_ours({**settings, "output_dir": "whole"})
+    quiet = {"accelerator": "cpu", "devices": 1, **QUIET}
+    module, data = make_pair(settings=settings)
+    kept = ModelCheckpoint(dirpath="kept", filename="{step}", every_n_train_steps=3, save_top_k=-1)
+    pl.Trainer(max_epochs=2, callbacks=[kept], **quiet).fit(module, datamodule=data)
+    assert_same(whole, module)
+    assert {path.name for path in Path("out").iterdir()} == {"checkpoint-3", "checkpoint-6", "checkpoint-8"}
+    again, data = make_pair(settings={**settings, "output_dir": "again"})
+    trainer = pl.Trainer(max_epochs=2, callbacks=[] if kind == "directory" else [kept], **quiet)
+    source = "out/checkpoint-3" if kind == "directory" else "kept/step=3.ckpt"
+    trainer.fit(again, datamodule=data, ckpt_path=source)
+    assert trainer.global_step == 8
+    pairs = zip(whole.model.parameters(), again.model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_plain_trainer_does_not_read_where_to_go_on() -> None:
+    module, data = make_pair(settings={**SETTINGS, "resume_from_checkpoint": "out/checkpoint-3"})
+    trainer = pl.Trainer(max_epochs=1, accelerator="cpu", devices=1, enable_checkpointing=False, **QUIET)
+    with pytest.raises(hfbridge.SettingsError, match=r"write trainer\.fit\(\.\.\., ckpt_path="):
+        trainer.fit(module, datamodule=data)
+
+
 @pytest.mark.parametrize("owner", ["module", "data"])
 def test_settings_are_given_once(owner: str) -> None:
     ours, _ = fit_ours()

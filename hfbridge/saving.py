@@ -1,0 +1,139 @@
+"""RunCheckpoints: when a run writes checkpoints, and what goes into them; knows both worlds.
+
+settings that save, or a callback's should_save    checkpoint-N, by a CheckpointWriter
+enable_jit_checkpoint                              the same, after SIGTERM
+ModelCheckpoint, trainer.save_checkpoint           a Lightning file, with what hfbridge/resume.py needs
+"""
+
+import copy
+import warnings
+from contextlib import closing
+from typing import Any
+
+import lightning.pytorch as pl
+
+from hfbridge.checkpoints.sigterm import SigtermCheckpoint
+from hfbridge.checkpoints.writer import CheckpointWriter, export
+from hfbridge.errors import BridgeWarning, CheckpointError
+from hfbridge.resume import describe_run, position_of
+
+
+class RunCheckpoints:
+    """Write the checkpoints of a run.
+
+    Args:
+        host: what keeps the state of the run.
+
+    Attributes:
+        is_resumable: whether a run can go on from a Lightning checkpoint of this moment.
+
+    Proved by: tests/parity/test_checkpoints.py
+    """
+
+    def __init__(self, host: Any) -> None:
+        self._host = host
+        self._writer: CheckpointWriter | None = None
+        self.is_resumable = False
+
+    def open(self, trainer: pl.Trainer, *, is_resumed: bool) -> None:
+        """Hold the directory, if the settings ask for checkpoints.
+
+        Raises:
+            CheckpointError: it cannot be written, or another run is writing into it.
+        """
+        self._close()  # that of a run that begins again
+        self.is_resumable = False
+        args = self._host.args
+        if args.save_strategy != "no" or args.enable_jit_checkpoint:
+            self._writer_for(trainer).tell_of_earlier_runs(is_resumed=is_resumed)
+
+    def begin(self, trainer: pl.Trainer, module: Any) -> None:
+        """Training begins: from now on a checkpoint may be asked for."""
+        self.is_resumable = True
+        for callback in self._sigterm_callbacks():
+            callback.listen(lambda: self.save(trainer, module, waits=True))
+
+    def save(self, trainer: pl.Trainer, module: Any, *, waits: bool) -> None:
+        """Write a checkpoint of this step, for a callback also where no setting asks for any.
+
+        Args:
+            trainer: the Trainer.
+            module: the module.
+            waits: whether somebody wants to see it as soon as this returns.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        host = self._host
+        host.store_flops()
+        self._writer_for(trainer).save(
+            module.model,
+            host.state,
+            optimizer=trainer.optimizers[0],
+            schedule=module.schedule,
+            processing_class=processing_class_of(module),
+            exports=host.exports(),
+            position=self._position(trainer),
+            waits=waits,
+        )
+
+    def before_step(self) -> None:
+        """Wait for what is being copied of weights and optimizer."""
+        if self._writer is not None:
+            self._writer.before_step()
+
+    def describe(self, module: Any) -> dict[str, Any]:
+        """Make what a Lightning checkpoint of this moment keeps of the run."""
+        host = self._host
+        host.store_flops()
+        state = copy.deepcopy(host.state)
+        export(state, host.exports())
+        return describe_run(module, state, self._position(module.trainer), processing_class_of(module))
+
+    def finish(self, module: Any) -> None:
+        """Put the best weights into the model, if asked for, when training has ended.
+
+        Mirrors: transformers.Trainer._finalize_training
+        """
+        if self._writer is not None:
+            with closing(self._writer):
+                self._writer.load_best(module.model, self._host.state)
+            self._writer = None
+
+    def abandon(self) -> None:
+        """Let go of directory and signal after an exception."""
+        self.is_resumable = False  # the step may be half done
+        for callback in self._sigterm_callbacks():
+            callback.listen_no_more()
+        try:
+            self._close()
+        except CheckpointError as error:  # not in place of the exception that is on its way
+            warnings.warn(str(error), BridgeWarning, stacklevel=2)
+
+    def _position(self, trainer: pl.Trainer) -> dict[str, Any]:
+        loader: Any = trainer.train_dataloader
+        return position_of(loader, self._host.logged.record)
+
+    def _sigterm_callbacks(self) -> list[SigtermCheckpoint]:
+        handler = self._host.handler
+        callbacks = [] if handler is None else handler.callbacks
+        return [callback for callback in callbacks if isinstance(callback, SigtermCheckpoint)]
+
+    def _writer_for(self, trainer: pl.Trainer) -> CheckpointWriter:
+        if self._writer is None:
+            asynchronous = getattr(trainer, "asynchronous_saving", False)
+            self._writer = CheckpointWriter(self._host.args, asynchronous=asynchronous)
+        return self._writer
+
+    def _close(self) -> None:
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            writer.close()
+
+
+def processing_class_of(module: Any) -> Any:
+    """Find the tokenizer or processor that is written beside the model; `None` without one."""
+    trainer = module._trainer
+    data = None if trainer is None else getattr(trainer, "datamodule", None)
+    given = module.processing_class or getattr(data, "processing_class", None)
+    return given or getattr(getattr(data, "data_collator", None), "tokenizer", None)
