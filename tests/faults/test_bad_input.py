@@ -145,13 +145,6 @@ def test_no_settings_at_all(untouched: Any) -> None:
         _plain().fit(hfbridge.HFModule(untouched.model), _data())
 
 
-def test_a_checkpoint_to_resume_from(untouched: Any) -> None:
-    with pytest.raises(SettingsError, match="resuming is not carried"):
-        hfbridge.Trainer(BASE, logger=False).fit(
-            hfbridge.HFModule(untouched.model), _data(), ckpt_path="last"
-        )
-
-
 def test_evaluation_without_a_set() -> None:
     with pytest.raises(SettingsError, match="needs an evaluation set"):
         fit(forbidden_model, settings={"eval_strategy": "epoch"})
