@@ -12,6 +12,7 @@ NAMES = {
     "native": "`transformers.Trainer`",
     "plain_lightning": "a plain LightningModule",
     "hfbridge": "hfbridge",
+    "asynchronous": "hfbridge, `asynchronous_saving=True`",
 }
 
 
@@ -49,6 +50,16 @@ def finetune(results: dict[str, Any]) -> list[str]:
     return lines
 
 
+def checkpoint(results: dict[str, Any]) -> list[str]:
+    lines = ["| training stands still for a save | seconds | of native |", "| --- | ---: | ---: |"]
+    for engine in ("native", "hfbridge", "asynchronous"):
+        row = results[engine]
+        low, high = row["stands_still_s"]["quartiles"]
+        seconds = f"{row['stands_still_s']['median']:.3f} ({low:.3f} to {high:.3f})"
+        lines.append(f"| {NAMES[engine]} | {seconds} | {row['of_native']:.2f} |")
+    return lines
+
+
 def about(results: dict[str, Any]) -> str:
     found = results["about"]
     versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
@@ -58,7 +69,7 @@ def about(results: dict[str, Any]) -> str:
 
 
 def render(text: str) -> str:
-    for name, table in (("overhead", overhead), ("finetune", finetune)):
+    for name, table in (("checkpoint", checkpoint), ("overhead", overhead), ("finetune", finetune)):
         results = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
         body = "\n".join([*table(results), "", about(results), ""])
         pattern = re.compile(rf"(<!-- results:{name} -->\n).*?(<!-- /results -->)", re.DOTALL)
