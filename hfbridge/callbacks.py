@@ -225,6 +225,7 @@ class CallbackHost(EvaluationHooks):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Fire `on_epoch_end`, then log, evaluate and save if they are due."""
+        self.checkpoints.before_step()  # a callback may change weights
         self.fire("on_epoch_end")
         self._log_evaluate_save(trainer, pl_module)
         if self.control.should_training_stop:
@@ -318,6 +319,7 @@ class CallbackHost(EvaluationHooks):
 
     def _evaluate(self, trainer: pl.Trainer) -> None:
         assert self.args is not None
+        self.checkpoints.before_step()  # a callback may put other weights in
         with tells_exhaustion(self.args):
             run_validation(trainer)
 

@@ -326,6 +326,8 @@ class HFModule(pl.LightningModule):
         Raises:
             CheckpointError: it is another model's, or does not tell where its run was.
         """
+        if self.model is None:
+            self.configure_model()
         self.resumption = fill_checkpoint(self, checkpoint)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

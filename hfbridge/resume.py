@@ -11,6 +11,7 @@ Everything is told by the number S of optimizer steps in the native state, with 
 """
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import Trainer as NativeTrainer
 from transformers import TrainerState, TrainingArguments
@@ -78,9 +79,12 @@ def fill_checkpoint(module: Any, checkpoint: dict[str, Any]) -> Resumption | Non
     Raises:
         CheckpointError: the weights are another model's, or the file does not tell of a run.
     """
+    own: Mapping[str, Tensor] = checkpoint["state_dict"]
+    if module.kept_optimizer is not None:  # out of memory: begins again with the weights as they are
+        own = module.state_dict()
     weights = {
         name.removeprefix(layout.PREFIX): tensor
-        for name, tensor in checkpoint["state_dict"].items()
+        for name, tensor in own.items()
         if name.startswith(layout.PREFIX)
     }
     complete = complete_weights(module.model, weights, source="the checkpoint")

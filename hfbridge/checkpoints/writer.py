@@ -39,6 +39,7 @@ except ImportError:  # pragma: no cover
     fcntl = None  # type: ignore[assignment]
 
 _T = TypeVar("_T")
+_HELD: set[int] = set()  # descriptors of the directories that this process holds
 
 
 class CheckpointWriter:
@@ -199,6 +200,7 @@ class CheckpointWriter:
         finally:
             self._copies = Copies()
             if self._lock is not None:
+                _HELD.discard(self._lock)
                 os.close(self._lock)
                 self._lock = None
 
@@ -323,4 +325,16 @@ def _claim(folder: Path) -> int | None:
         ) from error
     except OSError:  # a file system without locks
         pass
+    _HELD.add(descriptor)
     return descriptor
+
+
+def _let_go() -> None:
+    """Have no part in what the parent holds: workers may live a moment longer than a run that was killed."""
+    for descriptor in _HELD:
+        os.close(descriptor)
+    _HELD.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)

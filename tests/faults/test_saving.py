@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,6 +76,25 @@ def test_two_runs_in_one_directory() -> None:
     run_ours(JOB)
     with pytest.warns(BridgeWarning, match="holds checkpoints of an earlier run, up to checkpoint-12"):
         run_ours(JOB)
+
+
+def test_workers_that_outlive_a_run_do_not_hold_its_directory() -> None:
+    writer = CheckpointWriter(TrainingArguments("out", use_cpu=True))
+    reads, writes = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writes, b"up")
+        time.sleep(60)
+        os._exit(0)
+    try:
+        os.read(reads, 2)
+        writer.close()
+        CheckpointWriter(TrainingArguments("out", use_cpu=True)).close()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(reads)
+        os.close(writes)
 
 
 def test_the_directory_is_free_after_a_run_that_failed() -> None:

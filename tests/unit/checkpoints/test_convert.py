@@ -120,6 +120,13 @@ def test_a_way_of_reading_that_the_user_chose_stays() -> None:
     assert trainer.strategy.checkpoint_io is mine
 
 
+def test_a_named_model_is_built_for_its_weights() -> None:
+    whole = run_ours(JOB.with_settings(output_dir="out"))
+    hfbridge.convert("out/checkpoint-6", "run.ckpt")
+    module = hfbridge.HFModule.load_from_checkpoint("run.ckpt", model=JOB.make_model)
+    same("weights", whole.weights, dict(module.model.state_dict()))
+
+
 @pytest.mark.parametrize(("source", "target"), [("out", "there"), ("there", "nowhere"), ("nowhere", "new")])
 def test_wrong_paths(source: str, target: str) -> None:
     Path("there").mkdir()
