@@ -6,8 +6,8 @@ may take freed memory back, as it always does in a long run. Each measurement is
 take turns.
 
     stands still    what a save has training wait for: from the end of the step to the beginning of the next,
-                    beyond the median of those that do not save, and before the optimizer changes what is
-                    being copied
+                    beyond the median of those that do not save, and in the steps after, before the
+                    optimizer changes what is being copied
     slower steps    what the steps until the next save took longer than the median before the first, for each
                     save: the price of writing while training goes on
 """
@@ -141,7 +141,9 @@ def measure_one(engine: str) -> dict[str, Any]:
     usual_step = statistics.median(steps[BETWEEN // 2 : BETWEEN])
     between = [steps[i + 1 : i + 1 + BETWEEN] for i in saving[WARM_UP:-1]]
     return {
-        "stands_still_s": [pauses[i] - usual_pause + clock.waited[i + 1] for i in saving[WARM_UP:]],
+        "stands_still_s": [
+            pauses[i] - usual_pause + sum(clock.waited[i + 1 : i + BETWEEN]) for i in saving[WARM_UP:]
+        ],
         "slower_steps_s": [sum(taken) - len(taken) * usual_step for taken in between],
         "step_s": usual_step,
         "checkpoint_mb": size / 1e6,

@@ -64,11 +64,12 @@ class CheckpointWriter:
         self._thread: threading.Thread | None = None
         self._copied: threading.Event | None = None
         self._error: BaseException | None = None
+        self._rotation: Callable[[], None] | None = None
         self._lock = _claim(self.folder)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out of copies what belongs to this run."""
-        return {**self.__dict__, "_lock": None, "_thread": None, "_copies": Copies()}
+        return {**self.__dict__, "_lock": None, "_thread": None, "_rotation": None, "_copies": Copies()}
 
     def tell_of_earlier_runs(self, *, is_resumed: bool) -> None:
         """Warn of checkpoints that this run did not write and does not go on from."""
@@ -146,16 +147,25 @@ class CheckpointWriter:
                 self.before_step()
             return
         finish = write_checkpoint(folder, content)
+        self._rotation = lambda: self._rotate(best_folder)
+        self._in_background(finish)
         if waits:
-            self._finish(finish, best_folder)
-        else:
-            self._in_background(lambda: self._finish(finish, best_folder))
+            self.wait()
 
     def before_step(self) -> None:
-        """Wait for copies that are being made of what the optimizer is about to change."""
+        """Wait for copies that are being made of what the optimizer is about to change.
+
+        Old checkpoints are deleted here, when the new one has its name, and not in the background: memory
+        freed by the thread that writes the next one is at hand again for it, which halves its time.
+
+        Raises:
+            CheckpointError: the last checkpoint could not be written.
+        """
         if self._copied is not None:
             self._copied.wait()
             self._copied = None
+        if self._rotation is not None and self._thread is not None and not self._thread.is_alive():
+            self.wait()
 
     def wait(self) -> None:
         """Wait for a checkpoint that is being written.
@@ -167,8 +177,11 @@ class CheckpointWriter:
             self._thread.join()
             self._thread = None
         error, self._error = self._error, None
+        rotation, self._rotation = self._rotation, None
         if error is not None:
             raise error
+        if rotation is not None:
+            rotation()
 
     def load_best(self, model: nn.Module, state: TrainerState) -> None:
         """Put the weights of the best checkpoint into the model; with one to keep, delete the others.
@@ -212,10 +225,10 @@ class CheckpointWriter:
             content.schedule = self._copies.of(content.schedule, "schedule")
         finally:
             self._copied.set()
-        self._finish(write_checkpoint(folder, content), best)
+        write_checkpoint(folder, content)()
+        self._rotate(best)
 
-    def _finish(self, finish: Callable[[], None], best: str | None) -> None:
-        finish()
+    def _rotate(self, best: str | None) -> None:
         rotate_checkpoints(
             output_dir=str(self.folder),
             save_total_limit=self._args.save_total_limit,
