@@ -23,7 +23,6 @@ def kill(times: int, seed: int) -> dict[str, Any]:
 def check(found: dict[str, Any], times: int) -> None:
     assert found["kills"] == times
     assert found["ended_with_the_same_weights"] == times
-    assert found["killed_while_running"] >= times // 2
     assert found["resumed_from_a_checkpoint"] >= times // 3
 
 
