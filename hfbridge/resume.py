@@ -11,7 +11,6 @@ Everything is told by the number S of optimizer steps in the native state, with 
 """
 
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +18,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from transformers import Trainer as NativeTrainer
 from transformers import TrainerState, TrainingArguments
@@ -27,7 +26,7 @@ from transformers.trainer_utils import compare_trainer_and_checkpoint_args
 
 from hfbridge import generators
 from hfbridge.checkpoints import layout
-from hfbridge.checkpoints.convert import native_position, pack, plain_position
+from hfbridge.checkpoints.convert import native_position, pack, plain_position, without_prefix
 from hfbridge.checkpoints.read import state_from
 from hfbridge.checkpoints.weights import complete_weights, saved_names
 from hfbridge.checkpoints.write import other_files
@@ -47,7 +46,6 @@ class Resumption:
         schedule: `state_dict` of the schedule; `None` if the checkpoint has none.
         optimizer: `state_dict` of the optimizer; likewise.
         loss: what was summed since the last log row; `None` if the checkpoint does not know.
-        is_mid_epoch: whether a pass goes on that was begun.
     """
 
     state_text: str
@@ -55,7 +53,11 @@ class Resumption:
     schedule: dict[str, Any] | None
     optimizer: dict[str, Any] | None
     loss: dict[str, Any] | None
-    is_mid_epoch: bool
+
+    @property
+    def is_mid_epoch(self) -> bool:
+        """Whether a pass goes on that was begun."""
+        return self.start.windows > 0
 
     def new_state(self) -> TrainerState:
         """Make the native state of the run."""
@@ -79,15 +81,9 @@ def fill_checkpoint(module: Any, checkpoint: dict[str, Any]) -> Resumption | Non
     Raises:
         CheckpointError: the weights are another model's, or the file does not tell of a run.
     """
-    own: Mapping[str, Tensor] = checkpoint["state_dict"]
-    if module.kept_optimizer is not None:  # out of memory: begins again with the weights as they are
-        own = module.state_dict()
-    weights = {
-        name.removeprefix(layout.PREFIX): tensor
-        for name, tensor in own.items()
-        if name.startswith(layout.PREFIX)
-    }
-    complete = complete_weights(module.model, weights, source="the checkpoint")
+    # Out of memory: the run begins again with the weights as they are.
+    own = checkpoint["state_dict"] if module.kept_optimizer is None else module.state_dict()
+    complete = complete_weights(module.model, without_prefix(own), source="the checkpoint")
     checkpoint["state_dict"] = {f"{layout.PREFIX}{name}": tensor for name, tensor in complete.items()}
     trainer = module._trainer
     if trainer is None:
@@ -149,7 +145,6 @@ def _read(checkpoint: dict[str, Any], schedule: Schedule, *, skips_data: bool) -
         schedule=schedules[0] if schedules else None,
         optimizer=optimizers[0] if optimizers else None,
         loss=None if position is None else position["loss"],
-        is_mid_epoch=windows > 0,
     )
 
 

@@ -62,12 +62,7 @@ def from_lightning(found: Mapping[str, Any], *, source: str) -> Checkpoint:
             f"{source} was not written by a run of HFModule: it has no {missing[0]!r}. Load its weights by "
             "themselves, and begin a new run."
         )
-    state_dict: Mapping[str, Any] = found["state_dict"]
-    weights = {
-        name.removeprefix(layout.PREFIX): tensor
-        for name, tensor in state_dict.items()
-        if name.startswith(layout.PREFIX)
-    }
+    weights = without_prefix(found["state_dict"])
     kept = found.get(layout.WEIGHTS_KEY) or {"names": list(weights), "adapter": False}
     states, position = found.get(layout.RNG_KEY), found.get(layout.POSITION_KEY)
     optimizer, schedule = found.get("optimizer_states"), found.get("lr_schedulers")
@@ -81,6 +76,15 @@ def from_lightning(found: Mapping[str, Any], *, source: str) -> Checkpoint:
         files={name: _unpacked(packed) for name, packed in found.get(layout.FILES_KEY, {}).items()},
         has_adapter=kept["adapter"],
     )
+
+
+def without_prefix(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take the model's weights, by their names in the model, out of an HFModule's."""
+    return {
+        name.removeprefix(layout.PREFIX): tensor
+        for name, tensor in state_dict.items()
+        if name.startswith(layout.PREFIX)
+    }
 
 
 def pack(files: Mapping[str, bytes]) -> dict[str, Tensor]:

@@ -90,9 +90,9 @@ def save_pretrained(model: nn.Module, folder: Path, processing_class: Any) -> No
 
 
 def _check_is_saved(model: nn.Module, folder: Path) -> None:
-    adapter = folder / layout.ADAPTER_SAFE_WEIGHTS_NAME
-    name = adapter.name if adapter.exists() else layout.SAFE_WEIGHTS_NAME
-    found = complete_weights(model, read_weights(folder / name), source=name)
+    path = layout.weights_in(folder)
+    name = path.name
+    found = complete_weights(model, read_weights(path), source=name)
     wrong = [
         key for key, tensor in model.state_dict().items() if not torch.equal(tensor.cpu(), found[key].cpu())
     ]

@@ -29,7 +29,7 @@ from transformers.trainer import (
     TRAINING_ARGS_NAME,
 )
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 ADAPTER_SAFE_WEIGHTS_NAME = "adapter_model.safetensors"
 RNG_NAME = "rng_state.pth"
@@ -42,7 +42,6 @@ PREFIX = "model."
 
 __all__ = [
     "ADAPTER_SAFE_WEIGHTS_NAME",
-    "CONFIG_NAME",
     "FILES_KEY",
     "OPTIMIZER_NAME",
     "OWN",
@@ -63,6 +62,7 @@ __all__ = [
     "is_checkpoint",
     "step_of",
     "unfinished_in",
+    "weights_in",
 ]
 
 _NAMED = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
@@ -71,6 +71,12 @@ _NAMED = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
 def checkpoint_name(step: int) -> str:
     """Name the directory of an optimizer step."""
     return f"{PREFIX_CHECKPOINT_DIR}-{step}"
+
+
+def weights_in(folder: Path) -> Path:
+    """Name the file of the weights: an adapter's, if there is one, else the model's."""
+    adapter = folder / ADAPTER_SAFE_WEIGHTS_NAME
+    return adapter if adapter.exists() else folder / SAFE_WEIGHTS_NAME
 
 
 def step_of(folder: Path) -> int | None:

@@ -81,9 +81,8 @@ def read_checkpoint(folder: Path, *, keeps_files: bool = False) -> Checkpoint:
             problems.append(str(error))
             return None
 
-    adapter = folder / layout.ADAPTER_SAFE_WEIGHTS_NAME
-    has_adapter = adapter.exists()
-    weights = attempt(read_weights, adapter.name if has_adapter else layout.SAFE_WEIGHTS_NAME)
+    file = layout.weights_in(folder).name
+    weights = attempt(read_weights, file)
     state = attempt(_read_state, layout.TRAINER_STATE_NAME)
     parts: list[Any] = [None] * len(_RESUMING)
     if any((folder / name).exists() for name in _RESUMING):  # else: save_only_model
@@ -106,7 +105,7 @@ def read_checkpoint(folder: Path, *, keeps_files: bool = False) -> Checkpoint:
         random_states=parts[2],
         position=own.get("position"),
         files=_read_other_files(folder) if keeps_files else {},
-        has_adapter=has_adapter,
+        has_adapter=file == layout.ADAPTER_SAFE_WEIGHTS_NAME,
     )
 
 

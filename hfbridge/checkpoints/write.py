@@ -72,13 +72,7 @@ def write_checkpoint(folder: Path, content: Content) -> Callable[[], None]:
         unfinished = stack.enter_context(replaced(folder))
         save_model(content.model, unfinished, content.processing_class, weights=content.weights)
         torch.save(content.args, unfinished / layout.TRAINING_ARGS_NAME)
-        if content.optimizer is not None:
-            torch.save(content.optimizer, unfinished / layout.OPTIMIZER_NAME)
-            torch.save(content.schedule, unfinished / layout.SCHEDULER_NAME)
-        (unfinished / layout.TRAINER_STATE_NAME).write_text(content.state_text, encoding="utf-8")
-        if content.random_states is not None:
-            own = {"step": content.step, "position": content.position, "files": make_manifest(unfinished)}
-            torch.save({**content.random_states, layout.OWN: own}, unfinished / layout.RNG_NAME)
+        _write_run(unfinished, content, step=content.step)
         return stack.pop_all().close
     raise AssertionError  # pragma: no cover
 
@@ -97,21 +91,21 @@ def write_read_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         name = layout.ADAPTER_SAFE_WEIGHTS_NAME if checkpoint.has_adapter else layout.SAFE_WEIGHTS_NAME
         weights = {name: tensor.contiguous() for name, tensor in checkpoint.weights.items()}
         safetensors.torch.save_file(weights, unfinished / name, metadata={"format": "pt"})
-        (unfinished / layout.TRAINER_STATE_NAME).write_text(checkpoint.state_text, encoding="utf-8")
-        if checkpoint.optimizer is not None:
-            torch.save(checkpoint.optimizer, unfinished / layout.OPTIMIZER_NAME)
-            torch.save(checkpoint.schedule, unfinished / layout.SCHEDULER_NAME)
-        if checkpoint.random_states is not None:
-            own = {}
-            if checkpoint.position is not None:
-                own = {
-                    layout.OWN: {
-                        "step": checkpoint.state.global_step,
-                        "position": checkpoint.position,
-                        "files": make_manifest(unfinished),
-                    }
-                }
-            torch.save({**checkpoint.random_states, **own}, unfinished / layout.RNG_NAME)
+        _write_run(unfinished, checkpoint, step=checkpoint.state.global_step)
+
+
+def _write_run(folder: Path, content: Content | Checkpoint, *, step: int) -> None:
+    """Write where a run was, and last, of all files before it, the manifest."""
+    (folder / layout.TRAINER_STATE_NAME).write_text(content.state_text, encoding="utf-8")
+    if content.optimizer is not None:
+        torch.save(content.optimizer, folder / layout.OPTIMIZER_NAME)
+        torch.save(content.schedule, folder / layout.SCHEDULER_NAME)
+    if content.random_states is not None:
+        states = dict(content.random_states)
+        if content.position is not None:  # else it came from a native checkpoint
+            files = make_manifest(folder)
+            states[layout.OWN] = {"step": step, "position": content.position, "files": files}
+        torch.save(states, folder / layout.RNG_NAME)
 
 
 def save_model(

@@ -69,7 +69,8 @@ class CheckpointWriter:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out of copies what belongs to this run."""
-        return {**self.__dict__, "_lock": None, "_thread": None, "_rotation": None, "_copies": Copies()}
+        of_run = dict.fromkeys(("_lock", "_thread", "_copied", "_rotation"))
+        return {**self.__dict__, **of_run, "_copies": Copies()}
 
     def tell_of_earlier_runs(self, *, is_resumed: bool) -> None:
         """Warn of checkpoints that this run did not write and does not go on from."""
@@ -194,8 +195,7 @@ class CheckpointWriter:
         if best is None:
             return
         if self._args.load_best_model_at_end:
-            adapter = Path(best) / layout.ADAPTER_SAFE_WEIGHTS_NAME
-            path = adapter if adapter.exists() else Path(best) / layout.SAFE_WEIGHTS_NAME
+            path = layout.weights_in(Path(best))
             load_weights(model, read_weights(path), source=str(path))
         if self._args.save_total_limit == 1:
             for checkpoint in sort_checkpoints(str(self.folder), best_model_checkpoint=best):
