@@ -5,9 +5,9 @@ replace the one before (save_total_limit=1). Some seconds are between two saves,
 may take freed memory back, as it always does in a long run. Each measurement is a fresh process; the engines
 take turns.
 
-    stands still    what a save has training wait for: from the end of the step to the beginning of the next,
-                    beyond the median of those that do not save, and in the steps after, before the
-                    optimizer changes what is being copied
+    stands still    what a save has training wait for: from the end of the step to the beginning of the next
+                    one's forward pass, beyond the median of those that do not save, and in the steps after,
+                    before the optimizer changes what is being written or copied
     slower steps    what the steps until the next save took longer than the median before the first, for each
                     save: the price of writing while training goes on
 """
@@ -46,7 +46,7 @@ def make_model() -> Any:
 
 
 def make_clock() -> Any:
-    """Make a TrainerCallback that notes when steps end."""
+    """Make a TrainerCallback that notes when forward passes begin and steps end."""
     from transformers import TrainerCallback
 
     class Clock(TrainerCallback):
@@ -55,11 +55,16 @@ def make_clock() -> Any:
             self.ended: list[float] = []
             self.waited: list[float] = []  # in the steps
 
-        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        def on_train_begin(self, *args: Any, model: Any, **kwargs: Any) -> None:
+            model.register_forward_pre_hook(self.begin)
+
+        def begin(self, *args: Any) -> None:
             self.began.append(time.perf_counter())
             self.waited.append(0.0)
 
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            if not self.ended:  # before the first step a model may be tried out
+                del self.began[:-1], self.waited[:-1]
             self.ended.append(time.perf_counter())
 
     return Clock()
@@ -88,7 +93,8 @@ def time_waits(clock: Any) -> None:
     def timed(self: CheckpointWriter) -> None:
         began = time.perf_counter()
         before_step(self)
-        clock.waited[-1] += time.perf_counter() - began
+        if clock.waited:  # not yet before the first step
+            clock.waited[-1] += time.perf_counter() - began
 
     CheckpointWriter.before_step = timed  # type: ignore[method-assign]
 

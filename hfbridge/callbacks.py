@@ -110,6 +110,7 @@ class CallbackHost(EvaluationHooks):
         """Tell the callbacks of a native event; an event that none of them overrides costs nothing."""
         if event in self._heard:
             assert self.handler is not None
+            self.checkpoints.before_step()  # a callback may change weights
             try:
                 self.control = getattr(self.handler, event)(self.args, self.state, self.control, **extra)
             except StopIteration as error:  # which Lightning's loops take for the end of the data
@@ -225,7 +226,6 @@ class CallbackHost(EvaluationHooks):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Fire `on_epoch_end`, then log, evaluate and save if they are due."""
-        self.checkpoints.before_step()  # a callback may change weights
         self.fire("on_epoch_end")
         self._log_evaluate_save(trainer, pl_module)
         if self.control.should_training_stop:

@@ -17,6 +17,29 @@ from hfbridge.checkpoints.writer import CheckpointWriter, export
 from hfbridge.errors import BridgeWarning, CheckpointError
 from hfbridge.resume import describe_run, position_of
 
+_BEFORE_NEXT_STEP = (  # what may run between a save and the moment `before_step` is called
+    "on_train_batch_start",
+    "on_train_epoch_start",
+    "on_train_epoch_end",
+    "on_before_zero_grad",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+)
+_READS_ONLY = (  # modules that define such hooks, and change neither weights nor optimizer
+    "hfbridge.",
+    "lightning.pytorch.core.",
+    "lightning.pytorch.callbacks.callback",
+    "lightning.pytorch.callbacks.device_stats_monitor",
+    "lightning.pytorch.callbacks.early_stopping",
+    "lightning.pytorch.callbacks.lr_monitor",
+    "lightning.pytorch.callbacks.model_checkpoint",
+    "lightning.pytorch.callbacks.on_exception_checkpoint",
+    "lightning.pytorch.callbacks.progress.",
+    "lightning.pytorch.callbacks.throughput_monitor",
+    "lightning.pytorch.callbacks.timer",
+)
+
 
 class RunCheckpoints:
     """Write the checkpoints of a run.
@@ -66,7 +89,8 @@ class RunCheckpoints:
         """
         host = self._host
         host.store_flops()
-        self._writer_for(trainer).save(
+        writer = self._writer_for(trainer)
+        writer.save(
             module.model,
             host.state,
             optimizer=trainer.optimizers[0],
@@ -76,6 +100,8 @@ class RunCheckpoints:
             position=self._position(trainer),
             waits=waits,
         )
+        if any(may_change_weights(listener) for listener in (*trainer.callbacks, module)):  # type: ignore[attr-defined]
+            writer.before_step()
 
     def before_step(self) -> None:
         """Wait for what is being copied of weights and optimizer."""
@@ -129,6 +155,13 @@ class RunCheckpoints:
         if self._writer is not None:
             writer, self._writer = self._writer, None
             writer.close()
+
+
+def may_change_weights(listener: pl.Callback | pl.LightningModule) -> bool:
+    """Whether a callback or module has hooks of its own that run before the next optimizer step."""
+    hooks = (getattr(listener, name, None) for name in _BEFORE_NEXT_STEP)
+    modules = [getattr(hook, "__module__", None) or "" for hook in hooks if hook is not None]
+    return not all(module.startswith(_READS_ONLY) for module in modules)
 
 
 def processing_class_of(module: Any) -> Any:

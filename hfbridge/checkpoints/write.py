@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,6 +180,19 @@ def replaced(folder: Path) -> Iterator[Path]:
             f"{str(folder)!r} could not be written: {error}. Nothing of it is left; checkpoints written "
             "before are whole. Make room, or choose another output_dir, and resume from the last one."
         ) from error
+
+
+def forget_pages(folder: Path) -> None:
+    """Have the system forget what it keeps in memory of files that are on the disk.
+
+    Nobody reads them soon, and the thread that calls this finds the memory at hand for the files that it
+    writes next; a virtual machine would otherwise give it back, and be slow to get it again.
+    """
+    if not hasattr(os, "posix_fadvise"):  # pragma: no cover
+        return
+    for path in folder.rglob("*"):
+        with suppress(OSError), path.open("rb") as file:  # a directory, or deleted meanwhile
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _is_about_writing(error: BaseException) -> bool:

@@ -30,7 +30,7 @@ from hfbridge import generators
 from hfbridge.checkpoints import layout
 from hfbridge.checkpoints.read import read_weights
 from hfbridge.checkpoints.weights import load_weights
-from hfbridge.checkpoints.write import Content, write_checkpoint
+from hfbridge.checkpoints.write import Content, forget_pages, write_checkpoint
 from hfbridge.errors import BridgeWarning, CheckpointError
 
 try:  # not on Windows
@@ -64,12 +64,12 @@ class CheckpointWriter:
         self._thread: threading.Thread | None = None
         self._copied: threading.Event | None = None
         self._error: BaseException | None = None
-        self._rotation: Callable[[], None] | None = None
+        self._written: Path | None = None  # by the thread
         self._lock = _claim(self.folder)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out of copies what belongs to this run."""
-        of_run = dict.fromkeys(("_lock", "_thread", "_copied", "_rotation"))
+        of_run = dict.fromkeys(("_lock", "_thread", "_copied"))
         return {**self.__dict__, **of_run, "_copies": Copies()}
 
     def tell_of_earlier_runs(self, *, is_resumed: bool) -> None:
@@ -106,7 +106,8 @@ class CheckpointWriter:
         """Write the checkpoint of the step a run has come to.
 
         The files are flushed to the disk, and the checkpoint gets its name, while training goes on, unless
-        somebody wants to see it now.
+        somebody wants to see it now. After this, `before_step` has to be called before weights or optimizer
+        change.
 
         Args:
             model: the Hugging Face model.
@@ -143,21 +144,16 @@ class CheckpointWriter:
                 {n: content.weights[n] for n in _buffers(model, content)}, "buffers"
             )
             self._copied = threading.Event()
-            self._in_background(lambda: self._write_copies(folder, content, best_folder))
+            self._in_background(folder, best_folder, lambda: self._write_copies(folder, content))
             if hasattr(optimizer, "train"):  # which swaps weights before the forward
                 self.before_step()
             return
-        finish = write_checkpoint(folder, content)
-        self._rotation = lambda: self._rotate(best_folder)
-        self._in_background(finish)
+        self._in_background(folder, best_folder, write_checkpoint(folder, content))
         if waits:
             self.wait()
 
     def before_step(self) -> None:
         """Wait for copies that are being made of what the optimizer is about to change.
-
-        Old checkpoints are deleted here, when the new one has its name, and not in the background: memory
-        freed by the thread that writes the next one is at hand again for it, which halves its time.
 
         Raises:
             CheckpointError: the last checkpoint could not be written.
@@ -165,8 +161,10 @@ class CheckpointWriter:
         if self._copied is not None:
             self._copied.wait()
             self._copied = None
-        if self._rotation is not None and self._thread is not None and not self._thread.is_alive():
+        if self._thread is not None and not self._thread.is_alive():
             self.wait()
+            assert self._written is not None
+            forget_pages(self._written)
 
     def wait(self) -> None:
         """Wait for a checkpoint that is being written.
@@ -178,11 +176,8 @@ class CheckpointWriter:
             self._thread.join()
             self._thread = None
         error, self._error = self._error, None
-        rotation, self._rotation = self._rotation, None
         if error is not None:
             raise error
-        if rotation is not None:
-            rotation()
 
     def load_best(self, model: nn.Module, state: TrainerState) -> None:
         """Put the weights of the best checkpoint into the model; with one to keep, delete the others.
@@ -217,7 +212,7 @@ class CheckpointWriter:
                 os.close(self._lock)
                 self._lock = None
 
-    def _write_copies(self, folder: Path, content: Content, best: str | None) -> None:
+    def _write_copies(self, folder: Path, content: Content) -> None:
         assert self._copied is not None
         try:
             content.weights = self._copies.of(content.weights, "weights")
@@ -226,23 +221,23 @@ class CheckpointWriter:
         finally:
             self._copied.set()
         write_checkpoint(folder, content)()
-        self._rotate(best)
 
-    def _rotate(self, best: str | None) -> None:
-        rotate_checkpoints(
-            output_dir=str(self.folder),
-            save_total_limit=self._args.save_total_limit,
-            best_model_checkpoint=best,
-            use_mtime=True,
-        )
+    def _in_background(self, folder: Path, best: str | None, write: Callable[[], None]) -> None:
+        """Write, then delete what is too old."""
 
-    def _in_background(self, work: Callable[[], None]) -> None:
         def attempt() -> None:
             try:
-                work()
+                write()
+                rotate_checkpoints(
+                    output_dir=str(self.folder),
+                    save_total_limit=self._args.save_total_limit,
+                    best_model_checkpoint=best,
+                    use_mtime=True,
+                )
             except BaseException as error:
                 self._error = error  # raised by whoever waits
 
+        self._written = folder
         self._thread = threading.Thread(target=attempt, name="hfbridge checkpoint")
         self._thread.start()
 
