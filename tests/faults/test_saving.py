@@ -1,5 +1,6 @@
 """Saving where it cannot be done, or is interrupted: what is there stays whole, and the reason is told."""
 
+import dataclasses
 import os
 import resource
 import signal
@@ -13,13 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from transformers import TrainerCallback, TrainingArguments
 
 from hfbridge import BridgeWarning, CheckpointError
 from hfbridge.checkpoints.read import read_checkpoint
-from hfbridge.checkpoints.writer import CheckpointWriter
+from hfbridge.checkpoints.writer import CheckpointWriter, Copies
 from tests.parity.engines import Job, make_ours, run_ours, same
 from tests.tiny import make_tokenizer
 
@@ -212,17 +214,15 @@ def test_sigterm_is_given_back() -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-class Filling(FillDisk):
-    """Fill the disk, and fail of something else before anybody waits for the checkpoint."""
+def test_a_failed_checkpoint_does_not_hide_what_ended_the_run() -> None:
+    trainer, module, data, *_ = make_ours(Job(settings=SETTINGS, callbacks=lambda: [FillDisk(3_000)]))
+    trainer.asynchronous_saving = True
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == 8:
+    def fail(*_: Any) -> None:  # before anybody waits for the checkpoint
+        if module.host.state.global_step == 8:
             raise RuntimeError("on purpose")
 
-
-def test_a_failed_checkpoint_does_not_hide_what_ended_the_run() -> None:
-    trainer, module, data, *_ = make_ours(Job(settings=SETTINGS, callbacks=lambda: [Filling(3_000)]))
-    trainer.asynchronous_saving = True
+    module.model.register_forward_pre_hook(fail)
     told = pytest.warns(BridgeWarning, match="checkpoint-8' could not be written")
     with room(), told, pytest.raises(RuntimeError, match="on purpose"):
         trainer.fit(module, data)
@@ -236,6 +236,56 @@ def test_an_optimizer_that_swaps_weights_is_copied_before() -> None:
         trainer.fit(module, data)
     for path in Path("waiting").rglob("*.safetensors"):
         assert path.read_bytes() == (Path("going-on") / path.relative_to("waiting")).read_bytes()
+
+
+class ChangeWeights(pl.Callback):
+    """Change all weights before some steps, and the optimizer's state after some epochs."""
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step in (4, 8):
+            with torch.no_grad():
+                torch._foreach_mul_(list(pl_module.parameters()), 0.5)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for state in trainer.optimizers[0].state.values():
+            state["exp_avg"].zero_()
+
+
+class ChangeWeightsNatively(TrainerCallback):
+    """Change all weights before some steps."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
+        if state.global_step in (4, 8):
+            with torch.no_grad():
+                torch._foreach_mul_(list(model.parameters()), 0.5)
+
+
+class SlowCopies(Copies):
+    """Copies that take a while."""
+
+    def of(self, tree: Any, name: str) -> Any:
+        time.sleep(0.1)
+        return super().of(tree, name)
+
+
+@pytest.mark.parametrize("callback", [ChangeWeights, ChangeWeightsNatively])
+def test_callbacks_that_change_weights_do_not_change_copies(callback: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("hfbridge.checkpoints.writer.Copies", SlowCopies)
+    for name, asynchronous in (("waiting", False), ("going-on", True)):
+        natively = issubclass(callback, TrainerCallback)
+        job = JOB.with_settings(output_dir=name, seed=3)
+        if natively:
+            job = dataclasses.replace(job, callbacks=lambda: [callback()])
+        trainer, module, data, *_ = make_ours(job)
+        trainer.asynchronous_saving = asynchronous
+        if not natively:
+            trainer.callbacks.insert(0, callback())
+        trainer.fit(module, data)
+    for file in ("model.safetensors", "optimizer.pt"):
+        for path in Path("waiting").rglob(file):
+            assert path.read_bytes() == (Path("going-on") / path.relative_to("waiting")).read_bytes(), path
 
 
 def test_asynchronous_saving_writes_the_same_bytes() -> None:
