@@ -22,7 +22,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.plugins.precision import Precision
-from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from hfbridge.data.window import Schedule
@@ -212,14 +212,19 @@ def contradictions(trainer: pl.Trainer, settings: Settings) -> list[Problem]:
         cure = "only fp32 and bf16 are carried by this version; leave it out, or set bf16=True."
         problems.append(Problem(f"precision={trainer.precision!r}", cure))
     problems += _only_ours(settings)
-    if not isinstance(trainer.strategy, SingleDeviceStrategy):
-        problems.append(
-            Problem(
-                f"strategy={type(trainer.strategy).__name__}",
-                "several processes are not carried by this version; use devices=1 and leave strategy out.",
-            )
+    if not isinstance(trainer.strategy, SingleDeviceStrategy) and not _shares_natively(trainer.strategy):
+        name = type(trainer.strategy).__name__
+        cure = (
+            "computes other numbers than the native Trainer; use hfbridge.Trainer, which takes the same "
+            f"names, or strategy=hfbridge.strategies.{name.replace('ModelParallel', 'FSDP2')}(...)."
         )
+        problems.append(Problem(f"strategy={name}", cure))
     return problems
+
+
+def _shares_natively(strategy: Strategy) -> bool:
+    """Whether the ranks share the work as natively: by a strategy of hfbridge's, or Lightning's own DDP."""
+    return hasattr(strategy, "sharing") or type(strategy) is DDPStrategy
 
 
 def _only_ours(settings: Settings) -> Iterator[Problem]:
@@ -256,7 +261,7 @@ def has_plain_backward(trainer: pl.Trainer) -> bool:
     hooks = ("on_before_backward", "on_after_backward")
     return (
         type(trainer.precision_plugin) is Precision
-        and isinstance(trainer.strategy, SingleDeviceStrategy)
+        and isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy))
         and not is_overridden("backward", module)
         and not any(is_overridden(hook, module) for hook in hooks)
         and not any(is_overridden(hook, cb) for hook in hooks for cb in callbacks)

@@ -140,6 +140,7 @@ class CallbackHost(EvaluationHooks):
                 module.model,
                 tokens=args.include_num_input_tokens_seen,  # type: ignore[arg-type]
                 pad_token_id=getattr(module.processing_class, "pad_token_id", None),
+                ranks=trainer.world_size,
             )
         handler.optimizer = trainer.optimizers[0]
         handler.lr_scheduler = module.schedule

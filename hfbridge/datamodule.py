@@ -293,13 +293,13 @@ class HFDataModule(pl.LightningDataModule):
             )
 
     def _plan(self, settings: Settings) -> Schedule:
-        rows, size = len(self._mapped["train"]), self.train_batch_size
-        batches = micro_batches_of(rows, size, settings)
+        rows, size, ranks = len(self._mapped["train"]), self.train_batch_size, self._trainer().world_size
+        batches = micro_batches_of(rows, size, settings, world_size=ranks)
         return plan_schedule(
             samples_per_epoch=rows,
             micro_batches_per_epoch=batches,
             accumulation=settings.gradient_accumulation_steps,
-            total_batch_size=size * settings.gradient_accumulation_steps,
+            total_batch_size=size * settings.gradient_accumulation_steps * ranks,
             max_steps=settings.max_steps,
             num_train_epochs=settings.num_train_epochs,
         )

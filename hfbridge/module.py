@@ -58,7 +58,6 @@ from hfbridge.model.optim import (
     Optimizers,
     build_optimizer,
     check_optimizers,
-    clip_gradients,
     follows_metric,
     learning_rate_of,
     run_closure_first,
@@ -67,6 +66,7 @@ from hfbridge.model.prepare import Preparation
 from hfbridge.resume import Resumption, fill_checkpoint
 from hfbridge.saving import processing_class_of
 from hfbridge.settings import Settings, SettingsSource
+from hfbridge.strategies import Sharing, rank_variables, sharing_of
 
 
 class HFModule(pl.LightningModule):
@@ -148,6 +148,7 @@ class HFModule(pl.LightningModule):
         self.evaluator = Evaluator()
         self._has_plain_backward = False
         self._preparation: Preparation | None = None
+        self._sharing: Sharing | None = None
         self.schedule: Any = None
         self._closure_hook: Any = None
         self.kept_optimizer: Optimizer | None = None
@@ -181,6 +182,12 @@ class HFModule(pl.LightningModule):
         """The callback that keeps the native state of the run."""
         assert self._host is not None
         return self._host
+
+    @property
+    def sharing(self) -> Sharing:
+        """How the ranks of the run share the model; known once it is set up."""
+        assert self._sharing is not None
+        return self._sharing
 
     @property
     def normalization(self) -> Normalization:
@@ -234,7 +241,9 @@ class HFModule(pl.LightningModule):
                 "HFModule takes its batches from an HFDataModule: write "
                 f"trainer.{TrainerFn(stage).value}(module, HFDataModule(...))."
             )
-        self._args = data.settings.as_training_arguments(use_cpu=device.type == "cpu")
+        with rank_variables(self.trainer.strategy):
+            self._args = data.settings.as_training_arguments(use_cpu=device.type == "cpu")
+        self._sharing = sharing_of(self.trainer.strategy)
         set_verbosity(self._args.get_process_log_level())
         self.evaluator.begin_run(self, self._args)
         read_directories(self.trainer.strategy)
@@ -266,7 +275,13 @@ class HFModule(pl.LightningModule):
             function=self.compute_loss_func,
             forgets_shift=self.loss_normalization == "native",
         )
-        self._normalization = Normalization(self.loss_normalization, traits, criterion)
+        self._normalization = Normalization(
+            self.loss_normalization,
+            traits,
+            criterion,
+            ranks=self.trainer.world_size,
+            counts_all=args.average_tokens_across_devices,
+        )
         self._preparation = Preparation(
             self.model,
             args,
@@ -307,6 +322,8 @@ class HFModule(pl.LightningModule):
             with isolate_rng(), tells_exhaustion(self.args):
                 self.evaluator.rehearse(self, data)
         self.model.train()
+        assert self._preparation is not None
+        self._preparation.train_through(self.sharing.forward_through(self.model))
         self._has_plain_backward = has_plain_backward(self.trainer)
 
     def teardown(self, stage: str) -> None:
@@ -375,36 +392,39 @@ class HFModule(pl.LightningModule):
         """
         assert self._preparation is not None
         model, host, optimizer = self._preparation.trained, self.host, self.trainer.optimizers[0]
+        sharing = self.sharing
         loss_of = self.normalization.loss_for(self.model, window.micro_batches)
         every = self.args.torch_empty_cache_steps
         empties_cache = every is not None and host.state.global_step % every == 0
         if host.state.global_step == 0:
-            self.tell(self.normalization.compare(window.micro_batches, world_size=self.trainer.world_size))
+            self.tell(self.normalization.compare(window.micro_batches))
         last = len(window) - 1
         model.train()
         for index, inputs in enumerate(window.micro_batches):
             if hasattr(optimizer, "train"):
                 optimizer.train()
-            loss = loss_of.train(model, inputs, window.items, index, last + 1)
-            if empties_cache:
-                clear_device_cache()
-            host.add_micro_batch(loss.detach(), inputs)
-            if index < last:
+            with sharing.micro_batch(is_last=index == last):
+                loss = loss_of.train(model, inputs, window.items, index, last + 1)
+                if empties_cache:
+                    clear_device_cache()
+                host.add_micro_batch(loss.detach(), inputs)
+                if index == last:
+                    return loss
                 if self._has_plain_backward:
                     loss.backward()
                 else:
                     self.trainer.strategy.backward(loss, None)
-                host.fire("on_substep_end")
-                if host.wants_stop:
-                    raise StopIteration  # ends Lightning's epoch before this window's step, as native does
-        return loss
+            host.fire("on_substep_end")
+            if host.wants_stop:
+                raise StopIteration  # ends Lightning's epoch before this window's step, as native does
+        raise AssertionError("a window without micro-batches")  # pragma: no cover
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
         """Clip by the settings' max_grad_norm and keep the norm; Lightning's own arguments are not used."""
         self.host.checkpoints.before_step()
-        self.last_step.grad_norm = clip_gradients(self.model, self.args.max_grad_norm)
+        self.last_step.grad_norm = self.sharing.clip(self.model, self.args.max_grad_norm)
         self.host.fire("on_pre_optimizer_step")
 
     def optimizer_step(

@@ -21,11 +21,21 @@ from hfbridge.datamodule import HFDataModule
 from hfbridge.errors import CheckpointError, DataError, ModelError, SettingsError
 from hfbridge.module import HFModule
 from hfbridge.progress import RunProgressBar, has_native_bar, is_silenced
-from hfbridge.settings import Plan, Settings, SettingsSource, require_machine, translate
+from hfbridge.settings import (
+    Launched,
+    Plan,
+    Settings,
+    SettingsSource,
+    StrategyChoice,
+    require_machine,
+    translate,
+)
+from hfbridge.strategies import launched_ranks, make_strategy
 
 DEFAULT_OUTPUT_DIR = "trainer_output"
 """Where transformers writes when the settings do not say it."""
 
+_DEFAULT_SETTINGS = Settings()
 _KNOWN_ARGUMENTS = tuple(inspect.signature(pl.Trainer.__init__).parameters)[1:]
 
 
@@ -34,11 +44,12 @@ class Trainer(pl.Trainer):
 
     Args:
         settings: `Settings`, a `transformers.TrainingArguments`, a dict of the same names, or the path of a
-            YAML or JSON file that holds one.
+            YAML or JSON file that holds one; all are transformers' defaults without them.
         asynchronous_saving: write checkpoints while training goes on, from copies in memory.
         **trainer_arguments: arguments of `lightning.Trainer`. What the settings say, too, must agree.
             `callbacks` takes Lightning callbacks and transformers' `TrainerCallback` objects or classes in
-            one list.
+            one list. `strategy` is a name ("ddp", "fsdp", "fsdp2", "deepspeed_stage_2", ...) or an object of
+            `hfbridge.strategies`; settings/strategies.py has the table.
 
     Attributes:
         plan: what the settings became.
@@ -52,13 +63,20 @@ class Trainer(pl.Trainer):
     """
 
     def __init__(
-        self, settings: SettingsSource, *, asynchronous_saving: bool = False, **trainer_arguments: Any
+        self,
+        settings: SettingsSource = _DEFAULT_SETTINGS,
+        *,
+        asynchronous_saving: bool = False,
+        **trainer_arguments: Any,
     ) -> None:
         own, bridged = _split_callbacks(trainer_arguments.get("callbacks"))
         if own or bridged:
             trainer_arguments = {**trainer_arguments, "callbacks": own}
         self.plan: Plan = translate(
-            Settings.of(settings), trainer_arguments, known_arguments=_KNOWN_ARGUMENTS
+            Settings.of(settings),
+            trainer_arguments,
+            known_arguments=_KNOWN_ARGUMENTS,
+            launched=_launched(),
         )
         self.settings: Settings = self.plan.settings
         self.train_batch_size: int = self.settings.per_device_train_batch_size
@@ -66,7 +84,8 @@ class Trainer(pl.Trainer):
         require_machine(self.settings)
         self.trainer_callbacks: tuple[TrainerCallback | type[TrainerCallback], ...] = tuple(bridged)
         shows_own_bar = not has_native_bar(self.trainer_callbacks) and not is_silenced(self.settings)
-        super().__init__(**_with_defaults(self.plan.trainer_arguments, shows_bar=shows_own_bar))
+        arguments = _with_defaults(self.plan.trainer_arguments, shows_bar=shows_own_bar)
+        super().__init__(**_with_strategy(arguments, self.plan.strategy))
         for note in self.plan.notes:
             rank_zero_info(f"hfbridge: {note}")
 
@@ -245,6 +264,19 @@ def _with_defaults(arguments: Mapping[str, Any], *, shows_bar: bool) -> dict[str
     if arguments.get("profiler") is None:
         found["profiler"] = _NoProfiler()
     return found
+
+
+def _launched() -> Launched | None:
+    """Ask the environment for processes that a launcher has started."""
+    found = launched_ranks()
+    return None if found is None else Launched(*found)
+
+
+def _with_strategy(arguments: dict[str, Any], choice: StrategyChoice) -> dict[str, Any]:
+    """Put the object of the chosen strategy in the place of its name."""
+    if choice.kind in ("single", "given"):
+        return arguments
+    return {**arguments, "strategy": make_strategy(choice.kind, **choice.options)}
 
 
 def _split_callbacks(callbacks: Any) -> tuple[list[Any], list[Any]]:

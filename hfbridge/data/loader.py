@@ -22,6 +22,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from hfbridge import generators
+from hfbridge.data.order import sampler_of
 from hfbridge.data.window import MicroBatch, Window, cut_into_windows
 from hfbridge.generators import RandomStates
 
@@ -114,14 +115,14 @@ class WindowLoader:
     @property
     def sampler_state(self) -> torch.Tensor | None:
         """State of the generator that the sampler keeps to itself; `None` without one."""
-        generator = getattr(self.micro_batches.sampler, "generator", None)
+        generator = getattr(sampler_of(self.micro_batches), "generator", None)
         return None if generator is None else generator.get_state()
 
     def set_epoch(self, epoch: int) -> None:
         """Give sampler and dataset the number of the pass about to begin, counted from 0."""
         self._epoch = epoch
         loader = self.micro_batches
-        parts: tuple[Any, ...] = (loader.sampler, loader.batch_sampler, loader.dataset)
+        parts: tuple[Any, ...] = (sampler_of(loader), loader.batch_sampler, loader.dataset)
         for part in parts:
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
@@ -221,7 +222,7 @@ class WindowLoader:
         return draws
 
     def _set_sampler_state(self, state: torch.Tensor | None) -> None:
-        generator = getattr(self.micro_batches.sampler, "generator", None)
+        generator = getattr(sampler_of(self.micro_batches), "generator", None)
         if generator is not None and state is not None:
             generator.set_state(state)
 
@@ -284,7 +285,7 @@ class EvalLoader:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        generator = getattr(self.batches.sampler, "generator", None)
+        generator = getattr(sampler_of(self.batches), "generator", None)
         if generator is not None and not self.batches.persistent_workers:
             # Natively, each evaluation has a new loader, unless its workers live on.
             generator.manual_seed(generator.initial_seed())

@@ -1,20 +1,24 @@
 """The order of samples, as the native Trainer has it; knows Hugging Face.
 
-train_sampling_strategy     sampler of training (one process)                           of evaluation
+train_sampling_strategy     sampler of training                                         of evaluation
 random                      accelerate's SeedableRandomSampler: epoch e shuffles with   the dataset's order
                             seed + e; torch's own with use_seedable_sampler=False
 sequential                  the dataset's order                                         the dataset's order
 group_by_length             long rows together, drawn from the global generator         long rows together,
                                                                                         the same each time
 batch_rebalance             micro-batches of equal cost, not of equal size              the dataset's order
+
+With several ranks, rank r of W takes the batches r, r + W, ... of that order, by accelerate's own
+BatchSamplerShard, which fills the last round with rows from the beginning of the pass; batch_rebalance deals
+batches to ranks itself.
 """
 
-import math
 from collections.abc import Sized
 from typing import Any
 
-from accelerate.data_loader import SeedableRandomSampler
-from torch.utils.data import RandomSampler, Sampler
+import torch
+from accelerate.data_loader import BatchSamplerShard, SeedableRandomSampler
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sampler, SequentialSampler
 from transformers import Trainer as NativeTrainer
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import BatchRebalanceSampler
@@ -59,7 +63,7 @@ class NativeSamplers(NativeTrainer):
         if isinstance(sampler, RandomSampler) and config.use_seedable_sampler:
             sampler = SeedableRandomSampler(dataset, data_seed=self.args.data_seed)
         drop_last = self.args.dataloader_drop_last
-        return {"sampler": sampler, "batch_size": batch_size, "drop_last": drop_last}
+        return self._sharded(sampler, batch_size, drop_last)
 
     def of_evaluation(self, dataset: Sized, split: str) -> dict[str, Any]:
         """Choose the sampler of an evaluation or prediction set, in the same form.
@@ -67,9 +71,30 @@ class NativeSamplers(NativeTrainer):
         Raises:
             DataError: lengths are needed, and the rows do not have them.
         """
-        sampler = self._choose(self._get_eval_sampler, dataset, split)
-        drop_last = self.args.dataloader_drop_last
-        return {"sampler": sampler, "batch_size": self.args.eval_batch_size, "drop_last": drop_last}
+        # Natively, several ranks leave the choice to torch's DataLoader, which takes the dataset's order.
+        sampler = self._choose(self._get_eval_sampler, dataset, split) or SequentialSampler(dataset)
+        return self._sharded(sampler, self.args.eval_batch_size, self.args.dataloader_drop_last)
+
+    def _sharded(self, sampler: Sampler[Any], batch_size: int, drop_last: bool) -> dict[str, Any]:
+        """Deal a sampler's batches to the ranks.
+
+        Mirrors: accelerate.data_loader.prepare_data_loader
+        """
+        args = self.args
+        if args.world_size == 1:
+            return {"sampler": sampler, "batch_size": batch_size, "drop_last": drop_last}
+        config: Any = args.accelerator_config
+        if isinstance(sampler, RandomSampler) and not config.use_seedable_sampler:
+            # Drawn in the same state on all ranks, who have just been seeded.
+            sampler.generator = torch.Generator()
+            sampler.generator.manual_seed(int(torch.empty((), dtype=torch.int64).random_().item()))
+        shard = BatchSamplerShard(
+            BatchSampler(sampler, batch_size, drop_last),
+            num_processes=args.world_size,
+            process_index=args.process_index,
+            split_batches=config.split_batches,
+        )
+        return {"batch_sampler": shard}
 
     def _choose(self, choose: Any, dataset: Sized, split: str) -> Sampler[Any]:
         try:
@@ -84,22 +109,34 @@ class NativeSamplers(NativeTrainer):
         return sampler
 
 
-def micro_batches_of(rows: int, size: int, settings: Any) -> int:
-    """Count the micro-batches of one pass over the training set, in one process.
+def micro_batches_of(rows: int, size: int, settings: Any, *, world_size: int) -> int:
+    """Count the micro-batches of one pass over the training set, on each rank.
 
     Args:
         rows: of the training set.
         size: rows of a micro-batch.
-        settings: strategy and accumulation.
+        settings: strategy, accumulation and loader options.
+        world_size: ranks that share the pass.
     """
-    accumulation = settings.gradient_accumulation_steps
+    accumulation, drop_last = settings.gradient_accumulation_steps, settings.dataloader_drop_last
     if settings.train_sampling_strategy == "batch_rebalance":
         sampler = BatchRebalanceSampler(
             lengths=[1] * rows,
-            effective_batch_size=size * accumulation,
-            dp_size=1,
+            effective_batch_size=size * accumulation * world_size,
+            dp_size=world_size,
             grad_accum=accumulation,
-            drop_last=settings.dataloader_drop_last,
+            drop_last=drop_last,
         )
         return len(sampler)
-    return int(rows // size if settings.dataloader_drop_last else math.ceil(rows / size))
+    batches = BatchSampler(range(rows), size, drop_last)
+    if world_size == 1:
+        return len(batches)
+    splits = bool((settings.accelerator_config or {}).get("split_batches", False))
+    return len(BatchSamplerShard(batches, num_processes=world_size, split_batches=splits))
+
+
+def sampler_of(loader: DataLoader[Any]) -> Any:
+    """Return the sampler behind a loader's batches, whether or not they are dealt to ranks."""
+    batches: Any = loader.batch_sampler
+    batches = getattr(batches, "batch_sampler", batches)
+    return getattr(batches, "sampler", loader.sampler)

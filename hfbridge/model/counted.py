@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from torch import Tensor
+from transformers.trainer_pt_utils import distributed_broadcast_scalars
+
+from hfbridge.model.loss import device_of
 
 logger = logging.getLogger(__name__)
 
@@ -16,6 +19,7 @@ class InputCounter:
         model: the Hugging Face model; names its main input.
         tokens: `include_num_input_tokens_seen`.
         pad_token_id: of the tokenizer; tells padding where there is no attention mask.
+        ranks: ranks that count.
 
     Attributes:
         flops: floating-point operations since the last `drain_flops`: six for each parameter outside the
@@ -26,8 +30,14 @@ class InputCounter:
     """
 
     def __init__(
-        self, model: Any, *, tokens: Literal["no", "all", "non_padding"], pad_token_id: int | None
+        self,
+        model: Any,
+        *,
+        tokens: Literal["no", "all", "non_padding"],
+        pad_token_id: int | None,
+        ranks: int = 1,
     ) -> None:
+        self._ranks, self._device = ranks, device_of(model)
         self._main = getattr(model, "main_input_name", "input_ids")
         has_count = hasattr(model, "num_parameters")
         self._flops_per_element = 6 * model.num_parameters(exclude_embeddings=True) if has_count else 0
@@ -36,7 +46,13 @@ class InputCounter:
         self.flops = 0
 
     def add(self, inputs: Mapping[str, Any]) -> int:
-        """Take in a micro-batch and return its tokens; 0 if they are not counted."""
+        """Take in a micro-batch and return its tokens on all ranks; 0 if they are not counted."""
+        tokens = self._count(inputs)
+        if self._tokens == "no" or self._ranks == 1:
+            return tokens
+        return int(self._over_ranks(tokens))
+
+    def _count(self, inputs: Mapping[str, Any]) -> int:
         main = inputs.get(self._main)
         if not isinstance(main, Tensor):
             if self._tokens != "no":
@@ -54,9 +70,12 @@ class InputCounter:
         return main.numel()
 
     def drain_flops(self) -> float:
-        """Return the operations since the last call."""
-        flops, self.flops = self.flops, 0
-        return float(flops)
+        """Return the operations of all ranks since the last call, which all of them make."""
+        flops, self.flops = float(self.flops), 0
+        return flops if self._ranks == 1 else float(self._over_ranks(flops))
+
+    def _over_ranks(self, number: float) -> float:
+        return distributed_broadcast_scalars([number], device=self._device).sum().item()
 
     def _tell(self, text: str) -> None:
         if not self._has_told:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -92,6 +93,14 @@ class WindowItems:
 
     per_micro_batch: tuple[int, ...]
     total: Tensor | None
+
+
+def over_ranks(items: WindowItems) -> WindowItems:
+    """Sum a window's items over all ranks: one collective, and none in a single process."""
+    if items.total is None or not dist.is_available() or not dist.is_initialized():
+        return items
+    dist.all_reduce(items.total)
+    return items
 
 
 def native_items(micro_batches: Sequence[Inputs], traits: LossTraits, device: torch.device) -> WindowItems:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 
@@ -86,8 +87,8 @@ class LoggedLoss:
         return global_step > self._last_logged_step
 
     def drain(self, global_step: int) -> float:
-        """Return the mean loss per optimizer step since the last row, and begin anew."""
-        value = self._sum.item()
+        """Return the mean loss per optimizer step and rank since the last row, and begin anew."""
+        value = _mean_over_ranks(self._sum)
         self._sum -= self._sum
         mean = value / (global_step - self._last_logged_step)
         self._drained += value
@@ -97,6 +98,20 @@ class LoggedLoss:
     def mean(self, global_step: int) -> float:
         """Return the mean loss per optimizer step of the whole run, as far as it is known.
 
+        Of the steps since the last row only this rank's loss counts, as natively.
+
         Mirrors: transformers.Trainer._finalize_training
         """
         return (self._drained + self._sum.item()) / max(global_step - self._first_step, 0.001)
+
+
+def _mean_over_ranks(value: Tensor) -> float:
+    """Average a scalar over the ranks.
+
+    Mirrors: transformers.trainer_pt_utils.nested_gather
+    """
+    if not dist.is_available() or not dist.is_initialized():
+        return value.item()
+    found = [torch.empty_like(value) for _ in range(dist.get_world_size())]
+    dist.all_gather(found, value)
+    return torch.stack(found).mean().item()

@@ -8,6 +8,9 @@ divides its sum by num_items_in_batch        items as native counts     items as
 (Llama, GPT-2)
 mean, ignores num_items_in_batch (BERT)      sum of the micro-means     micro-means weighted by items
 mean, does not take it, or no "labels"       mean of the micro-means    micro-means weighted by items
+
+Strategies average gradients over the ranks. So in both, a share of what is counted on all ranks is multiplied
+by their number.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,30 +20,40 @@ import torch
 from torch import Tensor, nn
 
 from hfbridge.model.criterion import OWN_LOSS, Criterion
-from hfbridge.model.items import Inputs, LossTraits, WindowItems, native_items, true_items
+from hfbridge.model.items import Inputs, LossTraits, WindowItems, native_items, over_ranks, true_items
 
 
 class NativeLoss:
     """The native Trainer's normalisation, with the factors it has for some models.
+
+    Args:
+        traits: how the model counts.
+        criterion: where the loss comes from.
+        ranks: ranks whose gradients are averaged.
+        counts_all: items are counted on all ranks (`average_tokens_across_devices`), and not on each.
 
     Proved by: tests/parity/test_steps.py
     """
 
     name: Literal["native"] = "native"
 
-    def __init__(self, traits: LossTraits, criterion: Criterion = OWN_LOSS) -> None:
+    def __init__(
+        self, traits: LossTraits, criterion: Criterion = OWN_LOSS, *, ranks: int = 1, counts_all: bool = True
+    ) -> None:
         self.traits, self.criterion = traits, criterion
+        self._ranks, self._counts_all = ranks, counts_all and ranks > 1
 
     def count(self, micro_batches: Sequence[Inputs], device: torch.device) -> WindowItems:
         """Count what the losses of a window are divided by; micro-batches may still be on the CPU."""
-        return native_items(micro_batches, self.traits, device)
+        items = native_items(micro_batches, self.traits, device)
+        return over_ranks(items) if self._counts_all else items
 
     def train(self, model: nn.Module, inputs: Inputs, items: WindowItems, index: int, size: int) -> Tensor:
         """Compute the share of micro-batch `index` in its window's loss, scalar.
 
         Mirrors: transformers.Trainer.training_step
         """
-        loss, _ = self.criterion(model, inputs, items.total, traits=self.traits)
+        loss, _ = self._scaled(model, inputs, items)
         is_scaled = self.criterion.function is not None or (
             self.traits.takes_items and items.total is not None
         )
@@ -52,9 +65,19 @@ class NativeLoss:
         Returns:
             The loss (scalar), the model's outputs, and the items the loss is a mean of.
         """
-        items = native_items([inputs], self.traits, device_of(model))
-        loss, outputs = self.criterion(model, inputs, items.total, traits=self.traits)
+        items = self.count([inputs], device_of(model))
+        loss, outputs = self._scaled(model, inputs, items)
         return loss, outputs, sum(items.per_micro_batch)
+
+    def _scaled(self, model: nn.Module, inputs: Inputs, items: WindowItems) -> tuple[Tensor, Any]:
+        """Compute loss and outputs; a loss divided by the items of all ranks counts for all of them.
+
+        Mirrors: transformers.Trainer.compute_loss
+        """
+        loss, outputs = self.criterion(model, inputs, items.total, traits=self.traits)
+        if self._counts_all and items.total is not None:
+            loss = loss * self._ranks
+        return loss, outputs
 
 
 class ExactLoss:
@@ -64,19 +87,22 @@ class ExactLoss:
         traits: how the model counts.
         divides: the loss is a sum divided by `num_items_in_batch`; found by `probe`.
         criterion: where the loss comes from.
+        ranks: ranks whose gradients are averaged.
 
     Proved by: tests/properties/test_split_law.py
     """
 
     name: Literal["exact"] = "exact"
 
-    def __init__(self, traits: LossTraits, *, divides: bool, criterion: Criterion = OWN_LOSS) -> None:
+    def __init__(
+        self, traits: LossTraits, *, divides: bool, criterion: Criterion = OWN_LOSS, ranks: int = 1
+    ) -> None:
         self.traits, self.criterion = traits, criterion
-        self.divides = divides
+        self.divides, self._ranks = divides, ranks
 
     def count(self, micro_batches: Sequence[Inputs], device: torch.device) -> WindowItems:
         """Count what the losses of a window are divided by; micro-batches may still be on the CPU."""
-        return true_items(micro_batches, self.traits, device)
+        return over_ranks(true_items(micro_batches, self.traits, device))
 
     def train(self, model: nn.Module, inputs: Inputs, items: WindowItems, index: int, size: int) -> Tensor:
         """Compute the share of micro-batch `index` in its window's loss, scalar.
@@ -89,7 +115,9 @@ class ExactLoss:
         loss, outputs = self.criterion(model, inputs, number, traits=self.traits)
         if held == 0:
             return _zero_from(outputs, loss)
-        return loss if self.divides or size == 1 else loss * (held / total)
+        if not self.divides and (size > 1 or self._ranks > 1):
+            loss = loss * (held / total)
+        return loss if self._ranks == 1 else loss * self._ranks
 
     def evaluate(self, model: nn.Module, inputs: Inputs) -> tuple[Tensor, Any, int]:
         """Compute the mean loss over the items of an evaluation batch.

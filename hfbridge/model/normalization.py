@@ -7,9 +7,10 @@ ignores it. So the model is asked.
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from hfbridge.model.criterion import OWN_LOSS, Criterion
@@ -40,13 +41,13 @@ def probe(model: nn.Module, inputs: Inputs, traits: LossTraits, criterion: Crite
 
     Args:
         model: the Hugging Face model on its device.
-        inputs: one micro-batch on the model's device.
+        inputs: one micro-batch on the model's device; one without items tells nothing, and runs all the same.
         traits: what the class says.
         criterion: where the loss comes from.
     """
-    if not traits.counts_natively or "labels" not in inputs or not count_items(inputs, traits):
+    if not traits.counts_natively or "labels" not in inputs:
         return Probe(divides=False, shift=traits.shift)
-    number = torch.tensor(float(count_items(inputs, traits)), device=device_of(model))
+    number = torch.tensor(float(max(count_items(inputs, traits), 1)), device=device_of(model))
     modes = [(module, module.training) for module in model.modules()]
     devices = [device_of(model)] if device_of(model).type == "cuda" else []
     try:
@@ -101,12 +102,20 @@ class Normalization:
         name: "exact" or "native".
         traits: what the model's class says of its loss.
         criterion: where the loss comes from.
+        ranks: ranks that share the optimizer step.
+        counts_all: `average_tokens_across_devices`, which "native" alone asks.
     """
 
     def __init__(
-        self, name: Literal["exact", "native"], traits: LossTraits, criterion: Criterion = OWN_LOSS
+        self,
+        name: Literal["exact", "native"],
+        traits: LossTraits,
+        criterion: Criterion = OWN_LOSS,
+        *,
+        ranks: int = 1,
+        counts_all: bool = True,
     ) -> None:
-        self.name = name
+        self.name, self._ranks, self._counts_all = name, ranks, counts_all
         self.traits, self._criterion = traits, criterion
         self._loss: Loss | None = None
         self._probe: Probe | None = None
@@ -121,23 +130,25 @@ class Normalization:
         if self._loss is not None:
             return self._loss
         telling = next((inputs for inputs in micro_batches if count_items(inputs, self.traits)), None)
-        if telling is None:
+        found = _agreed(telling is not None, self._ranks, device_of(model))
+        if found is None:
             return self._make(divides=False)
-        self._probe = probe(model, telling, self.traits, self._criterion)
+        self._probe = _from_rank(
+            found, self._ranks, probe(model, telling or micro_batches[0], self.traits, self._criterion)
+        )
         self.traits = dataclasses.replace(self.traits, shift=self._probe.shift)
         self._loss = self._make(divides=self._probe.divides)
         return self._loss
 
-    def compare(self, micro_batches: Sequence[Inputs], *, world_size: int) -> str:
+    def compare(self, micro_batches: Sequence[Inputs]) -> str:
         """Say by which factor native's gradient of a window differs from the exact one; empty if it does not.
 
         Args:
             micro_batches: the window; only labels and sizes are read.
-            world_size: ranks that share the optimizer step.
         """
         if self._probe is None:
             return ""
-        least, most = native_factor(self._probe, micro_batches, self.traits, world_size=world_size)
+        least, most = native_factor(self._probe, micro_batches, self.traits, world_size=self._ranks)
         if abs(least - 1) < 1e-9 and abs(most - 1) < 1e-9:
             return ""
         factor = f"{most:.4g}" if most - least < 1e-9 else f"{least:.4g} to {most:.4g} (by micro-batch)"
@@ -150,5 +161,26 @@ class Normalization:
 
     def _make(self, *, divides: bool) -> Loss:
         if self.name == "native":
-            return NativeLoss(self.traits, self._criterion)
-        return ExactLoss(self.traits, divides=divides, criterion=self._criterion)
+            return NativeLoss(self.traits, self._criterion, ranks=self._ranks, counts_all=self._counts_all)
+        return ExactLoss(self.traits, divides=divides, criterion=self._criterion, ranks=self._ranks)
+
+
+def _agreed(has_items: bool, ranks: int, device: torch.device) -> int | None:
+    """Find the first rank whose window has items; all ranks run the same forwards, or none does."""
+    if ranks == 1:
+        return 0 if has_items else None
+    told = torch.zeros(ranks, device=device)
+    told[dist.get_rank()] = float(has_items)
+    dist.all_reduce(told)
+    having = told.nonzero().flatten().tolist()
+    return int(having[0]) if having else None
+
+
+def _from_rank(rank: int, ranks: int, found: Probe) -> Probe:
+    """Take over what one rank has found."""
+    if ranks == 1:
+        return found
+    told: list[Any] = [found]
+    dist.broadcast_object_list(told, src=rank)
+    agreed: Probe = told[0]
+    return agreed

@@ -8,7 +8,6 @@ reduce_lr_on_plateau, greedy            after each evaluation, with its metric, 
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -124,18 +123,3 @@ def learning_rate_of(optimizer: Optimizer, schedule: Any) -> float:
     """
     rate = optimizer.param_groups[0]["lr"] if follows_metric(schedule) else schedule.get_last_lr()[0]
     return float(rate)
-
-
-def clip_gradients(model: nn.Module, max_norm: float) -> torch.Tensor:
-    """Clip by the global 2-norm of all gradients and return that norm as it was before, scalar.
-
-    Args:
-        model: its parameters' gradients are scaled in place.
-        max_norm: 0 measures without clipping.
-
-    Mirrors: transformers.Trainer._clip_grad_norm
-    Mirrors: transformers.Trainer._get_grad_norm
-    """
-    if max_norm > 0:
-        return torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-    return torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])

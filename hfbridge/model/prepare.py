@@ -39,7 +39,7 @@ class Preparation:
         trains: the run trains; for evaluation and prediction only the first and the forward are touched.
 
     Attributes:
-        trained: what training calls: the model, or its compiled twin.
+        trained: what training calls: the model, what its strategy put around it, or the compiled twin of it.
 
     Raises:
         ModelError: a setting asks for something the model does not have.
@@ -67,7 +67,17 @@ class Preparation:
             self._make_ready(args, processing_class)
         if args.bf16:
             wrap_forward(model, device_type=device_type, dtype=torch.bfloat16)
-        self.trained: Any = compiled(model, args) if trains and args.torch_compile else model
+        self._args, self._trains = args, trains
+        self.trained: Any = model
+
+    def train_through(self, wrapped: Any) -> None:
+        """Train by what wraps the model, compiled if asked for.
+
+        Args:
+            wrapped: the model, or what its strategy put around it.
+        """
+        compiles = self._trains and self._args.torch_compile
+        self.trained = compiled(wrapped, self._args) if compiles else wrapped
 
     def undo(self) -> None:
         """Give the model back; a second call does nothing."""

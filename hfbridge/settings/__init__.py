@@ -4,15 +4,18 @@ from hfbridge.settings.fields import RULES, Rule
 from hfbridge.settings.machine import require_machine, require_packages
 from hfbridge.settings.plan import Plan, Row
 from hfbridge.settings.settings import Settings, SettingsSource
+from hfbridge.settings.strategies import Launched, StrategyChoice
 from hfbridge.settings.translate import translate
 
 __all__ = [
     "RULES",
+    "Launched",
     "Plan",
     "Row",
     "Rule",
     "Settings",
     "SettingsSource",
+    "StrategyChoice",
     "require_machine",
     "require_packages",
     "translate",

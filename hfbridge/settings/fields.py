@@ -217,7 +217,7 @@ _RULES = (
     _all("save_only_model", _WRITER),
     _all("save_strategy", _HOST),
     _all("save_steps", _HOST),
-    _all("save_on_each_node", _WRITER, "about several nodes; this version runs on one"),
+    _all("save_on_each_node", _WRITER),
     _all("save_total_limit", _WRITER),
     _all("enable_jit_checkpoint", "CallbackHost: SIGTERM"),
     _default("push_to_hub", _TRAINER, _NO_HUB),
@@ -246,7 +246,6 @@ _RULES = (
             "only split_batches, even_batches, non_blocking and use_seedable_sampler are carried; leave the "
             "others out, and say gradient_accumulation_steps as a setting of its own"
         ),
-        note="read by one process for use_seedable_sampler only; its other entries are about several",
     ),
     _default("parallelism_config", _STRATEGY, "training runs in one process on one device; leave it out"),
     # Data loading
@@ -262,12 +261,12 @@ _RULES = (
     _all("train_sampling_strategy", _LOADER),
     _all("length_column_name", _LOADER),
     # DDP, FSDP, DeepSpeed, debugging, script flags
-    _default("ddp_find_unused_parameters", _STRATEGY, _NO_DDP),
-    _default("ddp_bucket_cap_mb", _STRATEGY, _NO_DDP),
-    _default("ddp_broadcast_buffers", _STRATEGY, _NO_DDP),
-    _default("ddp_static_graph", _STRATEGY, _NO_DDP),
-    _default("ddp_backend", _STRATEGY, _NO_DDP),
-    _default("ddp_timeout", _STRATEGY, _NO_DDP),
+    _all("ddp_find_unused_parameters", _STRATEGY),
+    _all("ddp_bucket_cap_mb", _STRATEGY),
+    _all("ddp_broadcast_buffers", _STRATEGY),
+    _all("ddp_static_graph", _STRATEGY),
+    _some("ddp_backend", _STRATEGY, ("gloo", "nccl"), "Lightning opens groups of gloo and nccl only"),
+    _all("ddp_timeout", _STRATEGY),
     _default("fsdp", _STRATEGY, _NO_DDP, False, "", []),
     _default("fsdp_config", _STRATEGY, _NO_DDP, {}),
     _default("deepspeed", _STRATEGY, _NO_DDP, {}, ""),

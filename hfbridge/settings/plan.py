@@ -8,6 +8,7 @@ from typing import Any
 
 from hfbridge.settings.fields import show
 from hfbridge.settings.settings import Settings
+from hfbridge.settings.strategies import StrategyChoice
 
 NEVER = 2**62
 """Epochs between Lightning's own validation runs."""
@@ -41,12 +42,14 @@ class Plan:
         trainer_arguments: keyword arguments for `lightning.Trainer`.
         rows: where each setting goes that was given, or whose default is not carried as it is.
         notes: what was decided on the way.
+        strategy: by which strategy the ranks share the work.
     """
 
     settings: Settings
     trainer_arguments: Mapping[str, Any]
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
+    strategy: StrategyChoice
 
     def __str__(self) -> str:
         """Lay out the settings, each with its note below it, then Lightning's arguments, then other notes."""

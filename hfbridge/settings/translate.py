@@ -30,6 +30,7 @@ from hfbridge.settings.fields import RULES, is_same, show
 from hfbridge.settings.legacy import OLD_NAMES
 from hfbridge.settings.plan import NEVER, Plan, Row
 from hfbridge.settings.settings import Settings
+from hfbridge.settings.strategies import Launched, StrategyChoice, choose_strategy
 
 LIGHTNING_ARGUMENTS = (
     "accelerator",
@@ -112,7 +113,6 @@ _TWINS: Mapping[str, _Twin] = {
 }
 
 _BY_SETTINGS = 'eval_strategy and eval_steps decide when to evaluate; use eval_strategy="epoch" or "steps"'
-_ONE_DEVICE = "this version of hfbridge trains in one process on one device; leave it out"
 _SHORT_RUN = "it would change the epochs; use max_steps=... in the settings for a short run"
 
 # argument -> the values that may be said, and why no others.
@@ -124,7 +124,6 @@ _FIXED: Mapping[str, tuple[tuple[object, ...], str]] = {
     "inference_mode": ((False,), "the native Trainer evaluates under torch.no_grad; leave it out"),
     "gradient_clip_algorithm": ((None, "norm"), "gradients are clipped by their norm; leave it out"),
     "deterministic": ((None, False), "call transformers.enable_full_determinism(seed) in the script instead"),
-    "num_nodes": ((1,), _ONE_DEVICE),
     "limit_train_batches": ((None, 1.0), _SHORT_RUN),
     "limit_val_batches": ((None, 1.0), "metrics are those of the whole set; use a smaller eval_dataset"),
     "overfit_batches": ((0, 0.0), f"{_SHORT_RUN}, with a small train_dataset"),
@@ -150,6 +149,7 @@ def translate(
     trainer_arguments: Mapping[str, Any],
     *,
     known_arguments: Collection[str] = LIGHTNING_ARGUMENTS,
+    launched: Launched | None = None,
 ) -> Plan:
     """Decide what `lightning.Trainer` is given.
 
@@ -157,6 +157,7 @@ def translate(
         settings: what the user asked for by transformers' names.
         trainer_arguments: what the user asked for by Lightning's names; left alone.
         known_arguments: the names that the installed `lightning.Trainer` takes.
+        launched: the processes that a launcher has started; `None` without one.
 
     Returns:
         The plan. The epochs and steps in it are an upper bound until the length of the data is known.
@@ -179,6 +180,15 @@ def translate(
             settings = settings.replace(**taken)
         except SettingsError as error:
             problems += error.problems
+    choice = StrategyChoice("single")
+    try:
+        choice = choose_strategy(
+            settings,
+            trainer_arguments.get("strategy"),
+            has_several=_has_several(trainer_arguments, launched),
+        )
+    except ValueError as error:
+        problems.append(Problem(_spell("strategy", trainer_arguments.get("strategy")), str(error)))
     if problems:
         total = max(len(trainer_arguments), len(problems))
         noun = "argument" if total == 1 else "arguments"
@@ -187,9 +197,10 @@ def translate(
     said = [f"{field}={value!r} was taken over from Trainer(...)" for field, value in taken.items()]
     return Plan(
         settings=settings,
-        trainer_arguments=MappingProxyType(_arguments(settings, trainer_arguments)),
+        trainer_arguments=MappingProxyType(_arguments(settings, trainer_arguments, choice, launched)),
         rows=tuple(_rows(settings)),
-        notes=(*said, *settings.notes),
+        notes=(*said, *settings.notes, *choice.notes),
+        strategy=choice,
     )
 
 
@@ -264,11 +275,6 @@ def _find_wrong(name: str, value: Any, *, settings: Settings, taken: dict[str, A
         return _check_precision(value, settings)
     if name == "accelerator":
         return _check_accelerator(value, settings, taken)
-    if name == "devices":
-        return "" if _is_one_device(value) else f"refused: {_ONE_DEVICE}"
-    if name == "strategy":
-        is_single = value == "auto" or _descends_from(value, "SingleDeviceStrategy")
-        return "" if is_single else f"refused: {_ONE_DEVICE}"
     if name == "plugins" and any(_descends_from(plugin, "Precision") for plugin in _listed(value)):
         return "refused: HFModule casts around the model's forward itself; use bf16=True in the settings"
     return ""
@@ -339,14 +345,23 @@ def _is_kind_of(kind: type, class_name: str) -> bool:
     return any(ancestor.__name__ == class_name for ancestor in kind.__mro__)
 
 
-def _arguments(settings: Settings, said: Mapping[str, Any]) -> dict[str, Any]:
+def _has_several(said: Mapping[str, Any], launched: Launched | None) -> bool:
+    """Whether there are several devices or ranks, as far as arguments and launcher tell."""
+    if (said.get("num_nodes") or 1) != 1 or (launched is not None and launched.world_size > 1):
+        return True
+    return not _is_one_device(said.get("devices"))
+
+
+def _arguments(
+    settings: Settings, said: Mapping[str, Any], choice: StrategyChoice, launched: Launched | None
+) -> dict[str, Any]:
     """Put together the arguments for `lightning.Trainer`; contradictions were refused before."""
     keeps = any(_descends_from(callback, "Checkpoint") for callback in _listed(said.get("callbacks")))
     final: dict[str, Any] = {
         "max_epochs": -1 if settings.max_steps > 0 else math.ceil(settings.num_train_epochs),
         "max_steps": settings.max_steps,
         "accelerator": "cpu" if settings.use_cpu else "auto",
-        "devices": 1,
+        "devices": 1 if choice.kind == "single" else "auto",
         "logger": False,
         "enable_checkpointing": keeps,
         "enable_progress_bar": not settings.disable_tqdm,
@@ -356,6 +371,9 @@ def _arguments(settings: Settings, said: Mapping[str, Any]) -> dict[str, Any]:
         final["log_every_n_steps"] = int(settings.logging_steps)
     if settings.output_dir is not None:
         final["default_root_dir"] = os.path.expanduser(settings.output_dir)
+    if launched is not None:
+        final["devices"] = launched.local_world_size
+        final["num_nodes"] = launched.world_size // launched.local_world_size
     decided = {*_ALWAYS, *_CONSUMED, "max_epochs", "max_steps", "default_root_dir", "enable_progress_bar"}
     for name, value in said.items():
         is_unset = (name == "devices" and value == "auto") or (name == "accelerator" and value == "auto")

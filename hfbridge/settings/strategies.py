@@ -1,0 +1,147 @@
+"""How many ranks a run has, and by which strategy they share the work. Pure: names and values only.
+
+    Trainer(strategy=)                       settings                    strategy
+    "ddp"                                    -                           ddp
+    "fsdp2"                                  fsdp=True                   fsdp2
+    "fsdp"                                   fsdp_config version 1       fsdp
+    "deepspeed", "deepspeed_stage_..."       deepspeed={...}             deepspeed
+    (none), with several devices or ranks    -                           ddp
+    (none)                                   -                           single
+    an object                                -                           that object
+
+Where argument and setting both speak they agree, or an error names both.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Literal
+
+from hfbridge.settings.checks import suggest
+from hfbridge.settings.fields import DEFAULTS, is_same, show
+from hfbridge.settings.settings import Settings
+
+Kind = Literal["single", "ddp", "fsdp", "fsdp2", "deepspeed", "given"]
+
+NAMES: Mapping[str, tuple[Kind, Mapping[str, Any]]] = {
+    "ddp": ("ddp", {}),
+    "ddp_find_unused_parameters_true": ("ddp", {"find_unused_parameters": True}),
+    "ddp_find_unused_parameters_false": ("ddp", {"find_unused_parameters": False}),
+    "fsdp": ("fsdp", {}),
+    "fsdp2": ("fsdp2", {}),
+    "deepspeed": ("deepspeed", {}),
+    "deepspeed_stage_1": ("deepspeed", {"stage": 1}),
+    "deepspeed_stage_2": ("deepspeed", {"stage": 2}),
+    "deepspeed_stage_2_offload": ("deepspeed", {"stage": 2, "offload": True}),
+    "deepspeed_stage_3": ("deepspeed", {"stage": 3}),
+    "deepspeed_stage_3_offload": ("deepspeed", {"stage": 3, "offload": True}),
+}
+"""The names of strategies, and what each says about it."""
+
+_DDP_FIELDS = tuple(name for name in DEFAULTS if name.startswith("ddp_"))
+_OF_EVERY_STRATEGY = ("ddp_backend", "ddp_timeout")
+
+
+@dataclass(frozen=True)
+class Launched:
+    """The processes that a launcher has started.
+
+    Attributes:
+        world_size: ranks on all nodes.
+        local_world_size: ranks on this node.
+    """
+
+    world_size: int
+    local_world_size: int
+
+
+@dataclass(frozen=True)
+class StrategyChoice:
+    """By which strategy the ranks of a run share the work.
+
+    Attributes:
+        kind: the strategy.
+        options: what is said about it; by "given" nothing is.
+        notes: settings that it does not read.
+    """
+
+    kind: Kind
+    options: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def choose_strategy(settings: Settings, strategy: object, *, has_several: bool) -> StrategyChoice:
+    """Choose the strategy of a run.
+
+    Args:
+        settings: what the user asked for by transformers' names.
+        strategy: `Trainer(strategy=)`; a name, an object, or `None` or "auto" for no choice.
+        has_several: there are several devices or ranks.
+
+    Raises:
+        ValueError: what is wrong with the argument, alone or beside the settings.
+    """
+    said = _said_by_settings(settings)
+    if strategy is None or strategy == "auto":
+        kind: Kind = said or ("ddp" if has_several else "single")
+        options: Mapping[str, Any] = {}
+    elif not isinstance(strategy, str):
+        if said:
+            raise ValueError(_both(settings, said))
+        return StrategyChoice("given", notes=tuple(_unread(settings, ())))
+    elif strategy not in NAMES:
+        raise ValueError(
+            f"is unknown{suggest(strategy, tuple(NAMES))}; there are {', '.join(NAMES)}, and objects of "
+            "hfbridge.strategies"
+        )
+    else:
+        kind, options = NAMES[strategy]
+        if said and said != kind:
+            raise ValueError(_both(settings, said))
+    return StrategyChoice(
+        kind, {**_options(kind, settings), **options}, tuple(_unread(settings, _read_by(kind)))
+    )
+
+
+def _said_by_settings(settings: Settings) -> Kind | None:
+    if settings.deepspeed:
+        return "deepspeed"
+    if settings.fsdp:
+        config = settings.fsdp_config or {}
+        version = config.get("version", config.get("fsdp_version", 2)) if isinstance(config, Mapping) else 2
+        return "fsdp" if version == 1 else "fsdp2"
+    return None
+
+
+def _both(settings: Settings, said: Kind) -> str:
+    name = "deepspeed" if said == "deepspeed" else "fsdp"
+    shown = show(name, getattr(settings, name)).replace(" = ", "=", 1)
+    return f"{shown} in the settings, which is {said}: set through both; choose one"
+
+
+def _options(kind: Kind, settings: Settings) -> dict[str, Any]:
+    """Read from the settings what the strategy's class is told."""
+    if kind == "single":
+        return {}
+    options: dict[str, Any] = {"timeout": timedelta(seconds=settings.ddp_timeout)}
+    if settings.ddp_backend is not None:
+        options["process_group_backend"] = settings.ddp_backend
+    if kind == "ddp":
+        # Natively, accelerate's defaults.
+        options |= {"bucket_cap_mb": 25, "broadcast_buffers": True, "static_graph": False}
+        names = ("find_unused_parameters", "bucket_cap_mb", "broadcast_buffers", "static_graph")
+        said = {name: getattr(settings, f"ddp_{name}") for name in names}
+        options |= {name: value for name, value in said.items() if value is not None}
+    return options
+
+
+def _read_by(kind: Kind) -> Collection[str]:
+    return () if kind == "single" else _DDP_FIELDS if kind == "ddp" else _OF_EVERY_STRATEGY
+
+
+def _unread(settings: Settings, read: Collection[str]) -> Iterator[str]:
+    """Tell of settings about processes that nobody reads."""
+    for name in _DDP_FIELDS:
+        value = getattr(settings, name)
+        if name not in read and not is_same(value, DEFAULTS[name]):
+            yield f"{show(name, value)} has no effect here: the strategy does not read it"

@@ -1,0 +1,86 @@
+"""DDP: every rank holds the whole model and sees its share of the samples; knows Lightning.
+
+As natively, what DDP wraps is the Hugging Face model and not the LightningModule: training calls the wrapper
+for each micro-batch, evaluation the model itself, and gradients are exchanged once a window.
+"""
+
+from datetime import timedelta
+from typing import Any
+
+from lightning.pytorch import strategies
+from torch import nn
+from torch.distributed.constants import default_pg_timeout
+
+from hfbridge.strategies.launcher import ScriptLauncher, open_group
+from hfbridge.strategies.sharing import Sharing
+
+
+class DDPStrategy(strategies.DDPStrategy):
+    """Lightning's DDP with the arguments that the native Trainer gives it.
+
+    Args:
+        find_unused_parameters: look for parameters that a forward has not used; `None` decides as natively,
+            which is yes, unless activations are recomputed.
+        timeout: what a collective waits for the other ranks.
+        **arguments: those of `lightning.pytorch.strategies.DDPStrategy`; `bucket_cap_mb` (25),
+            `broadcast_buffers` (True), `static_graph` (False) and `process_group_backend` among them.
+
+    Attributes:
+        sharing: how the ranks share the model.
+
+    Mirrors: accelerate.Accelerator.prepare_model
+    Proved by: tests/distributed/test_parity.py
+    """
+
+    def __init__(
+        self,
+        find_unused_parameters: bool | None = None,
+        timeout: timedelta = default_pg_timeout,
+        **arguments: Any,
+    ) -> None:
+        super().__init__(timeout=timeout, **arguments)
+        self._finds_unused = find_unused_parameters
+        self.sharing = Sharing(self)
+
+    def _configure_launcher(self) -> None:
+        """Start the ranks of a script that no launcher has started."""
+        assert self.cluster_environment is not None
+        if self._start_method != "popen":
+            super()._configure_launcher()
+            return
+        self._launcher = ScriptLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
+
+    def setup_distributed(self) -> None:
+        """Open the process group; a restarted attempt has one of its own."""
+        self.set_world_ranks()
+        assert self.cluster_environment is not None
+        backend = self._get_process_group_backend()
+        open_group(self.cluster_environment, backend, timeout=self._timeout, device=self.root_device)
+        super().setup_distributed()
+
+    def configure_ddp(self) -> None:
+        """Wrap the Hugging Face model."""
+        module: Any = self.lightning_module
+        model: nn.Module = module.model
+        finds = self._finds_unused
+        if finds is None:
+            finds = not getattr(model, "is_activation_checkpointing", False)
+        self._ddp_kwargs = {**self._ddp_kwargs, "find_unused_parameters": finds}
+        if any(p.requires_grad for p in model.parameters()):
+            self.model = self._setup_model(model)
+            self._register_ddp_hooks()
+
+    def training_step(self, *arguments: Any, **named: Any) -> Any:
+        """Call the module's step, in which each micro-batch's forward goes through DDP."""
+        assert self.lightning_module is not None
+        return self.lightning_module.training_step(*arguments, **named)
+
+    def validation_step(self, *arguments: Any, **named: Any) -> Any:
+        """Call the module's step with the model as it is, as natively: DDP would send buffers round."""
+        assert self.lightning_module is not None
+        return self.lightning_module.validation_step(*arguments, **named)
+
+    def predict_step(self, *arguments: Any, **named: Any) -> Any:
+        """Likewise."""
+        assert self.lightning_module is not None
+        return self.lightning_module.predict_step(*arguments, **named)

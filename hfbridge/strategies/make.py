@@ -1,0 +1,18 @@
+"""From a choice of strategy to the object that Lightning is given; knows Lightning."""
+
+from typing import Any
+
+from lightning.pytorch.strategies import Strategy
+
+from hfbridge.strategies.ddp import DDPStrategy
+
+
+def make_strategy(kind: str, **options: Any) -> Strategy:
+    """Make a strategy.
+
+    Args:
+        kind: "ddp", "fsdp", "fsdp2" or "deepspeed".
+        **options: arguments of its class.
+    """
+    classes: dict[str, type[Strategy]] = {"ddp": DDPStrategy}
+    return classes[kind](**options)

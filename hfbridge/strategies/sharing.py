@@ -1,0 +1,102 @@
+"""What a strategy of hfbridge adds to one of Lightning's: how ranks share a model; knows Lightning.
+
+HFModule asks its strategy's `Sharing` wherever it matters who holds what:
+
+    when                            asked
+    the model is built              shard
+    the run begins                  forward_through
+    each micro-batch                micro_batch, around its forward and backward; backward
+    the window's last backward      clip
+    a checkpoint is written         weights, optimizer_state: whole, on the first rank
+    a run goes on                   load_weights, load_optimizer_state
+
+A `Sharing` by itself is that of a single device and of DDP, where every rank holds everything.
+"""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import Strategy
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+
+class Sharing:
+    """How the ranks of a run share the model; here each rank holds all of it.
+
+    Args:
+        strategy: the strategy that it belongs to.
+
+    Attributes:
+        is_sharded: each rank holds a part of the weights only.
+    """
+
+    is_sharded = False
+
+    def __init__(self, strategy: Strategy) -> None:
+        self._strategy = strategy
+
+    def shard(self, model: nn.Module) -> nn.Module:
+        """Cut a model into the ranks' parts, before it has an optimizer; returns what HFModule is to hold."""
+        return model
+
+    def forward_through(self, model: nn.Module) -> Any:
+        """Return what the forward of a training micro-batch is called on: the model, or what wraps it."""
+        wrapped = self._strategy.model
+        is_wrapper = isinstance(wrapped, DistributedDataParallel) and wrapped.module is model
+        return wrapped if is_wrapper else model
+
+    def micro_batch(self, *, is_last: bool) -> AbstractContextManager[Any]:
+        """Make the context of one micro-batch: gradients are exchanged with the last one of a window only.
+
+        The backward of a window's last micro-batch comes after its context.
+        """
+        wrapped = self._strategy.model
+        if is_last or not isinstance(wrapped, DistributedDataParallel):
+            return nullcontext()
+        return wrapped.no_sync()
+
+    def clip(self, model: nn.Module, max_norm: float) -> Tensor:
+        """Clip by the global 2-norm of all gradients and return that norm as it was before, scalar.
+
+        Args:
+            model: its parameters' gradients are scaled in place.
+            max_norm: 0 measures without clipping.
+
+        Mirrors: transformers.Trainer._clip_grad_norm
+        Mirrors: transformers.Trainer._get_grad_norm
+        """
+        if max_norm > 0:
+            return torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+        return torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+
+    def weights(self, model: nn.Module) -> Mapping[str, Tensor] | None:
+        """Gather the whole `state_dict` of the model; called by all ranks, `None` on all but the first.
+
+        Where nothing is sharded these are the live tensors.
+        """
+        return model.state_dict()
+
+    def load_weights(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        """Put whole weights, which every rank has read, into the model."""
+        model.load_state_dict(weights)
+
+    def optimizer_state(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Any] | None:
+        """Gather the whole `state_dict` of the optimizer, in the form it has on a single device.
+
+        Called by all ranks; `None` on all but the first.
+        """
+        return optimizer.state_dict()
+
+    def load_optimizer_state(self, model: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
+        """Put a whole optimizer state, which every rank has read, into the optimizer."""
+        optimizer.load_state_dict(state)
+
+
+def sharing_of(strategy: Strategy) -> Sharing:
+    """Return how a strategy's ranks share the model; one of Lightning's own is as it is described here."""
+    sharing = getattr(strategy, "sharing", None)
+    return sharing if isinstance(sharing, Sharing) else Sharing(strategy)
