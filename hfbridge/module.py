@@ -63,6 +63,7 @@ from hfbridge.model.optim import (
     run_closure_first,
 )
 from hfbridge.model.prepare import Preparation
+from hfbridge.model.zero import ZeroConfig, build_engine
 from hfbridge.resume import Resumption, fill_checkpoint
 from hfbridge.saving import processing_class_of
 from hfbridge.settings import Settings, SettingsSource
@@ -149,6 +150,8 @@ class HFModule(pl.LightningModule):
         self._has_plain_backward = False
         self._preparation: Preparation | None = None
         self._sharing: Sharing | None = None
+        self._zero: ZeroConfig | None = None
+        self._engines: Any = None  # DeepSpeed's Sharing
         self.schedule: Any = None
         self._closure_hook: Any = None
         self.kept_optimizer: Optimizer | None = None
@@ -244,6 +247,10 @@ class HFModule(pl.LightningModule):
         with rank_variables(self.trainer.strategy):
             self._args = data.settings.as_training_arguments(use_cpu=device.type == "cpu")
         self._sharing = sharing_of(self.trainer.strategy)
+        if self._sharing.zero_config is not None:
+            self._engines = self._sharing
+            self._args.deepspeed = data.settings.deepspeed  # for those who look at the arguments
+            self._zero = ZeroConfig(self._sharing.zero_config, self._args)
         set_verbosity(self._args.get_process_log_level())
         self.evaluator.begin_run(self, self._args)
         read_directories(self.trainer.strategy)
@@ -288,14 +295,17 @@ class HFModule(pl.LightningModule):
             processing_class=self.processing_class,
             device_type=self.trainer.strategy.root_device.type,
             trains=is_fit,
+            autocasts=self.sharing.autocasts(trains=is_fit),
         )
         other = weights_dtypes(self.model) - {torch.float32}
-        if is_fit and other:
+        if is_fit and other and self._zero is None:
             self.tell(
                 f"The weights are {', '.join(sorted(map(str, other)))} and are trained as such; for float32 "
                 "weights pass dtype=torch.float32 to HFModule or to from_pretrained."
             )
-        if not is_fit:
+        if not is_fit and self._zero is not None and self._zero.is_sharded:
+            self._engines.serve(self.model, self._zero.for_evaluation(self.model))
+        elif not is_fit:
             cast_for_evaluation(self.model, args)
         self.host.attach(self, args)
 
@@ -309,10 +319,16 @@ class HFModule(pl.LightningModule):
             optimizer_cls_and_kwargs=self.optimizer_cls_and_kwargs,
         )
         self.kept_optimizer = None
-        optimizer, self.schedule = build_optimizer(parts, max_steps=data.schedule.max_steps)
+        max_steps, steps_itself = data.schedule.max_steps, False
+        if self._zero is None:
+            optimizer, self.schedule = build_optimizer(parts, max_steps=max_steps)
+        else:
+            optimizer, self.schedule, steps_itself = build_engine(
+                parts, self._zero, self._engines.train, max_steps=max_steps
+            )
         self._closure_hook = optimizer.register_step_pre_hook(run_closure_first)
-        if follows_metric(self.schedule):
-            return optimizer  # stepped by the host, after evaluations
+        if steps_itself or follows_metric(self.schedule):
+            return optimizer  # the schedule is stepped by the engine, or by the host after evaluations
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.schedule, "interval": "step"}}
 
     def on_fit_start(self) -> None:
@@ -334,6 +350,9 @@ class HFModule(pl.LightningModule):
         if self._closure_hook is not None:
             self._closure_hook.remove()
             self._closure_hook = None
+        if self._zero is not None:
+            self._zero.close()
+            self._zero = None
 
     # Checkpoints.
 
@@ -375,9 +394,9 @@ class HFModule(pl.LightningModule):
         Mirrors: transformers.Trainer._prepare_inputs
         """
         if not isinstance(batch, Window):
-            return _moved(batch, device)
+            return self._moved(batch, device)
         counted = batch.micro_batches
-        batch.micro_batches = [_moved(inputs, device) for inputs in counted]
+        batch.micro_batches = [self._moved(inputs, device) for inputs in counted]
         loss = self.normalization.loss_for(self.model, batch.micro_batches)
         batch.items = loss.count(counted, device)
         return batch
@@ -455,6 +474,11 @@ class HFModule(pl.LightningModule):
 
     # Parts of the above.
 
+    def _moved(self, inputs: Any, device: torch.device) -> Any:
+        if device.type != "cpu":
+            inputs = send_to_device(inputs, device, non_blocking=True)
+        return inputs if self._zero is None else self._zero.cast(inputs)
+
     def tell(self, note: str) -> None:
         """Give a note once, on the first rank; an empty one is none."""
         if note and note not in self.notes:
@@ -465,6 +489,3 @@ class HFModule(pl.LightningModule):
 # Lightning asks for this signature at every step; remembered, it costs a third.
 HFModule.training_step.__signature__ = inspect.signature(HFModule.training_step)  # type: ignore[attr-defined]
 
-
-def _moved(inputs: Any, device: torch.device) -> Any:
-    return inputs if device.type == "cpu" else send_to_device(inputs, device, non_blocking=True)

@@ -52,7 +52,7 @@ class NativeParts(NativeTrainer):
         if optimizer_cls_and_kwargs is not None:
             kind, arguments = optimizer_cls_and_kwargs
             self.optimizer_cls_and_kwargs = (kind, dict(arguments))
-        self.is_deepspeed_enabled = False
+        self.is_deepspeed_enabled = False  # what that changes here, hfbridge/model/zero.py does
 
 
 def check_optimizers(model: object, optimizers: Any, optimizer_cls_and_kwargs: Any) -> None:
@@ -89,6 +89,16 @@ def build_optimizer(parts: NativeParts, *, max_steps: int) -> tuple[Optimizer, A
     Raises:
         SettingsError: the optimizer refuses the settings.
     """
+    optimizer = make_optimizer(parts)
+    return optimizer, parts.create_scheduler(num_training_steps=max_steps)
+
+
+def make_optimizer(parts: NativeParts) -> Optimizer:
+    """Make the optimizer, or take the user's.
+
+    Raises:
+        SettingsError: the optimizer refuses the settings.
+    """
     args = parts.args
     try:
         optimizer = parts.create_optimizer()
@@ -100,7 +110,7 @@ def build_optimizer(parts: NativeParts, *, max_steps: int) -> tuple[Optimizer, A
             f"The optimizer is a {type(optimizer).__name__}; it must be a torch.optim.Optimizer, which "
             "Lightning can step and save."
         )
-    return optimizer, parts.create_scheduler(num_training_steps=max_steps)
+    return optimizer
 
 
 def run_closure_first(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -36,6 +36,7 @@ class Preparation:
         args: the settings.
         processing_class: tokenizer or processor; special tokens are aligned with it.
         device_type: "cpu" or "cuda".
+        autocasts: `bf16` is for autocast to do.
         trains: the run trains; for evaluation and prediction only the first and the forward are touched.
 
     Attributes:
@@ -56,6 +57,7 @@ class Preparation:
         processing_class: Any,
         device_type: str,
         trains: bool,
+        autocasts: bool = True,
     ) -> None:
         self._model = model
         self._undo: list[Callable[[], None]] = []
@@ -65,7 +67,7 @@ class Preparation:
             model.config.use_cache = args.use_cache  # type: ignore[union-attr]
         if trains:
             self._make_ready(args, processing_class)
-        if args.bf16:
+        if args.bf16 and autocasts:
             wrap_forward(model, device_type=device_type, dtype=torch.bfloat16)
         self._args, self._trains = args, trains
         self.trained: Any = model

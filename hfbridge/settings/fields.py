@@ -269,7 +269,7 @@ _RULES = (
     _all("ddp_timeout", _STRATEGY),
     _default("fsdp", _STRATEGY, _NO_DDP, False, "", []),
     _default("fsdp_config", _STRATEGY, _NO_DDP, {}),
-    _default("deepspeed", _STRATEGY, _NO_DDP, {}, ""),
+    _all("deepspeed", _STRATEGY),
     _some(
         "debug",
         _MODULE,

@@ -167,6 +167,7 @@ class Settings:
             fields was given.
         """
         values = copy.deepcopy(self._given)
+        values.pop("deepspeed", None)  # it would make a plugin; the strategy reads it
         if use_cpu is not None:
             values["use_cpu"] = use_cpu
         is_seq2seq = not SEQ2SEQ_FIELDS.isdisjoint(values)

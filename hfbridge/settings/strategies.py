@@ -18,6 +18,7 @@ from datetime import timedelta
 from typing import Any, Literal
 
 from hfbridge.settings.checks import suggest
+from hfbridge.settings.deepspeed import check_config
 from hfbridge.settings.fields import DEFAULTS, is_same, show
 from hfbridge.settings.settings import Settings
 
@@ -126,6 +127,11 @@ def _options(kind: Kind, settings: Settings) -> dict[str, Any]:
     options: dict[str, Any] = {"timeout": timedelta(seconds=settings.ddp_timeout)}
     if settings.ddp_backend is not None:
         options["process_group_backend"] = settings.ddp_backend
+    if kind == "deepspeed":
+        if isinstance(settings.deepspeed, Mapping) and settings.deepspeed:
+            check_config(settings.deepspeed, settings)
+        options |= {"config": settings.deepspeed or None, "settings": settings}
+        options |= {"on_cpu": True} if settings.use_cpu else {}
     if kind == "ddp":
         # Natively, accelerate's defaults.
         options |= {"bucket_cap_mb": 25, "broadcast_buffers": True, "static_graph": False}

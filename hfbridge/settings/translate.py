@@ -187,6 +187,8 @@ def translate(
             trainer_arguments.get("strategy"),
             has_several=_has_several(trainer_arguments, launched),
         )
+    except SettingsError as error:
+        problems += error.problems
     except ValueError as error:
         problems.append(Problem(_spell("strategy", trainer_arguments.get("strategy")), str(error)))
     if problems:

@@ -5,6 +5,7 @@ from typing import Any
 from lightning.pytorch.strategies import Strategy
 
 from hfbridge.strategies.ddp import DDPStrategy
+from hfbridge.strategies.deepspeed import DeepSpeedStrategy
 
 
 def make_strategy(kind: str, **options: Any) -> Strategy:
@@ -14,5 +15,5 @@ def make_strategy(kind: str, **options: Any) -> Strategy:
         kind: "ddp", "fsdp", "fsdp2" or "deepspeed".
         **options: arguments of its class.
     """
-    classes: dict[str, type[Strategy]] = {"ddp": DDPStrategy}
+    classes: dict[str, type[Strategy]] = {"ddp": DDPStrategy, "deepspeed": DeepSpeedStrategy}
     return classes[kind](**options)

@@ -3,18 +3,21 @@
 HFModule asks its strategy's `Sharing` wherever it matters who holds what:
 
     when                            asked
-    the model is built              shard
+    the run is set up               zero_config
+    the model is built              shard, autocasts
+    the optimizer is made           train, serve (DeepSpeed's)
     the run begins                  forward_through
     each micro-batch                micro_batch, around its forward and backward; backward
     the window's last backward      clip
     a checkpoint is written         weights, optimizer_state: whole, on the first rank
     a run goes on                   load_weights, load_optimizer_state
+    a model generates               whole
 
 A `Sharing` by itself is that of a single device and of DDP, where every rank holds everything.
 """
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -32,9 +35,11 @@ class Sharing:
 
     Attributes:
         is_sharded: each rank holds a part of the weights only.
+        zero_config: what DeepSpeed was told, if it is used.
     """
 
     is_sharded = False
+    zero_config: dict[str, Any] | None = None
 
     def __init__(self, strategy: Strategy) -> None:
         self._strategy = strategy
@@ -42,6 +47,10 @@ class Sharing:
     def shard(self, model: nn.Module) -> nn.Module:
         """Cut a model into the ranks' parts, before it has an optimizer; returns what HFModule is to hold."""
         return model
+
+    def autocasts(self, *, trains: bool) -> bool:
+        """Whether bf16 is for autocast to do, in a run that trains or in one that does not."""
+        return True
 
     def forward_through(self, model: nn.Module) -> Any:
         """Return what the forward of a training micro-batch is called on: the model, or what wraps it."""
@@ -59,8 +68,10 @@ class Sharing:
             return nullcontext()
         return wrapped.no_sync()
 
-    def clip(self, model: nn.Module, max_norm: float) -> Tensor:
+    def clip(self, model: nn.Module, max_norm: float) -> Tensor | None:
         """Clip by the global 2-norm of all gradients and return that norm as it was before, scalar.
+
+        `None` if nobody has computed it.
 
         Args:
             model: its parameters' gradients are scaled in place.
@@ -72,6 +83,11 @@ class Sharing:
         if max_norm > 0:
             return torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
         return torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+
+    @contextmanager
+    def whole(self, model: nn.Module) -> Iterator[None]:
+        """Hold all weights on each rank for a while; all ranks enter and leave."""
+        yield
 
     def weights(self, model: nn.Module) -> Mapping[str, Tensor] | None:
         """Gather the whole `state_dict` of the model; called by all ranks, `None` on all but the first.

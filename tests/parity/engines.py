@@ -6,7 +6,8 @@ Every quantity is kept as it was, or as a digest of its bytes, so that "identica
 import hashlib
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -159,8 +160,29 @@ def gradients_digest(model: nn.Module) -> str:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """Digest all parameters."""
-    return digest(*model.parameters())
+    """Digest all parameters, whole ones."""
+    with whole(model):
+        return digest(*model.parameters())
+
+
+@contextmanager
+def whole(model: nn.Module) -> Iterator[None]:
+    """Gather the parameters that ZeRO-3 has shared out."""
+    in_parts = [p for p in model.parameters() if hasattr(p, "ds_id")]
+    if not in_parts:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(in_parts):
+        yield
+
+
+def innermost(optimizer: Any) -> Any:
+    """Find the optimizer within what accelerate, DeepSpeed and hfbridge put around it."""
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer
 
 
 def without_times(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -339,7 +361,7 @@ def run_theirs(job: Job) -> Record:
 
 def record_theirs(trainer: NativeTrainer, recorder: Recorder, collator: RecordingCollator | None) -> Record:
     """Note what the native Trainer did."""
-    optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+    optimizer = innermost(trainer.optimizer)
     return _record(recorder, collator, trainer.state, trainer.model, optimizer, trainer.lr_scheduler, trainer)
 
 
@@ -379,7 +401,7 @@ def record_ours(
     collator: RecordingCollator | None,
 ) -> Record:
     """Note what hfbridge did."""
-    scheduler, optimizer = module.schedule, trainer.optimizers[0]
+    scheduler, optimizer = module.schedule, innermost(trainer.optimizers[0])
     record = _record(recorder, collator, trainer.state_of_run, module.model, optimizer, scheduler, trainer)
     record.module = module
     return record
@@ -394,13 +416,15 @@ def _record(
     scheduler: Any,
     engine: Any,
 ) -> Record:
+    with whole(model):
+        weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     return Record(
         steps=recorder.steps,
         collated=[] if collator is None else collator.train_ids,
         events=recorder.events,
         log_history=[without_times(row) for row in state.log_history],
         state={name: value for name, value in asdict(state).items() if name not in _NOT_COMPARED},
-        weights={name: tensor.detach().clone() for name, tensor in model.state_dict().items()},
+        weights=weights,
         optimizer=optimizer.state_dict(),
         scheduler=scheduler.state_dict(),
         engine=engine,
