@@ -488,4 +488,3 @@ class HFModule(pl.LightningModule):
 
 # Lightning asks for this signature at every step; remembered, it costs a third.
 HFModule.training_step.__signature__ = inspect.signature(HFModule.training_step)  # type: ignore[attr-defined]
-

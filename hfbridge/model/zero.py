@@ -140,7 +140,7 @@ def build_engine(
     *,
     max_steps: int,
 ) -> tuple[Optimizer, Any, bool]:
-    """Make optimizer, engine and schedule, in the native order: the schedule belongs to the engine's optimizer.
+    """Make optimizer, engine and schedule, in this order: the schedule is for the engine's optimizer.
 
     Args:
         parts: make what the configuration does not name.

@@ -93,7 +93,9 @@ def read_config(source: Config | str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(text).expanduser() if len(text) < 1024 and "{" not in text else None
     is_file = path is not None and path.is_file()
     try:
-        found = json.loads(path.read_text(encoding="utf-8") if path is not None and is_file else _decoded(text))
+        found = json.loads(
+            path.read_text(encoding="utf-8") if path is not None and is_file else _decoded(text)
+        )
     except ValueError as error:
         named = f"deepspeed={text[:80]!r}"
         if is_file:
@@ -103,7 +105,9 @@ def read_config(source: Config | str | os.PathLike[str]) -> dict[str, Any]:
             "configuration itself as a dictionary."
         ) from error
     if not isinstance(found, dict):
-        raise SettingsError(f"deepspeed={text[:80]!r} holds a {type(found).__name__}; it must hold a dictionary.")
+        raise SettingsError(
+            f"deepspeed={text[:80]!r} holds a {type(found).__name__}; it must hold a dictionary."
+        )
     return found
 
 

@@ -6,4 +6,12 @@ from hfbridge.strategies.launcher import launched_ranks, rank_variables
 from hfbridge.strategies.make import make_strategy
 from hfbridge.strategies.sharing import Sharing, sharing_of
 
-__all__ = ["DDPStrategy", "DeepSpeedStrategy", "Sharing", "launched_ranks", "make_strategy", "rank_variables", "sharing_of"]
+__all__ = [
+    "DDPStrategy",
+    "DeepSpeedStrategy",
+    "Sharing",
+    "launched_ranks",
+    "make_strategy",
+    "rank_variables",
+    "sharing_of",
+]

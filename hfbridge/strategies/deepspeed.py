@@ -80,9 +80,9 @@ class DeepSpeedStrategy(strategies.DeepSpeedStrategy):
         else:
             self.given_config = read_config(config)
         check_config(self.given_config, settings)
-        if config is not None and stage is not None:
-            if differs := check_name(self.given_config, stage=stage, offload=offload):
-                raise SettingsError(f"deepspeed: {differs}: set through both; choose one.")
+        differs = "" if stage is None else check_name(self.given_config, stage=stage, offload=offload)
+        if differs:
+            raise SettingsError(f"deepspeed: {differs}: set through both; choose one.")
         if on_cpu or (on_cpu is None and not torch.cuda.is_available()):
             os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is imported
         require("deepspeed", extra="deepspeed", for_=f'strategy="deepspeed_stage_{self.stage}"')
@@ -187,7 +187,7 @@ class DeepSpeedStrategy(strategies.DeepSpeedStrategy):
         return Strategy.optimizer_state(self, optimizer)
 
     def teardown(self) -> None:
-        """Leave model and engine where they are, as natively: a sharded model is still needed by all ranks."""
+        """Leave model and engine where they are, as natively: all ranks still need a sharded model."""
         self.model = self.lightning_module
         for part in (self.cluster_environment, self.precision_plugin, self.accelerator, self.checkpoint_io):
             assert part is not None
@@ -226,17 +226,8 @@ class EngineSharing(Sharing):
         super().__init__(strategy)
         self.engine: Any = None
         self._is_last = True
-        self._told = strategy
-
-    @property
-    def is_sharded(self) -> bool:  # type: ignore[override]
-        """Each rank holds a part of the weights only."""
-        return self._told.zero_stage_3
-
-    @property
-    def zero_config(self) -> dict[str, Any]:
-        """What DeepSpeed was told, "auto" not yet filled."""
-        return self._told.given_config
+        self.is_sharded = strategy.zero_stage_3
+        self.zero_config = strategy.given_config
 
     def autocasts(self, *, trains: bool) -> bool:
         """Whether bf16 is for autocast to do; an engine casts the weights."""
@@ -300,7 +291,7 @@ class EngineSharing(Sharing):
 
     @contextmanager
     def whole(self, model: nn.Module) -> Iterator[None]:
-        """Hold all weights on each rank for a while, and let forwards find them; all ranks enter and leave."""
+        """Hold all weights on each rank for a while, where forwards find them; all ranks enter and leave."""
         if not is_in_parts(model):
             yield
             return
@@ -327,11 +318,11 @@ class EngineSharing(Sharing):
         return found
 
     def load_weights(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-        """Put whole weights, which every rank has read, into the model and into the optimizer's copy of it."""
+        """Put whole weights, which every rank has read, into the model."""
         if is_in_parts(model):
             deepspeed = require("deepspeed", extra="deepspeed", for_='strategy="deepspeed"')
             with deepspeed.zero.GatheredParameters(list(model.parameters()), modifier_rank=0):
-                if self._told.is_global_zero:
+                if self._strategy.is_global_zero:
                     model.load_state_dict(weights)
             for name, buffer in model.named_buffers():
                 if name in weights:
@@ -412,7 +403,7 @@ class EngineOptimizer(Optimizer):
         defaults: dict[str, Any] = inner.defaults
         return defaults
 
-    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Any = None) -> Any:
         """Run the closure, in which the engine steps."""
         return None if closure is None else closure()
 

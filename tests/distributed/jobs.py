@@ -9,11 +9,3 @@ def run_job_on_both(job: Job) -> dict[str, Any]:
     """Run a job on both engines and see that this rank did the same in both, to the bit."""
     theirs, _ = run_both(job)
     return {"rows": theirs.log_history, "steps": len(theirs.steps), "collated": theirs.collated}
-
-
-def run_zero_job(job: Job) -> dict[str, Any]:
-    """Run a job under DeepSpeed on both engines."""
-    import deepspeed
-
-    deepspeed.init_distributed(dist_backend="gloo", verbose=False)  # which native leaves to the first model
-    return run_job_on_both(job)
