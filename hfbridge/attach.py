@@ -22,13 +22,14 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.plugins.precision import Precision
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from hfbridge.data.window import Schedule
 from hfbridge.errors import Problem, SettingsError, raise_problems
 from hfbridge.settings import Settings, require_machine
 from hfbridge.settings.plan import NEVER
+from hfbridge.settings.strategies import reason_against_strategy
 from hfbridge.settings.translate import reason_against
 
 _LIGHTNING_DEFAULT_EPOCHS, _LIGHTNING_DEFAULT_LOG_EVERY = 1000, 50
@@ -212,19 +213,9 @@ def contradictions(trainer: pl.Trainer, settings: Settings) -> list[Problem]:
         cure = "only fp32 and bf16 are carried by this version; leave it out, or set bf16=True."
         problems.append(Problem(f"precision={trainer.precision!r}", cure))
     problems += _only_ours(settings)
-    if not isinstance(trainer.strategy, SingleDeviceStrategy) and not _shares_natively(trainer.strategy):
-        name = type(trainer.strategy).__name__
-        cure = (
-            "computes other numbers than the native Trainer; use hfbridge.Trainer, which takes the same "
-            f"names, or strategy=hfbridge.strategies.{name.replace('ModelParallel', 'FSDP2')}(...)."
-        )
-        problems.append(Problem(f"strategy={name}", cure))
+    if reason := reason_against_strategy(trainer.strategy):
+        problems.append(Problem(f"strategy={type(trainer.strategy).__name__}", reason))
     return problems
-
-
-def _shares_natively(strategy: Strategy) -> bool:
-    """Whether the ranks share the work as natively: by a strategy of hfbridge's, or Lightning's own DDP."""
-    return hasattr(strategy, "sharing") or type(strategy) is DDPStrategy
 
 
 def _only_ours(settings: Settings) -> Iterator[Problem]:

@@ -18,7 +18,7 @@ from datetime import timedelta
 from typing import Any, Literal
 
 from hfbridge.settings.checks import suggest
-from hfbridge.settings.fields import DEFAULTS, is_same, show
+from hfbridge.settings.fields import DEFAULTS, Complaint, is_same, show
 from hfbridge.settings.settings import Settings
 
 Kind = Literal["single", "ddp", "fsdp", "fsdp2", "deepspeed", "given"]
@@ -88,6 +88,8 @@ def choose_strategy(settings: Settings, strategy: object, *, has_several: bool) 
     elif not isinstance(strategy, str):
         if said:
             raise ValueError(_both(settings, said))
+        if reason := reason_against_strategy(strategy):
+            raise ValueError(reason)
         return StrategyChoice("given", notes=tuple(_unread(settings, ())))
     elif strategy not in NAMES:
         raise ValueError(
@@ -101,6 +103,42 @@ def choose_strategy(settings: Settings, strategy: object, *, has_several: bool) 
     return StrategyChoice(
         kind, {**_options(kind, settings), **options}, tuple(_unread(settings, _read_by(kind)))
     )
+
+
+def reason_against_strategy(strategy: object) -> str:
+    """Say why an object cannot be the strategy of a run; empty if it can.
+
+    Those of `hfbridge.strategies` can (they have a `sharing`), and of Lightning's own those that change no
+    number: a single device, and DDP.
+    """
+    ancestors = {kind.__name__ for kind in type(strategy).__mro__}
+    if hasattr(strategy, "sharing") or "SingleDeviceStrategy" in ancestors:
+        return ""
+    name = type(strategy).__name__
+    if "Strategy" not in ancestors:
+        return f"refused: {strategy!r} is no strategy; give a name, such as {', '.join(NAMES)}"
+    if name == "DDPStrategy":
+        return ""
+    ours = name.replace("ModelParallel", "FSDP2")
+    known = ("DDPStrategy", "FSDPStrategy", "FSDP2Strategy", "DeepSpeedStrategy")
+    instead = f"use hfbridge.strategies.{ours}(...)" if ours in known else f"use one of {', '.join(NAMES)}"
+    return f"refused: under Lightning's {name} the numbers are not the native Trainer's; {instead}"
+
+
+def check_ranks(settings: Settings) -> Iterator[Complaint]:
+    """Check that settings fit a run of several ranks; those of the strategies have checks of their own."""
+    if settings.auto_find_batch_size:
+        yield (
+            "auto_find_batch_size",
+            "cannot begin again with several ranks: one that runs out of memory alone leaves the others "
+            "waiting; leave it out, and set per_device_train_batch_size",
+        )
+    if not (settings.accelerator_config or {}).get("even_batches", True):
+        yield (
+            "accelerator_config",
+            "even_batches=False gives ranks different numbers of micro-batches, and those that have one more "
+            "would wait for the others for ever; leave it out, or drop the rest by dataloader_drop_last=True",
+        )
 
 
 def _said_by_settings(settings: Settings) -> Kind | None:

@@ -29,7 +29,7 @@ class DDPStrategy(strategies.DDPStrategy):
         sharing: how the ranks share the model.
 
     Mirrors: accelerate.Accelerator.prepare_model
-    Proved by: tests/distributed/test_parity.py
+    Proved by: tests/distributed/test_ddp.py
     """
 
     def __init__(
