@@ -39,6 +39,7 @@ NAMES: Mapping[str, tuple[Kind, Mapping[str, Any]]] = {
 """The names of strategies, and what each says about it."""
 
 _DDP_FIELDS = tuple(name for name in DEFAULTS if name.startswith("ddp_"))
+_DEFAULT_BUCKET_MB = 25
 _OF_EVERY_STRATEGY = ("ddp_backend", "ddp_timeout")
 
 
@@ -165,10 +166,11 @@ def _options(kind: Kind, settings: Settings) -> dict[str, Any]:
     if settings.ddp_backend is not None:
         options["process_group_backend"] = settings.ddp_backend
     if kind == "ddp":
-        # Natively, accelerate's defaults.
-        options |= {"bucket_cap_mb": 25, "broadcast_buffers": True, "static_graph": False}
         names = ("find_unused_parameters", "bucket_cap_mb", "broadcast_buffers", "static_graph")
         said = {name: getattr(settings, f"ddp_{name}") for name in names}
+        if said["bucket_cap_mb"] == _DEFAULT_BUCKET_MB:
+            # Said to torch, it would be the size of the first bucket, too; natively accelerate leaves it out.
+            del said["bucket_cap_mb"]
         options |= {name: value for name, value in said.items() if value is not None}
     return options
 

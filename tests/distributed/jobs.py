@@ -1,5 +1,7 @@
 """What the ranks of a pool run: the jobs of tests/parity/engines.py on both engines."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -9,21 +11,45 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, set_seed
 
-from tests.parity.engines import Job, Record, run_both, run_theirs
+from tests.parity.engines import Job, run_both, run_ours, run_theirs
 from tests.tiny import VOCABULARY
 
-WRAPPER = ("find_unused_parameters", "broadcast_buffers", "static_graph", "bucket_bytes_cap")
+WRAPPER = (
+    "find_unused_parameters",
+    "broadcast_buffers",
+    "static_graph",
+    "bucket_bytes_cap",
+    "bucket_bytes_cap_default",
+)
 
 
 def run_job_on_both(job: Job) -> dict[str, Any]:
     """Run a job on both engines and see that this rank did the same in both, to the bit."""
-    theirs, ours = run_both(job)
+    with noting_wrappers() as wrappers:
+        theirs, _ = run_both(job)
     return {
         "rows": theirs.log_history,
         "steps": theirs.steps,
         "collated": theirs.collated,
-        "wrappers": [wrapper_of(record) for record in (theirs, ours)],
+        "wrappers": wrappers,
     }
+
+
+@contextmanager
+def noting_wrappers() -> Iterator[list[dict[str, Any]]]:
+    """Note of each DDP how it was made."""
+    made: list[dict[str, Any]] = []
+    init = DistributedDataParallel.__init__
+
+    def noting(self: DistributedDataParallel, *arguments: Any, **named: Any) -> None:
+        init(self, *arguments, **named)
+        made.append({name: getattr(self, name) for name in WRAPPER})
+
+    DistributedDataParallel.__init__ = noting  # type: ignore[method-assign]
+    try:
+        yield made
+    finally:
+        DistributedDataParallel.__init__ = init  # type: ignore[method-assign]
 
 
 def run_native(job: Job) -> list[dict[str, Any]]:
@@ -31,19 +57,8 @@ def run_native(job: Job) -> list[dict[str, Any]]:
     return run_theirs(job).steps
 
 
-def wrapper_of(record: Record) -> dict[str, Any] | None:
-    """Read off DDP how it was made."""
-    engine = record.engine
-    found = engine.model_wrapped if hasattr(engine, "model_wrapped") else engine.strategy.model
-    if not isinstance(found, DistributedDataParallel):
-        return None
-    return {name: getattr(found, name) for name in WRAPPER}
-
-
 def group_timeout(job: Job) -> timedelta:
     """Train, in a group of hfbridge's own; returns what its collectives wait for others."""
-    from tests.parity.engines import run_ours
-
     if dist.is_initialized():
         dist.destroy_process_group()
     run_ours(job)

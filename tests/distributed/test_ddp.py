@@ -92,17 +92,20 @@ def test_every_setting_that_several_ranks_could_change(ranks, settings):
     [
         ("ddp_find_unused_parameters", False),
         ("ddp_bucket_cap_mb", 1),
+        ("ddp_bucket_cap_mb", 25),
         ("ddp_broadcast_buffers", False),
         ("ddp_static_graph", True),
         ("ddp_backend", "gloo"),
     ],
 )
 def test_what_ddp_is_made_with(ranks, field, value):
-    found = ranks(2).run(run_job_on_both, Job("distilbert", {**ACCUMULATED, field: value}))[0]
+    # With accumulation, torch has no static graph.
+    accumulated = {} if field == "ddp_static_graph" else ACCUMULATED
+    found = ranks(2).run(run_job_on_both, Job("distilbert", {**accumulated, field: value}))[0]
     theirs, ours = found["wrappers"]
     assert theirs == ours
     default = ranks(2).run(run_job_on_both, Job("distilbert", {"max_steps": 1}))[0]["wrappers"][0]
-    assert (theirs != default) is (field != "ddp_backend")
+    assert (theirs != default) is ((field, value) not in (("ddp_backend", "gloo"), ("ddp_bucket_cap_mb", 25)))
 
 
 def test_collectives_wait_as_long_as_ddp_timeout(ranks):
