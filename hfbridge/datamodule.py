@@ -188,13 +188,14 @@ class HFDataModule(pl.LightningDataModule):
     def _eval_loader(self, split: str, *, prefix: str) -> EvalLoader:
         settings = self.settings
         dataset, collator = self._prepare(split)
+        module: Any = self._trainer().lightning_module
+        repeats = module.loss_normalization == "native"
         batches: DataLoader[Any] = DataLoader(
             dataset,
-            **self._samplers().of_evaluation(dataset, split),
+            **self._samplers().of_evaluation(dataset, split, repeats=repeats),
             collate_fn=collator,
             **self._loading(settings),
         )
-        module: Any = self._trainer().lightning_module
         resumption = module.resumption
         return EvalLoader(
             batches,
@@ -282,13 +283,15 @@ class HFDataModule(pl.LightningDataModule):
             )
 
     def _check_batches(self, split: str, settings: Settings) -> None:
-        """See that dropping a short last batch leaves one."""
+        """See that dropping a short last batch, or a round with one, leaves one."""
         name = f"per_device_{'train' if split == 'train' else 'eval'}_batch_size"
-        rows = len(self._mapped[split])
+        rows, ranks = len(self._mapped[split]), self._trainer().world_size
         size = self.train_batch_size if split == "train" else settings.per_device_eval_batch_size
-        if settings.dataloader_drop_last and rows < size:
+        splits = bool((settings.accelerator_config or {}).get("split_batches", False))
+        if settings.dataloader_drop_last and rows < size * (1 if splits else ranks):
             raise DataError(
-                f"The {split} set has {rows} rows, which is not one batch of {size} with "
+                f"The {split} set has {rows} rows, which is not one batch of {size} "
+                f"{'' if splits or ranks == 1 else f'on each of {ranks} ranks '}with "
                 f"dataloader_drop_last=True. Use a smaller {name}, or keep the last batch."
             )
 

@@ -204,7 +204,7 @@ class Trainer(pl.Trainer):
 
         Returns:
             One dict with the metrics of all evaluation sets, as `transformers.Trainer.evaluate` returns them,
-            and what callbacks logged.
+            and what callbacks logged; on several ranks all get the metrics of the whole sets.
 
         Mirrors: transformers.Trainer.evaluate
         """
@@ -216,7 +216,11 @@ class Trainer(pl.Trainer):
     def predict_dataset(
         self, model: HFModule, datamodule: HFDataModule, *, metric_key_prefix: str = "test"
     ) -> PredictionOutput:
-        """Predict a whole set as `transformers.Trainer.predict` does; `predict` gives logits batch by batch.
+        """Predict a whole set as `transformers.Trainer.predict` does.
+
+        On several ranks each gets the predictions of all. Lightning's `predict` gives logits batch by batch,
+        and each rank those of its own batches: rank r of W the batches r, r + W, ...; rows from the beginning
+        may fill up its last one, so that all ranks have as many.
 
         Args:
             model: the module.

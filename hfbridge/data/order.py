@@ -13,7 +13,7 @@ BatchSamplerShard, which fills the last round with rows from the beginning of th
 batches to ranks itself.
 """
 
-from collections.abc import Sized
+from collections.abc import Iterator, Sized
 from typing import Any
 
 import torch
@@ -65,17 +65,26 @@ class NativeSamplers(NativeTrainer):
         drop_last = self.args.dataloader_drop_last
         return self._sharded(sampler, batch_size, drop_last)
 
-    def of_evaluation(self, dataset: Sized, split: str) -> dict[str, Any]:
+    def of_evaluation(self, dataset: Sized, split: str, *, repeats: bool) -> dict[str, Any]:
         """Choose the sampler of an evaluation or prediction set, in the same form.
+
+        Args:
+            dataset: the set.
+            split: its name.
+            repeats: rows from the beginning fill up a rank's last batch, as natively; otherwise only a batch
+                that has no others.
 
         Raises:
             DataError: lengths are needed, and the rows do not have them.
         """
         # Natively, several ranks leave the choice to torch's DataLoader, which takes the dataset's order.
         sampler = self._choose(self._get_eval_sampler, dataset, split) or SequentialSampler(dataset)
-        return self._sharded(sampler, self.args.eval_batch_size, self.args.dataloader_drop_last)
+        args = self.args
+        return self._sharded(sampler, args.eval_batch_size, args.dataloader_drop_last, repeats=repeats)
 
-    def _sharded(self, sampler: Sampler[Any], batch_size: int, drop_last: bool) -> dict[str, Any]:
+    def _sharded(
+        self, sampler: Sampler[Any], batch_size: int, drop_last: bool, *, repeats: bool = True
+    ) -> dict[str, Any]:
         """Deal a sampler's batches to the ranks.
 
         Mirrors: accelerate.data_loader.prepare_data_loader
@@ -88,7 +97,7 @@ class NativeSamplers(NativeTrainer):
             # Drawn in the same state on all ranks, who have just been seeded.
             sampler.generator = torch.Generator()
             sampler.generator.manual_seed(int(torch.empty((), dtype=torch.int64).random_().item()))
-        shard = BatchSamplerShard(
+        shard = (BatchSamplerShard if repeats else _WithoutRepeats)(
             BatchSampler(sampler, batch_size, drop_last),
             num_processes=args.world_size,
             process_index=args.process_index,
@@ -107,6 +116,22 @@ class NativeSamplers(NativeTrainer):
                 f"remove_unused_columns=False, a column {column!r} (length_column_name)."
             ) from error
         return sampler
+
+
+class _WithoutRepeats(BatchSamplerShard):
+    """A rank's share of the batches, where no row comes twice.
+
+    A rank that has no batch of its own in the last round has one of repeated rows all the same: all ranks
+    have the same number of batches.
+    """
+
+    def __iter__(self) -> Iterator[list[int]]:
+        parts = self.num_processes if self.split_batches else 1
+        sampler: Any = self.batch_sampler.sampler
+        size, rows = self.batch_size // parts, len(sampler)
+        for index, batch in enumerate(super().__iter__()):  # type: ignore[no-untyped-call]
+            own = rows - (index * self.num_processes + self.process_index) * size
+            yield batch[:own] if own > 0 else batch
 
 
 def micro_batches_of(rows: int, size: int, settings: Any, *, world_size: int) -> int:
