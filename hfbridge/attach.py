@@ -121,6 +121,11 @@ def take_over(trainer: pl.Trainer, settings: Settings, schedule: Schedule) -> No
     trainer.accumulate_grad_batches = 1
     trainer.gradient_clip_val = None
     trainer.fit_loop.epoch_loop.val_loop.inference_mode = False
+    end_with(trainer, schedule)
+
+
+def end_with(trainer: pl.Trainer, schedule: Schedule) -> None:
+    """Have a Trainer's loops end as a schedule says."""
     trainer.fit_loop.max_epochs = schedule.epochs
     trainer.fit_loop.epoch_loop.max_steps = schedule.max_steps
 

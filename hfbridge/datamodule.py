@@ -21,11 +21,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data import IterableDataset as TorchIterableDataset
 from transformers.trainer_utils import seed_worker
 
-from hfbridge.attach import settings_of, take_over
+from hfbridge.attach import end_with, settings_of, take_over
 from hfbridge.data.columns import Collator, check_labels, default_collator, keep_columns
 from hfbridge.data.loader import EvalLoader, WindowLoader
 from hfbridge.data.order import NativeSamplers, micro_batches_of
-from hfbridge.data.window import MicroBatch, Schedule, plan_schedule
+from hfbridge.data.window import Cut, MicroBatch, Schedule, plan_schedule
 from hfbridge.errors import DataError, SettingsError
 from hfbridge.settings import Settings, SettingsSource
 
@@ -112,6 +112,32 @@ class HFDataModule(pl.LightningDataModule):
         """Rows of a micro-batch: `per_device_train_batch_size`, or fewer with `auto_find_batch_size`."""
         size: int = getattr(self._trainer(), "train_batch_size", self.settings.per_device_train_batch_size)
         return size
+
+    @property
+    def cut(self) -> Cut:
+        """How the rows of a pass are cut into optimizer steps."""
+        settings, ranks = self.settings, self._trainer().world_size
+        return Cut(ranks, self.rows_of_micro_batch(ranks), settings.gradient_accumulation_steps)
+
+    def rows_of_micro_batch(self, ranks: int, size: int | None = None) -> int:
+        """Count the rows of a micro-batch on one of some ranks, given the batch size that is set."""
+        size = self.train_batch_size if size is None else size
+        splits = (self.settings.accelerator_config or {}).get("split_batches", False)
+        return size // ranks if splits else size
+
+    def micro_batches(self, *, first_row: int = 0, cut: Cut | None = None) -> int:
+        """Count the micro-batches of a pass on each rank, or of what is left of it from a row on."""
+        cut = self.cut if cut is None else cut
+        splits = (self.settings.accelerator_config or {}).get("split_batches", False)
+        size = cut.rows * cut.ranks if splits else cut.rows
+        return micro_batches_of(
+            len(self._mapped["train"]) - first_row, size, self.settings, world_size=cut.ranks
+        )
+
+    def lengthen(self, steps: int) -> None:
+        """Have the run end some optimizer steps later, or earlier, than its settings alone would tell."""
+        self._schedule = self.schedule.lengthened(steps, max_steps=self.settings.max_steps)
+        end_with(self._trainer(), self._schedule)
 
     @property
     def eval_splits(self) -> tuple[str, ...]:

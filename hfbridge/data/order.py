@@ -14,6 +14,7 @@ batches to ranks itself.
 """
 
 from collections.abc import Iterator, Sized
+from itertools import islice
 from typing import Any
 
 import torch
@@ -158,6 +159,32 @@ def micro_batches_of(rows: int, size: int, settings: Any, *, world_size: int) ->
         return len(batches)
     splits = bool((settings.accelerator_config or {}).get("split_batches", False))
     return len(BatchSamplerShard(batches, num_processes=world_size, split_batches=splits))
+
+
+def depends_on_the_cut(settings: Any) -> bool:
+    """Whether another number of ranks, or other batches, would give a pass another order of rows."""
+    config = settings.accelerator_config or {}
+    seedable = config.get("use_seedable_sampler", True)
+    strategy = settings.train_sampling_strategy
+    return bool(strategy != "sequential" and (strategy != "random" or not seedable))
+
+
+def batches_from(loader: DataLoader[Any], first_row: int) -> Iterator[list[int]]:
+    """Draw the order of a pass, and deal this rank its batches of what comes behind some rows."""
+    batches: Any = loader.batch_sampler
+    if first_row == 0:
+        return iter(batches)
+    whole = getattr(batches, "batch_sampler", batches)
+    rest = BatchSampler(islice(whole.sampler, first_row, None), whole.batch_size, whole.drop_last)
+    if whole is batches:
+        return iter(rest)
+    shard = BatchSamplerShard(
+        rest,
+        num_processes=batches.num_processes,
+        process_index=batches.process_index,
+        split_batches=batches.split_batches,
+    )
+    return iter(shard)
 
 
 def sampler_of(loader: DataLoader[Any]) -> Any:
