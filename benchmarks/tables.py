@@ -60,6 +60,59 @@ def checkpoint(results: dict[str, Any]) -> list[str]:
     return lines
 
 
+def matrix(results: dict[str, Any]) -> list[str]:
+    """One row a task, one column a strategy: the largest of all its differences on any number of ranks."""
+    found = results["deviation"]
+    names = list(dict.fromkeys(key.partition(",")[0] for cells in found.values() for key in cells))
+    lines = [f"| | {' | '.join(f'`{name}`' for name in names)} |", f"| --- |{' ---: |' * len(names)}"]
+    for task, cells in found.items():
+        largest = [
+            max(max(row.values()) for key, row in cells.items() if key.partition(",")[0] == name)
+            for name in names
+        ]
+        lines.append(f"| {task} | {' | '.join(f'{value:.0e}' for value in largest)} |")
+    return lines
+
+
+def memory(results: dict[str, Any]) -> list[str]:
+    counts = sorted(int(key.removeprefix("ranks_")) for key in results if key.startswith("ranks_"))
+    head = " | ".join(f"{count} ranks" for count in counts)
+    lines = [f"| MiB; saved, of what theory says | {head} |", f"| --- |{' ---: |' * len(counts)}"]
+    for key in results[f"ranks_{counts[0]}"]:
+        engine, _, strategy = key.partition(":")
+        cells = []
+        for count in counts:
+            row = results[f"ranks_{count}"][key]
+            share = f"; {row['saved_of_theory']:.2f}" if "saved_of_theory" in row else ""
+            cells.append(f"{row['training_bytes'] / 2**20:.0f}{share}")
+        lines.append(f"| {NAMES[engine]}, {strategy} | {' | '.join(cells)} |")
+    return lines
+
+
+def scaling(results: dict[str, Any]) -> list[str]:
+    lines = ["| samples per second | 1 rank | 2 ranks |", "| --- | ---: | ---: |"]
+    for engine in ("native", "hfbridge"):
+        cells = []
+        for count in (1, 2):
+            row = results[f"ranks_{count}"]
+            speed = f"{row[engine]['samples_per_second']['median']:.1f}/s"
+            low, high = row["of_native"]["min"], row["of_native"]["max"]
+            share = f"{row['of_native']['median']:.3f} of native ({low:.3f} to {high:.3f}), {speed}"
+            cells.append(speed if engine == "native" else share)
+        lines.append(f"| {NAMES[engine]} | {' | '.join(cells)} |")
+    return lines
+
+
+TABLES = {
+    "matrix": matrix,
+    "memory": memory,
+    "scaling": scaling,
+    "checkpoint": checkpoint,
+    "overhead": overhead,
+    "finetune": finetune,
+}
+
+
 def about(results: dict[str, Any]) -> str:
     found = results["about"]
     versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
@@ -69,7 +122,7 @@ def about(results: dict[str, Any]) -> str:
 
 
 def render(text: str) -> str:
-    for name, table in (("checkpoint", checkpoint), ("overhead", overhead), ("finetune", finetune)):
+    for name, table in TABLES.items():
         results = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
         body = "\n".join([*table(results), "", about(results), ""])
         pattern = re.compile(rf"(<!-- results:{name} -->\n).*?(<!-- /results -->)", re.DOTALL)

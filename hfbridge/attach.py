@@ -22,13 +22,14 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.plugins.precision import Precision
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from hfbridge.data.window import Schedule
 from hfbridge.errors import Problem, SettingsError, raise_problems
 from hfbridge.settings import Settings, require_machine
 from hfbridge.settings.plan import NEVER
+from hfbridge.settings.strategies import reason_against_strategy
 from hfbridge.settings.translate import reason_against
 
 _LIGHTNING_DEFAULT_EPOCHS, _LIGHTNING_DEFAULT_LOG_EVERY = 1000, 50
@@ -120,6 +121,11 @@ def take_over(trainer: pl.Trainer, settings: Settings, schedule: Schedule) -> No
     trainer.accumulate_grad_batches = 1
     trainer.gradient_clip_val = None
     trainer.fit_loop.epoch_loop.val_loop.inference_mode = False
+    end_with(trainer, schedule)
+
+
+def end_with(trainer: pl.Trainer, schedule: Schedule) -> None:
+    """Have a Trainer's loops end as a schedule says."""
     trainer.fit_loop.max_epochs = schedule.epochs
     trainer.fit_loop.epoch_loop.max_steps = schedule.max_steps
 
@@ -212,19 +218,9 @@ def contradictions(trainer: pl.Trainer, settings: Settings) -> list[Problem]:
         cure = "only fp32 and bf16 are carried by this version; leave it out, or set bf16=True."
         problems.append(Problem(f"precision={trainer.precision!r}", cure))
     problems += _only_ours(settings)
-    if not isinstance(trainer.strategy, SingleDeviceStrategy) and not _shares_natively(trainer.strategy):
-        name = type(trainer.strategy).__name__
-        cure = (
-            "computes other numbers than the native Trainer; use hfbridge.Trainer, which takes the same "
-            f"names, or strategy=hfbridge.strategies.{name.replace('ModelParallel', 'FSDP2')}(...)."
-        )
-        problems.append(Problem(f"strategy={name}", cure))
+    if reason := reason_against_strategy(trainer.strategy):
+        problems.append(Problem(f"strategy={type(trainer.strategy).__name__}", reason))
     return problems
-
-
-def _shares_natively(strategy: Strategy) -> bool:
-    """Whether the ranks share the work as natively: by a strategy of hfbridge's, or Lightning's own DDP."""
-    return hasattr(strategy, "sharing") or type(strategy) is DDPStrategy
 
 
 def _only_ours(settings: Settings) -> Iterator[Problem]:

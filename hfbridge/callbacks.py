@@ -39,7 +39,7 @@ from transformers.trainer_utils import speed_metrics
 
 from hfbridge.attach import end_epoch, run_validation
 from hfbridge.checkpoints.sigterm import SigtermCheckpoint
-from hfbridge.data.window import MicroBatch, Schedule, Window
+from hfbridge.data.window import MicroBatch, Place, Schedule, Window
 from hfbridge.evaluation.memory import tells_exhaustion
 from hfbridge.evaluation.metrics import check_is_computed, metric_name
 from hfbridge.evaluator import EvaluationHooks, Evaluator
@@ -75,6 +75,7 @@ class CallbackHost(EvaluationHooks):
         self.args: TrainingArguments | None = None
         self.handler: CallbackHandler | None = None
         self._heard: frozenset[str] = frozenset()
+        self.place = Place()
         self._schedule: Schedule | None = None
         self._counter: InputCounter | None = None
         self._start_s = 0.0
@@ -155,6 +156,7 @@ class CallbackHost(EvaluationHooks):
         assert args is not None
         assert self.logged is not None
         self.state = self._new_state()
+        self.place = Place() if resumption is None else resumption.start.place
         if resumption is None:
             self.state.train_batch_size = train_batch_size
             self.state.compute_steps(args, module.trainer.datamodule.schedule.max_steps)
@@ -215,6 +217,7 @@ class CallbackHost(EvaluationHooks):
         _model_of(pl_module).zero_grad()
         state = self.state
         state.global_step += 1
+        self.place = batch.place
         state.epoch = (
             trainer.current_epoch + batch.done_micro_batches / self._schedule.micro_batches_per_epoch
         )

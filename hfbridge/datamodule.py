@@ -21,11 +21,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data import IterableDataset as TorchIterableDataset
 from transformers.trainer_utils import seed_worker
 
-from hfbridge.attach import settings_of, take_over
+from hfbridge.attach import end_with, settings_of, take_over
 from hfbridge.data.columns import Collator, check_labels, default_collator, keep_columns
 from hfbridge.data.loader import EvalLoader, WindowLoader
 from hfbridge.data.order import NativeSamplers, micro_batches_of
-from hfbridge.data.window import MicroBatch, Schedule, plan_schedule
+from hfbridge.data.window import Cut, MicroBatch, Schedule, plan_schedule
 from hfbridge.errors import DataError, SettingsError
 from hfbridge.settings import Settings, SettingsSource
 
@@ -114,6 +114,32 @@ class HFDataModule(pl.LightningDataModule):
         return size
 
     @property
+    def cut(self) -> Cut:
+        """How the rows of a pass are cut into optimizer steps."""
+        settings, ranks = self.settings, self._trainer().world_size
+        return Cut(ranks, self.rows_of_micro_batch(ranks), settings.gradient_accumulation_steps)
+
+    def rows_of_micro_batch(self, ranks: int, size: int | None = None) -> int:
+        """Count the rows of a micro-batch on one of some ranks, given the batch size that is set."""
+        size = self.train_batch_size if size is None else size
+        splits = (self.settings.accelerator_config or {}).get("split_batches", False)
+        return size // ranks if splits else size
+
+    def micro_batches(self, *, first_row: int = 0, cut: Cut | None = None) -> int:
+        """Count the micro-batches of a pass on each rank, or of what is left of it from a row on."""
+        cut = self.cut if cut is None else cut
+        splits = (self.settings.accelerator_config or {}).get("split_batches", False)
+        size = cut.rows * cut.ranks if splits else cut.rows
+        return micro_batches_of(
+            len(self._mapped["train"]) - first_row, size, self.settings, world_size=cut.ranks
+        )
+
+    def lengthen(self, steps: int) -> None:
+        """Have the run end some optimizer steps later, or earlier, than its settings alone would tell."""
+        self._schedule = self.schedule.lengthened(steps, max_steps=self.settings.max_steps)
+        end_with(self._trainer(), self._schedule)
+
+    @property
     def eval_splits(self) -> tuple[str, ...]:
         """What the metrics of each evaluation set begin with: "eval", or "eval_<key>" for several."""
         return tuple(split for split in self._raw if split not in ("train", "predict"))
@@ -188,13 +214,14 @@ class HFDataModule(pl.LightningDataModule):
     def _eval_loader(self, split: str, *, prefix: str) -> EvalLoader:
         settings = self.settings
         dataset, collator = self._prepare(split)
+        module: Any = self._trainer().lightning_module
+        repeats = module.loss_normalization == "native"
         batches: DataLoader[Any] = DataLoader(
             dataset,
-            **self._samplers().of_evaluation(dataset, split),
+            **self._samplers().of_evaluation(dataset, split, repeats=repeats),
             collate_fn=collator,
             **self._loading(settings),
         )
-        module: Any = self._trainer().lightning_module
         resumption = module.resumption
         return EvalLoader(
             batches,
@@ -282,13 +309,15 @@ class HFDataModule(pl.LightningDataModule):
             )
 
     def _check_batches(self, split: str, settings: Settings) -> None:
-        """See that dropping a short last batch leaves one."""
+        """See that dropping a short last batch, or a round with one, leaves one."""
         name = f"per_device_{'train' if split == 'train' else 'eval'}_batch_size"
-        rows = len(self._mapped[split])
+        rows, ranks = len(self._mapped[split]), self._trainer().world_size
         size = self.train_batch_size if split == "train" else settings.per_device_eval_batch_size
-        if settings.dataloader_drop_last and rows < size:
+        splits = bool((settings.accelerator_config or {}).get("split_batches", False))
+        if settings.dataloader_drop_last and rows < size * (1 if splits else ranks):
             raise DataError(
-                f"The {split} set has {rows} rows, which is not one batch of {size} with "
+                f"The {split} set has {rows} rows, which is not one batch of {size} "
+                f"{'' if splits or ranks == 1 else f'on each of {ranks} ranks '}with "
                 f"dataloader_drop_last=True. Use a smaller {name}, or keep the last batch."
             )
 

@@ -76,6 +76,8 @@ class Evaluator:
     def rehearse(self, module: Any, data: Any) -> None:
         """Try the evaluation on a few rows of each set: a mistake in it should not wait for its turn.
 
+        All ranks try the same rows, and a whole evaluation together; what is wrong on one is raised on all.
+
         If `metric_for_best_model` is not among what these rows give, a whole evaluation tells: the names of
         some metrics depend on the classes that occur.
 
@@ -98,7 +100,7 @@ class Evaluator:
             return
         if metric_name(wanted) not in _union(known):
             known = [
-                self._new_evaluation(module, _set_in(loader)).rehearse(
+                self._new_evaluation(module, _set_in(loader, args)).rehearse(
                     module.receive(batch, module.device) for batch in loader
                 )
                 for loader in _listed(data.val_dataloader())
@@ -164,8 +166,10 @@ class Evaluator:
         numbers.pop("epoch", None)
         # trainer.validate returns what goes to Lightning's loggers; during fit the host logs the native row.
         to_loggers = None if trainer.state.fn != TrainerFn.FITTING else False
-        pl_module.log_dict(numbers, prog_bar=True, logger=to_loggers, batch_size=1)
-        pl_module.log_dict(self._speed, logger=to_loggers, batch_size=1)
+        # On several ranks Lightning warns of what is not synchronised; it does not, of the same on all.
+        same: Any = {"batch_size": 1, "sync_dist": True, "rank_zero_only": True}
+        pl_module.log_dict(numbers, prog_bar=True, logger=to_loggers, **same)
+        pl_module.log_dict(self._speed, logger=to_loggers, **same)
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to collect, if a `PredictionOutput` is asked for."""
@@ -259,7 +263,7 @@ class Evaluator:
         module.host.show_eval_loader(loader)
         self._current = self._new_evaluation(
             module,
-            _set_in(loader, prefix),
+            _set_in(loader, module.args, prefix),
             is_first=not self._evaluated,
             is_prediction=stage == "test",
             preparation_s=self._preparation_s,
@@ -281,12 +285,20 @@ def _union(known: Iterable[Iterable[str] | None]) -> set[str]:
     return {name for names in known for name in names or ()}
 
 
-def _set_in(loader: EvalLoader, prefix: str | None = None) -> EvalSet:
-    return EvalSet(prefix or loader.prefix, loader.samples, len(loader), loader.batch_size)
+def _set_in(loader: EvalLoader, args: TrainingArguments, prefix: str | None = None) -> EvalSet:
+    config: Any = args.accelerator_config
+    return EvalSet(
+        prefix or loader.prefix,
+        loader.samples,
+        len(loader),
+        loader.batch_size,
+        ranks=args.world_size,
+        splits=config.split_batches,
+    )
 
 
 def _set_of(batch: Any, prefix: str, batch_size: int) -> EvalSet:
-    """Describe one batch as a whole set."""
+    """Describe one batch, which all ranks have, as a whole set."""
     return EvalSet(prefix, find_batch_size(batch) or 1, 1, batch_size)
 
 

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from hfbridge import ranks
+
 RandomStates = dict[str, Any]
 """The generators' states by the names that the native Trainer's rng_state.pth has for them."""
 
@@ -21,7 +23,21 @@ def capture() -> RandomStates:
         "cpu": torch.random.get_rng_state(),
     }
     if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.random.get_rng_state()
+        is_alone = ranks.count() == 1
+        states["cuda"] = (
+            torch.cuda.random.get_rng_state() if is_alone else torch.cuda.random.get_rng_state_all()
+        )
+    return states
+
+
+def seeded(seed: int) -> RandomStates:
+    """Make the states of generators that were all seeded with a number; those of this process stay."""
+    before = capture()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    states = capture()
+    restore(before)
     return states
 
 

@@ -369,7 +369,7 @@ class HFModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put into a Lightning checkpoint what an exact resume needs."""
         if self._host is not None and self._host.checkpoints.is_resumable:
-            checkpoint |= self._host.checkpoints.describe(self)
+            checkpoint |= self._host.checkpoints.describe(self, checkpoint["state_dict"])
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
         """Write the model, and its tokenizer or processor, into a folder for `from_pretrained`.

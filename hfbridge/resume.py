@@ -1,38 +1,54 @@
 """Going on with a run: what Lightning, the host and the data are told by a checkpoint; knows both worlds.
 
-Everything is told by the number S of optimizer steps in the native state, with U steps to a pass:
-
     weights                       restored by Lightning, tied ones completed here
     optimizer, schedule           restored by Lightning; a schedule that follows a metric, by the host
-    pass, and place in it         S // U and S % U: Lightning's loop counters, and WindowLoader.start_at
+    pass, and place in it         Place: Lightning's loop counters, and WindowLoader.start_at
     random states                 set by WindowLoader, at the moment the native Trainer sets them
     TrainerState, callbacks       CallbackHost.on_fit_start
     loss since the last row       LoggedLoss; the native Trainer forgets it
+
+With S optimizer steps behind and U to a pass, the place is S // U and S % U, unless the cut is another: the
+number of ranks, the rows of a micro-batch, or the accumulation. Then
+
+    the pass goes on              behind the rows that were trained; its order does not depend on the cut
+    the step                      stays S, and the pass ends with as many steps as its other rows need
+    later passes                  have the U of the new cut
+    max_steps                     stays, if it is a setting; else it is S, what is left of the pass, and U for
+                                  each pass that num_train_epochs leaves
+    the schedule                  is that of the new max_steps, entered at step S
+    random states                 are those of a rank's number, or seeded anew for ranks that were not there
+
+Refused is a cut that changes in mid-pass where the order of the pass depends on it. A native checkpoint tells
+its ranks by its rng_state files, and the rows that are behind by the epoch in its state.
 """
 
+import math
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import Trainer as NativeTrainer
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer_utils import compare_trainer_and_checkpoint_args
 
-from hfbridge import generators
+from hfbridge import generators, ranks
 from hfbridge.checkpoints import layout
-from hfbridge.checkpoints.convert import native_position, pack, plain_position, without_prefix
-from hfbridge.checkpoints.read import state_from
+from hfbridge.checkpoints.convert import native_ranks, pack, plain_ranks, without_prefix
+from hfbridge.checkpoints.read import RankState, state_from
 from hfbridge.checkpoints.weights import complete_weights, saved_names
 from hfbridge.checkpoints.write import other_files
 from hfbridge.checkpoints.writer import as_json
 from hfbridge.data.loader import PassRecord, Start, WindowLoader
-from hfbridge.data.window import Schedule
+from hfbridge.data.order import depends_on_the_cut
+from hfbridge.data.window import Cut, Place
 from hfbridge.errors import BridgeWarning, CheckpointError
 
 
@@ -43,6 +59,8 @@ class Resumption:
     Attributes:
         state_text: the native state, as JSON.
         start: place in the data, and random states.
+        in_pass: optimizer steps of the running pass that count as behind for Lightning, to which all passes
+            are equally long.
         schedule: `state_dict` of the schedule; `None` if the checkpoint has none.
         optimizer: `state_dict` of the optimizer; likewise.
         loss: what was summed since the last log row; `None` if the checkpoint does not know.
@@ -50,6 +68,7 @@ class Resumption:
 
     state_text: str
     start: Start
+    in_pass: int
     schedule: dict[str, Any] | None
     optimizer: dict[str, Any] | None
     loss: dict[str, Any] | None
@@ -57,7 +76,7 @@ class Resumption:
     @property
     def is_mid_epoch(self) -> bool:
         """Whether a pass goes on that was begun."""
-        return self.start.windows > 0
+        return self.in_pass > 0
 
     def new_state(self) -> TrainerState:
         """Make the native state of the run."""
@@ -97,11 +116,11 @@ def fill_checkpoint(module: Any, checkpoint: dict[str, Any]) -> Resumption | Non
             "This checkpoint was not written by a run of HFModule: it does not tell where its run was. Load "
             "its weights by HFModule.load_from_checkpoint, and begin a new run."
         )
-    schedule: Schedule = trainer.datamodule.schedule
-    resumption = _read(checkpoint, schedule, skips_data=not module.args.ignore_data_skip)
-    step, in_pass = resumption.new_state().global_step, resumption.start.windows
+    resumption = _read(module, checkpoint)
+    schedule = trainer.datamodule.schedule
+    step, epoch = resumption.new_state().global_step, resumption.start.place.epoch
     checkpoint["loops"] = {
-        "fit_loop": loop_counters(trainer, step=step, epoch=step // schedule.steps_per_epoch, in_pass=in_pass)
+        "fit_loop": loop_counters(trainer, step=step, epoch=epoch, in_pass=resumption.in_pass)
     }
     checkpoint.setdefault("optimizer_states", [])
     checkpoint.setdefault("lr_schedulers", [])
@@ -122,30 +141,128 @@ def fill_checkpoint(module: Any, checkpoint: dict[str, Any]) -> Resumption | Non
     return resumption
 
 
-def _read(checkpoint: dict[str, Any], schedule: Schedule, *, skips_data: bool) -> Resumption:
+def _read(module: Any, checkpoint: dict[str, Any]) -> Resumption:
     text: str = checkpoint[layout.STATE_KEY]
-    state = state_from(text)
-    states = checkpoint.get(layout.RNG_KEY)
-    windows = state.global_step % schedule.steps_per_epoch if skips_data else 0
-    position, record = checkpoint.get(layout.POSITION_KEY), None
-    if position is not None:
-        position = native_position(position)
-        if position["pass_states"] is not None:
-            record = PassRecord(position["pass_states"], position["pass_sampler"], position["in_hand"])
-    start = Start(
-        windows=windows,
-        states=None if not states else generators.as_native(states[0]),
-        record=record if states else None,
-        sampler=None if position is None else position["sampler"],
-    )
+    state, found = state_from(text), native_ranks(checkpoint)
+    data, args = module.trainer.datamodule, module.args
+    place, is_as_before = find_place(module, state, found)
+    if place.extra:
+        data.lengthen(place.extra)
+    if args.ignore_data_skip:
+        place = replace(place, windows=0, first_row=0)
+    left, schedule = data.micro_batches(first_row=place.first_row), data.schedule
+    windows_left = math.ceil(left / data.cut.accumulation)
+    number = ranks.rank()
+    own = found[number] if number < len(found) else None
+    position = None if own is None else own.position
+    record = None
+    if is_as_before and position is not None and position["pass_states"] is not None:
+        record = PassRecord(position["pass_states"], position["pass_sampler"], position["in_hand"])
+    states = None if own is None else own.random_states
+    if found and states is None:
+        states = generators.seeded(args.seed + number + state.global_step)
     optimizers, schedules = checkpoint.get("optimizer_states"), checkpoint.get("lr_schedulers")
+    positions = [rank.position for rank in found if rank is not None and rank.position is not None]
     return Resumption(
         state_text=text,
-        start=start,
+        start=Start(
+            place=place,
+            done=schedule.micro_batches_per_epoch - left + place.windows * data.cut.accumulation,
+            states=states,
+            record=record,
+            sampler=positions[0]["sampler"] if positions else None,
+        ),
+        in_pass=schedule.steps_per_epoch - windows_left + place.windows,
         schedule=schedules[0] if schedules else None,
         optimizer=optimizers[0] if optimizers else None,
-        loss=None if position is None else position["loss"],
+        loss=_loss_of(positions) if not is_as_before or position is None else position["loss"],
     )
+
+
+def find_place(module: Any, state: TrainerState, found: Sequence[RankState | None]) -> tuple[Place, bool]:
+    """Find where in the data a run goes on.
+
+    Args:
+        module: the HFModule of the run.
+        state: of the checkpoint.
+        found: the states of the ranks that wrote it; none with `save_only_model`.
+
+    Returns:
+        The place, and whether the run is cut as before.
+
+    Raises:
+        CheckpointError: the cut is another, and no place is right, or none is told.
+
+    Proved by: tests/distributed/test_resume.py
+    """
+    data = module.trainer.datamodule
+    cut, step = data.cut, state.global_step
+    kept = next((rank.position.get("place") for rank in found if rank is not None and rank.position), None)
+    if kept is not None:
+        written = Cut(kept["ranks"], kept["rows"], kept["accumulation"])
+        place = Place(kept["epoch"], kept["windows"], kept["first_row"], kept["extra"])
+        rows = place.first_row + place.windows * written.rows_per_step
+    else:
+        count = len(found) or cut.ranks
+        written = Cut(count, data.rows_of_micro_batch(count, state.train_batch_size), cut.accumulation)
+        place, rows = _native_place(data, state, written, skips_data=not module.args.ignore_data_skip)
+    if written == cut and rows == place.first_row + place.windows * cut.rows_per_step:
+        return place, True
+    if rows and depends_on_the_cut(data.settings):
+        raise CheckpointError(
+            f"The checkpoint is of the middle of a pass, of a run of {written}; this one has {cut}. With "
+            f"train_sampling_strategy={str(data.settings.train_sampling_strategy)!r} and accelerator_config="
+            f"{data.settings.accelerator_config!r} the order of a pass depends on that, and rows would be "
+            "repeated or left out. Go on as before, or from a checkpoint of the end of a pass."
+        )
+    epoch, left = place.epoch, data.micro_batches(first_row=rows)
+    if left == 0:  # dataloader_drop_last
+        epoch, rows, left = epoch + 1, 0, data.micro_batches()
+    extra = step + math.ceil(left / cut.accumulation) - (epoch + 1) * data.schedule.steps_per_epoch
+    module.tell(
+        f"The checkpoint is of a run of {written}; this one has {cut}. Pass {epoch + 1} goes on behind the "
+        f"{rows} rows that were trained, and from here on numbers are others than those of that run."
+    )
+    return Place(epoch, first_row=rows, extra=extra), False
+
+
+def _native_place(data: Any, state: TrainerState, written: Cut, *, skips_data: bool) -> tuple[Place, int]:
+    """Find the place, and how many rows of the pass are behind, of a checkpoint that does not name them.
+
+    Raises:
+        CheckpointError: state and number of ranks do not belong together.
+
+    Mirrors: transformers.Trainer._init_training_state
+    """
+    step, steps = state.global_step, data.schedule.steps_per_epoch
+    place, is_as_before = Place(step // steps, step % steps), written == data.cut
+    rows, of_pass = place.windows * written.rows_per_step, data.micro_batches(cut=written)
+    done = place.windows * written.accumulation
+    expected = place.epoch + done / max(of_pass, 1)
+    is_told = state.epoch is None or math.isclose(state.epoch, expected, abs_tol=1e-6)
+    if is_as_before and (is_told or not skips_data):
+        return place, rows
+    # The accumulation is not told; the micro-batches that are behind are.
+    epoch = math.floor((state.epoch or 0) + 1e-6)
+    behind = ((state.epoch or 0) - epoch) * of_pass
+    if state.epoch is None or not math.isclose(behind, round(behind), abs_tol=1e-3):
+        raise CheckpointError(
+            f"{layout.TRAINER_STATE_NAME} tells epoch={state.epoch!r} at step {step}, which is no whole "
+            f"number of micro-batches of a run of {written} (as its rng_state files tell). Are files of "
+            "other ranks missing, or was the training set another? Go on with the ranks and batches it was "
+            "written with, or begin a new run from its weights."
+        )
+    behind = round(behind)
+    windows = behind // written.accumulation if is_as_before else 0
+    return Place(epoch, windows), behind * written.ranks * written.rows
+
+
+def _loss_of(positions: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Make what was summed since the last row, on the average of all ranks; `None` if it is not known."""
+    if not positions:
+        return None
+    losses = [position["loss"] for position in positions]
+    return {**losses[0], "sum": torch.stack([loss["sum"] for loss in losses]).mean()}
 
 
 def loop_counters(trainer: pl.Trainer, *, step: int, epoch: int, in_pass: int) -> dict[str, Any]:
@@ -186,8 +303,8 @@ def loop_counters(trainer: pl.Trainer, *, step: int, epoch: int, in_pass: int) -
     return counters
 
 
-def position_of(loader: WindowLoader, loss: dict[str, Any]) -> dict[str, Any]:
-    """Collect what the native Trainer forgets: draws of the pass that is running, and the unlogged loss."""
+def position_of(loader: WindowLoader, loss: dict[str, Any], place: Place, cut: Cut) -> dict[str, Any]:
+    """Collect what the native Trainer forgets: draws and place of the running pass, and the unlogged loss."""
     record = loader.record
     return {
         "pass_states": None if record is None else record.states,
@@ -195,28 +312,33 @@ def position_of(loader: WindowLoader, loss: dict[str, Any]) -> dict[str, Any]:
         "in_hand": None if record is None else record.in_hand,
         "sampler": loader.sampler_state,
         "loss": loss,
+        "place": {**asdict(place), **asdict(cut)},
     }
 
 
 def describe_run(
-    module: Any, state: TrainerState, position: dict[str, Any], processing_class: Any
+    module: Any,
+    state: TrainerState,
+    position: dict[str, Any],
+    processing_class: Any,
+    weights: Mapping[str, Tensor],
 ) -> dict[str, Any]:
-    """Make the entries that a Lightning checkpoint of a run has beside Lightning's own.
+    """Make the entries that a Lightning checkpoint of a run has beside Lightning's own; called by all ranks.
 
     Args:
         module: the HFModule.
         state: with what callbacks export.
-        position: from `position_of`.
+        position: of this rank, from `position_of`.
         processing_class: tokenizer or processor, kept beside the weights.
+        weights: that the checkpoint has, by their names in the model.
 
     Returns:
         Entries by key; checkpoints/layout.py has the table.
     """
-    weights = dict(module.model.state_dict())
+    states = ranks.gather(RankState(generators.capture(), position))
     return {
         layout.STATE_KEY: as_json(state),
-        layout.RNG_KEY: [generators.as_plain(generators.capture())],
-        layout.POSITION_KEY: plain_position(position),
+        **plain_ranks(states),
         layout.WEIGHTS_KEY: {"names": saved_names(module.model, weights), "adapter": False},
         layout.FILES_KEY: pack(other_files(module.model, module.args, processing_class)),
         "lr_schedulers": [module.schedule.state_dict()],

@@ -7,11 +7,14 @@ ModelCheckpoint, trainer.save_checkpoint           a Lightning file, with what h
 
 import copy
 import warnings
+from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
 
 import lightning.pytorch as pl
+from torch import Tensor
 
+from hfbridge.checkpoints.convert import without_prefix
 from hfbridge.checkpoints.sigterm import SigtermCheckpoint
 from hfbridge.checkpoints.writer import CheckpointWriter, export
 from hfbridge.errors import BridgeWarning, CheckpointError
@@ -89,18 +92,23 @@ class RunCheckpoints:
         """
         host = self._host
         host.store_flops()
-        writer = self._writer_for(trainer)
+        writer, sharing, optimizer = self._writer_for(trainer), module.sharing, trainer.optimizers[0]
+        only_model = host.args.save_only_model
         writer.save(
             module.model,
             host.state,
-            optimizer=trainer.optimizers[0],
-            schedule=module.schedule,
+            weights=sharing.weights(module.model),
+            optimizer=None if only_model else sharing.optimizer_state(module.model, optimizer),
+            schedule=None if only_model else module.schedule.state_dict(),
             processing_class=processing_class_of(module),
             exports=host.exports(),
             position=self._position(trainer),
             waits=waits,
+            is_live=not sharing.is_sharded,
         )
-        if any(may_change_weights(listener) for listener in (*trainer.callbacks, module)):  # type: ignore[attr-defined]
+        listeners = (*trainer.callbacks, module)  # type: ignore[attr-defined]
+        # Some optimizers swap weights before the forward.
+        if hasattr(optimizer, "train") or any(map(may_change_weights, listeners)):
             writer.before_step()
 
     def before_step(self) -> None:
@@ -108,13 +116,19 @@ class RunCheckpoints:
         if self._writer is not None:
             self._writer.before_step()
 
-    def describe(self, module: Any) -> dict[str, Any]:
-        """Make what a Lightning checkpoint of this moment keeps of the run."""
+    def describe(self, module: Any, state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Make what a Lightning checkpoint of this moment keeps of the run; called by all ranks.
+
+        Args:
+            module: the module.
+            state_dict: its weights, as the checkpoint has them.
+        """
         host = self._host
         host.store_flops()
         state = copy.deepcopy(host.state)
         export(state, host.exports())
-        return describe_run(module, state, self._position(module.trainer), processing_class_of(module))
+        position = self._position(module.trainer)
+        return describe_run(module, state, position, processing_class_of(module), without_prefix(state_dict))
 
     def finish(self, module: Any) -> None:
         """Put the best weights into the model, if asked for, when training has ended.
@@ -123,7 +137,7 @@ class RunCheckpoints:
         """
         if self._writer is not None:
             with closing(self._writer):
-                self._writer.load_best(module.model, self._host.state)
+                self._writer.load_best(module.model, self._host.state, load=module.sharing.load_weights)
             self._writer = None
 
     def abandon(self) -> None:
@@ -138,7 +152,8 @@ class RunCheckpoints:
 
     def _position(self, trainer: pl.Trainer) -> dict[str, Any]:
         loader: Any = trainer.train_dataloader
-        return position_of(loader, self._host.logged.record)
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        return position_of(loader, self._host.logged.record, self._host.place, data.cut)
 
     def _sigterm_callbacks(self) -> list[SigtermCheckpoint]:
         handler = self._host.handler

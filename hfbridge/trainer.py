@@ -16,9 +16,11 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import PredictionOutput
 
 from hfbridge.attach import begin_again
-from hfbridge.checkpoints.read import find_last, read_checkpoint
+from hfbridge.checkpoints.io import NewestOf, newest_in
+from hfbridge.checkpoints.layout import checkpoints_in
+from hfbridge.checkpoints.read import read_checkpoint
 from hfbridge.datamodule import HFDataModule
-from hfbridge.errors import CheckpointError, DataError, ModelError, SettingsError
+from hfbridge.errors import DataError, ModelError, SettingsError
 from hfbridge.module import HFModule
 from hfbridge.progress import RunProgressBar, has_native_bar, is_silenced
 from hfbridge.settings import (
@@ -149,17 +151,13 @@ class Trainer(pl.Trainer):
         if ckpt_path in (None, False, ""):
             return None
         folder = Path(self.settings.output_dir or DEFAULT_OUTPUT_DIR).expanduser()
+        is_alone = self.world_size == 1
         if ckpt_path in (True, "last"):
-            found = find_last(folder)
-            if found is None and self.checkpoint_callbacks:
+            # Several ranks are not connected yet: the first one chooses, when they are.
+            if self.checkpoint_callbacks and not checkpoints_in(folder):
                 return "last"  # of ModelCheckpoint's
-            if found is None:
-                raise CheckpointError(
-                    f"ckpt_path={ckpt_path!r}: there is no checkpoint in output_dir={str(folder)!r}. Leave "
-                    "it out to begin a new run, or name the checkpoint."
-                )
-            return str(found)
-        if isinstance(ckpt_path, str | os.PathLike) and Path(ckpt_path).is_dir():
+            return str(newest_in(folder)) if is_alone else NewestOf(folder)
+        if is_alone and isinstance(ckpt_path, str | os.PathLike) and Path(ckpt_path).is_dir():
             checkpoint = read_checkpoint(Path(ckpt_path))
             if self.settings.auto_find_batch_size and checkpoint.state.train_batch_size is not None:
                 self.train_batch_size = checkpoint.state.train_batch_size
@@ -204,7 +202,7 @@ class Trainer(pl.Trainer):
 
         Returns:
             One dict with the metrics of all evaluation sets, as `transformers.Trainer.evaluate` returns them,
-            and what callbacks logged.
+            and what callbacks logged; on several ranks all get the metrics of the whole sets.
 
         Mirrors: transformers.Trainer.evaluate
         """
@@ -216,7 +214,11 @@ class Trainer(pl.Trainer):
     def predict_dataset(
         self, model: HFModule, datamodule: HFDataModule, *, metric_key_prefix: str = "test"
     ) -> PredictionOutput:
-        """Predict a whole set as `transformers.Trainer.predict` does; `predict` gives logits batch by batch.
+        """Predict a whole set as `transformers.Trainer.predict` does.
+
+        On several ranks each gets the predictions of all. Lightning's `predict` gives logits batch by batch,
+        and each rank those of its own batches: rank r of W the batches r, r + W, ...; rows from the beginning
+        may fill up its last one, so that all ranks have as many.
 
         Args:
             model: the module.

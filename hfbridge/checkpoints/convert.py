@@ -4,7 +4,7 @@ checkpoints/layout.py has the table. What Lightning wants beside it (loop counte
 data, and is filled in when a run goes on: hfbridge/resume.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hfbridge import generators
 from hfbridge.checkpoints import layout
-from hfbridge.checkpoints.read import Checkpoint
+from hfbridge.checkpoints.read import Checkpoint, RankState
 from hfbridge.errors import CheckpointError
 
 _LIGHTNING_VERSION = "2.6.0"  # of the form of these dictionaries
@@ -37,10 +37,8 @@ def to_lightning(checkpoint: Checkpoint) -> dict[str, Any]:
         layout.STATE_KEY: checkpoint.state_text,
         layout.WEIGHTS_KEY: {"names": list(checkpoint.weights), "adapter": checkpoint.has_adapter},
     }
-    if checkpoint.random_states is not None:
-        found[layout.RNG_KEY] = [generators.as_plain(checkpoint.random_states)]
-    if checkpoint.position is not None:
-        found[layout.POSITION_KEY] = plain_position(checkpoint.position)
+    if checkpoint.ranks:
+        found |= plain_ranks(checkpoint.ranks)
     if checkpoint.files:
         found[layout.FILES_KEY] = pack(checkpoint.files)
     return found
@@ -64,15 +62,13 @@ def from_lightning(found: Mapping[str, Any], *, source: str) -> Checkpoint:
         )
     weights = without_prefix(found["state_dict"])
     kept = found.get(layout.WEIGHTS_KEY) or {"names": list(weights), "adapter": False}
-    states, position = found.get(layout.RNG_KEY), found.get(layout.POSITION_KEY)
     optimizer, schedule = found.get("optimizer_states"), found.get("lr_schedulers")
     return Checkpoint(
         weights={name: weights[name] for name in kept["names"] if name in weights},
         state_text=found[layout.STATE_KEY],
         optimizer=optimizer[0] if optimizer else None,
         schedule=schedule[0] if schedule else None,
-        random_states=None if states is None else generators.as_native(states[0]),
-        position=None if position is None else native_position(position),
+        ranks=native_ranks(found),
         files={name: _unpacked(packed) for name, packed in found.get(layout.FILES_KEY, {}).items()},
         has_adapter=kept["adapter"],
     )
@@ -99,14 +95,28 @@ def _unpacked(packed: Tensor) -> bytes:
     return packed.numpy().tobytes()
 
 
-def plain_position(position: Mapping[str, Any]) -> dict[str, Any]:
-    """Make a position readable without trust in anything but tensors."""
-    return _with_states(position, generators.as_plain)
+def plain_ranks(ranks: Sequence[RankState | None]) -> dict[str, Any]:
+    """Make the entries of the ranks' states; they are read without trust in anything but tensors."""
+    plain = generators.as_plain
+    states = [None if state is None else plain(state.random_states) for state in ranks]
+    positions = [None if state is None else state.position for state in ranks]
+    found: dict[str, Any] = {layout.RNG_KEY: states}
+    if any(positions):
+        found[layout.POSITION_KEY] = [p if p is None else _with_states(p, plain) for p in positions]
+    return found
 
 
-def native_position(position: Mapping[str, Any]) -> dict[str, Any]:
-    """Undo `plain_position`."""
-    return _with_states(position, generators.as_native)
+def native_ranks(found: Mapping[str, Any]) -> list[RankState | None]:
+    """Take the ranks' states out of a Lightning checkpoint; there may be none."""
+    native = generators.as_native
+    states = found.get(layout.RNG_KEY) or []
+    positions = found.get(layout.POSITION_KEY) or [None] * len(states)
+    return [
+        None
+        if state is None
+        else RankState(native(state), None if position is None else _with_states(position, native))
+        for state, position in zip(states, positions, strict=True)
+    ]
 
 
 def _with_states(position: Mapping[str, Any], change: Any) -> dict[str, Any]:

@@ -5,10 +5,12 @@ model.safetensors, or        the weights; tied ones once                  state_
   shards and their index                                                    and tied ones by each name
 optimizer.pt                 its state_dict                               optimizer_states[0]
 scheduler.pt                 its state_dict                               lr_schedulers[0]
-rng_state.pth                states of Python's, numpy's and torch's      hfbridge.rng, one a rank
-                               generators
-  its key "hfbridge"         what the native Trainer forgets, and the     hfbridge.position
-                               manifest, by which damage is found
+rng_state.pth, or of each    states of Python's, numpy's and torch's      hfbridge.rng, one a rank
+  of several ranks             generators
+  rng_state_<rank>.pth
+  its key "hfbridge"         what the native Trainer forgets; in the      hfbridge.position, one a rank
+                               first rank's the manifest, by which
+                               damage is found
 trainer_state.json           TrainerState                                 hfbridge.trainer_state, as text
 the rest                     configuration, tokenizer, training_args.bin  hfbridge.files, as bytes
 
@@ -32,7 +34,6 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 ADAPTER_SAFE_WEIGHTS_NAME = "adapter_model.safetensors"
-RNG_NAME = "rng_state.pth"
 UNFINISHED = "unfinished-"
 OWN = "hfbridge"
 STATE_KEY, RNG_KEY, POSITION_KEY, FILES_KEY, WEIGHTS_KEY = (
@@ -48,7 +49,6 @@ __all__ = [
     "POSITION_KEY",
     "PREFIX",
     "RNG_KEY",
-    "RNG_NAME",
     "SAFE_WEIGHTS_INDEX_NAME",
     "SAFE_WEIGHTS_NAME",
     "SCHEDULER_NAME",
@@ -60,17 +60,37 @@ __all__ = [
     "checkpoint_name",
     "checkpoints_in",
     "is_checkpoint",
+    "random_files_in",
+    "random_name",
     "step_of",
     "unfinished_in",
     "weights_in",
 ]
 
 _NAMED = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
+_OF_RANK = re.compile(r"rng_state_(\d+)\.pth")
 
 
 def checkpoint_name(step: int) -> str:
     """Name the directory of an optimizer step."""
     return f"{PREFIX_CHECKPOINT_DIR}-{step}"
+
+
+def random_name(rank: int, ranks: int) -> str:
+    """Name the file of a rank's random states."""
+    return "rng_state.pth" if ranks == 1 else f"rng_state_{rank}.pth"
+
+
+def random_files_in(folder: Path) -> list[str]:
+    """Name the files of random states that a checkpoint should have, by rank.
+
+    Returns:
+        One name for each rank that wrote it, as far as the highest number tells; a numbered file is one of
+        two at least. `rng_state.pth` alone, where there is none with a number.
+    """
+    numbers = [int(named[1]) for path in folder.iterdir() if (named := _OF_RANK.fullmatch(path.name))]
+    ranks = max(2, max(numbers) + 1) if numbers else 1
+    return [random_name(rank, ranks) for rank in range(ranks)]
 
 
 def weights_in(folder: Path) -> Path:

@@ -23,7 +23,20 @@ from hfbridge.checkpoints import layout
 from hfbridge.checkpoints.manifest import find_damage
 from hfbridge.errors import BridgeWarning, CheckpointError
 
-_RESUMING = (layout.OPTIMIZER_NAME, layout.SCHEDULER_NAME, layout.RNG_NAME)
+_RESUMING = (layout.OPTIMIZER_NAME, layout.SCHEDULER_NAME)
+
+
+@dataclass
+class RankState:
+    """What a checkpoint holds of one rank.
+
+    Attributes:
+        random_states: of Python's, numpy's and torch's generators.
+        position: what hfbridge keeps beside them; `None` in a native checkpoint.
+    """
+
+    random_states: dict[str, Any]
+    position: dict[str, Any] | None = None
 
 
 @dataclass
@@ -35,8 +48,7 @@ class Checkpoint:
         state_text: the native `TrainerState`, as JSON.
         optimizer: `state_dict` of the optimizer; `None` if it was not saved.
         schedule: `state_dict` of the schedule; likewise.
-        random_states: of Python's, numpy's and torch's generators; likewise.
-        position: what hfbridge keeps beside them; `None` in a native checkpoint.
+        ranks: of each rank that wrote it; empty if they were not saved, `None` for one that was not read.
         files: the other files, by name.
         has_adapter: the weights are those of a PEFT adapter.
     """
@@ -45,8 +57,7 @@ class Checkpoint:
     state_text: str
     optimizer: dict[str, Any] | None = None
     schedule: dict[str, Any] | None = None
-    random_states: dict[str, Any] | None = None
-    position: dict[str, Any] | None = None
+    ranks: list[RankState | None] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
     has_adapter: bool = False
 
@@ -56,12 +67,13 @@ class Checkpoint:
         return state_from(self.state_text)
 
 
-def read_checkpoint(folder: Path, *, keeps_files: bool = False) -> Checkpoint:
+def read_checkpoint(folder: Path, *, keeps_files: bool = False, rank: int | None = None) -> Checkpoint:
     """Read a `checkpoint-N` whole, before anything is changed by it.
 
     Args:
-        folder: written by either engine, in one process.
+        folder: written by either engine, by any number of ranks.
         keeps_files: read the files that training does not need, too.
+        rank: read the random states of this rank and the first one only; `None` reads those of all.
 
     Raises:
         CheckpointError: no directory, a file that is missing, cut off or is something else than its name
@@ -84,13 +96,24 @@ def read_checkpoint(folder: Path, *, keeps_files: bool = False) -> Checkpoint:
     file = layout.weights_in(folder).name
     weights = attempt(read_weights, file)
     state = attempt(_read_state, layout.TRAINER_STATE_NAME)
-    parts: list[Any] = [None] * len(_RESUMING)
-    if any((folder / name).exists() for name in _RESUMING):  # else: save_only_model
-        readers = (_read_optimizer, _read_schedule, _read_random_states)
-        parts = [attempt(read, name) for read, name in zip(readers, _RESUMING, strict=True)]
-    own = (parts[2] or {}).pop(layout.OWN, None) or {}
+    optimizer = schedule = None
+    ranks: list[RankState | None] = []
+    first: dict[str, Any] = {}
+    random_files = layout.random_files_in(folder)
+    if any((folder / name).exists() for name in (*_RESUMING, *random_files)):  # else: save_only_model
+        optimizer = attempt(_read_optimizer, layout.OPTIMIZER_NAME)
+        schedule = attempt(_read_schedule, layout.SCHEDULER_NAME)
+        for number, name in enumerate(random_files):
+            is_read = rank in (None, number) or number == 0
+            states = (attempt(_read_random_states, name) if is_read else None) or {}
+            own = states.pop(layout.OWN, None) or {}
+            first = first or own
+            ranks.append(RankState(states, own.get("position")) if states else None)
+            problems += _check_own(name, number, own, state)
+    unread = {name for number, name in enumerate(random_files) if rank not in (None, number) and number}
     named = {problem.partition(" ")[0] for problem in problems}
-    problems += [p for p in _check_folder(folder, state, own) if p.partition(" ")[0] not in named]
+    found = _check_folder(folder, {k: v for k, v in first.get("files", {}).items() if k not in unread})
+    problems += [problem for problem in found if problem.partition(" ")[0] not in named]
     if problems:
         listed = "\n".join(f"  {problem}" for problem in problems)
         raise CheckpointError(
@@ -100,10 +123,9 @@ def read_checkpoint(folder: Path, *, keeps_files: bool = False) -> Checkpoint:
     return Checkpoint(
         weights=weights,
         state_text=state,
-        optimizer=parts[0],
-        schedule=parts[1],
-        random_states=parts[2],
-        position=own.get("position"),
+        optimizer=optimizer,
+        schedule=schedule,
+        ranks=ranks,
         files=_read_other_files(folder) if keeps_files else {},
         has_adapter=file == layout.ADAPTER_SAFE_WEIGHTS_NAME,
     )
@@ -256,13 +278,24 @@ def _check_there(path: Path) -> None:
         raise CheckpointError(f"{path.name} is empty.")
 
 
-def _check_folder(folder: Path, state: str | None, own: dict[str, Any]) -> list[str]:
+def _check_own(name: str, rank: int, own: dict[str, Any], state: str | None) -> list[str]:
+    """See that a file of random states is that of its rank, and of the step of the others."""
+    if not own:
+        return []
+    if state is not None and state_from(state).global_step != own["step"]:
+        return [f"{name} is that of step {own['step']}."]
+    if own.get("rank", 0) != rank:
+        return [f"{name} is that of rank {own['rank']}."]
+    return []
+
+
+def _check_folder(folder: Path, manifest: dict[str, list[int]]) -> list[str]:
     """Compare all files with the manifest; without one, look at those that training does not read."""
-    if own:
-        problems = find_damage(folder, own["files"])
-        if state is not None and state_from(state).global_step != own["step"]:
-            problems.append(f"{layout.RNG_NAME} is that of step {own['step']}.")
-        return problems
+    if manifest:
+        return find_damage(folder, manifest)
+    both = [layout.random_name(0, ranks) for ranks in (1, 2)]
+    if all((folder / name).exists() for name in both):
+        return [f"{both[0]} and {both[1]} are both there: it was written by one rank, and by several."]
     problems = []
     for path in sorted(folder.glob("*.json")):
         try:
@@ -281,7 +314,8 @@ def _check_folder(folder: Path, state: str | None, own: dict[str, Any]) -> list[
 
 def _read_other_files(folder: Path) -> dict[str, bytes]:
     """Read what is neither weights nor read by itself."""
-    read = {*_RESUMING, layout.TRAINER_STATE_NAME, layout.SAFE_WEIGHTS_INDEX_NAME}
+    states = {layout.random_name(0, 1), *layout.random_files_in(folder)}
+    read = {*_RESUMING, *states, layout.TRAINER_STATE_NAME, layout.SAFE_WEIGHTS_INDEX_NAME}
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()

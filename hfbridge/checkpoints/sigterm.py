@@ -7,12 +7,15 @@ from typing import Any
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_jit_checkpoint import CheckpointManager, JITCheckpointCallback
 
+from hfbridge import ranks
+
 
 class SigtermCheckpoint(JITCheckpointCallback):
     """Save and stop after SIGTERM, as natively a few seconds later, in case the process is killed anyway.
 
     Natively it may also save between backward pass and optimizer step, with random numbers of the step drawn
-    already, from where no run goes on exactly. This one waits for the end of the step.
+    already, from where no run goes on exactly. This one waits for the end of the step. And natively each of
+    several ranks saves when it has heard the signal itself; here all do, at the step at which one has.
 
     Proved by: tests/faults/test_saving.py
     """
@@ -39,6 +42,35 @@ class SigtermCheckpoint(JITCheckpointCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Wait."""
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Save, if a rank has heard the signal."""
+        if self._agrees():
+            super().on_step_begin(args, state, control, **kwargs)  # type: ignore[no-untyped-call]
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Likewise."""
+        if self._agrees():
+            super().on_step_end(args, state, control, **kwargs)  # type: ignore[no-untyped-call]
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Likewise."""
+        if self._agrees():
+            super().on_epoch_end(args, state, control, **kwargs)  # type: ignore[no-untyped-call]
+
+    def _agrees(self) -> bool:
+        """Ask all ranks whether one has heard the signal; a single process asks itself."""
+        if self.jit_manager is None or ranks.count() == 1:
+            return True
+        heard = any(ranks.gather(bool(self.jit_manager.is_checkpoint_requested)))
+        self.jit_manager.is_checkpoint_requested |= heard
+        return heard
 
 
 class _Manager(CheckpointManager):

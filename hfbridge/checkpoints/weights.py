@@ -45,10 +45,11 @@ def complete_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source:
         else:
             missing.append(name)
     unknown = [name for name in weights if name not in own]
+    shapes = {name: getattr(tensor, "ds_shape", tensor.shape) for name, tensor in own.items()}
     misshapen = [
-        f"{name} {tuple(found[name].shape)} for {tuple(tensor.shape)}"
-        for name, tensor in own.items()
-        if name in found and found[name].shape != tensor.shape
+        f"{name} {tuple(found[name].shape)} for {tuple(shape)}"
+        for name, shape in shapes.items()
+        if name in found and found[name].shape != shape
     ]
     differences = (("missing", missing), ("unknown", unknown), ("of another shape", misshapen))
     told = [f"{len(listed)} {what}: {_listed(listed)}" for what, listed in differences if listed]
@@ -58,15 +59,6 @@ def complete_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source:
             "the checkpoint of another model, or of one with other labels?"
         )
     return found
-
-
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:
-    """Put the weights of a checkpoint into a model.
-
-    Raises:
-        CheckpointError: they are another model's.
-    """
-    model.load_state_dict(complete_weights(model, weights, source=source))
 
 
 def saved_names(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:

@@ -6,7 +6,7 @@ In the order of `transformers.Trainer._save_checkpoint`, whose files these are.
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from transformers.utils.import_utils import is_peft_available
 
 from hfbridge.checkpoints import layout
 from hfbridge.checkpoints.manifest import make_manifest
-from hfbridge.checkpoints.read import Checkpoint
+from hfbridge.checkpoints.read import Checkpoint, RankState
 from hfbridge.errors import CheckpointError
 
 
@@ -32,27 +32,25 @@ class Content:
 
     Attributes:
         model: the Hugging Face model.
-        weights: its `state_dict`, or a copy of it; `None` is the one it has now.
+        weights: its `state_dict`, whole, or a copy of it.
         args: pickled for the native Trainer.
         processing_class: tokenizer or processor; `None` is not written.
         step: optimizer steps of the run.
         state_text: `TrainerState` as JSON.
-        optimizer: its `state_dict`; `None` with `save_only_model`, as the next three.
+        optimizer: its `state_dict`, whole; `None` with `save_only_model`, as the next one.
         schedule: its `state_dict`.
-        random_states: in the native form.
-        position: what hfbridge keeps beside them.
+        ranks: states of all ranks; none with `save_only_model`.
     """
 
     model: nn.Module
-    weights: Mapping[str, Tensor] | None
+    weights: Mapping[str, Tensor]
     args: TrainingArguments
     processing_class: Any
     step: int
     state_text: str
     optimizer: dict[str, Any] | None = None
     schedule: dict[str, Any] | None = None
-    random_states: dict[str, Any] | None = None
-    position: dict[str, Any] | None = None
+    ranks: Sequence[RankState | None] = ()
 
 
 def write_checkpoint(folder: Path, content: Content) -> Callable[[], None]:
@@ -95,17 +93,20 @@ def write_read_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def _write_run(folder: Path, content: Content | Checkpoint, *, step: int) -> None:
-    """Write where a run was, and last, of all files before it, the manifest."""
+    """Write where a run was, and last, of all files before it, the manifest; in the first rank's states."""
     (folder / layout.TRAINER_STATE_NAME).write_text(content.state_text, encoding="utf-8")
     if content.optimizer is not None:
         torch.save(content.optimizer, folder / layout.OPTIMIZER_NAME)
         torch.save(content.schedule, folder / layout.SCHEDULER_NAME)
-    if content.random_states is not None:
-        states = dict(content.random_states)
-        if content.position is not None:  # else it came from a native checkpoint
-            files = make_manifest(folder)
-            states[layout.OWN] = {"step": step, "position": content.position, "files": files}
-        torch.save(states, folder / layout.RNG_NAME)
+    names = [layout.random_name(rank, len(content.ranks)) for rank in range(len(content.ranks))]
+    for rank, (name, found) in reversed([*enumerate(zip(names, content.ranks, strict=True))]):
+        assert found is not None
+        states = dict(found.random_states)
+        if found.position is not None:  # else it came from a native checkpoint
+            states[layout.OWN] = {"step": step, "rank": rank, "position": found.position}
+            if rank == 0:
+                states[layout.OWN]["files"] = make_manifest(folder)
+        torch.save(states, folder / name)
 
 
 def save_model(

@@ -6,6 +6,10 @@ _save_checkpoint's best_model_checkpoint      CheckpointWriter.save
 rotate_checkpoints                            called, after the new checkpoint has its name
 _load_best_model, _finalize_training          CheckpointWriter.load_best
 (two runs may write into one directory)       refused while both run
+each rank writes its random states            the first rank writes those of all, so that one rename ends it
+
+Of several ranks all call the same methods; the first one writes, or with `save_on_each_node` the first of
+each node. What fails on one raises on all.
 """
 
 import json
@@ -14,22 +18,21 @@ import shutil
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import rotate_checkpoints, sort_checkpoints
 
-from hfbridge import generators
+from hfbridge import generators, ranks
 from hfbridge.checkpoints import layout
-from hfbridge.checkpoints.read import read_weights
-from hfbridge.checkpoints.weights import load_weights
+from hfbridge.checkpoints.read import RankState, read_weights
+from hfbridge.checkpoints.weights import complete_weights
 from hfbridge.checkpoints.write import Content, forget_pages, write_checkpoint
 from hfbridge.errors import BridgeWarning, CheckpointError
 
@@ -65,7 +68,14 @@ class CheckpointWriter:
         self._copied: threading.Event | None = None
         self._error: BaseException | None = None
         self._written: Path | None = None  # by the thread
-        self._lock = _claim(self.folder)
+        self._writes: bool = args.should_save
+        self._lock: int | None = None
+        try:
+            with ranks.together():
+                self._lock = _claim(self.folder) if self._writes else None
+        except CheckpointError:
+            self._let_go()
+            raise
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out of copies what belongs to this run."""
@@ -74,6 +84,8 @@ class CheckpointWriter:
 
     def tell_of_earlier_runs(self, *, is_resumed: bool) -> None:
         """Warn of checkpoints that this run did not write and does not go on from."""
+        if not self._writes:
+            return
         for path in layout.unfinished_in(self.folder):
             warnings.warn(
                 f"{str(path)!r} was left by a run that stopped while writing it; it is not used, and may be "
@@ -96,12 +108,14 @@ class CheckpointWriter:
         model: nn.Module,
         state: TrainerState,
         *,
-        optimizer: Optimizer,
-        schedule: Any,
+        weights: Mapping[str, Tensor] | None,
+        optimizer: dict[str, Any] | None,
+        schedule: dict[str, Any] | None,
         processing_class: Any,
         exports: Iterable[ExportableState],
         position: dict[str, Any],
         waits: bool,
+        is_live: bool,
     ) -> None:
         """Write the checkpoint of the step a run has come to.
 
@@ -112,59 +126,77 @@ class CheckpointWriter:
         Args:
             model: the Hugging Face model.
             state: gains `best_model_checkpoint`, and what `exports` hold.
-            optimizer: left alone with `save_only_model`.
-            schedule: likewise.
+            weights: the whole `state_dict` of the model; not read on ranks that do not write.
+            optimizer: that of the optimizer; not read either, nor with `save_only_model`.
+            schedule: that of the schedule; likewise.
             processing_class: tokenizer or processor; `None` is not written.
             exports: callbacks whose state is kept, and the run's `TrainerControl`.
-            position: what the native Trainer forgets, for an exact resume.
+            position: what the native Trainer forgets of this rank, for an exact resume.
             waits: return when the checkpoint has its name, if saving is not asynchronous.
+            is_live: weights and optimizer's state are those that training changes, and not gathered ones.
 
         Raises:
             CheckpointError: it cannot be written, or the one before could not.
 
         Mirrors: transformers.Trainer._save_checkpoint
         """
-        self.wait()
+        with ranks.together():
+            self.wait()
         args = self._args
         folder = self.folder / layout.checkpoint_name(state.global_step)
-        if state.best_global_step:
-            best = layout.checkpoint_name(state.best_global_step)
-            if best == folder.name or (self.folder / best).exists():
-                state.best_model_checkpoint = os.path.join(str(args.output_dir), best)
-        export(state, exports)
-        content = Content(model, None, args, processing_class, state.global_step, as_json(state))
-        if not args.save_only_model:
-            content.optimizer, content.schedule = optimizer.state_dict(), schedule.state_dict()
-            content.random_states, content.position = generators.capture(), position
-        best_folder = state.best_model_checkpoint
-        if self._asynchronous:
-            content.weights = dict(model.state_dict())
+        best = layout.checkpoint_name(state.best_global_step or 0)
+        has_best = bool(state.best_global_step) and (best == folder.name or (self.folder / best).exists())
+        own = [] if args.save_only_model else [RankState(generators.capture(), position)]
+        told = ranks.gather((own, has_best, waits))
+        if told[0][1]:  # the first rank knows what is there
+            state.best_model_checkpoint = os.path.join(str(args.output_dir), best)
+        with ranks.together():
+            if self._writes:
+                export(state, exports)
+                content = Content(
+                    model,
+                    _only_writers_need(weights, args),
+                    args,
+                    processing_class,
+                    state.global_step,
+                    as_json(state),
+                    ranks=[found for states, _, _ in told for found in states],
+                )
+                if not args.save_only_model:
+                    content.optimizer, content.schedule = optimizer, schedule
+                self._write(folder, content, state.best_model_checkpoint, is_live=is_live)
+                if any(waits for _, _, waits in told) and not self._asynchronous:
+                    self.wait()
+
+    def _write(self, folder: Path, content: Content, best: str | None, *, is_live: bool) -> None:
+        if not self._asynchronous:
+            self._in_background(folder, best, write_checkpoint(folder, content))
+        elif not is_live:
+            self._in_background(folder, best, lambda: write_checkpoint(folder, content)())
+        else:
             # What the next forward changes is copied now; all else before the next optimizer step.
-            content.weights |= self._copies.of(
-                {n: content.weights[n] for n in _buffers(model, content)}, "buffers"
-            )
+            buffers = {name: content.weights[name] for name in _buffers(content)}
+            content.weights = {**content.weights, **self._copies.of(buffers, "buffers")}
             self._copied = threading.Event()
-            self._in_background(folder, best_folder, lambda: self._write_copies(folder, content))
-            if hasattr(optimizer, "train"):  # which swaps weights before the forward
-                self.before_step()
-            return
-        self._in_background(folder, best_folder, write_checkpoint(folder, content))
-        if waits:
-            self.wait()
+            self._in_background(folder, best, lambda: self._write_copies(folder, content))
 
     def before_step(self) -> None:
         """Wait for copies that are being made of what the optimizer is about to change.
 
         Raises:
-            CheckpointError: the last checkpoint could not be written.
+            CheckpointError: the last checkpoint could not be written; of several ranks, the next `save` or
+                `load_best` raises it on all.
         """
         if self._copied is not None:
             self._copied.wait()
             self._copied = None
-        if self._thread is not None and not self._thread.is_alive():
-            self.wait()
-            assert self._written is not None
-            forget_pages(self._written)
+        if self._thread is None or self._thread.is_alive():
+            return
+        if self._error is not None and ranks.count() > 1:
+            return
+        self.wait()
+        assert self._written is not None
+        forget_pages(self._written)
 
     def wait(self) -> None:
         """Wait for a checkpoint that is being written.
@@ -179,23 +211,49 @@ class CheckpointWriter:
         if error is not None:
             raise error
 
-    def load_best(self, model: nn.Module, state: TrainerState) -> None:
+    def load_best(
+        self,
+        model: nn.Module,
+        state: TrainerState,
+        *,
+        load: Callable[[nn.Module, Mapping[str, Tensor]], None],
+    ) -> None:
         """Put the weights of the best checkpoint into the model; with one to keep, delete the others.
+
+        Args:
+            model: the model.
+            state: names the best checkpoint.
+            load: puts whole weights into the model; called by all ranks.
+
+        Raises:
+            CheckpointError: the last checkpoint could not be written, or a rank cannot read the best one.
 
         Mirrors: transformers.Trainer._load_best_model
         Mirrors: transformers.Trainer._finalize_training
         """
-        self.wait()
+        with ranks.together():
+            self.wait()
         best = state.best_model_checkpoint
         if best is None:
             return
         if self._args.load_best_model_at_end:
-            path = layout.weights_in(Path(best))
-            load_weights(model, read_weights(path), source=str(path))
-        if self._args.save_total_limit == 1:
+            with ranks.together():
+                weights = self._read_best(model, Path(best))
+            load(model, weights)
+        if self._writes and self._args.save_total_limit == 1:
             for checkpoint in sort_checkpoints(str(self.folder), best_model_checkpoint=best):
                 if not os.path.samefile(checkpoint, best):
                     shutil.rmtree(checkpoint, ignore_errors=True)
+
+    def _read_best(self, model: nn.Module, best: Path) -> dict[str, Tensor]:
+        if not best.exists() and not self._writes:
+            raise CheckpointError(
+                f"The best checkpoint, {str(best)!r}, is not to be seen from here, and "
+                "load_best_model_at_end=True loads it on all ranks. Give output_dir a place that all nodes "
+                "share, or set save_on_each_node=True."
+            )
+        path = layout.weights_in(best)
+        return complete_weights(model, read_weights(path), source=str(path))
 
     def close(self) -> None:
         """Finish writing, and let other runs have the directory.
@@ -207,10 +265,13 @@ class CheckpointWriter:
             self.wait()
         finally:
             self._copies = Copies()
-            if self._lock is not None:
-                _HELD.discard(self._lock)
-                os.close(self._lock)
-                self._lock = None
+            self._let_go()
+
+    def _let_go(self) -> None:
+        if self._lock is not None:
+            _HELD.discard(self._lock)
+            os.close(self._lock)
+            self._lock = None
 
     def _write_copies(self, folder: Path, content: Content) -> None:
         assert self._copied is not None
@@ -281,10 +342,25 @@ class Copies:
         return kept
 
 
-def _buffers(model: nn.Module, content: Content) -> list[str]:
+def _buffers(content: Content) -> list[str]:
     """Name the buffers that are saved."""
-    assert content.weights is not None
-    return [name for name, _ in model.named_buffers(remove_duplicate=False) if name in content.weights]
+    named = content.model.named_buffers(remove_duplicate=False)
+    return [name for name, _ in named if name in content.weights]
+
+
+def _only_writers_need(weights: Mapping[str, Tensor] | None, args: TrainingArguments) -> Mapping[str, Tensor]:
+    """Return the weights that a rank which writes has been given.
+
+    Raises:
+        CheckpointError: it is the first of a further node, and the strategy gathers on one rank alone.
+    """
+    if weights is None:
+        raise CheckpointError(
+            f"save_on_each_node={args.save_on_each_node}: this rank is to write a checkpoint, and the "
+            "strategy gathers sharded weights on the first rank of all. Set save_on_each_node=False, and "
+            "give output_dir a place that all nodes share."
+        )
+    return weights
 
 
 def export(state: TrainerState, exports: Iterable[ExportableState]) -> None:
@@ -337,7 +413,7 @@ def _claim(folder: Path) -> int | None:
     return descriptor
 
 
-def _let_go() -> None:
+def _let_go_of_all() -> None:
     """Have no part in what the parent holds: workers may live a moment longer than a run that was killed."""
     for descriptor in _HELD:
         os.close(descriptor)
@@ -345,4 +421,4 @@ def _let_go() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go)
+    os.register_at_fork(after_in_child=_let_go_of_all)

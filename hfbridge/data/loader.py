@@ -14,7 +14,7 @@ knows how to go on in the middle of a pass, with every draw as if it had never s
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -22,8 +22,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from hfbridge import generators
-from hfbridge.data.order import sampler_of
-from hfbridge.data.window import MicroBatch, Window, cut_into_windows
+from hfbridge.data.order import batches_from, sampler_of
+from hfbridge.data.window import MicroBatch, Place, Window, cut_into_windows
 from hfbridge.generators import RandomStates
 
 
@@ -48,13 +48,16 @@ class Start:
     """Where a resumed run begins.
 
     Attributes:
-        windows: optimizer steps of the pass that are behind; 0 is the beginning of a pass.
+        place: where in the data.
+        done: micro-batches that count as behind in this pass, so that its last one has the number of any
+            pass's; `windows` full ones of them, unless the pass was begun with another cut.
         states: random states in which training goes on; `None` leaves the generators alone.
         record: of the pass to go on with; `None` if the checkpoint has none, as a native one.
         sampler: state of the sampler's own generator; `None` without one.
     """
 
-    windows: int
+    place: Place
+    done: int
     states: RandomStates | None
     record: PassRecord | None = None
     sampler: torch.Tensor | None = None
@@ -78,6 +81,7 @@ class WindowLoader:
         self.accumulation = accumulation
         self.record: PassRecord | None = None
         self._start: Start | None = None
+        self._place = Place()
         self._epoch = 0
 
     def __len__(self) -> int:
@@ -87,12 +91,15 @@ class WindowLoader:
     def __iter__(self) -> Iterator[Window]:
         start, self._start = self._start, None
         if start is None:
+            self._place = Place(self._epoch, extra=self._place.extra)
             yield from self._whole_pass()
-        elif start.windows == 0:
+            return
+        self._place = start.place
+        if start.place.windows == 0:
             if start.states is not None:
                 generators.restore(start.states)
             self._set_sampler_state(start.sampler)
-            yield from self._whole_pass()
+            yield from self._whole_pass(start.done)
         else:
             yield from self._rest_of_pass(start)
 
@@ -127,22 +134,37 @@ class WindowLoader:
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
 
-    def _whole_pass(self) -> Iterator[Window]:
-        loader = self.micro_batches
+    def _whole_pass(self, done: int = 0) -> Iterator[Window]:
+        """Go through a pass, or from a row on through what is left of it for another cut."""
+        loader, first_row = self.micro_batches, self._place.first_row
         self.record = PassRecord(generators.capture(), self.sampler_state)
         if loader.persistent_workers and self._epoch > 0:
             # The seed of workers that live on was drawn in the first pass; one of new workers is no draw of
             # this run.
             loader.generator = torch.Generator()
-        yield from cut_into_windows(self._watched(iter(loader)), self.accumulation)
+        micro_batches = iter(self._without(0, loader.generator) if first_row else loader)
+        yield from self._windows(self._watched(micro_batches), done=done)
+
+    def _windows(
+        self, micro_batches: Iterator[MicroBatch], *, done: int, in_hand: MicroBatch | None = None
+    ) -> Iterator[Window]:
+        """Cut a pass into windows, each with the place behind it."""
+        windows = cut_into_windows(micro_batches, self.accumulation, done=done, in_hand=in_hand)
+        of_pass, behind = len(self.micro_batches), self._place
+        for window in windows:
+            behind = replace(behind, windows=behind.windows + 1)
+            if window.done_micro_batches == of_pass:
+                behind = Place(epoch=behind.epoch + 1, extra=behind.extra)
+            window.place = self._place = behind
+            yield window
 
     def _rest_of_pass(self, start: Start) -> Iterator[Window]:
         """Go on behind the batches that were trained."""
-        done, record = start.windows * self.accumulation, start.record
+        behind, done, record = start.place.windows * self.accumulation, start.done, start.record
         if record is None:
             # As natively: the random states are set when the first window has been fetched.
             self.record = PassRecord(generators.capture(), self.sampler_state)
-            windows = cut_into_windows(iter(self._without(done)), self.accumulation, done=done)
+            windows = self._windows(iter(self._without(behind)), done=done)
             first = next(windows)
             if start.states is not None:
                 generators.restore(start.states)
@@ -158,20 +180,20 @@ class WindowLoader:
         _draw_worker_seed()
         if self._collates_randomly_in_workers():
             micro_batches = iter(self._without(0, seeds_workers))
-            for _ in range(done):
+            for _ in range(behind):
                 next(micro_batches)
         else:
-            micro_batches = iter(self._without(done, seeds_workers))
+            micro_batches = iter(self._without(behind, seeds_workers))
         generators.restore(record.in_hand or start.states)
         in_hand = next(micro_batches)
         generators.restore(start.states)
         following = self._watched(micro_batches, draws=record.in_hand is not None)
-        yield from cut_into_windows(following, self.accumulation, done=done, in_hand=in_hand)
+        yield from self._windows(following, done=done, in_hand=in_hand)
 
     def _without(self, batches: int, generator: torch.Generator | None = None) -> DataLoader[Any]:
         """Make a loader of the rest of a pass; the order is drawn here, nothing is collated."""
         loader = self.micro_batches
-        rest = iter(loader.batch_sampler or ())
+        rest = batches_from(loader, self._place.first_row)
         for _ in islice(rest, batches):
             pass
         return DataLoader(

@@ -13,7 +13,8 @@ BatchSamplerShard, which fills the last round with rows from the beginning of th
 batches to ranks itself.
 """
 
-from collections.abc import Sized
+from collections.abc import Iterator, Sized
+from itertools import islice
 from typing import Any
 
 import torch
@@ -65,17 +66,26 @@ class NativeSamplers(NativeTrainer):
         drop_last = self.args.dataloader_drop_last
         return self._sharded(sampler, batch_size, drop_last)
 
-    def of_evaluation(self, dataset: Sized, split: str) -> dict[str, Any]:
+    def of_evaluation(self, dataset: Sized, split: str, *, repeats: bool) -> dict[str, Any]:
         """Choose the sampler of an evaluation or prediction set, in the same form.
+
+        Args:
+            dataset: the set.
+            split: its name.
+            repeats: rows from the beginning fill up a rank's last batch, as natively; otherwise only a batch
+                that has no others.
 
         Raises:
             DataError: lengths are needed, and the rows do not have them.
         """
         # Natively, several ranks leave the choice to torch's DataLoader, which takes the dataset's order.
         sampler = self._choose(self._get_eval_sampler, dataset, split) or SequentialSampler(dataset)
-        return self._sharded(sampler, self.args.eval_batch_size, self.args.dataloader_drop_last)
+        args = self.args
+        return self._sharded(sampler, args.eval_batch_size, args.dataloader_drop_last, repeats=repeats)
 
-    def _sharded(self, sampler: Sampler[Any], batch_size: int, drop_last: bool) -> dict[str, Any]:
+    def _sharded(
+        self, sampler: Sampler[Any], batch_size: int, drop_last: bool, *, repeats: bool = True
+    ) -> dict[str, Any]:
         """Deal a sampler's batches to the ranks.
 
         Mirrors: accelerate.data_loader.prepare_data_loader
@@ -88,7 +98,7 @@ class NativeSamplers(NativeTrainer):
             # Drawn in the same state on all ranks, who have just been seeded.
             sampler.generator = torch.Generator()
             sampler.generator.manual_seed(int(torch.empty((), dtype=torch.int64).random_().item()))
-        shard = BatchSamplerShard(
+        shard = (BatchSamplerShard if repeats else _WithoutRepeats)(
             BatchSampler(sampler, batch_size, drop_last),
             num_processes=args.world_size,
             process_index=args.process_index,
@@ -107,6 +117,22 @@ class NativeSamplers(NativeTrainer):
                 f"remove_unused_columns=False, a column {column!r} (length_column_name)."
             ) from error
         return sampler
+
+
+class _WithoutRepeats(BatchSamplerShard):
+    """A rank's share of the batches, where no row comes twice.
+
+    A rank that has no batch of its own in the last round has one of repeated rows all the same: all ranks
+    have the same number of batches.
+    """
+
+    def __iter__(self) -> Iterator[list[int]]:
+        parts = self.num_processes if self.split_batches else 1
+        sampler: Any = self.batch_sampler.sampler
+        size, rows = self.batch_size // parts, len(sampler)
+        for index, batch in enumerate(super().__iter__()):  # type: ignore[no-untyped-call]
+            own = rows - (index * self.num_processes + self.process_index) * size
+            yield batch[:own] if own > 0 else batch
 
 
 def micro_batches_of(rows: int, size: int, settings: Any, *, world_size: int) -> int:
@@ -133,6 +159,32 @@ def micro_batches_of(rows: int, size: int, settings: Any, *, world_size: int) ->
         return len(batches)
     splits = bool((settings.accelerator_config or {}).get("split_batches", False))
     return len(BatchSamplerShard(batches, num_processes=world_size, split_batches=splits))
+
+
+def depends_on_the_cut(settings: Any) -> bool:
+    """Whether another number of ranks, or other batches, would give a pass another order of rows."""
+    config = settings.accelerator_config or {}
+    seedable = config.get("use_seedable_sampler", True)
+    strategy = settings.train_sampling_strategy
+    return bool(strategy != "sequential" and (strategy != "random" or not seedable))
+
+
+def batches_from(loader: DataLoader[Any], first_row: int) -> Iterator[list[int]]:
+    """Draw the order of a pass, and deal this rank its batches of what comes behind some rows."""
+    batches: Any = loader.batch_sampler
+    if first_row == 0:
+        return iter(batches)
+    whole = getattr(batches, "batch_sampler", batches)
+    rest = BatchSampler(islice(whole.sampler, first_row, None), whole.batch_size, whole.drop_last)
+    if whole is batches:
+        return iter(rest)
+    shard = BatchSamplerShard(
+        rest,
+        num_processes=batches.num_processes,
+        process_index=batches.process_index,
+        split_batches=batches.split_batches,
+    )
+    return iter(shard)
 
 
 def sampler_of(loader: DataLoader[Any]) -> Any:

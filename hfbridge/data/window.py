@@ -6,10 +6,52 @@ may be short; a window never crosses an epoch.
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 MicroBatch = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How the rows of a pass are cut into optimizer steps.
+
+    Attributes:
+        ranks: that share the pass.
+        rows: of a micro-batch of one rank.
+        accumulation: micro-batches of a full window.
+    """
+
+    ranks: int
+    rows: int
+    accumulation: int
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of a full optimizer step, on all ranks."""
+        return self.ranks * self.rows * self.accumulation
+
+    def __str__(self) -> str:
+        ranks = "1 rank" if self.ranks == 1 else f"{self.ranks} ranks"
+        return f"{ranks}, micro-batches of {self.rows}, accumulation {self.accumulation}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in the data a run is, between two optimizer steps.
+
+    Attributes:
+        epoch: passes that are behind.
+        windows: optimizer steps of the running pass that are behind, counted from `first_row`.
+        first_row: row, in the order of the pass, at which its present cut begins; 0 unless the run went on
+            with another cut in mid-pass.
+        extra: optimizer steps that the run takes more than if it had had its present cut from the beginning.
+    """
+
+    epoch: int = 0
+    windows: int = 0
+    first_row: int = 0
+    extra: int = 0
 
 
 class Window:
@@ -22,9 +64,10 @@ class Window:
         micro_batches: one mapping each, keys and shapes as the collator made them.
         done_micro_batches: micro-batches of this epoch that are behind the window when it has been trained.
         items: what the loss counts in the window, set by `HFModule` when the window reaches the device.
+        place: where the run is when the window has been trained.
     """
 
-    __slots__ = ("done_micro_batches", "items", "micro_batches")
+    __slots__ = ("done_micro_batches", "items", "micro_batches", "place")
 
     def __init__(
         self, micro_batches: list[MicroBatch], *, done_micro_batches: int, items: Any = None
@@ -32,6 +75,7 @@ class Window:
         self.micro_batches = micro_batches
         self.done_micro_batches = done_micro_batches
         self.items = items
+        self.place = Place()
 
     def __len__(self) -> int:
         return len(self.micro_batches)
@@ -104,6 +148,17 @@ class Schedule:
     max_steps: int
     epochs: int
     samples: float
+
+    def lengthened(self, steps: int, *, max_steps: int) -> "Schedule":
+        """Return the schedule of a run that takes some steps more than its cut tells, or fewer.
+
+        Args:
+            steps: how many.
+            max_steps: the setting; if positive, it stays, and the epochs change.
+        """
+        if max_steps > 0:
+            return replace(self, epochs=math.ceil((max_steps - steps) / self.steps_per_epoch))
+        return replace(self, max_steps=self.max_steps + steps)
 
 
 def plan_schedule(

@@ -1,44 +1,92 @@
-"""Predictions of an evaluation, collected batch by batch; knows Hugging Face.
+"""Predictions of an evaluation, collected part by part; knows Hugging Face.
 
-per batch       loss (scalar); logits, labels and inputs (tensors or tuples of them, first dimension the rows)
+per part        losses, one a row; logits, labels and inputs (tensors or tuples of them, first dimension the
+                rows); in "native" a part is a round, the batches that all ranks run at the same time, in
+                "exact" a batch, as in one process
 at the end      numpy arrays over the whole set, padded with -100 where lengths differ, or a list of those
-                of each batch
+                of each part
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from transformers.trainer_pt_utils import EvalLoopContainer, nested_numpify
 
 
 @dataclass(frozen=True)
 class EvalSet:
-    """A set to evaluate.
+    """A set to evaluate, in rounds: the batches that all ranks run at the same time.
 
     Attributes:
         prefix: what its metrics' names begin with: "eval", "eval_<key>" or "test".
         samples: rows of the set.
-        batches: batches it is read in; the last may hold fewer rows than the others.
-        batch_size: rows of a full batch.
+        batches: batches it is read in on each rank, which is the number of rounds; the last round may hold
+            fewer rows than the others.
+        batch_size: rows of a full batch, as the settings have it.
+        ranks: ranks that share the set.
+        splits: the batches of a round are one of that size, split (`split_batches`).
     """
 
     prefix: str
     samples: int
     batches: int
     batch_size: int
+    ranks: int = 1
+    splits: bool = False
+
+    @property
+    def steps(self) -> int:
+        """Rounds as the native speed counts them: one that is dropped included, and none split."""
+        return -(-self.samples // (self.batch_size * self.ranks))
 
     def is_last(self, index: int) -> bool:
-        """Whether a batch, counted from 0, is the last one."""
+        """Whether a round, counted from 0, is the last one."""
         return index + 1 == self.batches
 
     def rows_of(self, index: int) -> int:
-        """Rows of a batch."""
-        return min(self.batch_size, self.samples - index * self.batch_size)
+        """Rows of a round, without those that are repeated to fill it up."""
+        size = self._share * self.ranks
+        return min(size, self.samples - index * size)
+
+    def remainder_of(self, index: int) -> int:
+        """Rows that a round which is filled up is cut to; 0 for any other."""
+        rows = self.rows_of(index)
+        return 0 if rows == self._share * self.ranks else rows
+
+    def rows_by_rank(self, index: int) -> tuple[int, ...]:
+        """Rows of each batch of a round, without repeated ones; the ranks behind have none."""
+        rows, share = self.rows_of(index), self._share
+        return tuple(min(share, rows - start) for start in range(0, rows, share))
+
+    @property
+    def _share(self) -> int:
+        """Rows of a full batch of one rank."""
+        return self.batch_size // self.ranks if self.splits else self.batch_size
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a batch, or a round of batches, gave.
+
+    Attributes:
+        losses: the mean loss of a row's batch, for each row; `None` without labels.
+        logits: `None` if not kept.
+        labels: `None` if not kept or not there.
+        inputs: what was asked for of the inputs; `None` if nothing.
+        mean: mean loss of a batch that is weighed by its items; `None` if rows weigh.
+        items: items that it is a mean of.
+    """
+
+    losses: Any
+    logits: Any
+    labels: Any
+    inputs: Any
+    mean: Tensor | None = None
+    items: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,89 +97,65 @@ class Collected:
         predictions: array, tuple of arrays, list of these, or `None` when only losses were kept.
         label_ids: likewise; `None` without labels.
         inputs: likewise; `None` if not kept.
-        losses: mean loss of each batch, `None` without labels.
-        items: items that each of them is a mean of.
-        rows: rows of the same batches.
+        losses: one a row, or a list of those; `None` without labels.
+        means: mean loss of each batch; `None` without labels, or if rows weigh.
+        items: items that each of these is a mean of.
     """
 
     predictions: Any
     label_ids: Any
     inputs: Any
-    losses: np.ndarray[Any, Any] | None
+    losses: Any
+    means: np.ndarray[Any, Any] | None
     items: np.ndarray[Any, np.dtype[np.int64]]
-    rows: np.ndarray[Any, np.dtype[np.int64]]
-
-    def losses_of_rows(self, *, joined: bool) -> Any:
-        """Repeat each batch's mean loss for each of its rows.
-
-        Args:
-            joined: as one array, and not as a list with one for each batch.
-        """
-        if self.losses is None:
-            return None
-        if joined:
-            return np.repeat(self.losses, self.rows)
-        return [np.repeat(loss, count) for loss, count in zip(self.losses, self.rows, strict=True)]
 
 
 class Collector:
     """Collect losses, logits, labels and inputs of one evaluation.
 
     Args:
-        move_every: batches after which what is kept moves from the device to numpy; `None` keeps it there
+        move_every: parts after which what is kept moves from the device to numpy; `None` keeps it there
             until the end.
-        joins: join the batches; otherwise they become a list.
+        joins: join the parts; otherwise they become a list.
+        keeps: what of a part is collected.
 
     Mirrors: transformers.Trainer.evaluation_loop
     """
 
-    def __init__(self, *, move_every: int | None, joins: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        move_every: int | None,
+        joins: bool = True,
+        keeps: Sequence[str] = ("losses", "logits", "labels", "inputs"),
+    ) -> None:
         self._move_every = move_every
-        self._kept = [EvalLoopContainer(joins, padding_index=-100) for _ in range(3)]
-        self._losses: list[Tensor] = []
+        self._kept = {name: EvalLoopContainer(joins, padding_index=-100) for name in keeps}
+        self._means: list[Tensor] = []
         self._items: list[int] = []
-        self._rows: list[int] = []
-        self._batches = 0
+        self._parts = 0
 
-    def add_loss(self, loss: Tensor, *, items: int, rows: int) -> None:
-        """Take in the mean loss of a batch (scalar), with the items and rows it stands for."""
-        self._losses.append(loss)
-        self._items.append(items)
-        self._rows.append(rows)
-
-    def add(self, logits: Any, labels: Any, inputs: Any = None) -> None:
-        """Take in what is kept of a batch; `None` for nothing."""
-        self._batches += 1
-        for container, given in zip(self._kept, (logits, labels, inputs), strict=True):
+    def add(self, part: Part) -> None:
+        """Take in a part."""
+        self._parts += 1
+        if part.mean is not None:
+            self._means.append(part.mean)
+            self._items.append(part.items)
+        for name, container in self._kept.items():
+            given = getattr(part, name)
             if given is not None:
                 container.add(given)
-            if self._move_every is not None and self._batches % self._move_every == 0:
+            if self._move_every is not None and self._parts % self._move_every == 0:
                 container.to_cpu_and_numpy()
 
     def finish(self) -> Collected:
         """Hand over everything as numpy arrays."""
-        losses = nested_numpify(torch.stack(self._losses)) if self._losses else None
-        items, rows = (np.asarray(counts, dtype=np.int64) for counts in (self._items, self._rows))
-        predictions, labels, inputs = (container.get_arrays() for container in self._kept)
-        return Collected(predictions, labels, inputs, losses, items, rows)
-
-
-def gather(data: Any, *, is_last: bool, remainder: int, as_objects: bool) -> Any:
-    """Gather a batch's tensors as accelerate does: the last batch is cut to the rows that the set has left.
-
-    In one process that changes nothing, unless something's first dimension is not the rows; and as objects a
-    tuple of tensors is cut like a tensor.
-
-    Args:
-        data: tensors or tuples of them, or anything else.
-        is_last: this is the last batch.
-        remainder: rows of the set modulo those of a batch; 0 if short batches are dropped.
-        as_objects: `eval_use_gather_object`.
-
-    Mirrors: accelerate.Accelerator.gather_for_metrics
-    """
-    one_process: Any = SimpleNamespace(
-        gather=lambda tensors: tensors,
-        gradient_state=SimpleNamespace(end_of_dataloader=is_last, remainder=remainder),
-    )
-    return Accelerator.gather_for_metrics(one_process, data, use_gather_object=as_objects)
+        arrays = {name: container.get_arrays() for name, container in self._kept.items()}
+        return Collected(
+            predictions=arrays.get("logits"),
+            label_ids=arrays.get("labels"),
+            inputs=arrays.get("inputs"),
+            losses=arrays.get("losses"),
+            means=nested_numpify(torch.stack(self._means)) if self._means else None,
+            items=np.asarray(self._items, dtype=np.int64),
+        )

@@ -20,19 +20,18 @@ from hfbridge.evaluation.gather import Collected
 ComputeMetrics = Callable[..., dict[str, Any]]
 
 
-def prediction_of(collected: Collected, *, includes: Iterable[str], joined: bool) -> EvalPrediction:
+def prediction_of(collected: Collected, *, includes: Iterable[str]) -> EvalPrediction:
     """Make what `compute_metrics` is given.
 
     Args:
         collected: what the whole set gave.
         includes: "inputs", "loss", both or neither: what is given beside predictions and labels.
-        joined: batches are joined, and not a list.
     """
     return EvalPrediction(
         predictions=collected.predictions,
         label_ids=collected.label_ids,
         inputs=collected.inputs if "inputs" in includes else None,
-        losses=collected.losses_of_rows(joined=joined) if "loss" in includes else None,
+        losses=collected.losses if "loss" in includes else None,
     )
 
 
@@ -130,24 +129,32 @@ def metric_name(name: str) -> str:
     return name if name.startswith("eval_") else f"eval_{name}"
 
 
-def mean_loss(collected: Collected, *, by_rows: bool, drop_non_finite: bool) -> float | None:
-    """Average the batches' losses by what they are means of.
+def mean_loss(collected: Collected, *, drop_non_finite: bool) -> float | None:
+    """Average the losses of the rows; or, in float64, those of the batches by what they are means of.
 
     Args:
-        collected: losses with items and rows; without losses there is no mean.
-        by_rows: repeat each loss for each row and average in the losses' own precision, as native does, whose
-            rounding is part of its result. Otherwise they are weighted by items, in float64.
+        collected: without losses there is no mean. Those of rows are averaged in their own precision, as
+            native does, whose rounding is part of its result.
         drop_non_finite: leave NaN and infinite losses out, unless all are.
+
+    Mirrors: transformers.Trainer.evaluation_loop
     """
-    if collected.losses is None:
+    if collected.means is not None:
+        losses, weights = _finite(drop_non_finite, collected.means, collected.items)
+        return float(np.average(losses.astype(np.float64), weights=weights)) if weights.any() else 0.0
+    losses = collected.losses
+    if losses is None:
         return None
-    losses, weights = collected.losses, collected.rows if by_rows else collected.items
+    (losses,) = _finite(drop_non_finite, np.concatenate(losses) if isinstance(losses, list) else losses)
+    return float(losses.mean())
+
+
+def _finite(drops: bool, losses: Any, *others: Any) -> tuple[Any, ...]:
+    """Leave losses that are not finite out, and what belongs to them."""
     finite = np.isfinite(losses)
-    if drop_non_finite and finite.any():
-        losses, weights = losses[finite], weights[finite]
-    if by_rows:
-        return float(np.repeat(losses, weights).mean())
-    return float(np.average(losses.astype(np.float64), weights=weights)) if weights.any() else 0.0
+    if not drops or not finite.any():
+        return losses, *others
+    return tuple(values[finite] for values in (losses, *others))
 
 
 def speed_of(prefix: str, *, start_s: float, samples: int, batches: int) -> dict[str, float]:

@@ -3,15 +3,17 @@
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import EvalPrediction, TrainingArguments
 from transformers.trainer_utils import PredictionOutput
 
 from hfbridge.errors import MetricsError
-from hfbridge.evaluation.gather import Collected, Collector, EvalSet, gather
+from hfbridge.evaluation.gather import Collected, Collector, EvalSet, Part
 from hfbridge.evaluation.metrics import (
     ComputeMetrics,
     checked_logits,
@@ -22,6 +24,7 @@ from hfbridge.evaluation.metrics import (
     speed_of,
 )
 from hfbridge.evaluation.predict import Batch, Prediction, predict_batch
+from hfbridge.evaluation.ranks import fails_together, gather, known_to_all, of_each_rank, pad
 
 logger = logging.getLogger(__name__)
 
@@ -34,13 +37,14 @@ class EvalOptions:
     """What the settings say about evaluations.
 
     Attributes:
-        by_rows: weigh a batch's loss by its rows ("native"), and not by its items ("exact").
+        by_rows: rows weigh, and rounds are gathered, as in "native"; otherwise as in "exact", where items
+            weigh and each batch is what it is in one process.
         drop_non_finite: leave NaN and infinite losses out of the mean, unless all are.
         move_every: batches after which what was collected moves from the device to numpy; `None`: at the end.
         joins: predictions of all batches are joined, and not listed.
         by_batch: `compute_metrics` is called for every batch.
         includes: "inputs", "loss": what it gets beside predictions and labels.
-        as_objects: batches are gathered as objects.
+        as_objects: in "native", rounds are gathered as objects.
     """
 
     by_rows: bool
@@ -107,14 +111,17 @@ class Evaluation:
     _collector: Collector = field(init=False)
     _start_s: float = field(init=False)
     _batches: int = field(init=False, default=0)
-    _last: tuple[Prediction, Batch] | None = field(init=False, default=None)
+    _last: Sequence[Part] = field(init=False, default=())
+    _is_rehearsal: bool = field(init=False, default=False)
     _computed: dict[str, Any] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         options = self.options
-        self._collector = Collector(
-            move_every=None if options.by_batch else options.move_every, joins=options.joins
-        )
+        if not options.by_batch:
+            self._collector = Collector(move_every=options.move_every, joins=options.joins)
+        else:
+            keeps = ("losses", "logits", "labels") if self.is_prediction else ("losses",)
+            self._collector = Collector(move_every=None, joins=options.joins, keeps=keeps)
         self._start_s = time.time()
 
     @property
@@ -142,42 +149,41 @@ class Evaluation:
             has_own_loss=self.has_own_loss,
             keeps_logits=self.keeps_logits,
         )
-        index = self._batches
-        self._batches += 1
-        if seen.loss is not None:
-            self._collector.add_loss(seen.loss, items=seen.weight, rows=self.of.rows_of(index))
-        logits, inputs = seen.logits, None
+        inputs = None
         if "inputs" in self.options.includes:
-            inputs = self._gather(batch[getattr(self.model, "main_input_name", "input_ids")])
-        if logits is not None:
-            if self.preprocess_logits is not None:
-                logits = checked_logits(self.preprocess_logits(logits, seen.labels), self.preprocess_logits)
-            logits = self._gather(logits)
-        labels = None if seen.labels is None else self._gather(seen.labels)
-        if not self.options.by_batch or self.is_prediction:
-            self._collector.add(logits, labels, inputs)
-        self._last = Prediction(seen.loss, seen.weight, logits, labels), batch
+            whole, name = self.options.by_batch, getattr(self.model, "main_input_name", "input_ids")
+            inputs = batch if whole else batch[name]
+        share = self._share_natively if self.options.by_rows else self._share_exactly
+        self._last = share(seen, inputs)
+        self._batches += 1
+        for part in self._last:
+            self._collector.add(part)
         return () if seen.logits is None else seen.logits
 
     def close_batch(self) -> None:
-        """Have `compute_metrics` see the batch that was added last, if it is called for every batch.
+        """Have `compute_metrics` see what was added last, if it is called for every batch.
 
         Raises:
             MetricsError: it did not return a dict after the last batch.
         """
-        assert self._last is not None
-        (seen, batch), self._last = self._last, None
-        if not self.options.by_batch or self.compute_metrics is None:
+        parts, self._last = self._last, ()
+        function, includes = self.compute_metrics, self.options.includes
+        if not self.options.by_batch or function is None:
             return
-        if seen.logits is None or seen.labels is None:
-            return
-        given: dict[str, Any] = {"inputs": batch if "inputs" in self.options.includes else None}
-        if "loss" in self.options.includes and seen.loss is not None:
-            given["losses"] = seen.loss.repeat(self.of.rows_of(self._batches - 1))
-        prediction = EvalPrediction(predictions=seen.logits, label_ids=seen.labels, **given)
-        returned: Any = self.compute_metrics(prediction, compute_result=self.is_done)
-        if self.is_done and returned is not None:  # natively, too, None stands for no metrics
-            self._computed = checked_metrics(returned, self.compute_metrics)
+        for number, part in enumerate(parts, 1):
+            if part.logits is None or part.labels is None:
+                return
+            given = EvalPrediction(
+                predictions=part.logits,
+                label_ids=part.labels,
+                inputs=part.inputs,
+                losses=part.losses if "loss" in includes else None,
+            )
+            is_last = self.is_done and number == len(parts)
+            with fails_together() if is_last else nullcontext():
+                returned: Any = function(given, compute_result=is_last)
+                if is_last and returned is not None:  # natively, too, None stands for no metrics
+                    self._computed = checked_metrics(returned, function)
 
     def rehearse(self, batches: Iterable[Batch]) -> frozenset[str] | None:
         """Try the evaluation on some batches, to see that `compute_metrics` returns a dict.
@@ -187,27 +193,29 @@ class Evaluation:
         forward settles `config.problem_type` is left to settle it in training.
 
         Returns:
-            The names of the metrics; `None` if the function could not be tried.
+            The names of the metrics that all ranks have; `None` if the function could not be tried on all.
 
         Raises:
             MetricsError: `compute_metrics` or `preprocess_logits` returned what it should not.
         """
         config: Any = getattr(self.model, "config", None)
         is_open = getattr(config, "problem_type", "") is None
+        self._is_rehearsal = True
         for batch in batches:
             self.add(batch)
         if is_open:
             config.problem_type = None
         if self.options.by_batch and self.compute_metrics is not None:
             return None
+        names = None
         try:
             metrics, speed = self.finish()
+            names = frozenset((*metrics, *speed))
         except MetricsError:
             raise
         except Exception as error:
             logger.info("compute_metrics could not be tried on a few rows: %s", error)
-            return None
-        return frozenset((*metrics, *speed))
+        return known_to_all(names)
 
     def finish(self) -> tuple[dict[str, Any], dict[str, float]]:
         """Compute the metrics.
@@ -222,20 +230,16 @@ class Evaluation:
         self.collected = found = self._collector.finish()
         has_both = found.predictions is not None and found.label_ids is not None
         if self.compute_metrics is not None and has_both and not options.by_batch:
-            given = prediction_of(found, includes=options.includes, joined=options.joins)
-            self._computed = checked_metrics(self.compute_metrics(given), self.compute_metrics)
+            given = prediction_of(found, includes=options.includes)
+            with fails_together():
+                self._computed = checked_metrics(self.compute_metrics(given), self.compute_metrics)
         metrics = name_metrics(
             self._computed,
             prefix=of.prefix,
-            loss=mean_loss(found, by_rows=options.by_rows, drop_non_finite=options.drop_non_finite),
+            loss=mean_loss(found, drop_non_finite=options.drop_non_finite),
             preparation_s=self.preparation_s,
         )
-        speed = speed_of(
-            of.prefix,
-            start_s=self._start_s,
-            samples=of.samples,
-            batches=-(-of.samples // of.batch_size),  # a dropped short one included, as natively
-        )
+        speed = speed_of(of.prefix, start_s=self._start_s, samples=of.samples, batches=of.steps)
         return metrics, speed
 
     def output(self, metrics: dict[str, Any]) -> PredictionOutput:
@@ -243,10 +247,54 @@ class Evaluation:
         assert self.collected is not None
         return PredictionOutput(self.collected.predictions, self.collected.label_ids, metrics)
 
+    def _share_natively(self, seen: Prediction, inputs: Any) -> list[Part]:
+        """Gather the round that a batch belongs to, in the native order.
+
+        Mirrors: transformers.Trainer.evaluation_loop
+        """
+        ranks = self.of.ranks
+        losses = None if seen.loss is None else self._gather(seen.loss.repeat(self.of.batch_size))
+        if inputs is not None and not self.options.by_batch:
+            inputs = self._gather(pad(inputs, ranks=ranks))
+        labels, logits = pad(seen.labels, ranks=ranks), pad(seen.logits, ranks=ranks)
+        logits = self._preprocess(logits, labels)
+        logits = None if logits is None else self._gather(logits)
+        labels = None if labels is None else self._gather(labels)
+        return [Part(losses, logits, labels, inputs)]
+
+    def _share_exactly(self, seen: Prediction, inputs: Any) -> list[Part]:
+        """Gather what each rank's batch gave, as it would be in one process; those of repeated rows go."""
+        loss, ranks = seen.loss, self.of.ranks
+        logits = self._preprocess(seen.logits, seen.labels)
+        items = None if loss is None else torch.tensor(seen.weight, device=loss.device)
+        parts = []
+        for rows, (mean, held, *kept) in zip(
+            self.of.rows_by_rank(self._batches),
+            of_each_rank((loss, items, logits, seen.labels, inputs), ranks=ranks),
+            strict=False,
+        ):
+            losses = None if mean is None else mean.repeat(rows)
+            parts.append(Part(losses, kept[0], kept[1], kept[2], mean, 0 if mean is None else int(held)))
+        return parts
+
+    def _preprocess(self, logits: Any, labels: Any) -> Any:
+        """Call the user's function; in a rehearsal its errors are those of all ranks.
+
+        Raises:
+            MetricsError: it returned nothing.
+        """
+        function = self.preprocess_logits
+        if logits is None or function is None:
+            return logits
+        with fails_together() if self._is_rehearsal else nullcontext():
+            return checked_logits(function(logits, labels), function)
+
     def _gather(self, data: Any) -> Any:
-        index, of = self._batches - 1, self.of
-        rows = of.rows_of(index)
-        remainder = 0 if rows == of.batch_size else rows
+        of, index = self.of, self._batches
         return gather(
-            data, is_last=of.is_last(index), remainder=remainder, as_objects=self.options.as_objects
+            data,
+            ranks=of.ranks,
+            is_last=of.is_last(index),
+            remainder=of.remainder_of(index),
+            as_objects=self.options.as_objects,
         )

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from hfbridge.settings.checks import suggest
 from hfbridge.settings.deepspeed import check_config
-from hfbridge.settings.fields import DEFAULTS, is_same, show
+from hfbridge.settings.fields import DEFAULTS, Complaint, is_same, show
 from hfbridge.settings.settings import Settings
 
 Kind = Literal["single", "ddp", "fsdp", "fsdp2", "deepspeed", "given"]
@@ -40,6 +40,7 @@ NAMES: Mapping[str, tuple[Kind, Mapping[str, Any]]] = {
 """The names of strategies, and what each says about it."""
 
 _DDP_FIELDS = tuple(name for name in DEFAULTS if name.startswith("ddp_"))
+_DEFAULT_BUCKET_MB = 25
 _OF_EVERY_STRATEGY = ("ddp_backend", "ddp_timeout")
 
 
@@ -89,6 +90,8 @@ def choose_strategy(settings: Settings, strategy: object, *, has_several: bool) 
     elif not isinstance(strategy, str):
         if said:
             raise ValueError(_both(settings, said))
+        if reason := reason_against_strategy(strategy):
+            raise ValueError(reason)
         return StrategyChoice("given", notes=tuple(_unread(settings, ())))
     elif strategy not in NAMES:
         raise ValueError(
@@ -102,6 +105,42 @@ def choose_strategy(settings: Settings, strategy: object, *, has_several: bool) 
     return StrategyChoice(
         kind, {**_options(kind, settings), **options}, tuple(_unread(settings, _read_by(kind)))
     )
+
+
+def reason_against_strategy(strategy: object) -> str:
+    """Say why an object cannot be the strategy of a run; empty if it can.
+
+    Those of `hfbridge.strategies` can (they have a `sharing`), and of Lightning's own those that change no
+    number: a single device, and DDP.
+    """
+    ancestors = {kind.__name__ for kind in type(strategy).__mro__}
+    if hasattr(strategy, "sharing") or "SingleDeviceStrategy" in ancestors:
+        return ""
+    name = type(strategy).__name__
+    if "Strategy" not in ancestors:
+        return f"refused: {strategy!r} is no strategy; give a name, such as {', '.join(NAMES)}"
+    if name == "DDPStrategy":
+        return ""
+    ours = name.replace("ModelParallel", "FSDP2")
+    known = ("DDPStrategy", "FSDPStrategy", "FSDP2Strategy", "DeepSpeedStrategy")
+    instead = f"use hfbridge.strategies.{ours}(...)" if ours in known else f"use one of {', '.join(NAMES)}"
+    return f"refused: under Lightning's {name} the numbers are not the native Trainer's; {instead}"
+
+
+def check_ranks(settings: Settings) -> Iterator[Complaint]:
+    """Check that settings fit a run of several ranks; those of the strategies have checks of their own."""
+    if settings.auto_find_batch_size:
+        yield (
+            "auto_find_batch_size",
+            "cannot begin again with several ranks: one that runs out of memory alone leaves the others "
+            "waiting; leave it out, and set per_device_train_batch_size",
+        )
+    if not (settings.accelerator_config or {}).get("even_batches", True):
+        yield (
+            "accelerator_config",
+            "even_batches=False gives ranks different numbers of micro-batches, and those that have one more "
+            "would wait for the others for ever; leave it out, or drop the rest by dataloader_drop_last=True",
+        )
 
 
 def _said_by_settings(settings: Settings) -> Kind | None:
@@ -133,10 +172,11 @@ def _options(kind: Kind, settings: Settings) -> dict[str, Any]:
         options |= {"config": settings.deepspeed or None, "settings": settings}
         options |= {"on_cpu": True} if settings.use_cpu else {}
     if kind == "ddp":
-        # Natively, accelerate's defaults.
-        options |= {"bucket_cap_mb": 25, "broadcast_buffers": True, "static_graph": False}
         names = ("find_unused_parameters", "bucket_cap_mb", "broadcast_buffers", "static_graph")
         said = {name: getattr(settings, f"ddp_{name}") for name in names}
+        if said["bucket_cap_mb"] == _DEFAULT_BUCKET_MB:
+            # Said to torch, it would be the size of the first bucket, too; natively accelerate leaves it out.
+            del said["bucket_cap_mb"]
         options |= {name: value for name, value in said.items() if value is not None}
     return options
 

@@ -30,7 +30,7 @@ from hfbridge.settings.fields import RULES, is_same, show
 from hfbridge.settings.legacy import OLD_NAMES
 from hfbridge.settings.plan import NEVER, Plan, Row
 from hfbridge.settings.settings import Settings
-from hfbridge.settings.strategies import Launched, StrategyChoice, choose_strategy
+from hfbridge.settings.strategies import Launched, StrategyChoice, check_ranks, choose_strategy
 
 LIGHTNING_ARGUMENTS = (
     "accelerator",
@@ -180,17 +180,8 @@ def translate(
             settings = settings.replace(**taken)
         except SettingsError as error:
             problems += error.problems
-    choice = StrategyChoice("single")
-    try:
-        choice = choose_strategy(
-            settings,
-            trainer_arguments.get("strategy"),
-            has_several=_has_several(trainer_arguments, launched),
-        )
-    except SettingsError as error:
-        problems += error.problems
-    except ValueError as error:
-        problems.append(Problem(_spell("strategy", trainer_arguments.get("strategy")), str(error)))
+    choice, wrong_choice = _choose(settings, trainer_arguments, launched)
+    problems += wrong_choice
     if problems:
         total = max(len(trainer_arguments), len(problems))
         noun = "argument" if total == 1 else "arguments"
@@ -347,6 +338,24 @@ def _is_kind_of(kind: type, class_name: str) -> bool:
     return any(ancestor.__name__ == class_name for ancestor in kind.__mro__)
 
 
+def _choose(
+    settings: Settings, said: Mapping[str, Any], launched: Launched | None
+) -> tuple[StrategyChoice, list[Problem]]:
+    """Choose the strategy, and find what of the settings does not fit several ranks."""
+    strategy, has_several = said.get("strategy"), _has_several(said, launched)
+    try:
+        choice = choose_strategy(settings, strategy, has_several=has_several)
+    except SettingsError as error:
+        return StrategyChoice("single"), list(error.problems)
+    except ValueError as error:
+        return StrategyChoice("single"), [Problem(_spell("strategy", strategy), str(error))]
+    if not has_several:
+        return choice, []
+    return choice, [
+        Problem(show(name, getattr(settings, name)), text) for name, text in check_ranks(settings)
+    ]
+
+
 def _has_several(said: Mapping[str, Any], launched: Launched | None) -> bool:
     """Whether there are several devices or ranks, as far as arguments and launcher tell."""
     if (said.get("num_nodes") or 1) != 1 or (launched is not None and launched.world_size > 1):
@@ -359,11 +368,12 @@ def _arguments(
 ) -> dict[str, Any]:
     """Put together the arguments for `lightning.Trainer`; contradictions were refused before."""
     keeps = any(_descends_from(callback, "Checkpoint") for callback in _listed(said.get("callbacks")))
+    is_single = choice.kind == "single" or _descends_from(said.get("strategy"), "SingleDeviceStrategy")
     final: dict[str, Any] = {
         "max_epochs": -1 if settings.max_steps > 0 else math.ceil(settings.num_train_epochs),
         "max_steps": settings.max_steps,
         "accelerator": "cpu" if settings.use_cpu else "auto",
-        "devices": 1 if choice.kind == "single" else "auto",
+        "devices": 1 if is_single else "auto",
         "logger": False,
         "enable_checkpointing": keeps,
         "enable_progress_bar": not settings.disable_tqdm,

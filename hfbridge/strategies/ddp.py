@@ -22,14 +22,14 @@ class DDPStrategy(strategies.DDPStrategy):
         find_unused_parameters: look for parameters that a forward has not used; `None` decides as natively,
             which is yes, unless activations are recomputed.
         timeout: what a collective waits for the other ranks.
-        **arguments: those of `lightning.pytorch.strategies.DDPStrategy`; `bucket_cap_mb` (25),
-            `broadcast_buffers` (True), `static_graph` (False) and `process_group_backend` among them.
+        **arguments: those of `lightning.pytorch.strategies.DDPStrategy`; `bucket_cap_mb`,
+            `broadcast_buffers`, `static_graph` and `process_group_backend` among them.
 
     Attributes:
         sharing: how the ranks share the model.
 
     Mirrors: accelerate.Accelerator.prepare_model
-    Proved by: tests/distributed/test_parity.py
+    Proved by: tests/distributed/test_ddp.py
     """
 
     def __init__(

@@ -6,9 +6,11 @@ import pytest
 
 from tests.distributed.pool import Pool
 
+PoolOf = Callable[[int], Pool]
+
 
 @pytest.fixture(scope="session")
-def ranks() -> Iterator[Callable[[int], Pool]]:
+def ranks() -> Iterator[PoolOf]:
     """Give the pool of a number of ranks."""
     pools: dict[int, Pool] = {}
 

@@ -177,6 +177,17 @@ ELSEWHERE = {
     "use_liger_kernel": "tests/parity/test_model_options.py",
     "liger_kernel_config": "tests/parity/test_model_options.py",
     "report_to": "tests/parity/test_reports.py",
+    **{
+        f"ddp_{name}": "tests/distributed/test_ddp.py"
+        for name in (
+            "find_unused_parameters",
+            "bucket_cap_mb",
+            "broadcast_buffers",
+            "static_graph",
+            "backend",
+            "timeout",
+        )
+    },
     "project": "tests/unit/settings/test_together.py",
     "trackio_space_id": "tests/unit/settings/test_together.py",
     "trackio_bucket_id": "tests/unit/settings/test_together.py",

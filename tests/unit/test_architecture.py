@@ -26,6 +26,7 @@ LAYERS = {
     "errors": 0,
     "optional": 0,
     "generators": 0,
+    "ranks": 0,
     "settings": 1,
     "data": 2,
     "model": 2,

@@ -6,6 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from hfbridge.attach import contradictions, has_plain_backward, settings_of, take_over
 from hfbridge.data.window import Schedule
@@ -156,7 +157,11 @@ def test_what_agrees_is_no_problem(settings: dict[str, Any], arguments: dict[str
         ({}, {"precision": "bf16-mixed"}, "precision='bf16-mixed' bf16=False"),
         ({}, {"precision": "16-true"}, "precision='16-true' only fp32 and bf16"),
         ({"logging_steps": 5}, {"log_every_n_steps": 7}, "log_every_n_steps=7 logging_steps=5"),
-        ({}, {"strategy": "ddp"}, "strategy=DDPStrategy several processes are not carried"),
+        (
+            {},
+            {"strategy": ModelParallelStrategy()},
+            "strategy=ModelParallelStrategy refused: under Lightning's ModelParallelStrategy the numbers",
+        ),
     ],
     ids=str,
 )
@@ -231,8 +236,16 @@ def test_backward_is_plain_if_nobody_listens(module: Any, callbacks: Any, is_pla
     assert has_plain_backward(trainer) is is_plain
 
 
-@pytest.mark.parametrize("arguments", [{"precision": "bf16-mixed"}, {"strategy": "ddp"}], ids=str)
-def test_backward_is_lightnings_under_another_precision_or_strategy(arguments: Any) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "is_plain"),
+    [
+        ({"precision": "bf16-mixed"}, False),
+        ({"strategy": ModelParallelStrategy()}, False),
+        ({"strategy": "ddp"}, True),
+    ],
+    ids=str,
+)
+def test_backward_is_lightnings_under_another_precision_or_strategy(arguments: Any, is_plain: bool) -> None:
     trainer = plain(max_epochs=1, **arguments)
     trainer.strategy._lightning_module = pl.LightningModule()
-    assert not has_plain_backward(trainer)
+    assert has_plain_backward(trainer) is is_plain

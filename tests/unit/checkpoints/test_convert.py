@@ -16,7 +16,7 @@ from transformers import TrainerState
 import hfbridge
 from hfbridge import CheckpointError
 from hfbridge.checkpoints.convert import from_lightning, to_lightning
-from hfbridge.checkpoints.read import Checkpoint, read_checkpoint
+from hfbridge.checkpoints.read import Checkpoint, RankState, read_checkpoint
 from hfbridge.checkpoints.write import write_read_checkpoint
 from hfbridge.checkpoints.writer import as_json
 from tests.parity.engines import Job, make_ours, make_theirs, record_ours, record_theirs, run_ours, same
@@ -35,9 +35,9 @@ AGAIN = JOB.with_settings(output_dir="again", save_strategy="no")
 
 def assert_same_content(one: Checkpoint, other: Checkpoint) -> None:
     same("weights", dict(sorted(one.weights.items())), dict(sorted(other.weights.items())))
-    for name in ("optimizer", "schedule", "position"):
+    for name in ("optimizer", "schedule"):
         same(name, lists(getattr(one, name)), lists(getattr(other, name)))
-    same("random states", lists(one.random_states), lists(other.random_states))
+    same("ranks", *(lists([vars(rank) for rank in found.ranks]) for found in (one, other)))
     assert one.state_text == other.state_text
     assert one.files == other.files
     assert one.has_adapter == other.has_adapter
@@ -160,22 +160,27 @@ def checkpoints(draw: st.DrawFn) -> Checkpoint:
     moments = {i: {"exp_avg": tensor, "step": torch.tensor(1.0)} for i, tensor in enumerate(weights.values())}
     found.optimizer = {"state": moments, "param_groups": [{"lr": draw(numbers), "params": [*moments]}]}
     found.schedule = {"last_epoch": draw(st.integers(0, 9)), "_last_lr": [draw(numbers)]}
-    states = {"python": (3, (1, 2), None), "numpy": ("MT19937", np.arange(4, dtype=np.uint32), 1, 0, 0.0)}
-    found.random_states = {**states, "cpu": torch.arange(5, dtype=torch.uint8)}
-    if draw(st.booleans()):
-        found.position = {
-            "pass_states": found.random_states,
-            "pass_sampler": None,
-            "in_hand": draw(st.sampled_from([None, found.random_states])),
-            "sampler": None,
-            "loss": {
-                "sum": torch.tensor(draw(numbers)),
-                "drained": 0.5,
-                "last_logged_step": 1,
-                "first_step": 0,
-            },
-        }
+    is_ours = draw(st.booleans())
+    found.ranks = [draw(rank_states(is_ours)) for _ in range(draw(st.integers(1, 3)))]
     return found
+
+
+@st.composite
+def rank_states(draw: st.DrawFn, is_ours: bool) -> RankState:
+    numpy_state = ("MT19937", np.arange(4, dtype=np.uint32), draw(st.integers(0, 9)), 0, 0.0)
+    states = {"python": (3, (1, 2), None), "numpy": numpy_state, "cpu": torch.arange(5, dtype=torch.uint8)}
+    if not is_ours:
+        return RankState(states)
+    loss = {"sum": torch.tensor(draw(numbers)), "drained": 0.5, "last_logged_step": 1, "first_step": 0}
+    position = {
+        "pass_states": states,
+        "pass_sampler": None,
+        "in_hand": draw(st.sampled_from([None, states])),
+        "sampler": None,
+        "loss": loss,
+        "place": {"epoch": draw(st.integers(0, 9)), "ranks": 2},
+    }
+    return RankState(states, position)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -197,7 +202,7 @@ def read_checkpoint_without_arguments(folder: Path) -> Checkpoint:
     """Read a directory; one made up has no settings, and a native one without them is broken."""
     arguments = folder / "training_args.bin"
     had = arguments.exists()
-    if (not had and not (folder / "rng_state.pth").exists()) or not had:
+    if not had:
         torch.save({}, arguments)
     found = read_checkpoint(folder, keeps_files=True)
     if not had:

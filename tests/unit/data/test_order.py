@@ -1,5 +1,7 @@
 """The order of samples: a function of seed and epoch."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from accelerate.data_loader import SeedableRandomSampler
@@ -37,7 +39,7 @@ def test_micro_batches_are_counted_before_there_are_rows_to_look_at(strategy, dr
     )
     rows = [{"input_ids": [1] * (1 + i % 5)} for i in range(20)]
     parts = NativeSamplers(settings.as_training_arguments(), None).of_training(rows, SIZE)
-    assert micro_batches_of(20, SIZE, settings) == len(DataLoader(rows, **parts))
+    assert micro_batches_of(20, SIZE, settings, world_size=1) == len(DataLoader(rows, **parts))
 
 
 def test_sequential_is_the_datasets_order():
@@ -72,3 +74,48 @@ def test_a_data_seed_of_zero_is_a_seed():
     set_seed(11)
     sampler = train_sampler(ROWS, strategy="random", data_seed=0)
     assert sampler.initial_seed == 0
+
+
+def evaluation_batches(rows, ranks, *, repeats, **config):
+    """Deal the batches of an evaluation set of some rows to all ranks; a list for each rank."""
+    dealt = []
+    for rank in range(ranks):
+        args = SimpleNamespace(
+            world_size=ranks,
+            process_index=rank,
+            eval_batch_size=4,
+            dataloader_drop_last=config.get("drop_last", False),
+            train_sampling_strategy="random",
+            accelerator_config=SimpleNamespace(
+                split_batches=config.get("splits", False), use_seedable_sampler=True
+            ),
+        )
+        parts = NativeSamplers(args, None).of_evaluation(range(rows), "eval", repeats=repeats)
+        dealt.append(list(parts["batch_sampler"]))
+        assert len(dealt[-1]) == len(parts["batch_sampler"])
+    return dealt
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("rows", [1, 3, 4, 5, 8, 11, 12, 13, 22, 24])
+@pytest.mark.parametrize("splits", [False, True])
+def test_without_repeats_ranks_have_the_batches_of_one_process(ranks, rows, splits):
+    if splits and ranks == 3:
+        ranks = 4
+    repeated, dealt = (
+        evaluation_batches(rows, ranks, repeats=repeats, splits=splits) for repeats in (True, False)
+    )
+    assert [len(batches) for batches in dealt] == [len(batches) for batches in repeated]
+    size = 4 // ranks if splits else 4
+    alone = [list(range(first, min(first + size, rows))) for first in range(0, rows, size)]
+    taking_turns = [batch for together in zip(*dealt, strict=True) for batch in together]
+    assert taking_turns[: len(alone)] == alone
+    for batch in taking_turns[len(alone) :]:
+        assert len(batch) == size
+        assert set(batch) <= set(range(rows))
+
+
+def test_dropped_rounds_have_nothing_to_repeat():
+    for repeats in (True, False):
+        first, second = evaluation_batches(15, 2, repeats=repeats, drop_last=True)
+        assert (first, second) == ([[0, 1, 2, 3]], [[4, 5, 6, 7]])

@@ -5,18 +5,18 @@ import pytest
 import torch
 from transformers.trainer_pt_utils import EvalLoopContainer
 
-from hfbridge.evaluation.gather import Collector, EvalSet, gather
+from hfbridge.evaluation.gather import Collector, EvalSet, Part
 
 MOVES = pytest.mark.parametrize("move_every", [None, 1, 2, 5])
 
 
-def collect(batches, move_every=None, *, joins=True):
+def collect(batches, move_every=None, **options):
     """Collect batches of loss, rows, logits, labels and inputs."""
-    collector = Collector(move_every=move_every, joins=joins)
-    for loss, rows, *kept in batches:
-        if loss is not None:
-            collector.add_loss(loss, items=10 * rows, rows=rows)
-        collector.add(*kept)
+    collector = Collector(move_every=move_every, **options)
+    for loss, rows, logits, labels, *inputs in batches:
+        repeated = None if loss is None else loss.repeat(rows)
+        given = inputs[0] if inputs else None
+        collector.add(Part(repeated, logits, labels, given, mean=loss, items=10 * rows))
     return collector.finish()
 
 
@@ -41,8 +41,8 @@ def test_batches_are_joined_in_their_order(move_every):
     np.testing.assert_array_equal(collected.predictions, rows.numpy())
     np.testing.assert_array_equal(collected.label_ids, [0, 0, 1, 1, 2])
     np.testing.assert_array_equal(collected.inputs, rows[:, :1].numpy())
-    np.testing.assert_array_equal(collected.losses, [0, 1, 2])
-    np.testing.assert_array_equal(collected.rows, [2, 2, 1])
+    np.testing.assert_array_equal(collected.losses, [0, 0, 1, 1, 2])
+    np.testing.assert_array_equal(collected.means, [0, 1, 2])
     np.testing.assert_array_equal(collected.items, [20, 20, 10])
 
 
@@ -54,11 +54,17 @@ def test_batches_may_stay_apart(move_every):
     assert [part.shape for part in collected.predictions] == [(2, 2), (2, 2), (1, 2)]
 
 
-def test_losses_are_repeated_for_their_rows():
-    collected = collect(three_batches()[1])
-    assert collected.losses_of_rows(joined=True).tolist() == [0, 0, 1, 1, 2]
-    assert [part.tolist() for part in collected.losses_of_rows(joined=False)] == [[0, 0], [1, 1], [2]]
-    assert collect([]).losses_of_rows(joined=True) is None
+@MOVES
+def test_losses_stay_apart_too(move_every):
+    collected = collect(three_batches()[1], move_every, joins=False)
+    assert [part.tolist() for part in collected.losses] == [[0, 0], [1, 1], [2]]
+
+
+def test_what_is_not_asked_for_is_not_kept():
+    collected = collect(three_batches()[1], keeps=("losses", "labels"))
+    assert collected.predictions is None
+    assert collected.inputs is None
+    assert len(collected.losses) == len(collected.label_ids) == 5
 
 
 @MOVES
@@ -85,13 +91,14 @@ def test_losses_alone():
     collected = collect([(torch.tensor(0.5), 3, None, None)])
     assert collected.predictions is None
     assert collected.label_ids is None
-    assert collected.losses.dtype == np.float32
-    assert collected.items.dtype == collected.rows.dtype == np.int64
+    assert collected.losses.dtype == collected.means.dtype == np.float32
+    assert collected.items.dtype == np.int64
 
 
 def test_without_labels_there_are_no_losses():
     collected = collect([(None, 0, torch.ones(2, 2), None)])
     assert collected.losses is None
+    assert collected.means is None
     assert collected.predictions.shape == (2, 2)
 
 
@@ -103,9 +110,9 @@ def test_nothing_at_all():
 def test_move_every_leaves_no_tensors_behind():
     collector = Collector(move_every=2)
     for i in range(2):
-        collector.add(torch.ones(1, 1), torch.ones(1))
-        assert isinstance(collector._kept[0].tensors, torch.Tensor) == (i == 0)
-    assert isinstance(collector._kept[0].arrays, np.ndarray)
+        collector.add(Part(None, torch.ones(1, 1), torch.ones(1), None))
+        assert isinstance(collector._kept["logits"].tensors, torch.Tensor) == (i == 0)
+    assert isinstance(collector._kept["logits"].arrays, np.ndarray)
 
 
 def test_it_is_the_native_container():
@@ -134,26 +141,30 @@ def test_a_set_knows_its_last_batch_and_the_rows_of_each():
     assert dropped.is_last(1)
 
 
-# accelerate's rule for the last batch.
-
-PAIR = (torch.arange(3), torch.arange(4))
-
-
 @pytest.mark.parametrize(
-    ("data", "named", "expected"),
+    ("samples", "ranks", "splits", "rows"),
     [
-        (torch.arange(3), {}, [0, 1, 2]),
-        (torch.arange(3), {"is_last": True}, [0, 1, 2]),
-        (torch.arange(3), {"is_last": True, "remainder": 1}, [0]),
-        (torch.arange(3), {"remainder": 1}, [0, 1, 2]),
-        (PAIR, {"is_last": True, "remainder": 1}, [[0], [0]]),
-        (PAIR, {"is_last": True, "remainder": 1, "as_objects": True}, [[0, 1, 2]]),
-        (torch.tensor(3), {"is_last": True, "remainder": 1}, 3),
+        (22, 2, False, [(4, 4), (4, 4), (4, 2)]),
+        (20, 3, False, [(4, 4, 4), (4, 4)]),
+        (24, 3, False, [(4, 4, 4), (4, 4, 4)]),
+        (13, 3, False, [(4, 4, 4), (1,)]),
+        (3, 3, False, [(3,)]),
+        (11, 2, True, [(2, 2), (2, 2), (2, 1)]),
+        (9, 2, True, [(2, 2), (2, 2), (1,)]),
+        (9, 1, True, [(4,), (4,), (1,)]),
     ],
-    ids=str,
 )
-def test_the_last_batch_is_cut(data, named, expected):
-    options = {"is_last": False, "remainder": 0, "as_objects": False, **named}
-    found = gather(data, **options)
-    listed = [part.tolist() for part in found] if isinstance(found, tuple) else found.tolist()
-    assert listed == expected
+def test_rounds_of_several_ranks(samples, ranks, splits, rows):
+    of = EvalSet("eval", samples, len(rows), batch_size=4, ranks=ranks, splits=splits)
+    assert [of.rows_by_rank(i) for i in range(of.batches)] == rows
+    assert sum(of.rows_of(i) for i in range(of.batches)) == samples
+    full = 4 if splits else 4 * ranks
+    assert of.remainder_of(of.batches - 1) == samples % full
+    assert all(of.remainder_of(i) == 0 for i in range(of.batches - 1))
+    assert of.steps == -(-samples // (4 * ranks))
+
+
+def test_a_dropped_round_leaves_no_remainder():
+    of = EvalSet("eval", samples=22, batches=2, batch_size=4, ranks=2)
+    assert of.remainder_of(1) == 0
+    assert of.steps == 3

@@ -1,6 +1,7 @@
 """From predictions to the metrics of a row."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,12 +24,12 @@ ROWS = np.ones((3, 2), np.float32)
 LABELS = np.array([0, 1, 1])
 
 
-def collected(losses=(1.0, 2.0), weights=(2, 1)):
+def collected(losses=(1.0, 2.0), weights=(2, 1), *, by_rows=False):
     """Make what was collected; its items are its rows."""
     counts = np.array(weights, np.int64)
-    return Collected(
-        ROWS, LABELS, ROWS[:, :1], None if losses is None else np.array(losses, np.float32), counts, counts
-    )
+    means = None if losses is None else np.array(losses, np.float32)
+    repeated = None if means is None else np.repeat(means, counts)
+    return Collected(ROWS, LABELS, ROWS[:, :1], repeated, None if by_rows else means, counts)
 
 
 def name(computed, *, prefix="eval", loss=1.5, preparation_s=None):
@@ -55,7 +56,7 @@ def test_the_native_order_is_kept():
 
 @pytest.mark.parametrize("includes", [(), ("inputs",), ("loss",), ("inputs", "loss")])
 def test_the_function_gets_what_is_asked_for(includes):
-    given = prediction_of(collected(), includes=includes, joined=True)
+    given = prediction_of(collected(), includes=includes)
     assert given.predictions is ROWS
     assert given.label_ids is LABELS
     assert (given.inputs is None) == ("inputs" not in includes)
@@ -135,44 +136,43 @@ def test_a_metric_that_is_not_there():
 # The mean loss.
 
 
-def test_by_rows_is_natives_repeat_and_mean():
-    losses = np.array([0.1, 0.2, 0.7], np.float32)
-    given = collected(losses, (4, 4, 3))
-    theirs = (
-        np.concatenate([np.repeat(loss, n) for loss, n in zip(losses, (4, 4, 3), strict=True)]).mean().item()
-    )
-    assert mean_loss(given, by_rows=True, drop_non_finite=True) == theirs
+@pytest.mark.parametrize("joined", [True, False])
+def test_by_rows_is_natives_repeat_and_mean(joined):
+    losses, parts = np.array([0.1, 0.2, 0.7], np.float32), (4, 4, 3)
+    repeated = [np.repeat(loss, n) for loss, n in zip(losses, parts, strict=True)]
+    theirs = np.concatenate(repeated).mean().item()
+    given = collected(losses, parts, by_rows=True)
+    if not joined:
+        given = replace(given, losses=repeated)
+    assert mean_loss(given, drop_non_finite=True) == theirs
 
 
 def test_by_items_is_the_weighted_mean_in_float64():
     losses, weights = np.array([0.1, 0.2, 0.7], np.float32), (40, 1, 7)
     exact = sum(float(loss) * n for loss, n in zip(losses, weights, strict=True)) / 48
-    assert mean_loss(collected(losses, weights), by_rows=False, drop_non_finite=True) == pytest.approx(
-        exact, abs=1e-15
-    )
+    assert mean_loss(collected(losses, weights), drop_non_finite=True) == pytest.approx(exact, abs=1e-15)
 
 
 @pytest.mark.parametrize("by_rows", [True, False])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_losses_that_are_not_finite_are_left_out(by_rows, bad):
-    given = collected((1.0, bad, 3.0), (1, 5, 1))
-    assert mean_loss(given, by_rows=by_rows, drop_non_finite=True) == 2.0
-    kept = mean_loss(given, by_rows=by_rows, drop_non_finite=False)
-    assert not math.isfinite(kept)
+    given = collected((1.0, bad, 3.0), (1, 5, 1), by_rows=by_rows)
+    assert mean_loss(given, drop_non_finite=True) == 2.0
+    assert not math.isfinite(mean_loss(given, drop_non_finite=False))
 
 
 @pytest.mark.parametrize("by_rows", [True, False])
 def test_if_none_is_finite_the_mean_is_not_either(by_rows):
-    given = collected((math.nan, math.nan), (1, 2))
-    assert math.isnan(mean_loss(given, by_rows=by_rows, drop_non_finite=True))
+    given = collected((math.nan, math.nan), (1, 2), by_rows=by_rows)
+    assert math.isnan(mean_loss(given, drop_non_finite=True))
 
 
 def test_a_set_without_items_has_loss_zero():
-    assert mean_loss(collected((0.0, 0.0), (0, 0)), by_rows=False, drop_non_finite=True) == 0.0
+    assert mean_loss(collected((0.0, 0.0), (0, 0)), drop_non_finite=True) == 0.0
 
 
 def test_without_losses_there_is_no_mean():
-    assert mean_loss(collected(losses=None), by_rows=True, drop_non_finite=True) is None
+    assert mean_loss(collected(losses=None), drop_non_finite=True) is None
 
 
 def test_speed_has_the_native_names():

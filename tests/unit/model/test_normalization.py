@@ -52,7 +52,7 @@ def test_the_loss_is_settled_once_by_the_first_micro_batch_with_items():
     normalization = Normalization("exact", read_traits(model))
     undecided = normalization.loss_for(model, [empty])
     assert isinstance(undecided, ExactLoss)
-    assert normalization.compare([empty], world_size=1) == ""
+    assert normalization.compare([empty]) == ""
     settled = normalization.loss_for(model, [empty, window_of("llama")[0]])
     assert settled.divides
     assert normalization.loss_for(model, [empty]) is settled
@@ -96,7 +96,7 @@ def test_the_note_names_the_factor_and_the_other_choice():
     for name in ("exact", "native"):
         normalization = Normalization(name, read_traits(model))
         normalization.loss_for(model, window)
-        notes[name] = normalization.compare(window, world_size=1)
+        notes[name] = normalization.compare(window)
     assert 'loss_normalization="exact" is used' in notes["exact"]
     assert "2 times" in notes["exact"]
     assert 'Pass loss_normalization="native"' in notes["exact"]
@@ -108,4 +108,4 @@ def test_no_note_where_both_agree():
     window = window_of("llama")
     normalization = Normalization("exact", read_traits(model))
     normalization.loss_for(model, window)
-    assert normalization.compare(window, world_size=1) == ""
+    assert normalization.compare(window) == ""

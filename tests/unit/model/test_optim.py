@@ -1,11 +1,9 @@
 """Optimizer, schedule and clipping are the native Trainer's."""
 
 import pytest
-import torch
-from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from hfbridge.model.optim import NativeParts, clip_gradients
+from hfbridge.model.optim import NativeParts
 from tests.tiny import make_model
 
 
@@ -107,29 +105,3 @@ def test_the_schedule_is_the_native_one(values, tmp_path):
             stepped.step()
             scheduler.step()
     assert rates[0] == rates[1]
-
-
-def with_gradients():
-    model = nn.Linear(2, 1)
-    model.weight.grad, model.bias.grad = torch.tensor([[3.0, 0.0]]), torch.tensor([4.0])
-    return model
-
-
-def test_clipping_returns_the_norm_from_before():
-    model = with_gradients()
-    assert clip_gradients(model, 1.0).item() == 5.0
-    total = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
-    torch.testing.assert_close(total, torch.tensor(1.0), rtol=1e-5, atol=0)
-
-
-@pytest.mark.parametrize("max_norm", [0.0, 50.0])
-def test_gradients_stay_without_a_limit_or_below_it(max_norm):
-    model = with_gradients()
-    assert clip_gradients(model, max_norm).item() == 5.0
-    assert model.bias.grad.item() == 4.0
-
-
-def test_parameters_without_gradient_do_not_count():
-    model = with_gradients()
-    model.bias.grad = None
-    assert clip_gradients(model, 0.0).item() == 3.0

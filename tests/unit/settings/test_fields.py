@@ -111,6 +111,12 @@ CARRIED = {
     "use_liger_kernel": True,
     "liger_kernel_config": {"rope": True},
     "auto_find_batch_size": True,
+    "ddp_find_unused_parameters": True,
+    "ddp_bucket_cap_mb": 10,
+    "ddp_broadcast_buffers": False,
+    "ddp_static_graph": True,
+    "ddp_backend": "gloo",
+    "ddp_timeout": 10,
 }
 
 # Names of transformers 4 that transformers 5 still has, and the new one that carries the value.
@@ -129,12 +135,6 @@ REFUSED = {
     "hub_always_push": True,
     "hub_revision": "main",
     "parallelism_config": object(),
-    "ddp_find_unused_parameters": True,
-    "ddp_bucket_cap_mb": 10,
-    "ddp_broadcast_buffers": False,
-    "ddp_static_graph": True,
-    "ddp_backend": "gloo",
-    "ddp_timeout": 10,
     "fsdp": "full_shard",
     "fsdp_config": {"version": 1},
     "deepspeed": "ds.json",
@@ -264,12 +264,6 @@ def test_a_value_that_means_the_default_is_not_refused(name, value):
 def test_how_to_save_has_no_effect_when_nothing_is_saved(name):
     settings = Settings(**{name: CARRIED[name], "save_strategy": "no"})
     assert settings.notes == (f'{name} has no effect with save_strategy="no"',)
-
-
-def test_one_node_is_told():
-    assert Settings(save_on_each_node=True).notes == (
-        "save_on_each_node is about several nodes; this version runs on one",
-    )
 
 
 @pytest.mark.parametrize("name", ["do_train", "do_eval", "do_predict"])

@@ -9,7 +9,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from hfbridge.errors import SettingsError
 from hfbridge.settings import Settings, translate
@@ -245,14 +245,6 @@ def test_a_contradiction_names_both(values, argument, ours):
         ({"fast_dev_run": True}, "use max_steps=..."),
         ({"reload_dataloaders_every_n_epochs": 1}, "lives as long as the run"),
         ({"barebones": True}, "callbacks that hfbridge runs on"),
-        ({"devices": 2}, "one process on one device"),
-        ({"devices": -1}, "one process on one device"),
-        ({"devices": "-1"}, "one process on one device"),
-        ({"devices": "0,1"}, "one process on one device"),
-        ({"devices": [0, 1]}, "one process on one device"),
-        ({"num_nodes": 2}, "one process on one device"),
-        ({"strategy": "ddp"}, "one process on one device"),
-        ({"strategy": DDPStrategy()}, "one process on one device"),
         ({"plugins": [MixedPrecision("bf16-mixed", "cpu")]}, "use bf16=True"),
         ({"max_epochs": -1}, "would never end"),
     ],
@@ -326,7 +318,7 @@ def test_the_names_that_lightning_takes_can_be_said():
 def test_all_contradictions_come_in_one_error():
     with pytest.raises(SettingsError) as caught:
         translate(
-            Settings(max_steps=100), {"max_steps": 50, "devices": 2, "learning_rate": 1, "logger": True}
+            Settings(max_steps=100), {"max_steps": 50, "strategy": "dpp", "learning_rate": 1, "logger": True}
         )
     lines = str(caught.value).splitlines()
     assert lines[0] == "3 of 4 Trainer arguments cannot be carried out; nothing was started."

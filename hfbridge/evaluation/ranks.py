@@ -1,0 +1,135 @@
+"""What the ranks of an evaluation tell each other; knows Hugging Face.
+
+loss_normalization    gathered                               rows that fill up the last round
+"native"              a round as a whole, padded with -100   cut off by accelerate; their losses count
+"exact"               each rank's batch in its own shape     never evaluated; a rank that has no others runs
+                                                             them, for the sake of the others, for nothing
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import operations
+from torch import Tensor
+
+from hfbridge.errors import MetricsError
+
+_PADDING = -100
+
+
+def gather(data: Any, *, ranks: int, is_last: bool, remainder: int, as_objects: bool) -> Any:
+    """Gather a round as accelerate does: the last one is cut to the rows that the set has left.
+
+    In one process that changes nothing, unless something's first dimension is not the rows; and as objects a
+    tuple of tensors is cut like a tensor.
+
+    Args:
+        data: what this rank has: tensors or tuples of them, or anything else.
+        ranks: ranks that share the set.
+        is_last: this is the last round.
+        remainder: rows of the set modulo those of a round; 0 if short rounds are dropped.
+        as_objects: `eval_use_gather_object`.
+
+    Mirrors: accelerate.Accelerator.gather_for_metrics
+    """
+    state: Any = SimpleNamespace(
+        gather=operations.gather if ranks > 1 else lambda tensors: tensors,
+        gradient_state=SimpleNamespace(end_of_dataloader=is_last, remainder=remainder),
+    )
+    return Accelerator.gather_for_metrics(state, data, use_gather_object=as_objects)
+
+
+def pad(data: Any, *, ranks: int) -> Any:
+    """Pad the second dimension to the longest of all ranks with -100, as accelerate does.
+
+    Mirrors: accelerate.utils.operations.pad_across_processes
+    """
+    if ranks == 1 or data is None:
+        return data
+    return operations.pad_across_processes(data, dim=1, pad_index=_PADDING)
+
+
+def of_each_rank(data: Any, *, ranks: int) -> list[Any]:
+    """Gather what each rank holds, as it is: nothing is padded, joined or cut.
+
+    Args:
+        data: what this rank has: tensors of any shapes, tuples, lists and dicts of them, or anything else.
+        ranks: ranks that share the set.
+
+    Returns:
+        The data of each rank.
+    """
+    if ranks == 1 or data is None:
+        return [data] * ranks
+    if isinstance(data, Tensor):
+        return _tensors_of_each_rank(data)
+    if type(data) in (tuple, list):
+        parts = [of_each_rank(part, ranks=ranks) for part in data]
+        return [type(data)(part[rank] for part in parts) for rank in range(ranks)]
+    if isinstance(data, Mapping) and all(isinstance(value, Tensor) for value in data.values()):
+        named = {name: of_each_rank(value, ranks=ranks) for name, value in data.items()}
+        return [{name: values[rank] for name, values in named.items()} for rank in range(ranks)]
+    return _objects_of_each_rank(data)
+
+
+def _tensors_of_each_rank(tensor: Tensor) -> list[Tensor]:
+    """Gather tensors of one number of dimensions, filled up to one shape for the way."""
+    if tensor.ndim == 0:
+        return list(operations.gather(tensor[None]).unbind())
+    shapes = operations.gather(torch.tensor([tensor.shape], device=tensor.device)).tolist()
+    filled = tensor.new_zeros([max(sizes) for sizes in zip(*shapes, strict=True)])
+    filled[tuple(map(slice, tensor.shape))] = tensor
+    return [
+        found[tuple(map(slice, shape))]
+        for found, shape in zip(operations.gather(filled[None]), shapes, strict=True)
+    ]
+
+
+def _objects_of_each_rank(given: Any) -> list[Any]:
+    if not _has_company():
+        return [given]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, given)
+    return found
+
+
+@contextmanager
+def fails_together() -> Iterator[None]:
+    """Raise on all ranks what is raised on one of them, so that none waits for it in vain.
+
+    All ranks must come here. A MetricsError of any rank goes before other errors; these are a RuntimeError on
+    the ranks that have none of their own.
+    """
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as caught:  # raised again below
+        error = caught
+    told = None if error is None else (isinstance(error, MetricsError), type(error).__name__, str(error))
+    failures = [
+        (rank, *failure) for rank, failure in enumerate(_objects_of_each_rank(told)) if failure is not None
+    ]
+    if not failures:
+        return
+    rank, is_ours, name, text = next((failure for failure in failures if failure[1]), failures[0])
+    if error is not None and isinstance(error, MetricsError) == is_ours:
+        raise error
+    if is_ours:
+        raise MetricsError(f"{text} (On rank {rank}.)") from error
+    raise RuntimeError(f"{name} on rank {rank}: {text}")
+
+
+def known_to_all(names: frozenset[str] | None) -> frozenset[str] | None:
+    """Return the names that all ranks have; `None` if one of them does not know its own."""
+    found: list[frozenset[str] | None] = _objects_of_each_rank(names)
+    known = [one for one in found if one is not None]
+    return frozenset.intersection(*known) if len(known) == len(found) else None
+
+
+def _has_company() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

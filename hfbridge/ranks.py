@@ -1,0 +1,61 @@
+"""What the ranks of a run tell each other, over the process group that is open; knows neither engine.
+
+All of it must be called by all ranks, in the same order, and costs nothing in a single process.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from hfbridge.errors import BridgeError
+
+_T = TypeVar("_T")
+
+
+def count() -> int:
+    """Count the ranks of the run."""
+    return dist.get_world_size() if _are_connected() else 1
+
+
+def rank() -> int:
+    """Number this rank among those of the run."""
+    return dist.get_rank() if _are_connected() else 0
+
+
+def gather(value: _T) -> list[_T]:
+    """Collect a value of each rank; all ranks get the whole list."""
+    if count() == 1:
+        return [value]
+    found: list[Any] = [None] * count()
+    dist.all_gather_object(found, value)
+    return found
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Do what may fail on some ranks only; if it does, all raise, and none waits for the others in vain.
+
+    Raises:
+        BridgeError: another rank failed; of its own class, if it was one of hfbridge's.
+    """
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as raised:
+        error = raised
+    told = None
+    if error is not None:
+        told = (type(error) if isinstance(error, BridgeError) else BridgeError, str(error))
+    found = gather(told)
+    if error is not None:
+        raise error
+    for number, failure in enumerate(found):
+        if failure is not None:
+            kind, text = failure
+            raise kind(f"On rank {number}: {text}")
+
+
+def _are_connected() -> bool:
+    return dist.is_available() and dist.is_initialized()
