@@ -37,6 +37,7 @@ class Preparation:
         processing_class: tokenizer or processor; special tokens are aligned with it.
         device_type: "cpu" or "cuda".
         trains: the run trains; for evaluation and prediction only the first and the forward are touched.
+        casts: bf16 is autocast around the forward, and not another's affair.
 
     Attributes:
         trained: what training calls: the model, what its strategy put around it, or the compiled twin of it.
@@ -56,6 +57,7 @@ class Preparation:
         processing_class: Any,
         device_type: str,
         trains: bool,
+        casts: bool = True,
     ) -> None:
         self._model = model
         self._undo: list[Callable[[], None]] = []
@@ -65,7 +67,7 @@ class Preparation:
             model.config.use_cache = args.use_cache  # type: ignore[union-attr]
         if trains:
             self._make_ready(args, processing_class)
-        if args.bf16:
+        if args.bf16 and casts:
             wrap_forward(model, device_type=device_type, dtype=torch.bfloat16)
         self._args, self._trains = args, trains
         self.trained: Any = model

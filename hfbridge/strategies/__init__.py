@@ -1,8 +1,19 @@
 """How the ranks of a run share the work: strategies of Lightning's, each on GPUs and on CPUs."""
 
 from hfbridge.strategies.ddp import DDPStrategy
+from hfbridge.strategies.fsdp import FSDPStrategy
+from hfbridge.strategies.fsdp2 import FSDP2Strategy
 from hfbridge.strategies.launcher import launched_ranks, rank_variables
 from hfbridge.strategies.make import make_strategy
 from hfbridge.strategies.sharing import Sharing, sharing_of
 
-__all__ = ["DDPStrategy", "Sharing", "launched_ranks", "make_strategy", "rank_variables", "sharing_of"]
+__all__ = [
+    "DDPStrategy",
+    "FSDP2Strategy",
+    "FSDPStrategy",
+    "Sharing",
+    "launched_ranks",
+    "make_strategy",
+    "rank_variables",
+    "sharing_of",
+]

@@ -5,6 +5,8 @@ from typing import Any
 from lightning.pytorch.strategies import Strategy
 
 from hfbridge.strategies.ddp import DDPStrategy
+from hfbridge.strategies.fsdp import FSDPStrategy
+from hfbridge.strategies.fsdp2 import FSDP2Strategy
 
 
 def make_strategy(kind: str, **options: Any) -> Strategy:
@@ -14,5 +16,9 @@ def make_strategy(kind: str, **options: Any) -> Strategy:
         kind: "ddp", "fsdp", "fsdp2" or "deepspeed".
         **options: arguments of its class.
     """
-    classes: dict[str, type[Strategy]] = {"ddp": DDPStrategy}
+    classes: dict[str, type[Strategy]] = {
+        "ddp": DDPStrategy,
+        "fsdp": FSDPStrategy,
+        "fsdp2": FSDP2Strategy,
+    }
     return classes[kind](**options)

@@ -32,16 +32,26 @@ class Sharing:
 
     Attributes:
         is_sharded: each rank holds a part of the weights only.
+        replaces_parameters: an optimizer made before `shard` holds parameters that are no longer the model's.
+        loads_sharded: `shard` also takes a model without weights, and the ranks' parts are loaded into it.
+        casts_forward: with bf16 the model's forward is put under autocast before `shard`.
     """
 
-    is_sharded = False
+    is_sharded = replaces_parameters = loads_sharded = False
+    casts_forward = True
 
     def __init__(self, strategy: Strategy) -> None:
         self._strategy = strategy
 
-    def shard(self, model: nn.Module) -> nn.Module:
-        """Cut a model into the ranks' parts, before it has an optimizer; returns what HFModule is to hold."""
-        return model
+    def shard(self, model: nn.Module, *, dtype: torch.dtype | None = None) -> None:
+        """Cut a model into the ranks' parts, in place, before it has an optimizer.
+
+        It stays what HFModule holds, and what users call, on all ranks together.
+
+        Args:
+            model: the model; one that an earlier run has cut is left so.
+            dtype: in which a forward computes under mixed precision; `None` without.
+        """
 
     def forward_through(self, model: nn.Module) -> Any:
         """Return what the forward of a training micro-batch is called on: the model, or what wraps it."""

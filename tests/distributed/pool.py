@@ -80,7 +80,12 @@ class Pool:
     def _start(self) -> None:
         self._folder, self._number = Path(tempfile.mkdtemp(prefix="ranks-")), 0
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += [f"--nproc-per-node={self.world_size}", "-m", "tests.distributed.worker", str(self._folder)]
+        command += [
+            f"--nproc-per-node={self.world_size}",
+            "-m",
+            "tests.distributed.worker",
+            str(self._folder),
+        ]
         with (self._folder / "output").open("w") as output:
             self._process = subprocess.Popen(
                 command,

@@ -111,6 +111,8 @@ CARRIED = {
     "use_liger_kernel": True,
     "liger_kernel_config": {"rope": True},
     "auto_find_batch_size": True,
+    "fsdp": True,
+    "fsdp_config": {"version": 1},
 }
 
 # Names of transformers 4 that transformers 5 still has, and the new one that carries the value.
@@ -135,8 +137,6 @@ REFUSED = {
     "ddp_static_graph": True,
     "ddp_backend": "gloo",
     "ddp_timeout": 10,
-    "fsdp": "full_shard",
-    "fsdp_config": {"version": 1},
     "deepspeed": "ds.json",
     "local_rank": 0,
     "sortish_sampler": True,
