@@ -1,26 +1,19 @@
 """What the ranks of a pool run to evaluate and predict."""
 
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import torch
-import torch.distributed as dist
 from torch import Tensor
 
-import hfbridge
 from tests.parity.engines import (
     Job,
     assert_identical,
-    make_ours,
     run_both,
     run_ours,
     run_theirs,
-    same,
     without_times,
 )
-from tests.parity.test_evaluation_options import ByBatch, act, parts_digest
-from tests.tiny import PadRows, make_rows
+from tests.parity.test_evaluation_options import ByBatch, act
+from tests.tiny import make_rows
 
 STEPS = {"eval_strategy": "steps", "eval_steps": 2, "gradient_accumulation_steps": 2}
 LONG = 40

@@ -48,7 +48,9 @@ def test_ranks_that_pad_to_different_lengths(ranks, n, kind):
 
 @pytest.mark.parametrize(("n", "rows"), [(2, 1), (2, 3), (2, 5), (2, 8), (2, 9), (3, 2), (3, 12), (3, 17)])
 def test_sets_of_any_size(ranks, n, rows):
-    found = ranks(n).run(evaluate_on_both, job(settings=EVERYTHING, compute_metrics=parts_digest, eval_rows=rows))
+    found = ranks(n).run(
+        evaluate_on_both, job(settings=EVERYTHING, compute_metrics=parts_digest, eval_rows=rows)
+    )
     assert all(one == found[0] for one in found)
 
 
