@@ -254,8 +254,8 @@ class HFModule(pl.LightningModule):
             self._zero = ZeroConfig(self._sharing.zero_config, self._args)
         if self._sharing.replaces_parameters and self.given_optimizers != (None, None):
             raise ModelError(
-                "optimizers holds the parameters of the whole model, and FSDP puts others in their place. Pass "
-                "optimizer_cls_and_kwargs=(class, arguments), or name the optimizer by optim."
+                "optimizers holds the parameters of the whole model, and FSDP puts others in their place. "
+                "Pass optimizer_cls_and_kwargs=(class, arguments), or name the optimizer by optim."
             )
         set_verbosity(self._args.get_process_log_level())
         self.evaluator.begin_run(self, self._args)
