@@ -31,8 +31,8 @@ from hfbridge.evaluation.run import EvalOptions, Evaluation
 from hfbridge.model.prepare import takes_skip_logits
 
 _JOINS_CROSSWISE = (
-    "eval_use_gather_object=True: natively, the first evaluation on several ranks joins the rounds row by row, "
-    "the first rows of all rounds and so on, and drops rows. Leave it out, or pass "
+    "eval_use_gather_object=True: natively, the first evaluation on several ranks joins the rounds row by "
+    "row, the first rows of all rounds and so on, and drops rows. Leave it out, or pass "
     'loss_normalization="exact" to HFModule.'
 )
 

@@ -151,8 +151,8 @@ def mean_loss(collected: Collected, *, drop_non_finite: bool) -> float | None:
     if isinstance(losses, list):
         if any(part.ndim == 0 for part in losses):
             raise MetricsError(
-                "eval_use_gather_object=True: on several ranks the losses of a set of a single round cannot be "
-                'joined that way. Leave it out, or pass loss_normalization="exact" to HFModule.'
+                "eval_use_gather_object=True: on several ranks the losses of a set of a single round cannot "
+                'be joined that way. Leave it out, or pass loss_normalization="exact" to HFModule.'
             )
         losses = np.concatenate(losses)
     (losses,) = _finite(drop_non_finite, losses)
