@@ -30,6 +30,12 @@ from hfbridge.evaluation.metrics import check_called_by_batch, check_is_computed
 from hfbridge.evaluation.run import EvalOptions, Evaluation
 from hfbridge.model.prepare import takes_skip_logits
 
+_JOINS_CROSSWISE = (
+    "eval_use_gather_object=True: natively, the first evaluation on several ranks joins the rounds row by "
+    "row, the first rows of all rounds and so on, and drops rows. Leave it out, or pass "
+    'loss_normalization="exact" to HFModule.'
+)
+
 
 class Evaluator:
     """Run the evaluations of a module.
@@ -69,6 +75,8 @@ class Evaluator:
         """
         if args.batch_eval_metrics and module.compute_metrics is not None:
             check_called_by_batch(module.compute_metrics)
+        if args.eval_use_gather_object and args.world_size > 1 and module.loss_normalization == "native":
+            module.tell(_JOINS_CROSSWISE)
         if self.is_first_run:
             self.memory = MemoryTracker(args.skip_memory_metrics)
             self.memory.begin("init")
