@@ -135,7 +135,7 @@ class HFModule(pl.LightningModule):
         check_function("preprocess_logits_for_metrics", preprocess_logits_for_metrics, "logits and labels")
         check_function("compute_loss_func", compute_loss_func, "outputs, labels and num_items_in_batch")
         check_optimizers(model, optimizers, optimizer_cls_and_kwargs)
-        self._build: Callable[[], nn.Module] | None = None
+        self._build: Callable[..., nn.Module] | None = None
         if not isinstance(model, nn.Module):
             self._build = partial(
                 build_model, model, auto_class=auto_class, dtype=dtype, model_kwargs=dict(model_kwargs or {})
@@ -235,6 +235,7 @@ class HFModule(pl.LightningModule):
 
         Raises:
             DataError: the data does not come from an HFDataModule.
+        ModelError: `optimizers` was given, and the strategy replaces the parameters in it.
         """
         self.resumption = None
         device = self.trainer.strategy.root_device
@@ -251,6 +252,11 @@ class HFModule(pl.LightningModule):
             self._engines = self._sharing
             self._args.deepspeed = data.settings.deepspeed  # for those who look at the arguments
             self._zero = ZeroConfig(self._sharing.zero_config, self._args)
+        if self._sharing.replaces_parameters and self.given_optimizers != (None, None):
+            raise ModelError(
+                "optimizers holds the parameters of the whole model, and FSDP puts others in their place. Pass "
+                "optimizer_cls_and_kwargs=(class, arguments), or name the optimizer by optim."
+            )
         set_verbosity(self._args.get_process_log_level())
         self.evaluator.begin_run(self, self._args)
         read_directories(self.trainer.strategy)
@@ -267,11 +273,13 @@ class HFModule(pl.LightningModule):
         args = self.args
         is_fit = self.trainer.state.fn == TrainerFn.FITTING
         seed_all = enable_full_determinism if args.full_determinism else set_seed
+        mixed = torch.bfloat16 if args.bf16 else None
         if self.model is None or self.evaluator.is_first_run:
             seed_all(args.seed)
         if self.model is None:
             assert self._build is not None
-            self.model = self._build()
+            shard = partial(self.sharing.shard, dtype=mixed)
+            self.model = self._build(shard=shard if self.sharing.loads_sharded else None)
             if self._is_named:
                 seed_all(args.seed)
         self.label_names = label_names_of(self.model) if args.label_names is None else list(args.label_names)
@@ -307,6 +315,7 @@ class HFModule(pl.LightningModule):
             self._engines.serve(self.model, self._zero.for_evaluation(self.model))
         elif not is_fit:
             cast_for_evaluation(self.model, args)
+        self.sharing.shard(self.model, dtype=mixed)
         self.host.attach(self, args)
 
     def configure_optimizers(self) -> Any:

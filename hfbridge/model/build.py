@@ -19,6 +19,7 @@ from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from hfbridge.errors import ModelError
+from hfbridge.model.sharded import Shard, load_sharded
 
 ModelSource = nn.Module | Callable[..., nn.Module] | str | Path
 
@@ -109,6 +110,7 @@ def build_model(
     auto_class: object,
     dtype: str | torch.dtype,
     model_kwargs: Mapping[str, Any],
+    shard: Shard | None = None,
 ) -> nn.Module:
     """Make the model from a name, folder or factory.
 
@@ -117,13 +119,18 @@ def build_model(
         auto_class: for a name or folder, the `AutoModelFor*` class or its name.
         dtype: dtype of the weights of a named model; "auto" is the one they were saved in.
         model_kwargs: further arguments of `from_pretrained`.
+        shard: cuts a named model without weights into the ranks' parts, and each rank reads its own; `None`
+            reads it whole.
 
     Raises:
         ModelError: the factory does not return a model, or the model has no head to train.
     """
     if isinstance(source, str | Path):
         name = str(Path(source).expanduser()) if str(source).startswith("~") else str(source)
-        loaded: nn.Module = auto_class_of(auto_class).from_pretrained(name, dtype=dtype, **model_kwargs)
+        kind, arguments = auto_class_of(auto_class), {"dtype": dtype, **model_kwargs}
+        if shard is not None:
+            return load_sharded(kind, name, shard=shard, arguments=arguments)
+        loaded: nn.Module = kind.from_pretrained(name, **arguments)
         return loaded
     made = source(*(None for _ in required_arguments(source)))
     if not isinstance(made, nn.Module):

@@ -67,6 +67,8 @@ def read_traits(model: nn.Module, *, has_function: bool = False) -> LossTraits:
     is_encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
     loss_type: Any = getattr(base, "loss_type", None)
     by_loss = LOSS_MAPPING.get(loss_type) is ForCausalLMLoss and not is_encoder_decoder
+    # By ancestors, too: FSDP2 gives a sharded model a class of its own.
+    is_causal = any(kind.__name__ in _CAUSAL_LM_NAMES for kind in type(base).__mro__)
     is_regression = (
         getattr(config, "problem_type", None) == "regression" or getattr(config, "num_labels", 2) == 1
     )
@@ -74,7 +76,7 @@ def read_traits(model: nn.Module, *, has_function: bool = False) -> LossTraits:
         takes_items=takes_items,
         counts_natively=takes_items or has_function,
         native_shift=by_loss,
-        shift=by_loss or (type(base).__name__ in _CAUSAL_LM_NAMES and not is_encoder_decoder),
+        shift=by_loss or (is_causal and not is_encoder_decoder),
         rows_only=is_regression and "Token" not in type(base).__name__,
         ignore_index=int(getattr(config, "semantic_loss_ignore_index", IGNORED)),
         returns_loss_alone=bool(can_return_loss(type(base))),

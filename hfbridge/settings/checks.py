@@ -13,6 +13,7 @@ debug                            "", [], None                              ""
 include_num_input_tokens_seen    True, False                               "all", "no"
 torch_compile_backend            "INDUCTOR"                                "inductor"
 a dictionary                     the same as a JSON string                 the dictionary
+fsdp_config                      the path of a JSON file                   the dictionary in it
 """
 
 import difflib
@@ -24,6 +25,7 @@ import typing
 from collections.abc import Callable, Collection, Mapping
 from enum import Enum
 from numbers import Integral, Real
+from pathlib import Path
 from types import UnionType
 
 from accelerate.utils import DynamoBackend
@@ -39,7 +41,7 @@ _TYPE_NAMES = {
     str: "a string",
     dict: "a dictionary",
 }
-_IN_JSON = ("accelerator_config", "lr_scheduler_kwargs", "activation_checkpointing_kwargs")
+_IN_JSON = ("accelerator_config", "lr_scheduler_kwargs", "activation_checkpointing_kwargs", "fsdp_config")
 # Choices that transformers does not have as an enum.
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "train_sampling_strategy": ("random", "sequential", "group_by_length", "batch_rebalance"),
@@ -66,6 +68,7 @@ def _annotated_types() -> Mapping[str, tuple[type, ...]]:
             else:
                 kinds.append(typing.get_origin(member) or member)
         allowed[name] = tuple(kinds)
+    allowed["fsdp"] += (bool, list)  # what the annotation says is for the command line
     return allowed
 
 
@@ -146,6 +149,17 @@ def _debug_spelling(value: object) -> object:
     return value
 
 
+def _file_spelling(value: object) -> object:
+    """Read a dictionary from a JSON file; a string that is none stays as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        found = json.loads(Path(value).expanduser().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return value
+    return found if isinstance(found, dict) else value
+
+
 def _reporter_spelling(value: object) -> object:
     """Put one reporter into a list, and take "none" and "all" out of one."""
     if isinstance(value, str) and value not in ("none", "all"):
@@ -161,6 +175,7 @@ _SPELLINGS: Mapping[str, Callable[[typing.Any], object]] = {
     "include_num_input_tokens_seen": lambda value: (
         {True: "all", False: "no"}[value] if isinstance(value, bool) else value
     ),
+    "fsdp_config": _file_spelling,
     "torch_compile_backend": lambda value: value.lower() if isinstance(value, str) else value,
 }
 
@@ -208,6 +223,8 @@ def _wrong_words(name: str, value: object) -> str:
         return 'must be a list of names, "all" or "none", not NoneType'
     elif name == "report_to" and isinstance(value, list):
         words, known = value, _REPORTERS
+    elif name == "fsdp_config" and isinstance(value, str):
+        return "is neither a dictionary nor the path of a JSON file that holds one"
     else:
         return ""
     for word in words:

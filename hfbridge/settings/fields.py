@@ -267,8 +267,8 @@ _RULES = (
     _all("ddp_static_graph", _STRATEGY),
     _some("ddp_backend", _STRATEGY, ("gloo", "nccl"), "Lightning opens groups of gloo and nccl only"),
     _all("ddp_timeout", _STRATEGY),
-    _default("fsdp", _STRATEGY, _NO_DDP, False, "", []),
-    _default("fsdp_config", _STRATEGY, _NO_DDP, {}),
+    _all("fsdp", "FSDP2Strategy, or FSDPStrategy"),
+    _all("fsdp_config", "FSDP2Strategy, or FSDPStrategy"),
     _all("deepspeed", _STRATEGY),
     _some(
         "debug",

@@ -20,6 +20,14 @@ from typing import Any, Literal
 from hfbridge.settings.checks import suggest
 from hfbridge.settings.deepspeed import check_config
 from hfbridge.settings.fields import DEFAULTS, Complaint, is_same, show
+from hfbridge.settings.fsdp import (
+    fsdp_conflicts,
+    fsdp_options,
+    fsdp_problems,
+    read_config,
+    unread_keys,
+    version_of,
+)
 from hfbridge.settings.settings import Settings
 
 Kind = Literal["single", "ddp", "fsdp", "fsdp2", "deepspeed", "given"]
@@ -39,6 +47,7 @@ NAMES: Mapping[str, tuple[Kind, Mapping[str, Any]]] = {
 }
 """The names of strategies, and what each says about it."""
 
+_FSDP: Mapping[int, Kind] = {1: "fsdp", 2: "fsdp2"}
 _DDP_FIELDS = tuple(name for name in DEFAULTS if name.startswith("ddp_"))
 _DEFAULT_BUCKET_MB = 25
 _OF_EVERY_STRATEGY = ("ddp_backend", "ddp_timeout")
@@ -92,7 +101,7 @@ def choose_strategy(settings: Settings, strategy: object, *, has_several: bool) 
             raise ValueError(_both(settings, said))
         if reason := reason_against_strategy(strategy):
             raise ValueError(reason)
-        return StrategyChoice("given", notes=tuple(_unread(settings, ())))
+        return StrategyChoice("given", notes=tuple(_unread(settings, "given")))
     elif strategy not in NAMES:
         raise ValueError(
             f"is unknown{suggest(strategy, tuple(NAMES))}; there are {', '.join(NAMES)}, and objects of "
@@ -102,9 +111,7 @@ def choose_strategy(settings: Settings, strategy: object, *, has_several: bool) 
         kind, options = NAMES[strategy]
         if said and said != kind:
             raise ValueError(_both(settings, said))
-    return StrategyChoice(
-        kind, {**_options(kind, settings), **options}, tuple(_unread(settings, _read_by(kind)))
-    )
+    return StrategyChoice(kind, {**_options(kind, settings), **options}, tuple(_unread(settings, kind)))
 
 
 def reason_against_strategy(strategy: object) -> str:
@@ -147,9 +154,7 @@ def _said_by_settings(settings: Settings) -> Kind | None:
     if settings.deepspeed:
         return "deepspeed"
     if settings.fsdp:
-        config = settings.fsdp_config or {}
-        version = config.get("version", config.get("fsdp_version", 2)) if isinstance(config, Mapping) else 2
-        return "fsdp" if version == 1 else "fsdp2"
+        return _FSDP[version_of(settings.fsdp_config)]
     return None
 
 
@@ -178,16 +183,40 @@ def _options(kind: Kind, settings: Settings) -> dict[str, Any]:
             # Said to torch, it would be the size of the first bucket, too; natively accelerate leaves it out.
             del said["bucket_cap_mb"]
         options |= {name: value for name, value in said.items() if value is not None}
+    if kind in _FSDP.values():
+        options |= _fsdp_options(kind, settings)
     return options
 
 
+def _fsdp_options(kind: Kind, settings: Settings) -> dict[str, Any]:
+    """Read `fsdp` and `fsdp_config` for the version that was chosen, which the settings need not name.
+
+    Raises:
+        ValueError: something does not go with it.
+    """
+    version, config = (1 if kind == "fsdp" else 2), settings.fsdp_config
+    if "version" in read_config(config) and version_of(config) != version:
+        shown = show("fsdp_config", config).replace(" = ", "=", 1)
+        raise ValueError(f"{shown} in the settings names the other version: choose one")
+    found = [*fsdp_problems(settings.fsdp, config, version=version)]
+    found += fsdp_conflicts(lambda name: getattr(settings, name), config)
+    if found:
+        raise ValueError("; ".join(f"{name} in the settings: {text}" for name, text in found))
+    return fsdp_options(settings.fsdp, config, version=version)
+
+
 def _read_by(kind: Kind) -> Collection[str]:
-    return () if kind == "single" else _DDP_FIELDS if kind == "ddp" else _OF_EVERY_STRATEGY
+    return () if kind in ("single", "given") else _DDP_FIELDS if kind == "ddp" else _OF_EVERY_STRATEGY
 
 
-def _unread(settings: Settings, read: Collection[str]) -> Iterator[str]:
+def _unread(settings: Settings, kind: Kind) -> Iterator[str]:
     """Tell of settings about processes that nobody reads."""
+    read = _read_by(kind)
     for name in _DDP_FIELDS:
         value = getattr(settings, name)
         if name not in read and not is_same(value, DEFAULTS[name]):
             yield f"{show(name, value)} has no effect here: the strategy does not read it"
+    if kind not in _FSDP.values() and settings.fsdp_config:
+        yield "fsdp_config has no effect here: the strategy is not FSDP"
+    elif kind in _FSDP.values():
+        yield from unread_keys(settings.fsdp_config, version=1 if kind == "fsdp" else 2)

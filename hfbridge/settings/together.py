@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hfbridge.settings.checks import suggest
 from hfbridge.settings.fields import DEFAULTS, Complaint, Value, is_same
+from hfbridge.settings.fsdp import fsdp_conflicts, fsdp_problems, version_of
 from hfbridge.settings.optimizers import check_optimizer
 from hfbridge.settings.schedules import FOLLOWING, check_schedule
 
@@ -53,6 +54,7 @@ def check_together(given: Mapping[str, Any], *, wrong: Collection[str]) -> Itera
         _check_compilation,
         _check_kernels,
         _check_recomputation,
+        _check_fsdp,
         _check_best_metric,
         _check_best_model,
         _check_reporting,
@@ -157,6 +159,19 @@ def _check_recomputation(value: Value, given: Collection[str]) -> Iterator[Compl
     if kwargs.get("use_reentrant") is True:
         for key in {"context_fn", "determinism_check", "debug"} & kwargs.keys():
             yield name, f"{key} cannot be used with use_reentrant=True; leave one of the two out"
+
+
+def _check_fsdp(value: Value, given: Collection[str]) -> Iterator[Complaint]:
+    """Check what FSDP is told; without `fsdp`, `Trainer(strategy=)` may still ask for either version."""
+    fsdp, config = value("fsdp"), value("fsdp_config")
+    if fsdp:
+        yield from fsdp_problems(fsdp, config, version=version_of(config))
+        for name, text in fsdp_conflicts(value, config):
+            yield (name if name in given else "fsdp"), text
+        return
+    found = [list(fsdp_problems(None, config, version=version)) for version in (1, 2)]
+    if all(found):
+        yield from found[version_of(config) - 1]
 
 
 def _is_count(entry: object) -> bool:

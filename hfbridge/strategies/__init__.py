@@ -2,6 +2,8 @@
 
 from hfbridge.strategies.ddp import DDPStrategy
 from hfbridge.strategies.deepspeed import DeepSpeedStrategy
+from hfbridge.strategies.fsdp import FSDPStrategy
+from hfbridge.strategies.fsdp2 import FSDP2Strategy
 from hfbridge.strategies.launcher import launched_ranks, rank_variables
 from hfbridge.strategies.make import make_strategy
 from hfbridge.strategies.sharing import Sharing, sharing_of
@@ -9,6 +11,8 @@ from hfbridge.strategies.sharing import Sharing, sharing_of
 __all__ = [
     "DDPStrategy",
     "DeepSpeedStrategy",
+    "FSDP2Strategy",
+    "FSDPStrategy",
     "Sharing",
     "launched_ranks",
     "make_strategy",

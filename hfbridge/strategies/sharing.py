@@ -35,18 +35,26 @@ class Sharing:
 
     Attributes:
         is_sharded: each rank holds a part of the weights only.
+        replaces_parameters: an optimizer made before `shard` holds parameters that are no longer the model's.
+        loads_sharded: `shard` also takes a model without weights, and the ranks' parts are loaded into it.
         zero_config: what DeepSpeed was told, if it is used.
     """
 
-    is_sharded = False
+    is_sharded = replaces_parameters = loads_sharded = False
     zero_config: dict[str, Any] | None = None
 
     def __init__(self, strategy: Strategy) -> None:
         self._strategy = strategy
 
-    def shard(self, model: nn.Module) -> nn.Module:
-        """Cut a model into the ranks' parts, before it has an optimizer; returns what HFModule is to hold."""
-        return model
+    def shard(self, model: nn.Module, *, dtype: torch.dtype | None = None) -> None:
+        """Cut a model into the ranks' parts, in place, before it has an optimizer.
+
+        It stays what HFModule holds, and what users call, on all ranks together.
+
+        Args:
+            model: the model; one that an earlier run has cut is left so.
+            dtype: in which a forward computes under mixed precision; `None` without.
+        """
 
     def autocasts(self, *, trains: bool) -> bool:
         """Whether bf16 is for autocast to do, in a run that trains or in one that does not."""

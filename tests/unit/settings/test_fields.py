@@ -117,6 +117,8 @@ CARRIED = {
     "ddp_static_graph": True,
     "ddp_backend": "gloo",
     "ddp_timeout": 10,
+    "fsdp": True,
+    "fsdp_config": {"version": 1},
 }
 
 # Names of transformers 4 that transformers 5 still has, and the new one that carries the value.
@@ -135,8 +137,6 @@ REFUSED = {
     "hub_always_push": True,
     "hub_revision": "main",
     "parallelism_config": object(),
-    "fsdp": "full_shard",
-    "fsdp_config": {"version": 1},
     "deepspeed": "ds.json",
     "local_rank": 0,
     "sortish_sampler": True,

@@ -574,12 +574,6 @@ class TestOldNames:
             ("push_to_hub_model_id", "name", 'hub_model_id = "name"'),
             ("push_to_hub_token", "hf_secret", "hub_token = <hidden>"),
             ("xpu_backend", "ccl", 'ddp_backend = "ccl"'),
-            ("fsdp_min_num_params", 5, "fsdp_config = {'min_num_params': 5}"),
-            (
-                "fsdp_transformer_layer_cls_to_wrap",
-                "L",
-                "fsdp_config = {'transformer_layer_cls_to_wrap': 'L'}",
-            ),
             ("tpu_metrics_debug", True, 'debug = "tpu_metrics_debug"'),
         ],
     )
