@@ -39,8 +39,10 @@ class InputCounter:
     ) -> None:
         self._ranks, self._device = ranks, device_of(model)
         self._main = getattr(model, "main_input_name", "input_ids")
-        has_count = hasattr(model, "num_parameters")
-        self._flops_per_element = 6 * model.num_parameters(exclude_embeddings=True) if has_count else 0
+        self._model = model
+        # Under ZeRO-3 a parameter counts, natively, while it is whole.
+        self._changes = any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+        self._flops_per_element = self._count_parameters()
         self._tokens, self._pad_token_id = tokens, pad_token_id
         self._has_told = False
         self.flops = 0
@@ -58,6 +60,8 @@ class InputCounter:
             if self._tokens != "no":
                 self._tell(f"The micro-batches hold no {self._main!r}: input tokens are not counted.")
             return 0
+        if self._changes:
+            self._flops_per_element = self._count_parameters()
         self.flops += self._flops_per_element * main.numel()
         if self._tokens == "no":
             return 0
@@ -76,6 +80,10 @@ class InputCounter:
 
     def _over_ranks(self, number: float) -> float:
         return distributed_broadcast_scalars([number], device=self._device).sum().item()
+
+    def _count_parameters(self) -> int:
+        has_count = hasattr(self._model, "num_parameters")
+        return 6 * self._model.num_parameters(exclude_embeddings=True) if has_count else 0
 
     def _tell(self, text: str) -> None:
         if not self._has_told:

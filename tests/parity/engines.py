@@ -178,6 +178,16 @@ def whole(model: nn.Module) -> Iterator[None]:
         yield
 
 
+def optimizer_state(optimizer: Any) -> dict[str, Any]:
+    """Return its `state_dict`; ZeRO-3 takes the parameters out of the groups, so it has none."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if all(id(p) in held for p in optimizer.state):
+        found: dict[str, Any] = optimizer.state_dict()
+        return found
+    groups = [{**group, "params": None} for group in optimizer.param_groups]
+    return {"state": list(optimizer.state.values()), "groups": groups}
+
+
 def innermost(optimizer: Any) -> Any:
     """Find the optimizer within what accelerate, DeepSpeed and hfbridge put around it."""
     while hasattr(optimizer, "optimizer"):
@@ -425,7 +435,7 @@ def _record(
         log_history=[without_times(row) for row in state.log_history],
         state={name: value for name, value in asdict(state).items() if name not in _NOT_COMPARED},
         weights=weights,
-        optimizer=optimizer.state_dict(),
+        optimizer=optimizer_state(optimizer),
         scheduler=scheduler.state_dict(),
         engine=engine,
     )
