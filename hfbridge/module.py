@@ -34,6 +34,7 @@ from torch.optim import Optimizer
 from transformers import TrainingArguments, enable_full_determinism, set_seed
 from transformers.utils.logging import set_verbosity
 
+from hfbridge.agreement import compare
 from hfbridge.attach import has_plain_backward
 from hfbridge.callbacks import CallbackHost
 from hfbridge.checkpoints.export import save_pretrained
@@ -63,6 +64,7 @@ from hfbridge.model.optim import (
     run_closure_first,
 )
 from hfbridge.model.prepare import Preparation
+from hfbridge.ranks import facts_of_model
 from hfbridge.resume import Resumption, fill_checkpoint
 from hfbridge.saving import processing_class_of
 from hfbridge.settings import Settings, SettingsSource
@@ -267,6 +269,7 @@ class HFModule(pl.LightningModule):
             self.model = self._build()
             if self._is_named:
                 seed_all(args.seed)
+        compare(lambda: facts_of_model(self.model))
         self.label_names = label_names_of(self.model) if args.label_names is None else list(args.label_names)
         traits = read_traits(self.model, has_function=self.compute_loss_func is not None)
         criterion = criterion_of(
