@@ -143,9 +143,9 @@ def explain(error: BaseException, *, timeout_s: float) -> None:
     text, rank = str(error), dist.get_rank()
     if any(part in text for part in _SAID_BY_LATE):
         error.add_note(
-            f"hfbridge: rank {rank} has waited for another rank for more than ddp_timeout={timeout_s:g} s. That "
-            "one hangs, or does something long that the others do not: look at its output. A larger ddp_timeout "
-            "waits longer."
+            f"hfbridge: rank {rank} has waited for another rank for more than ddp_timeout={timeout_s:g} s. "
+            "That one hangs, or does something long that the others do not: look at its output. A larger "
+            "ddp_timeout waits longer."
         )
     elif any(part in text for part in _SAID_BY_LOST):
         error.add_note(

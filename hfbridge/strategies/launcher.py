@@ -5,8 +5,7 @@ children get RANK and LOCAL_WORLD_SIZE      a TrainingArguments at the top of a 
 children start as the script was started    Lightning repeats sys.argv as it is when `fit` is called
 a rank that ends early is named             Lightning kills the others without a word
 children of a failed run are ended          one that hangs would stay for ever
-a restarted attempt has its own keys        torchrun hands the dead attempt's store to the new one, and its
-                                            addresses are still in it
+each attempt of torchrun has its own keys   its store outlives a dead attempt, whose addresses are still in it
 a group that is open waits as told          that of a TrainingArguments does not know ddp_timeout
 a group is closed at exit                   gloo aborts the process otherwise
 RANK, WORLD_SIZE and LOCAL_RANK are set     so does a TrainingArguments that is made in a running group
@@ -22,6 +21,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -36,6 +36,7 @@ from lightning.fabric.strategies.launchers.subprocess_script import _hydra_subpr
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch._C._distributed_c10d import PrefixStore
+from torch.distributed.constants import default_pg_timeout
 from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.rendezvous import rendezvous
 
@@ -43,7 +44,7 @@ from hfbridge.errors import RankError
 
 _logger = logging.getLogger(__name__)
 
-_RESTARTS = "TORCHELASTIC_RESTART_COUNT"
+_OF_AGENT = "TORCHELASTIC_USE_AGENT_STORE"
 # Where the script was started: a script may go elsewhere, and its children start like it.
 _FIRST_FOLDER = os.getcwd()
 # What the ranks have to end by themselves once one of them has failed.
@@ -239,9 +240,9 @@ def open_group(
     found: dict[str, Any] = {"rank": rank, "world_size": world_size}
     if timeout is not None:
         found["timeout"] = timeout
-    if os.environ.get(_RESTARTS, "0") != "0":
-        store, *_ = next(rendezvous("env://", rank, world_size))
-        found["store"] = PrefixStore(f"attempt_{os.environ[_RESTARTS]}", store)
+    if os.environ.get(_OF_AGENT) == "True":
+        store, *_ = next(rendezvous("env://", rank, world_size, timeout=timeout or default_pg_timeout))
+        found["store"] = PrefixStore(f"attempt_{agree_on_attempt(store, rank, world_size)}", store)
     try:
         dist.init_process_group(backend, device_id=None if device.type == "cpu" else device, **found)
     except dist.DistNetworkError as error:
@@ -249,6 +250,44 @@ def open_group(
             raise RankError(_taken(environment.main_port)) from error
         raise
     return True
+
+
+def agree_on_attempt(store: Any, rank: int, world_size: int) -> int:
+    """Agree with the other ranks on a number that no earlier attempt had, through a store that outlives them.
+
+    torchrun's own count of restarts will not do: it counts what has failed on one node, and differs between
+    nodes. The first rank draws the number and answers whoever asks by a word of its own, so that nobody takes
+    an answer of an earlier attempt; it is done once all have confirmed this number.
+
+    Args:
+        store: of the agent.
+        rank: of this process.
+        world_size: how many there are.
+    """
+    if rank > 0:
+        word = uuid.uuid4().hex
+        store.set(f"hfbridge/asks/{rank}", word)
+        number = int(store.get(f"hfbridge/answer/{word}"))  # waits, as long as the store does
+        store.set(f"hfbridge/confirmed/{number}/{rank}", "")
+        return number
+    number = int(store.add("hfbridge/attempts", 1))
+    deadline = time.monotonic() + store.timeout.total_seconds()
+    waiting = set(range(1, world_size))
+    while waiting:
+        for other in list(waiting):
+            if store.check([f"hfbridge/asks/{other}"]):
+                word = store.get(f"hfbridge/asks/{other}").decode()
+                store.set(f"hfbridge/answer/{word}", str(number))
+            if store.check([f"hfbridge/confirmed/{number}/{other}"]):
+                waiting.remove(other)
+        if waiting and time.monotonic() > deadline:
+            missing, limit_s = ", ".join(map(str, sorted(waiting))), store.timeout.total_seconds()
+            raise RankError(
+                f"Of {world_size} ranks these have not come in {limit_s:g} s: {missing}. Look at their "
+                "output; a larger ddp_timeout waits longer."
+            )
+        time.sleep(0.02)
+    return number
 
 
 def close_group_at_exit() -> None:
