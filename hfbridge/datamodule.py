@@ -21,15 +21,15 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data import IterableDataset as TorchIterableDataset
 from transformers.trainer_utils import seed_worker
 
-from hfbridge.agreement import Fact, compare, explain, gather, has_ranks, together
+from hfbridge.agreement import compare, explain, gather, has_ranks, together
 from hfbridge.attach import settings_of, take_over
 from hfbridge.data.columns import Collator, check_labels, default_collator, keep_columns
 from hfbridge.data.loader import EvalLoader, WindowLoader
-from hfbridge.data.mapping import Mapper, facts_of, pack, unpack
+from hfbridge.data.mapping import Mapper, pack, unpack
 from hfbridge.data.order import NativeSamplers, micro_batches_of
 from hfbridge.data.window import MicroBatch, Schedule, plan_schedule
 from hfbridge.errors import DataError, SettingsError
-from hfbridge.ranks import facts_of_settings
+from hfbridge.ranks import facts_of_run
 from hfbridge.settings import Settings, SettingsSource
 
 _SPLITS = {"train": ("train",), "eval": ("validation", "eval", "dev"), "predict": ("test",)}
@@ -154,7 +154,7 @@ class HFDataModule(pl.LightningDataModule):
         """
         together(lambda: self._begin(stage))
         settings, needed = self.settings, self._needed(stage)
-        compare(lambda: self._facts(needed))
+        compare(lambda: facts_of_run(settings, {split: self._raw[split] for split in needed}))
         self._share_mapped(needed)
         for split in needed:
             if split not in self._mapped:
@@ -283,13 +283,6 @@ class HFDataModule(pl.LightningDataModule):
         offers = gather((node, pack(mine) if mine else None))
         packed = next((packed for of_node, packed in offers if of_node == node and packed), None)
         self._mapped = {**unpack(packed), **self._mapped}
-
-    def _facts(self, needed: tuple[str, ...]) -> list[Fact]:
-        """What must be the same on all ranks: settings, and the sets as they were given."""
-        return [
-            *facts_of_settings(self.settings),
-            *(fact for split in needed for fact in facts_of(self._raw[split], split)),
-        ]
 
     def _check_evaluation(self, settings: Settings) -> None:
         asked, instead = f"eval_strategy={settings.eval_strategy!r}", 'set eval_strategy="no"'

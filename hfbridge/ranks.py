@@ -7,19 +7,19 @@ model       names, shapes, dtypes of its parameters, and which are trained; not 
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
 
 from hfbridge.agreement import Fact
+from hfbridge.data.mapping import facts_of
 from hfbridge.settings import Settings
 from hfbridge.settings.fields import DEFAULTS, is_same, show
 
 # Scripts give these to the first rank only, or by the time of day, and nothing comes of it.
 _MAY_DIFFER = (
     "disable_tqdm",
-    "hub_token",
     "log_level",
     "log_level_replica",
     "report_to",
@@ -27,6 +27,18 @@ _MAY_DIFFER = (
 )
 _OF_SETTINGS = "Give all ranks the same: no times, ranks or random names in it."
 _OF_MODEL = "Build the same model on every rank."
+
+
+def facts_of_run(settings: Settings, sets: Mapping[str, Any]) -> Iterator[Fact]:
+    """Describe what a run was given for comparing it with what the other ranks were given.
+
+    Args:
+        settings: of the run.
+        sets: by their splits, as the user gave them.
+    """
+    yield from facts_of_settings(settings)
+    for split, given in sets.items():
+        yield from facts_of(given, split)
 
 
 def facts_of_settings(settings: Settings) -> Iterator[Fact]:
