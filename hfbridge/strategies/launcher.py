@@ -60,6 +60,7 @@ class ScriptLauncher(_SubprocessScriptLauncher):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._runs = threading.Event()
+        self._children = Children([], first_rank=0)
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
         """Start the further ranks of this node, if nobody has, and call the function.
@@ -76,12 +77,13 @@ class ScriptLauncher(_SubprocessScriptLauncher):
             if environment.node_rank() == 0:
                 require_free_port(environment.main_port)
             self._call_children_scripts()
-            watch(self.procs, first_rank=int(os.environ["RANK"]) + 1, is_needed=self._runs.is_set)
+            self._children = Children(self.procs, first_rank=int(os.environ["RANK"]) + 1)
+            self._children.watch(is_needed=self._runs.is_set)
         self._runs.set()
         try:
             return function(*args, **kwargs)
         except BaseException:
-            atexit.register(end, self.procs)
+            atexit.register(self._children.end)
             raise
         finally:
             self._runs.clear()
@@ -118,37 +120,59 @@ def _command(local_rank: int) -> tuple[Sequence[str], str]:
     return [sys.executable, *sys.orig_argv[1:]], _FIRST_FOLDER
 
 
-def watch(
-    children: Sequence[subprocess.Popen[Any]], *, first_rank: int, is_needed: Callable[[], bool]
-) -> None:
-    """Tell of a child that fails, and end the others if they do not end by themselves.
+class Children:
+    """The ranks that this process has started.
 
     Args:
-        children: by their ranks.
+        processes: by their ranks.
         first_rank: that of the first.
-        is_needed: whether this process still waits for them.
     """
 
-    def look() -> None:
-        failed: dict[int, int] = {}
-        while not failed:
-            codes = [child.poll() for child in children]
-            if all(code == 0 for code in codes):
-                return
-            failed = {first_rank + index: code for index, code in enumerate(codes) if code}
-            time.sleep(0.5)
-        for rank, code in failed.items():
-            _logger.error("hfbridge: rank %d has ended: %s.", rank, name_end(code))
-        time.sleep(_GRACE_S)  # at its next collective the main thread learns of it, and raises
-        if not is_needed():
-            return
-        _logger.error("hfbridge: the other ranks of this node are ended.")
-        end(children, grace_s=0)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1)
+    def __init__(self, processes: Sequence[subprocess.Popen[Any]], *, first_rank: int) -> None:
+        self._processes = dict(enumerate(processes, first_rank))
+        self._told: set[int] = set()
 
-    threading.Thread(target=look, name="hfbridge-watch", daemon=True).start()
+    def watch(self, *, is_needed: Callable[[], bool]) -> None:
+        """Tell of a child that fails, and end this process if it does not learn of it by itself.
+
+        Args:
+            is_needed: whether this process waits for its children.
+        """
+        threading.Thread(target=self._look, args=(is_needed,), name="hfbridge-watch", daemon=True).start()
+
+    def end(self, *, grace_s: float = _GRACE_S) -> None:
+        """Wait for children to end, tell of those that have failed, and kill those that take too long."""
+        deadline = time.monotonic() + grace_s
+        for rank, process in self._processes.items():
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                self._told.add(rank)
+                _logger.error("hfbridge: rank %d has not ended, and is killed.", rank)
+                process.kill()
+                process.wait()
+        self._tell()
+
+    def _look(self, is_needed: Callable[[], bool]) -> None:
+        while not self._tell():
+            if all(process.poll() == 0 for process in self._processes.values()):
+                return
+            time.sleep(0.5)
+        time.sleep(_GRACE_S)  # at its next collective the main thread learns of it, and raises
+        if is_needed():
+            self.end(grace_s=0)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)
+
+    def _tell(self) -> bool:
+        """Tell of children that have failed, once; returns whether there are any."""
+        codes = {rank: process.poll() for rank, process in self._processes.items()}
+        failed = {rank: code for rank, code in codes.items() if code}
+        for rank in failed.keys() - self._told:
+            self._told.add(rank)
+            _logger.error("hfbridge: rank %d has ended: %s.", rank, name_end(failed[rank]))
+        return bool(failed)
 
 
 def name_end(code: int) -> str:
@@ -159,17 +183,6 @@ def name_end(code: int) -> str:
         return f"killed by {signal.Signals(-code).name}"
     except ValueError:
         return f"killed by signal {-code}"
-
-
-def end(children: Sequence[subprocess.Popen[Any]], *, grace_s: float = _GRACE_S) -> None:
-    """Wait for processes to end, and kill those which take longer than they are given."""
-    deadline = time.monotonic() + grace_s
-    for child in children:
-        try:
-            child.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
 
 
 def require_free_port(port: int) -> None:

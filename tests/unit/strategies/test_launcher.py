@@ -17,7 +17,13 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 
 from hfbridge import RankError
 from hfbridge.strategies import launched_ranks, launcher, rank_variables
-from hfbridge.strategies.launcher import agree_on_attempt, end, name_end, open_group, require_free_port, watch
+from hfbridge.strategies.launcher import (
+    Children,
+    agree_on_attempt,
+    name_end,
+    open_group,
+    require_free_port,
+)
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
 SRUN = {"SLURM_NTASKS": "8", "SLURM_NTASKS_PER_NODE": "4", "SLURM_JOB_NAME": "train"}
@@ -96,9 +102,14 @@ def test_the_end_of_a_child_is_named():
     assert name_end(3) == "exit code 3; its output says why"
 
 
-def test_children_are_waited_for_and_killed_if_they_stay():
-    soon, never = sleeper(0), sleeper(60)
-    end([soon, never], grace_s=2)
+def test_children_are_waited_for_and_killed_if_they_stay(caplog):
+    soon, never, fails = sleeper(0), sleeper(60), sleeper(0, 3)
+    with caplog.at_level(logging.ERROR):
+        Children([soon, never, fails], first_rank=1).end(grace_s=2)
+    assert "rank 2 has not ended, and is killed" in caplog.text
+    assert "rank 3 has ended: exit code 3" in caplog.text
+    assert "rank 1" not in caplog.text
+    assert caplog.text.count("rank 2") == 1
     assert soon.returncode == 0
     assert never.returncode == -9
 
@@ -111,16 +122,18 @@ def test_a_child_that_fails_ends_the_others_if_they_are_needed(monkeypatch, capl
     monkeypatch.setattr(launcher.os, "_exit", lambda code: (codes.append(code), ended.set()))
     fails, stays = sleeper(0, 3), sleeper(60)
     with caplog.at_level(logging.ERROR):
-        watch([stays, fails], first_rank=1, is_needed=lambda: is_needed)
+        children = Children([stays, fails], first_rank=1)
+        children.watch(is_needed=lambda: is_needed)
         ended.wait(10 if is_needed else 2)
     assert "hfbridge: rank 2 has ended: exit code 3" in caplog.text
     assert codes == ([1] if is_needed else [])
     assert (stays.poll() is None) != is_needed
-    end([stays], grace_s=0)
+    children.end(grace_s=0)
+    assert caplog.text.count("rank 2 has ended") == 1
 
 
 def test_children_that_end_well_are_not_spoken_of(caplog):
-    watch([sleeper(0)], first_rank=1, is_needed=lambda: True)
+    Children([sleeper(0)], first_rank=1).watch(is_needed=lambda: True)
     end_s = time.monotonic() + 10
     while any(thread.name == "hfbridge-watch" for thread in threading.enumerate()):
         assert time.monotonic() < end_s
