@@ -34,6 +34,7 @@ from torch.optim import Optimizer
 from transformers import TrainingArguments, enable_full_determinism, set_seed
 from transformers.utils.logging import set_verbosity
 
+from hfbridge.agreement import compare
 from hfbridge.attach import has_plain_backward
 from hfbridge.callbacks import CallbackHost
 from hfbridge.checkpoints.export import save_pretrained
@@ -47,6 +48,7 @@ from hfbridge.evaluation.metrics import ComputeMetrics
 from hfbridge.evaluation.predict import cast_for_evaluation, logits_in
 from hfbridge.evaluation.run import PreprocessLogits
 from hfbridge.evaluator import Evaluator
+from hfbridge.facts import facts_of_model
 from hfbridge.model.build import ModelSource, build_model, check_function, check_source, weights_dtypes
 from hfbridge.model.criterion import LossFunction, criterion_of
 from hfbridge.model.items import read_traits
@@ -282,6 +284,7 @@ class HFModule(pl.LightningModule):
             self.model = self._build(shard=shard if self.sharing.loads_sharded else None)
             if self._is_named:
                 seed_all(args.seed)
+        compare(lambda: facts_of_model(self.model))
         self.label_names = label_names_of(self.model) if args.label_names is None else list(args.label_names)
         traits = read_traits(self.model, has_function=self.compute_loss_func is not None)
         criterion = criterion_of(
