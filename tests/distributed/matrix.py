@@ -82,7 +82,7 @@ def smooth_t5() -> nn.Module:
     """Build a T5 as of version 1.1.
 
     Version 1 has ReLU, at whose corner a difference in the last bit of an activation is one of a whole weight
-    in the gradient: there, one step's gradient norm was seen to differ by 3e-5 with losses that differ by 1e-7.
+    in the gradient: there, the gradient norm of one step was seen to differ by 3e-5, its loss by 1e-7.
     """
     set_seed(7)
     return T5ForConditionalGeneration(
