@@ -1,5 +1,6 @@
 """What the ranks of a pool run to evaluate and predict."""
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -145,6 +146,20 @@ def error_of_fit(asked: Job) -> tuple[str, str, int]:
     except Exception as error:
         return type(error).__name__, str(error), len(recorder.steps)
     return "", "", len(recorder.steps)
+
+
+def unheard_of(prediction: Any) -> dict[str, float]:
+    """Compute a metric that no other job has: Lightning warns of each name once."""
+    return {"unheard_of": 0.5}
+
+
+def warnings_of_fit(asked: Job) -> tuple[list[str], float]:
+    """Train under hfbridge; returns the warnings, and what Lightning's callbacks see of `unheard_of`."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        record = run_ours(asked)
+    shown = float(record.engine.callback_metrics["eval_unheard_of"])
+    return [str(warning.message) for warning in caught], shown
 
 
 def evaluate_exactly(jobs: list[Job]) -> list[list[Any]]:

@@ -24,6 +24,8 @@ from tests.distributed.evaluations import (
     logits_by_batch,
     names_its_rows,
     rows_of_many_lengths,
+    unheard_of,
+    warnings_of_fit,
     with_sum,
 )
 from tests.parity.test_evaluation_options import parts_digest
@@ -197,6 +199,12 @@ def test_the_exact_loss_is_the_mean_over_all_items_of_the_set(ranks, kind):
     jobs = [job(kind, validation_rows=rows, compute_metrics=None)]
     (metrics, _, _), *_ = ranks(3).run(evaluate_exactly, jobs)[2]
     assert metrics["eval_loss"] == pytest.approx(total / items, rel=1e-6)
+
+
+def test_lightning_does_not_warn_of_metrics_that_are_the_same_on_all_ranks(ranks):
+    for told, shown in ranks(2).run(warnings_of_fit, job(compute_metrics=unheard_of)):
+        assert not [message for message in told if "sync_dist" in message]
+        assert shown == 0.5
 
 
 # What Lightning calls prediction.
