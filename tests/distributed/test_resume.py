@@ -1,6 +1,6 @@
 """On several ranks, too, a run that was stopped ends as if it had never been, in either engine."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +110,84 @@ def go_on_drawing(folder: str, drawing: str) -> None:
 @pytest.mark.parametrize("drawing", DRAWING)
 def test_where_collating_or_ordering_draws(ranks: PoolOf, tmp_path: Path, drawing: str) -> None:
     ranks(2).run(go_on_drawing, str(tmp_path), drawing)
+
+
+# Another number of ranks, or other batches: rows are accounted for by their ids.
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a rank did in a run.
+
+    Attributes:
+        ids: of the rows of its micro-batches, in the order of their collation.
+        steps: optimizer steps that were taken.
+        max_steps: of the state.
+        epoch: of the state, at the end.
+        notes: what the run told.
+    """
+
+    ids: list[list[int]]
+    steps: list[int]
+    max_steps: int
+    epoch: float | None
+    notes: list[str]
+
+
+def run(folder: str, name: str, settings: dict[str, Any], checkpoint: str | None = None) -> Run:
+    record = bridge(make_job(folder, name, **settings), checkpoint)
+    steps = [entry["step"] for entry in record.steps if "micro-batches" in entry]
+    return Run(record.collated, steps, record.state["max_steps"], record.state["epoch"], record.module.notes)
+
+
+def run_natively(folder: str, name: str, settings: dict[str, Any]) -> Run:
+    record = native(make_job(folder, name, **settings))
+    return Run(record.collated, [], record.state["max_steps"], record.state["epoch"], [])
+
+
+def rows_in_order(runs: list[Run], first: int, count: int | None = None) -> list[int]:
+    """Join the micro-batches of all ranks from one on, in the order of the pass."""
+    rounds = zip(*(run.ids[first : None if count is None else first + count] for run in runs), strict=True)
+    return [row for batches in rounds for ids in batches for row in ids]
+
+
+def run_on(ranks: PoolOf, count: int, function: Any, *arguments: Any) -> list[Run]:
+    found: list[Run] = ranks(count).run(function, *arguments)
+    return found
+
+
+CHANGES: dict[str, tuple[tuple[int, int], tuple[int, int]]] = {
+    "2-to-1": ((2, 4), (1, 4)),
+    "1-to-2": ((1, 4), (2, 3)),
+    "2-to-3": ((2, 2), (3, 2)),
+    "other-accumulation": ((2, 4), (2, 3)),
+}
+
+
+@pytest.mark.parametrize("engine", ["bridge", "native"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_no_row_is_repeated_or_left_out(ranks: PoolOf, tmp_path: Path, change: str, engine: str) -> None:
+    (before, accumulation), (after, other) = CHANGES[change]
+    settings = {"gradient_accumulation_steps": accumulation, "eval_strategy": "no"}
+    started = run_natively if engine == "native" else run
+    whole = run_on(ranks, before, started, str(tmp_path), "whole", settings)
+    of_pass = -(-18 // before)
+    step = -(-of_pass // accumulation) + 1  # one window of the second pass is behind
+    checkpoint = str(tmp_path / f"whole/checkpoint-{step}")
+    settings = {"gradient_accumulation_steps": other, "eval_strategy": "no"}
+    resumed = run_on(ranks, after, run, str(tmp_path), "again", settings, checkpoint)
+    behind = rows_in_order(whole, of_pass, accumulation)
+    assert len(behind) == before * accumulation * 4
+    left = -(-(ROWS - len(behind)) // (4 * after))  # micro-batches on each rank
+    goes_on = rows_in_order(resumed, 0, left)
+    assert sorted(behind + goes_on[: ROWS - len(behind)]) == list(range(ROWS))
+    third = rows_in_order(resumed, left)
+    assert sorted(third[:ROWS]) == list(range(ROWS))
+    windows = sum(-(-batches // other) for batches in (left, -(-18 // after)))
+    for of_rank in resumed:
+        assert of_rank.steps == list(range(step + 1, step + 1 + windows))
+        assert (of_rank.max_steps, of_rank.epoch) == (step + windows, 3.0)
+        assert len(of_rank.ids) == left + -(-18 // after)
+        told = [note for note in of_rank.notes if "goes on behind" in note]
+        assert len(told) == 1
+        assert f"Pass 2 goes on behind the {len(behind)} rows" in told[0]
