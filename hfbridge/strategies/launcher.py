@@ -49,8 +49,8 @@ _OF_AGENT = "TORCHELASTIC_USE_AGENT_STORE"
 _MEETING = default_pg_timeout
 # Where the script was started: a script may go elsewhere, and its children start like it.
 _FIRST_FOLDER = os.getcwd()
-# What the ranks have to end by themselves once one of them has failed.
-_GRACE_S = 10.0
+# What ranks are given to end by themselves once one has failed; the interpreter takes seconds to go down.
+_GRACE_S = 20.0
 
 
 class ScriptLauncher(_SubprocessScriptLauncher):
