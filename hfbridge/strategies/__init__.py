@@ -1,8 +1,16 @@
 """How the ranks of a run share the work: strategies of Lightning's, each on GPUs and on CPUs."""
 
 from hfbridge.strategies.ddp import DDPStrategy
-from hfbridge.strategies.launcher import launched_ranks, rank_variables
+from hfbridge.strategies.launcher import close_group_at_exit, launched_ranks, rank_variables
 from hfbridge.strategies.make import make_strategy
 from hfbridge.strategies.sharing import Sharing, sharing_of
 
-__all__ = ["DDPStrategy", "Sharing", "launched_ranks", "make_strategy", "rank_variables", "sharing_of"]
+__all__ = [
+    "DDPStrategy",
+    "Sharing",
+    "close_group_at_exit",
+    "launched_ranks",
+    "make_strategy",
+    "rank_variables",
+    "sharing_of",
+]

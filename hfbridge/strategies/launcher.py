@@ -82,10 +82,12 @@ class ScriptLauncher(_SubprocessScriptLauncher):
             self._children = Children(self.procs, first_rank=int(os.environ["RANK"]) + 1)
             self._children.watch(is_needed=self._runs.is_set)
         self._runs.set()
+        atexit.unregister(self._children.end)
         try:
             return function(*args, **kwargs)
         except BaseException:
             atexit.register(self._children.end)
+            close_group_at_exit()  # before: children that wait for this rank learn that it has ended
             raise
         finally:
             self._runs.clear()

@@ -51,7 +51,7 @@ def process_of(launcher: Launcher, rank: int) -> int:
 def test_a_rank_is_killed(launcher, how, victim):
     one = start(launcher, how, **LONG)
     launcher.wait_for(f"step-1-{victim}")
-    time.sleep(random.uniform(0, 1.5))
+    time.sleep(random.SystemRandom().uniform(0, 1.5))
     os.kill(process_of(launcher, victim), signal.SIGKILL)
     wait_for_end(one)
     assert one.process.returncode != 0
@@ -79,14 +79,16 @@ def test_a_rank_is_killed_before_it_has_come(launcher):
     assert "hfbridge: rank 1 has ended: killed by SIGKILL" in one.output
 
 
-@pytest.mark.parametrize("how", ["lightning", "torchrun"])
-def test_a_rank_raises(launcher, how):
-    one = start(launcher, how, fault="raise")
+@pytest.mark.parametrize(("how", "victim"), [("lightning", 0), ("lightning", 1), ("torchrun", 1)])
+def test_a_rank_raises(launcher, how, victim):
+    one = start(launcher, how, fault="raise", victim=victim)
     launcher.wait_for("fault")
     wait_for_end(one)
     assert one.process.returncode != 0
     assert "ValueError: this rank has an error" in one.output
     assert "terminate called" not in one.output
+    if how == "lightning":
+        assert f"hfbridge: rank {1 - victim} {ENDED}" in one.output
 
 
 def test_a_rank_exits(launcher):
