@@ -281,7 +281,8 @@ def meet(environment: ClusterEnvironment, rank: int, world_size: int, *, timeout
     except dist.DistStoreError as error:
         raise RankError(f"Not all ranks have come: {error} Look at the output of the others.") from error
     if os.environ.get(_OF_AGENT) != "True":
-        return found[0]
+        # As torch does: a rank may have its group from a TrainingArguments at the top of the script.
+        return PrefixStore("default_pg", found[0])
     return PrefixStore(f"attempt_{agree_on_attempt(found[0], rank, world_size)}", found[0])
 
 
