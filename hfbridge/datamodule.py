@@ -32,6 +32,7 @@ from hfbridge.errors import DataError, SettingsError
 from hfbridge.facts import facts_of_run
 from hfbridge.ranks import gather
 from hfbridge.settings import Settings, SettingsSource
+from hfbridge.strategies import close_group_at_exit
 
 _SPLITS = {"train": ("train",), "eval": ("validation", "eval", "dev"), "predict": ("test",)}
 _SEVERAL = "validation_"
@@ -179,6 +180,8 @@ class HFDataModule(pl.LightningDataModule):
             SettingsError: evaluation without an evaluation set, or settings that contradict the Trainer.
             RankError: on several ranks, settings or data of this run differ, or another rank has failed.
         """
+        if has_ranks():
+            close_group_at_exit()  # as none of Lightning's own strategies does on CPUs
         together(lambda: self._begin(stage))
         settings, needed = self.settings, self._needed(stage)
         compare(lambda: facts_of_run(settings, {split: self._raw[split] for split in needed}))
@@ -194,8 +197,8 @@ class HFDataModule(pl.LightningDataModule):
 
     def on_exception(self, exception: BaseException) -> None:
         """Say what a lost connection to another rank means."""
-        if self._settings is not None:
-            explain(exception, timeout_s=self._settings.ddp_timeout)
+        settings = self._settings or getattr(self.trainer, "settings", None) or Settings()
+        explain(exception, timeout_s=settings.ddp_timeout)
 
     def train_dataloader(self) -> WindowLoader:
         """Make the loader of the training windows; the model is known by now."""

@@ -35,7 +35,7 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.fabric.strategies.launchers.subprocess_script import _hydra_subprocess_cmd
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
-from torch._C._distributed_c10d import PrefixStore
+from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.constants import default_pg_timeout
 from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.rendezvous import rendezvous
@@ -45,10 +45,12 @@ from hfbridge.errors import RankError
 _logger = logging.getLogger(__name__)
 
 _OF_AGENT = "TORCHELASTIC_USE_AGENT_STORE"
+# What ranks may take to start; ddp_timeout, if that is longer.
+_MEETING = default_pg_timeout
 # Where the script was started: a script may go elsewhere, and its children start like it.
 _FIRST_FOLDER = os.getcwd()
-# What the ranks have to end by themselves once one of them has failed.
-_GRACE_S = 10.0
+# What ranks are given to end by themselves once one has failed; the interpreter takes seconds to go down.
+_GRACE_S = 20.0
 
 
 class ScriptLauncher(_SubprocessScriptLauncher):
@@ -80,10 +82,12 @@ class ScriptLauncher(_SubprocessScriptLauncher):
             self._children = Children(self.procs, first_rank=int(os.environ["RANK"]) + 1)
             self._children.watch(is_needed=self._runs.is_set)
         self._runs.set()
+        atexit.unregister(self._children.end)
         try:
             return function(*args, **kwargs)
         except BaseException:
             atexit.register(self._children.end)
+            close_group_at_exit()  # before: children that wait for this rank learn that it has ended
             raise
         finally:
             self._runs.clear()
@@ -250,19 +254,36 @@ def open_group(
     os.environ["MASTER_ADDR"] = environment.main_address
     os.environ["MASTER_PORT"] = str(environment.main_port)
     rank, world_size = environment.global_rank(), environment.world_size()
-    found: dict[str, Any] = {"rank": rank, "world_size": world_size}
-    if timeout is not None:
-        found["timeout"] = timeout
-    if os.environ.get(_OF_AGENT) == "True":
-        store, *_ = next(rendezvous("env://", rank, world_size, timeout=timeout or default_pg_timeout))
-        found["store"] = PrefixStore(f"attempt_{agree_on_attempt(store, rank, world_size)}", store)
+    store = meet(environment, rank, world_size, timeout=max(timeout or _MEETING, _MEETING))
+    dist.init_process_group(
+        backend,
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=timeout,
+        device_id=None if device.type == "cpu" else device,
+    )
+    return True
+
+
+def meet(environment: ClusterEnvironment, rank: int, world_size: int, *, timeout: timedelta) -> Store:
+    """Wait for all ranks: some may still be starting, so this takes longer than a collective may.
+
+    Raises:
+        RankError: the port is taken, or some do not come.
+    """
     try:
-        dist.init_process_group(backend, device_id=None if device.type == "cpu" else device, **found)
+        found: tuple[Store, int, int] = next(rendezvous("env://", rank, world_size, timeout=timeout))
     except dist.DistNetworkError as error:
         if "EADDRINUSE" in str(error):
             raise RankError(_taken(environment.main_port)) from error
         raise
-    return True
+    except dist.DistStoreError as error:
+        raise RankError(f"Not all ranks have come: {error} Look at the output of the others.") from error
+    if os.environ.get(_OF_AGENT) != "True":
+        # As torch does: a rank may have its group from a TrainingArguments at the top of the script.
+        return PrefixStore("default_pg", found[0])
+    return PrefixStore(f"attempt_{agree_on_attempt(found[0], rank, world_size)}", found[0])
 
 
 def agree_on_attempt(store: Any, rank: int, world_size: int) -> int:
@@ -297,7 +318,7 @@ def agree_on_attempt(store: Any, rank: int, world_size: int) -> int:
             missing, limit_s = ", ".join(map(str, sorted(waiting))), store.timeout.total_seconds()
             raise RankError(
                 f"Of {world_size} ranks these have not come in {limit_s:g} s: {missing}. Look at their "
-                "output; a larger ddp_timeout waits longer."
+                "output."
             )
         time.sleep(0.02)
     return number

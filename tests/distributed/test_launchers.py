@@ -197,10 +197,17 @@ def test_devices_beside_torchrun(launcher):
 
 
 def test_the_console(launcher):
-    one = launcher.start(trainer=TWO, bar=True)
+    """Notes come from the first rank only, there is one bar, and no warning of what hfbridge does."""
+    one = launcher.start(trainer=TWO, bar=True, settings={"eval_steps": 7}, source="arguments")
     ended_well(one)
     output = one.output
-    assert output.count("Epoch 1/1: 100%") <= 2  # drawn again when it is closed
-    assert "deprecated" not in output.replace("isinstance(treespec, LeafSpec)` is deprecated", "")
-    assert "Traceback" not in output
-    assert "OMP_NUM_THREADS" not in output
+    assert output.count("hfbridge: eval_steps has no effect") == 1
+    assert 1 <= output.count("Epoch 1/1: 100%") <= 2  # drawn again when it is closed
+    for unwanted in ("broadcast_buffers", "Traceback", "OMP_NUM_THREADS", "All distributed processes"):
+        assert unwanted not in output
+
+
+def test_rows_are_printed_once(launcher):
+    one = launcher.start(trainer=TWO)
+    ended_well(one)
+    assert one.output.count("{'loss': ") == 3
