@@ -442,6 +442,7 @@ class HFModule(pl.LightningModule):
                     loss.backward()
                 else:
                     self.trainer.strategy.backward(loss, None)
+            host.end_micro_batch()
             host.fire("on_substep_end")
             if host.wants_stop:
                 raise StopIteration  # ends Lightning's epoch before this window's step, as native does
@@ -451,6 +452,7 @@ class HFModule(pl.LightningModule):
         self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
         """Clip by the settings' max_grad_norm and keep the norm; Lightning's own arguments are not used."""
+        self.host.end_micro_batch()
         self.host.checkpoints.before_step()
         self.last_step.grad_norm = self.sharing.clip(self.model, self.args.max_grad_norm)
         self.host.fire("on_pre_optimizer_step")

@@ -226,6 +226,7 @@ class EngineSharing(Sharing):
         super().__init__(strategy)
         self.engine: Any = None
         self._is_last = True
+        self._has_begun = False
         self.is_sharded = strategy.zero_stage_3
         self.zero_config = strategy.given_config
 
@@ -269,6 +270,9 @@ class EngineSharing(Sharing):
     def micro_batch(self, *, is_last: bool) -> AbstractContextManager[Any]:
         """Note whether this micro-batch is the window's last."""
         self._is_last = is_last
+        if not self._has_begun:
+            self._has_begun = True
+            self._forget_order()
         return nullcontext()
 
     def backward(self, loss: Tensor) -> None:
@@ -335,10 +339,18 @@ class EngineSharing(Sharing):
         """The part of an engine of stage 3 whose hooks fetch weights."""
         return getattr(self.engine.optimizer, "parameter_offload", self.engine.optimizer)
 
+    def _forget_order(self) -> None:
+        """Have stage 3 learn anew in which order weights are wanted: forwards that tried things were not it."""
+        if self.is_sharded:
+            coordinator = self._offload.get_param_coordinator()
+            if not coordinator.is_invalid_trace():
+                coordinator._invalidate_trace()
+
     def _make(self, model: nn.Module, config: dict[str, Any], **parts: Any) -> Any:
         """Make an engine; one that an earlier run has left gives way."""
         self._end()
         deepspeed = require("deepspeed", extra="deepspeed", for_='strategy="deepspeed"')
+        self._has_begun = False
         index = self._strategy.root_device.index
         self.engine, *_ = deepspeed.initialize(
             args=argparse.Namespace(device_rank=-1 if index is None else index),
