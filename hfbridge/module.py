@@ -34,6 +34,7 @@ from torch.optim import Optimizer
 from transformers import TrainingArguments, enable_full_determinism, set_seed
 from transformers.utils.logging import set_verbosity
 
+from hfbridge import ranks
 from hfbridge.attach import has_plain_backward
 from hfbridge.callbacks import CallbackHost
 from hfbridge.checkpoints.export import save_pretrained
@@ -383,6 +384,8 @@ class HFModule(pl.LightningModule):
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
         """Write the model, and its tokenizer or processor, into a folder for `from_pretrained`.
 
+        Where each rank holds a part of the weights, all ranks call it, and the first one writes.
+
         Raises:
             ModelError: a named model that no run has built yet.
             CheckpointError: it cannot be written.
@@ -392,7 +395,13 @@ class HFModule(pl.LightningModule):
         """
         if self.model is None:
             raise ModelError("The model is not built yet: train it, or call module.configure_model() first.")
-        save_pretrained(self.model, Path(path), processing_class_of(self))
+        if self._sharing is None or not self._sharing.is_sharded:
+            save_pretrained(self.model, Path(path), processing_class_of(self))
+            return
+        weights = self._sharing.weights(self.model)
+        with ranks.together():
+            if weights is not None and ranks.rank() == 0:
+                save_pretrained(self.model, Path(path), processing_class_of(self), weights=weights)
 
     # One optimizer step.
 
