@@ -209,6 +209,11 @@ class CallbackHost(EvaluationHooks):
         self.logged.add(loss, global_step=self.state.global_step)
         self.state.num_input_tokens_seen += self._counter.add(inputs)
 
+    def end_micro_batch(self) -> None:
+        """Take note that a micro-batch's backward is over."""
+        assert self._counter is not None
+        self._counter.settle()
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Window, batch_idx: int
     ) -> None:

@@ -34,6 +34,7 @@ from torch.optim import Optimizer
 from transformers import TrainingArguments, enable_full_determinism, set_seed
 from transformers.utils.logging import set_verbosity
 
+from hfbridge import ranks
 from hfbridge.agreement import compare
 from hfbridge.attach import has_plain_backward
 from hfbridge.callbacks import CallbackHost
@@ -386,6 +387,8 @@ class HFModule(pl.LightningModule):
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
         """Write the model, and its tokenizer or processor, into a folder for `from_pretrained`.
 
+        Where each rank holds a part of the weights, all ranks call it, and the first one writes.
+
         Raises:
             ModelError: a named model that no run has built yet.
             CheckpointError: it cannot be written.
@@ -395,7 +398,13 @@ class HFModule(pl.LightningModule):
         """
         if self.model is None:
             raise ModelError("The model is not built yet: train it, or call module.configure_model() first.")
-        save_pretrained(self.model, Path(path), processing_class_of(self))
+        if self._sharing is None or not self._sharing.is_sharded:
+            save_pretrained(self.model, Path(path), processing_class_of(self))
+            return
+        weights = self._sharing.weights(self.model)
+        with ranks.together():
+            if weights is not None and ranks.rank() == 0:
+                save_pretrained(self.model, Path(path), processing_class_of(self), weights=weights)
 
     # One optimizer step.
 
@@ -445,6 +454,7 @@ class HFModule(pl.LightningModule):
                     loss.backward()
                 else:
                     self.trainer.strategy.backward(loss, None)
+            host.end_micro_batch()
             host.fire("on_substep_end")
             if host.wants_stop:
                 raise StopIteration  # ends Lightning's epoch before this window's step, as native does
@@ -454,6 +464,7 @@ class HFModule(pl.LightningModule):
         self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
         """Clip by the settings' max_grad_norm and keep the norm; Lightning's own arguments are not used."""
+        self.host.end_micro_batch()
         self.host.checkpoints.before_step()
         self.last_step.grad_norm = self.sharing.clip(self.model, self.args.max_grad_norm)
         self.host.fire("on_pre_optimizer_step")

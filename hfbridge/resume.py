@@ -102,8 +102,9 @@ def fill_checkpoint(module: Any, checkpoint: dict[str, Any]) -> Resumption | Non
     """
     # Out of memory: the run begins again with the weights as they are.
     own = checkpoint["state_dict"] if module.kept_optimizer is None else module.state_dict()
-    complete = complete_weights(module.model, without_prefix(own), source="the checkpoint")
-    checkpoint["state_dict"] = {f"{layout.PREFIX}{name}": tensor for name, tensor in complete.items()}
+    if own or layout.PARTS_KEY not in checkpoint:
+        complete = complete_weights(module.model, without_prefix(own), source="the checkpoint")
+        checkpoint["state_dict"] = {f"{layout.PREFIX}{name}": tensor for name, tensor in complete.items()}
     trainer = module._trainer
     if trainer is None:
         return None
@@ -116,6 +117,10 @@ def fill_checkpoint(module: Any, checkpoint: dict[str, Any]) -> Resumption | Non
             "This checkpoint was not written by a run of HFModule: it does not tell where its run was. Load "
             "its weights by HFModule.load_from_checkpoint, and begin a new run."
         )
+    takes_parts = module.sharing.save_parts is not None
+    if takes_parts != (layout.PARTS_KEY in checkpoint):
+        raise CheckpointError(_wrong_strategy(takes_parts))
+    module.sharing.parts_to_load = checkpoint.get(layout.PARTS_KEY)
     resumption = _read(module, checkpoint)
     schedule = trainer.datamodule.schedule
     step, epoch = resumption.new_state().global_step, resumption.start.place.epoch
@@ -124,7 +129,7 @@ def fill_checkpoint(module: Any, checkpoint: dict[str, Any]) -> Resumption | Non
     }
     checkpoint.setdefault("optimizer_states", [])
     checkpoint.setdefault("lr_schedulers", [])
-    if not checkpoint["optimizer_states"]:
+    if not checkpoint["optimizer_states"] and not takes_parts:
         warnings.warn(
             "The checkpoint holds weights and state alone (save_only_model): optimizer and schedule begin "
             "anew, and random numbers are others.",
@@ -139,6 +144,19 @@ def fill_checkpoint(module: Any, checkpoint: dict[str, Any]) -> Resumption | Non
             stacklevel=2,
         )
     return resumption
+
+
+def _wrong_strategy(takes_parts: bool) -> str:
+    if takes_parts:
+        return (
+            "This checkpoint holds no states of DeepSpeed's: it was written under another strategy, or by "
+            "save_only_model. Resume under that strategy, or begin a new run with its weights: "
+            "HFModule(folder, auto_class)."
+        )
+    return (
+        "This checkpoint was written under DeepSpeed: optimizer and weights are in parts that DeepSpeed alone "
+        "reads. Resume with the same deepspeed= in the settings, or begin a new run with its weights."
+    )
 
 
 def _read(module: Any, checkpoint: dict[str, Any]) -> Resumption:

@@ -99,12 +99,13 @@ class RunCheckpoints:
             host.state,
             weights=sharing.weights(module.model),
             optimizer=None if only_model else sharing.optimizer_state(module.model, optimizer),
-            schedule=None if only_model else module.schedule.state_dict(),
+            schedule=None if only_model or sharing.keeps_schedule else module.schedule.state_dict(),
             processing_class=processing_class_of(module),
             exports=host.exports(),
             position=self._position(trainer),
             waits=waits,
-            is_live=not sharing.is_sharded,
+            is_live=not sharing.is_sharded and sharing.save_parts is None,
+            save_parts=sharing.save_parts,
         )
         listeners = (*trainer.callbacks, module)  # type: ignore[attr-defined]
         # Some optimizers swap weights before the forward.

@@ -33,7 +33,7 @@ def to_lightning(checkpoint: Checkpoint) -> dict[str, Any]:
         "callbacks": {},
         "state_dict": {f"{layout.PREFIX}{name}": tensor for name, tensor in checkpoint.weights.items()},
         "optimizer_states": [checkpoint.optimizer] if has_states else [],
-        "lr_schedulers": [checkpoint.schedule] if has_states else [],
+        "lr_schedulers": [] if checkpoint.schedule is None else [checkpoint.schedule],
         layout.STATE_KEY: checkpoint.state_text,
         layout.WEIGHTS_KEY: {"names": list(checkpoint.weights), "adapter": checkpoint.has_adapter},
     }

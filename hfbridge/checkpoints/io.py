@@ -74,7 +74,8 @@ class NativeCheckpointIO(TorchCheckpointIO):
             # With as many ranks as before each needs its own states alone.
             is_as_before = len(layout.random_files_in(folder)) == ranks.count()
             rank = ranks.rank() if self._reads_together and is_as_before else None
-            return to_lightning(read_checkpoint(folder, rank=rank))
+            read = to_lightning(read_checkpoint(folder, rank=rank))
+            return {**read, layout.PARTS_KEY: str(folder)} if layout.has_parts(folder) else read
         if "://" not in str(path) and not Path(path).exists():
             raise CheckpointError(f"There is no checkpoint {str(path)!r}.")
         named["weights_only"] = True

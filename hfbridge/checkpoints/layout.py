@@ -14,6 +14,9 @@ rng_state.pth, or of each    states of Python's, numpy's and torch's      hfbrid
 trainer_state.json           TrainerState                                 hfbridge.trainer_state, as text
 the rest                     configuration, tokenizer, training_args.bin  hfbridge.files, as bytes
 
+Under DeepSpeed there is no optimizer.pt. What each rank holds is in files of its own, with weights and
+optimizer, in `global_step<N>` (its name is in `latest`); DeepSpeed writes and reads them. They are pickles.
+
 `training_args.bin` is a pickle, written for the native Trainer and never read here. With `save_only_model`
 there are no optimizer.pt, scheduler.pt and rng_state.pth.
 
@@ -36,8 +39,8 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 ADAPTER_SAFE_WEIGHTS_NAME = "adapter_model.safetensors"
 UNFINISHED = "unfinished-"
 OWN = "hfbridge"
-STATE_KEY, RNG_KEY, POSITION_KEY, FILES_KEY, WEIGHTS_KEY = (
-    f"{OWN}.{name}" for name in ("trainer_state", "rng", "position", "files", "weights")
+STATE_KEY, RNG_KEY, POSITION_KEY, FILES_KEY, WEIGHTS_KEY, PARTS_KEY = (
+    f"{OWN}.{name}" for name in ("trainer_state", "rng", "position", "files", "weights", "parts")
 )
 PREFIX = "model."
 
@@ -46,6 +49,7 @@ __all__ = [
     "FILES_KEY",
     "OPTIMIZER_NAME",
     "OWN",
+    "PARTS_KEY",
     "POSITION_KEY",
     "PREFIX",
     "RNG_KEY",
@@ -59,6 +63,7 @@ __all__ = [
     "WEIGHTS_KEY",
     "checkpoint_name",
     "checkpoints_in",
+    "has_parts",
     "is_checkpoint",
     "random_files_in",
     "random_name",
@@ -91,6 +96,14 @@ def random_files_in(folder: Path) -> list[str]:
     numbers = [int(named[1]) for path in folder.iterdir() if (named := _OF_RANK.fullmatch(path.name))]
     ranks = max(2, max(numbers) + 1) if numbers else 1
     return [random_name(rank, ranks) for rank in range(ranks)]
+
+
+def has_parts(folder: Path) -> bool:
+    """Whether a checkpoint holds files of DeepSpeed's, with what each rank held.
+
+    Mirrors: transformers.integrations.deepspeed.deepspeed_load_checkpoint
+    """
+    return any(path.is_dir() for path in folder.glob("global_step*"))
 
 
 def weights_in(folder: Path) -> Path:

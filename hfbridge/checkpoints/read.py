@@ -94,15 +94,18 @@ def read_checkpoint(folder: Path, *, keeps_files: bool = False, rank: int | None
             return None
 
     file = layout.weights_in(folder).name
-    weights = attempt(read_weights, file)
+    has_parts = layout.has_parts(folder)
+    is_whole = not has_parts or any(folder.glob("*.safetensors"))
+    weights = attempt(read_weights, file) if is_whole else {}
     state = attempt(_read_state, layout.TRAINER_STATE_NAME)
     optimizer = schedule = None
     ranks: list[RankState | None] = []
     first: dict[str, Any] = {}
     random_files = layout.random_files_in(folder)
     if any((folder / name).exists() for name in (*_RESUMING, *random_files)):  # else: save_only_model
-        optimizer = attempt(_read_optimizer, layout.OPTIMIZER_NAME)
-        schedule = attempt(_read_schedule, layout.SCHEDULER_NAME)
+        optimizer = None if has_parts else attempt(_read_optimizer, layout.OPTIMIZER_NAME)
+        if not has_parts or (folder / layout.SCHEDULER_NAME).exists():
+            schedule = attempt(_read_schedule, layout.SCHEDULER_NAME)
         for number, name in enumerate(random_files):
             is_read = rank in (None, number) or number == 0
             states = (attempt(_read_random_states, name) if is_read else None) or {}

@@ -41,6 +41,7 @@ class Content:
         optimizer: its `state_dict`, whole; `None` with `save_only_model`, as the next one.
         schedule: its `state_dict`.
         ranks: states of all ranks; none with `save_only_model`.
+        parts: a directory on the same disk, all of which moves into the checkpoint.
     """
 
     model: nn.Module
@@ -52,6 +53,7 @@ class Content:
     optimizer: dict[str, Any] | None = None
     schedule: dict[str, Any] | None = None
     ranks: Sequence[RankState | None] = ()
+    parts: Path | None = None
 
 
 def write_checkpoint(folder: Path, content: Content) -> Callable[[], None]:
@@ -71,6 +73,10 @@ def write_checkpoint(folder: Path, content: Content) -> Callable[[], None]:
         unfinished = stack.enter_context(replaced(folder))
         save_model(content.model, unfinished, content.processing_class, weights=content.weights)
         torch.save(content.args, unfinished / layout.TRAINING_ARGS_NAME)
+        if content.parts is not None:
+            for path in content.parts.iterdir():
+                os.replace(path, unfinished / path.name)
+            content.parts.rmdir()
         _write_run(unfinished, content, step=content.step)
         return stack.pop_all().close
     raise AssertionError  # pragma: no cover
@@ -98,6 +104,7 @@ def _write_run(folder: Path, content: Content | Checkpoint, *, step: int) -> Non
     (folder / layout.TRAINER_STATE_NAME).write_text(content.state_text, encoding="utf-8")
     if content.optimizer is not None:
         torch.save(content.optimizer, folder / layout.OPTIMIZER_NAME)
+    if content.schedule is not None:
         torch.save(content.schedule, folder / layout.SCHEDULER_NAME)
     names = [layout.random_name(rank, len(content.ranks)) for rank in range(len(content.ranks))]
     for rank, (name, found) in reversed([*enumerate(zip(names, content.ranks, strict=True))]):

@@ -116,6 +116,7 @@ class CheckpointWriter:
         position: dict[str, Any],
         waits: bool,
         is_live: bool,
+        save_parts: Callable[[Path], None] | None = None,
     ) -> None:
         """Write the checkpoint of the step a run has come to.
 
@@ -134,6 +135,7 @@ class CheckpointWriter:
             position: what the native Trainer forgets of this rank, for an exact resume.
             waits: return when the checkpoint has its name, if saving is not asynchronous.
             is_live: weights and optimizer's state are those that training changes, and not gathered ones.
+            save_parts: writes into a directory what each rank holds, and not with `save_only_model`.
 
         Raises:
             CheckpointError: it cannot be written, or the one before could not.
@@ -150,6 +152,13 @@ class CheckpointWriter:
         told = ranks.gather((own, has_best, waits))
         if told[0][1]:  # the first rank knows what is there
             state.best_model_checkpoint = os.path.join(str(args.output_dir), best)
+        parts = None
+        if save_parts is not None and not args.save_only_model:
+            parts = self.folder / f"{layout.UNFINISHED}{folder.name}-parts"
+            with ranks.together():
+                shutil.rmtree(parts, ignore_errors=True)  # of a run that was killed
+            with ranks.together():
+                save_parts(parts)
         with ranks.together():
             if self._writes:
                 export(state, exports)
@@ -161,6 +170,7 @@ class CheckpointWriter:
                     state.global_step,
                     as_json(state),
                     ranks=[found for states, _, _ in told for found in states],
+                    parts=parts,
                 )
                 if not args.save_only_model:
                     content.optimizer, content.schedule = optimizer, schedule

@@ -40,8 +40,9 @@ class InputCounter:
         self._ranks, self._device = ranks, device_of(model)
         self._main = getattr(model, "main_input_name", "input_ids")
         self._model = model
-        # Under ZeRO-3 a parameter counts, natively, while it is whole.
+        # Under ZeRO-3 a parameter counts, natively, if it is whole when a micro-batch's backward is over.
         self._changes = any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+        self._unsettled = 0
         self._flops_per_element = self._count_parameters()
         self._tokens, self._pad_token_id = tokens, pad_token_id
         self._has_told = False
@@ -61,8 +62,9 @@ class InputCounter:
                 self._tell(f"The micro-batches hold no {self._main!r}: input tokens are not counted.")
             return 0
         if self._changes:
-            self._flops_per_element = self._count_parameters()
-        self.flops += self._flops_per_element * main.numel()
+            self._unsettled += main.numel()
+        else:
+            self.flops += self._flops_per_element * main.numel()
         if self._tokens == "no":
             return 0
         if self._tokens == "non_padding":
@@ -72,6 +74,12 @@ class InputCounter:
                 return int((main != self._pad_token_id).sum())
             self._tell("Neither attention mask nor padding token tell padding: all input tokens are counted.")
         return main.numel()
+
+    def settle(self) -> None:
+        """Take note that the backward of the last micro-batch is over."""
+        if self._unsettled:
+            self.flops += self._count_parameters() * self._unsettled
+            self._unsettled = 0
 
     def drain_flops(self) -> float:
         """Return the operations of all ranks since the last call, which all of them make."""

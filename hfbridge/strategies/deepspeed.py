@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 from torch.distributed.constants import default_pg_timeout
 from torch.optim import Optimizer
 
-from hfbridge.errors import SettingsError
+from hfbridge.errors import CheckpointError, SettingsError
 from hfbridge.optional import require
 from hfbridge.settings.deepspeed import Config, check_config, check_name, preset, read_config, value_in
 from hfbridge.settings.settings import Settings
@@ -182,9 +183,42 @@ class DeepSpeedStrategy(strategies.DeepSpeedStrategy):
                 module.to(self.root_device)
         self.barrier()
 
-    def optimizer_state(self, optimizer: Any) -> dict[str, Tensor]:
-        """Return the state of this rank's share."""
-        return Strategy.optimizer_state(self, optimizer)
+    # Checkpoints.
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """The engine has read the optimizer's state with the weights."""
+        return False
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read a checkpoint, on every rank."""
+        return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Have the engine read what each rank holds, or take whole weights to evaluate with."""
+        module: Any = self.lightning_module
+        if self.sharing.parts_to_load is not None and module.trainer.state.fn == TrainerFn.FITTING:
+            self.sharing.load_parts(self.sharing.parts_to_load)
+            return
+        weights = checkpoint["state_dict"].items()
+        prefix = "model."
+        self.sharing.load_weights(
+            module.model, {n.removeprefix(prefix): t for n, t in weights if n.startswith(prefix)}
+        )
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None
+    ) -> None:
+        """Refuse: one file cannot hold what an engine reads.
+
+        Raises:
+            CheckpointError: always.
+        """
+        raise CheckpointError(
+            "Under DeepSpeed a run goes on from directories, which save_strategy in the settings writes; "
+            "trainer.save_checkpoint and ModelCheckpoint write single files. Leave them out. For the weights "
+            "alone call module.save_pretrained(folder)."
+        )
 
     def teardown(self) -> None:
         """Leave model and engine where they are, as natively: all ranks still need a sharded model."""
@@ -226,8 +260,11 @@ class EngineSharing(Sharing):
         super().__init__(strategy)
         self.engine: Any = None
         self._is_last = True
+        self._has_begun = False
+        self._told = strategy
         self.is_sharded = strategy.zero_stage_3
         self.zero_config = strategy.given_config
+        self.save_parts = self._save_parts
 
     def autocasts(self, *, trains: bool) -> bool:
         """Whether bf16 is for autocast to do; an engine casts the weights."""
@@ -269,6 +306,9 @@ class EngineSharing(Sharing):
     def micro_batch(self, *, is_last: bool) -> AbstractContextManager[Any]:
         """Note whether this micro-batch is the window's last."""
         self._is_last = is_last
+        if not self._has_begun:
+            self._has_begun = True
+            self._forget_order()
         return nullcontext()
 
     def backward(self, loss: Tensor) -> None:
@@ -313,7 +353,7 @@ class EngineSharing(Sharing):
         Mirrors: accelerate.Accelerator.get_state_dict
         """
         if not is_in_parts(model):
-            return model.state_dict()
+            return _copied(model.state_dict()) if self._told.local_rank == 0 else None
         found: Mapping[str, Tensor] | None = self.engine._zero3_consolidated_16bit_state_dict()
         return found
 
@@ -331,14 +371,58 @@ class EngineSharing(Sharing):
             model.load_state_dict(weights)
 
     @property
+    def keeps_schedule(self) -> bool:  # type: ignore[override]
+        """Whether the engine steps the schedule, and keeps its state."""
+        return self.engine is not None and self.engine.lr_scheduler is not None
+
+    def optimizer_state(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Any] | None:
+        """Return nothing: it is in the parts."""
+        return None
+
+    def load_parts(self, folder: str) -> None:
+        """Have the engine read weights, optimizer and its schedule.
+
+        Raises:
+            CheckpointError: other ranks wrote it than there are, or it is not whole.
+
+        Mirrors: transformers.integrations.deepspeed.deepspeed_load_checkpoint
+        """
+        latest = Path(folder, "latest")
+        tag = latest.read_text().strip() if latest.exists() else ""
+        wrote = len(list(Path(folder, tag).glob("*zero_pp_rank_*_mp_rank_00_optim_states.pt"))) if tag else 0
+        if wrote != self._told.world_size:
+            raise CheckpointError(
+                f"{folder!r} holds the optimizer's parts of {wrote} ranks, and this run has "
+                f"{self._told.world_size}. Resume with {wrote}, or begin a new run with its weights."
+            )
+        path, _ = self.engine.load_checkpoint(folder, load_module_strict=not _has_adapter(self.engine.module))
+        if path is None:
+            raise CheckpointError(f"DeepSpeed could not read {folder!r}; its messages say why.")
+
+    def _save_parts(self, folder: Path) -> None:
+        """Have the engine write what each rank holds.
+
+        Mirrors: transformers.Trainer._save_optimizer_and_scheduler
+        """
+        self.engine.save_checkpoint(str(folder), exclude_frozen_parameters=_has_adapter(self.engine.module))
+
+    @property
     def _offload(self) -> Any:
         """The part of an engine of stage 3 whose hooks fetch weights."""
         return getattr(self.engine.optimizer, "parameter_offload", self.engine.optimizer)
+
+    def _forget_order(self) -> None:
+        """Have stage 3 learn anew in which order weights are wanted; what was tried before was not it."""
+        if self.is_sharded:
+            coordinator = self._offload.get_param_coordinator()
+            if not coordinator.is_invalid_trace():
+                coordinator._invalidate_trace()
 
     def _make(self, model: nn.Module, config: dict[str, Any], **parts: Any) -> Any:
         """Make an engine; one that an earlier run has left gives way."""
         self._end()
         deepspeed = require("deepspeed", extra="deepspeed", for_='strategy="deepspeed"')
+        self._has_begun = False
         index = self._strategy.root_device.index
         self.engine, *_ = deepspeed.initialize(
             args=argparse.Namespace(device_rank=-1 if index is None else index),
@@ -414,6 +498,20 @@ class EngineOptimizer(Optimizer):
         """Return the engine's state of this rank's share."""
         state: dict[str, Any] = self.optimizer.state_dict()
         return state
+
+
+def _has_adapter(model: nn.Module) -> bool:
+    return any(kind.__name__ == "PeftModel" for kind in type(model).__mro__)
+
+
+def _copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy weights out of the engine's flat buffers; what is tied stays tied."""
+    copies: dict[tuple[int, torch.Size], Tensor] = {}
+    for tensor in weights.values():
+        key = (tensor.data_ptr(), tensor.shape)
+        if key not in copies:
+            copies[key] = tensor.detach().to("cpu", copy=True)
+    return {name: copies[tensor.data_ptr(), tensor.shape] for name, tensor in weights.items()}
 
 
 def is_in_parts(model: nn.Module) -> bool:

@@ -9,15 +9,16 @@ HFModule asks its strategy's `Sharing` wherever it matters who holds what:
     the run begins                  forward_through
     each micro-batch                micro_batch, around its forward and backward; backward
     the window's last backward      clip
-    a checkpoint is written         weights, optimizer_state: whole, on the first rank
-    a run goes on                   load_weights, load_optimizer_state
+    a checkpoint is written         weights, optimizer_state: whole, on the first rank; save_parts
+    a run goes on                   load_weights, load_optimizer_state; parts_to_load
     a model generates               whole
 
 A `Sharing` by itself is that of a single device and of DDP, where every rank holds everything.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,10 +39,17 @@ class Sharing:
         replaces_parameters: an optimizer made before `shard` holds parameters that are no longer the model's.
         loads_sharded: `shard` also takes a model without weights, and the ranks' parts are loaded into it.
         zero_config: what DeepSpeed was told, if it is used.
+        save_parts: writes what each rank holds into a directory, in files of its own; called by all ranks.
+            `None` where checkpoints hold whole states.
+        parts_to_load: the directory of such files that a run goes on from.
+        keeps_schedule: those files hold the state of the schedule, too.
     """
 
     is_sharded = replaces_parameters = loads_sharded = False
     zero_config: dict[str, Any] | None = None
+    save_parts: Callable[[Path], None] | None = None
+    parts_to_load: str | None = None
+    keeps_schedule = False
 
     def __init__(self, strategy: Strategy) -> None:
         self._strategy = strategy

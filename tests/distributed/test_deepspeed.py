@@ -4,7 +4,14 @@ import json
 
 import pytest
 
-from tests.distributed.zero import run_zero_job
+from tests.distributed.zero import (
+    resume_both_ways,
+    resume_elsewhere,
+    run_by_name,
+    run_zero_job,
+    save_and_generate,
+    train_in_parts,
+)
 from tests.parity.engines import Job
 
 pytestmark = [pytest.mark.distributed, pytest.mark.deepspeed, pytest.mark.slow]
@@ -102,3 +109,69 @@ def test_sections_that_deepspeed_builds_equal_native(ranks, sections, stage):
 def test_three_ranks_equal_native(ranks, stage):
     config = zero(stage, reduce_bucket_size=2000, allgather_bucket_size=3000)
     ranks(3).run(run_zero_job, Job("gpt2", {**SETTINGS, "deepspeed": config}, eval_rows=0, rows=70))
+
+
+NAMES = {
+    "deepspeed": 2,
+    "deepspeed_stage_1": 1,
+    "deepspeed_stage_2": 2,
+    "deepspeed_stage_2_offload": 2,
+    "deepspeed_stage_3": 3,
+    "deepspeed_stage_3_offload": 3,
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_validates_predicts_and_trains(ranks, name):
+    found, other = ranks(2).run(run_by_name, name, {})
+    plain = ranks(2).run(run_by_name, "ddp", {})[0]
+    assert (found["strategy"], found["stage"]) == ("DeepSpeedStrategy", NAMES[name])
+    assert found["weights"] == other["weights"]
+    assert found["before"] == pytest.approx(plain["before"], rel=1e-6)
+    assert found["after"] == other["after"] < found["before"] + 1
+    assert abs(found["predicted"] - plain["predicted"]).max() < 1e-6  # another order of the same sums
+    assert not found["is_live"]
+
+
+@pytest.mark.parametrize("is_factory", [False, True])
+def test_a_model_is_loaded_in_parts_and_trains_as_natively(ranks, is_factory):
+    for found in ranks(2).run(train_in_parts, zero(3), is_factory):
+        assert found["parameters"] == found["in parts"] > 0
+        assert found["held"] == 0
+
+
+def test_a_model_in_parts_is_saved_and_generates(ranks):
+    found = ranks(2).run(save_and_generate, zero(3, stage3_param_persistence_threshold=0))
+    for rank, told in enumerate(found):
+        assert told["same logits"]
+        assert told["again"]
+        assert told["same tokens"] == [True, True]
+        assert told["length"] == 4 + 3 + 4 * rank
+        assert told["held"] == 0 < told["whole"]
+
+
+SAVING = {"save_strategy": "steps", "save_steps": 3}
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_either_engine_goes_on_from_either_checkpoint(ranks, stage):
+    config = zero(stage)
+    if stage == 3:
+        config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
+    job = Job("distilbert", {**SETTINGS, **SAVING, "num_train_epochs": 3, "deepspeed": config}, eval_rows=0)
+    found = ranks(2).run(resume_both_ways, job)[0]
+    assert set(found["steps"].values()) == {3}
+    assert found["names"]["native"] == found["names"]["bridged"]
+    assert "global_step3" in found["names"]["bridged"]
+
+
+@pytest.mark.parametrize(
+    ("written", "resumed", "told"),
+    [
+        ({"deepspeed": zero(2)}, {}, "was written under DeepSpeed"),
+        ({}, {"deepspeed": zero(2)}, "holds no states of DeepSpeed's"),
+    ],
+)
+def test_a_checkpoint_of_another_strategy_is_refused(ranks, written, resumed, told):
+    for error in ranks(2).run(resume_elsewhere, written, resumed):
+        assert told in error
