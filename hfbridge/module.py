@@ -36,7 +36,6 @@ from transformers.utils.logging import set_verbosity
 
 from hfbridge.attach import has_plain_backward
 from hfbridge.callbacks import CallbackHost
-from hfbridge.checkpoints.export import save_pretrained
 from hfbridge.checkpoints.io import read_directories
 from hfbridge.data.columns import label_names_of
 from hfbridge.data.window import MicroBatch, Window
@@ -64,7 +63,7 @@ from hfbridge.model.optim import (
 )
 from hfbridge.model.prepare import Preparation
 from hfbridge.resume import Resumption, fill_checkpoint
-from hfbridge.saving import processing_class_of
+from hfbridge.saving import write_on_first_rank
 from hfbridge.settings import Settings, SettingsSource
 from hfbridge.strategies import Sharing, rank_variables, sharing_of
 
@@ -247,8 +246,8 @@ class HFModule(pl.LightningModule):
         self._sharing = sharing_of(self.trainer.strategy)
         if self._sharing.replaces_parameters and self.given_optimizers != (None, None):
             raise ModelError(
-                "optimizers holds the parameters of the whole model, and FSDP puts others in their place. Pass "
-                "optimizer_cls_and_kwargs=(class, arguments), or name the optimizer by optim."
+                "optimizers holds the parameters of the whole model, and FSDP puts others in their place. "
+                "Pass optimizer_cls_and_kwargs=(class, arguments), or name the optimizer by optim."
             )
         set_verbosity(self._args.get_process_log_level())
         self.evaluator.begin_run(self, self._args)
@@ -365,6 +364,8 @@ class HFModule(pl.LightningModule):
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
         """Write the model, and its tokenizer or processor, into a folder for `from_pretrained`.
 
+        The first of several ranks writes. Where they share the weights (FSDP) all of them call this together.
+
         Raises:
             ModelError: a named model that no run has built yet.
             CheckpointError: it cannot be written.
@@ -374,7 +375,7 @@ class HFModule(pl.LightningModule):
         """
         if self.model is None:
             raise ModelError("The model is not built yet: train it, or call module.configure_model() first.")
-        save_pretrained(self.model, Path(path), processing_class_of(self))
+        write_on_first_rank(self, self.model, Path(path))
 
     # One optimizer step.
 

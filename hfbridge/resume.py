@@ -17,8 +17,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import Trainer as NativeTrainer
 from transformers import TrainerState, TrainingArguments
@@ -212,7 +213,7 @@ def describe_run(
     Returns:
         Entries by key; checkpoints/layout.py has the table.
     """
-    weights = dict(module.model.state_dict())
+    weights = _stand_ins(module.model)
     return {
         layout.STATE_KEY: as_json(state),
         layout.RNG_KEY: [generators.as_plain(generators.capture())],
@@ -221,6 +222,13 @@ def describe_run(
         layout.FILES_KEY: pack(other_files(module.model, module.args, processing_class)),
         "lr_schedulers": [module.schedule.state_dict()],
     }
+
+
+def _stand_ins(model: nn.Module) -> dict[str, Tensor]:
+    """Make a small tensor for each one in a model's `state_dict`; tied ones have the same."""
+    made: dict[int, Tensor] = {}
+    own = model.state_dict(keep_vars=True)
+    return {name: made.setdefault(id(tensor), torch.empty(1)) for name, tensor in own.items()}
 
 
 def check_optimizer_state(optimizer: Optimizer, found: dict[str, Any]) -> None:

@@ -8,14 +8,19 @@ ModelCheckpoint, trainer.save_checkpoint           a Lightning file, with what h
 import copy
 import warnings
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch.distributed as dist
+from torch import nn
 
+from hfbridge.checkpoints.export import save_pretrained
 from hfbridge.checkpoints.sigterm import SigtermCheckpoint
 from hfbridge.checkpoints.writer import CheckpointWriter, export
 from hfbridge.errors import BridgeWarning, CheckpointError
 from hfbridge.resume import describe_run, position_of
+from hfbridge.strategies import Sharing
 
 _BEFORE_NEXT_STEP = (  # what may run between a save and the moment `before_step` is called
     "on_train_batch_start",
@@ -162,6 +167,34 @@ def may_change_weights(listener: pl.Callback | pl.LightningModule) -> bool:
     hooks = (getattr(listener, name, None) for name in _BEFORE_NEXT_STEP)
     modules = [getattr(hook, "__module__", None) or "" for hook in hooks if hook is not None]
     return not all(module.startswith(_READS_ONLY) for module in modules)
+
+
+def write_on_first_rank(module: Any, model: nn.Module, folder: Path) -> None:
+    """Write a model for `from_pretrained`; where the ranks share it, all of them return when it is there.
+
+    Args:
+        module: the HFModule.
+        model: its model.
+        folder: where to.
+
+    Raises:
+        CheckpointError: it cannot be written; on every rank that was waiting.
+    """
+    sharing: Sharing | None = module._sharing
+    if sharing is None or not sharing.is_sharded:
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            save_pretrained(model, folder, processing_class_of(module))
+        return
+    weights = sharing.weights(model)
+    told: list[str | None] = [None]
+    if weights is not None:
+        try:
+            save_pretrained(model, folder, processing_class_of(module), weights=weights)
+        except CheckpointError as error:
+            told = [str(error)]
+    dist.broadcast_object_list(told, src=0)
+    if told[0] is not None:
+        raise CheckpointError(told[0])
 
 
 def processing_class_of(module: Any) -> Any:

@@ -7,11 +7,12 @@ module.save_pretrained("final")              for AutoModelFor....from_pretrained
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hfbridge.checkpoints import layout
 from hfbridge.checkpoints.convert import from_lightning, to_lightning
@@ -57,13 +58,20 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> P
     return target
 
 
-def save_pretrained(model: nn.Module, folder: Path, processing_class: Any) -> None:
+def save_pretrained(
+    model: nn.Module,
+    folder: Path,
+    processing_class: Any,
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write a model for `from_pretrained`, and read it again to see that it is all there.
 
     Args:
         model: the Hugging Face model.
         folder: made if it is not there; files of the same names are replaced, others stay.
         processing_class: tokenizer or processor, written beside it; `None` is not.
+        weights: the whole `state_dict` of a model of which this process holds a part.
 
     Raises:
         CheckpointError: it cannot be written, or what was written is not the model.
@@ -74,8 +82,8 @@ def save_pretrained(model: nn.Module, folder: Path, processing_class: Any) -> No
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=layout.UNFINISHED, dir=folder.parent) as beside:
             with replaced(Path(beside) / "model") as unfinished:
-                save_model(model, unfinished, processing_class)
-                _check_is_saved(model, unfinished)
+                save_model(model, unfinished, processing_class, weights=weights)
+                _check_is_saved(model, unfinished, model.state_dict() if weights is None else weights)
             written = Path(beside) / "model"
             for path in sorted(written.rglob("*")):
                 place = folder / path.relative_to(written)
@@ -89,12 +97,18 @@ def save_pretrained(model: nn.Module, folder: Path, processing_class: Any) -> No
         raise CheckpointError(f"The model could not be written to {str(folder)!r}: {error}.") from error
 
 
-def _check_is_saved(model: nn.Module, folder: Path) -> None:
+def _check_is_saved(model: nn.Module, folder: Path, weights: Mapping[str, Tensor]) -> None:
     path = layout.weights_in(folder)
     name = path.name
-    found = complete_weights(model, read_weights(path), source=name)
+    read = read_weights(path)
+    own = model.state_dict(keep_vars=True)
+    # Below an adapter the model is as it was; there is nothing of it in the file.
+    is_below = {id(tensor) for tensor in own.values()} if name == layout.ADAPTER_SAFE_WEIGHTS_NAME else set()
+    found = complete_weights(model, read, source=name)
     wrong = [
-        key for key, tensor in model.state_dict().items() if not torch.equal(tensor.cpu(), found[key].cpu())
+        key
+        for key, tensor in weights.items()
+        if id(found[key]) not in is_below and not torch.equal(tensor.cpu(), found[key].cpu())
     ]
     if wrong:
         raise CheckpointError(
