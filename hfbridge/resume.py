@@ -231,8 +231,13 @@ def _stand_ins(model: nn.Module) -> dict[str, Tensor]:
     return {name: made.setdefault(id(tensor), torch.empty(1)) for name, tensor in own.items()}
 
 
-def check_optimizer_state(optimizer: Optimizer, found: dict[str, Any]) -> None:
+def check_optimizer_state(optimizer: Optimizer, found: dict[str, Any], *, is_sharded: bool = False) -> None:
     """See that the state of an optimizer belongs to the parameters it is put to.
+
+    Args:
+        optimizer: of this run.
+        found: its whole state.
+        is_sharded: parameters are parts, of other shapes than the whole; those who cut see to them.
 
     Raises:
         CheckpointError: it has other groups, or tensors of other shapes.
@@ -244,6 +249,8 @@ def check_optimizer_state(optimizer: Optimizer, found: dict[str, Any]) -> None:
         raise CheckpointError(
             f"{layout.OPTIMIZER_NAME} is of groups of {saved} parameters, and this run has {own}. {advice}"
         )
+    if is_sharded:
+        return
     parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
     numbers = [number for group in found["param_groups"] for number in group["params"]]
     for number, parameter in zip(numbers, parameters, strict=True):

@@ -86,10 +86,12 @@ def whole_weights(module: hfbridge.HFModule) -> dict[str, Tensor] | None:
     return None if found is None else {name: tensor.detach().clone() for name, tensor in found.items()}
 
 
-def train(kind: str, strategy: str, ranks: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+def train(
+    kind: str, strategy: str, ranks: int, settings: Mapping[str, Any], rows: int = 40
+) -> dict[str, Any]:
     """Train and return rows and weights."""
     trainer, module = make_trainer(strategy, ranks, **settings), hfbridge.HFModule(make(kind))
-    trainer.fit(module, make_data(kind))
+    trainer.fit(module, make_data(kind, rows=rows))
     return {
         "rows": [without_times(row) for row in trainer.log_history],
         "weights": whole_weights(module),
@@ -122,6 +124,7 @@ def load_named(folder: str, auto_class: str, strategy: str, settings: Mapping[st
     return {
         "first": first[0],
         "largest": made.elements,
+        "made by": made.name,
         "rows": [without_times(row) for row in trainer.log_history],
         "weights": whole_weights(module),
         "config": module.model.config.to_dict(),
@@ -142,13 +145,15 @@ class LargestStorage(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.elements = 0
+        self.elements, self.name = 0, ""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
         for tensor in made if isinstance(made, (tuple, list)) else (made,):
-            if isinstance(tensor, Tensor) and type(tensor) is Tensor and tensor.device.type != "meta":
-                self.elements = max(self.elements, tensor.numel())
+            is_view = any(returned.alias_info is not None for returned in func._schema.returns)
+            is_plain = type(tensor) is Tensor and not tensor.is_meta and not is_view
+            if is_plain and tensor.numel() > self.elements:
+                self.elements, self.name = tensor.numel(), str(func)
         return made
 
 
