@@ -162,7 +162,9 @@ class CallbackHost(EvaluationHooks):
             self.state.compute_steps(args, module.trainer.datamodule.schedule.max_steps)
         else:
             if resumption.optimizer is not None:
-                check_optimizer_state(module.trainer.optimizers[0], resumption.optimizer)
+                check_optimizer_state(
+                    module.trainer.optimizers[0], resumption.optimizer, is_sharded=module.sharing.is_sharded
+                )
             if follows_metric(module.schedule) and resumption.schedule is not None:
                 module.schedule.load_state_dict(resumption.schedule)
             self.state = resumption.new_state()

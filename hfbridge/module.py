@@ -34,11 +34,9 @@ from torch.optim import Optimizer
 from transformers import TrainingArguments, enable_full_determinism, set_seed
 from transformers.utils.logging import set_verbosity
 
-from hfbridge import ranks
 from hfbridge.agreement import compare
 from hfbridge.attach import has_plain_backward
 from hfbridge.callbacks import CallbackHost
-from hfbridge.checkpoints.export import save_pretrained
 from hfbridge.checkpoints.io import read_directories
 from hfbridge.data.columns import label_names_of
 from hfbridge.data.window import MicroBatch, Window
@@ -68,7 +66,7 @@ from hfbridge.model.optim import (
 from hfbridge.model.prepare import Preparation
 from hfbridge.model.zero import ZeroConfig, build_engine
 from hfbridge.resume import Resumption, fill_checkpoint
-from hfbridge.saving import processing_class_of
+from hfbridge.saving import write_on_first_rank
 from hfbridge.settings import Settings, SettingsSource
 from hfbridge.strategies import Sharing, rank_variables, sharing_of
 
@@ -382,12 +380,12 @@ class HFModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put into a Lightning checkpoint what an exact resume needs."""
         if self._host is not None and self._host.checkpoints.is_resumable:
-            checkpoint |= self._host.checkpoints.describe(self, checkpoint["state_dict"])
+            checkpoint |= self._host.checkpoints.describe(self)
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
         """Write the model, and its tokenizer or processor, into a folder for `from_pretrained`.
 
-        Where each rank holds a part of the weights, all ranks call it, and the first one writes.
+        The first of several ranks writes. Where they share the weights (FSDP) all of them call this together.
 
         Raises:
             ModelError: a named model that no run has built yet.
@@ -398,13 +396,7 @@ class HFModule(pl.LightningModule):
         """
         if self.model is None:
             raise ModelError("The model is not built yet: train it, or call module.configure_model() first.")
-        if self._sharing is None or not self._sharing.is_sharded:
-            save_pretrained(self.model, Path(path), processing_class_of(self))
-            return
-        weights = self._sharing.weights(self.model)
-        with ranks.together():
-            if weights is not None and ranks.rank() == 0:
-                save_pretrained(self.model, Path(path), processing_class_of(self), weights=weights)
+        write_on_first_rank(self, self.model, Path(path))
 
     # One optimizer step.
 
