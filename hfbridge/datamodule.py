@@ -11,25 +11,23 @@ data_collator                    the native default without one
 """
 
 from collections.abc import Callable, Mapping, Sized
-from functools import partial
 from typing import Any
 
 import datasets
 import lightning.pytorch as pl
 import torch
-from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data import IterableDataset as TorchIterableDataset
-from transformers.trainer_utils import seed_worker
 
 from hfbridge.agreement import compare, explain, has_ranks, together
 from hfbridge.attach import end_with, settings_of, take_over
-from hfbridge.data.columns import Collator, check_labels, default_collator, keep_columns
+from hfbridge.data.columns import Collator
 from hfbridge.data.loader import EvalLoader, WindowLoader
 from hfbridge.data.mapping import Mapper, pack, unpack
-from hfbridge.data.order import NativeSamplers, micro_batches_of
+from hfbridge.data.order import micro_batches_of
 from hfbridge.data.window import Cut, MicroBatch, Schedule, plan_schedule
 from hfbridge.errors import DataError, SettingsError
 from hfbridge.facts import facts_of_run
+from hfbridge.loaders import Loaders
 from hfbridge.ranks import gather
 from hfbridge.settings import Settings, SettingsSource
 from hfbridge.strategies import close_group_at_exit
@@ -202,30 +200,16 @@ class HFDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> WindowLoader:
         """Make the loader of the training windows; the model is known by now."""
-        settings = self.settings
-        dataset, collator = self._prepare("train")
-        workers = settings.dataloader_num_workers
-        loader: DataLoader[Any] = DataLoader(
-            dataset,
-            **self._samplers().of_training(dataset, self.train_batch_size),
-            collate_fn=collator,
-            worker_init_fn=partial(seed_worker, num_workers=workers, rank=self._trainer().global_rank),
-            **self._loading(settings),
-        )
-        windows = WindowLoader(loader, accumulation=settings.gradient_accumulation_steps)
-        module: Any = self._trainer().lightning_module
-        if module.resumption is not None:
-            windows.start_at(module.resumption.start)
-        return windows
+        return self._loaders.training(self._mapped["train"], batch_size=self.train_batch_size)
 
     def val_dataloader(self) -> EvalLoader | list[Any]:
         """Make the loader of the evaluation set; a list of none or of several."""
-        loaders = [self._eval_loader(split, prefix=split) for split in self.eval_splits]
+        loaders = [self._loaders.evaluation(self._mapped[split], split) for split in self.eval_splits]
         return loaders[0] if len(loaders) == 1 else loaders
 
     def predict_dataloader(self) -> EvalLoader:
         """Make the loader of the prediction set."""
-        return self._eval_loader("predict", prefix="test")
+        return self._loaders.evaluation(self._mapped["predict"], "predict", prefix="test")
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Let the module take a window or a batch in: it knows what to count before it is moved."""
@@ -234,59 +218,16 @@ class HFDataModule(pl.LightningDataModule):
 
     def first_eval_batch(self, split: str) -> MicroBatch:
         """Collate the first rows of an evaluation set, without a loader."""
-        dataset, collator = self._prepare(split)
-        rows = min(len(dataset), self.settings.per_device_eval_batch_size)
-        return collator([dataset[i] for i in range(rows)])
+        return self._loaders.first_batch(self._mapped[split], split)
 
-    def _eval_loader(self, split: str, *, prefix: str) -> EvalLoader:
-        settings = self.settings
-        dataset, collator = self._prepare(split)
-        module: Any = self._trainer().lightning_module
-        repeats = module.loss_normalization == "native"
-        batches: DataLoader[Any] = DataLoader(
-            dataset,
-            **self._samplers().of_evaluation(dataset, split, repeats=repeats),
-            collate_fn=collator,
-            **self._loading(settings),
+    @property
+    def _loaders(self) -> Loaders:
+        return Loaders(
+            self._trainer(),
+            self.settings,
+            data_collator=self.data_collator,
+            processing_class=self.processing_class,
         )
-        resumption = module.resumption
-        return EvalLoader(
-            batches,
-            prefix=prefix,
-            batch_size=settings.per_device_eval_batch_size,
-            is_first_pass=resumption is None or not resumption.has_evaluated(prefix),
-        )
-
-    def _samplers(self) -> NativeSamplers:
-        module: Any = self._trainer().lightning_module
-        return NativeSamplers(module.args, self.processing_class or module.processing_class)
-
-    def _prepare(self, split: str) -> tuple[Any, Collator]:
-        module: Any = self._trainer().lightning_module
-        dataset = self._mapped[split]
-        collator = self.data_collator or default_collator(self.processing_class or module.processing_class)
-        if isinstance(dataset, TensorDataset) and self.data_collator is None:
-            raise DataError(
-                f"The {split} set is a TensorDataset, whose columns have no names. Pass a data_collator that "
-                "makes a dict of tensors, or datasets.Dataset.from_dict."
-            )
-        check_labels(dataset, model=module.model, split=split)
-        if not self.settings.remove_unused_columns:
-            return dataset, collator
-        return keep_columns(
-            dataset, collator, model=module.model, label_names=module.label_names, split=split
-        )
-
-    def _loading(self, settings: Settings) -> dict[str, Any]:
-        on_gpu = self._trainer().strategy.root_device.type == "cuda"
-        return {
-            "num_workers": settings.dataloader_num_workers,
-            "pin_memory": settings.dataloader_pin_memory and on_gpu,
-            "persistent_workers": settings.dataloader_persistent_workers,
-            "prefetch_factor": settings.dataloader_prefetch_factor,
-            "multiprocessing_context": settings.dataloader_multiprocessing_context,
-            "in_order": settings.dataloader_in_order,
-        }
 
     def _begin(self, stage: str) -> None:
         """Find the settings and the sets of a stage, and raise what the mapping has failed with."""

@@ -234,7 +234,7 @@ class Evaluator:
         preparation_s: float | None = None,
     ) -> Evaluation:
         """Make ready to evaluate a set; the other arguments are those of `Evaluation` and `EvalOptions`."""
-        args, normalization = module.args, module.normalization
+        args, normalization = module.args, module.run.normalization
         by_rows = module.loss_normalization == "native"
         keeps_logits = is_prediction or module.compute_metrics is not None
         keeps_logits = keeps_logits and not args.prediction_loss_only
@@ -247,7 +247,7 @@ class Evaluator:
                 model, {**batch, **extra}
             ),
             label_names=module.label_names,
-            has_own_loss=module.normalization.traits.returns_loss_alone,
+            has_own_loss=normalization.traits.returns_loss_alone,
             compute_metrics=module.compute_metrics,
             preprocess_logits=module.preprocess_logits_for_metrics,
             keeps_logits=keeps_logits,

@@ -154,7 +154,7 @@ def _wrong_strategy(takes_parts: bool) -> str:
             "HFModule(folder, auto_class)."
         )
     return (
-        "This checkpoint was written under DeepSpeed: optimizer and weights are in parts that DeepSpeed alone "
+        "This checkpoint was written under DeepSpeed: optimizer and weights are in parts that only DeepSpeed "
         "reads. Resume with the same deepspeed= in the settings, or begin a new run with its weights."
     )
 

@@ -188,7 +188,7 @@ def write_on_first_rank(module: Any, model: nn.Module, folder: Path) -> None:
     Raises:
         CheckpointError: it cannot be written; on every rank that was waiting.
     """
-    sharing: Sharing | None = module._sharing
+    sharing: Sharing | None = None if module._run is None else module.sharing
     is_sharded = sharing is not None and sharing.is_sharded
     weights = sharing.weights(model) if is_sharded else None  # type: ignore[union-attr]
     with ranks.together() if is_sharded else nullcontext():
