@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from hfbridge import CheckpointError
 from tests.distributed.conftest import PoolOf
 from tests.parity import test_resume as in_one_process
-from tests.parity.engines import Job, Record
+from tests.parity.engines import Job, Record, same
 from tests.parity.test_resume import Dropping, assert_goes_on
 from tests.tiny import PadRows
 
@@ -191,3 +192,44 @@ def test_no_row_is_repeated_or_left_out(ranks: PoolOf, tmp_path: Path, change: s
         told = [note for note in of_rank.notes if "goes on behind" in note]
         assert len(told) == 1
         assert f"Pass 2 goes on behind the {len(behind)} rows" in told[0]
+
+
+def go_on_twice(folder: str, checkpoint: str) -> None:
+    """Go on with other ranks, and then again from the middle of that pass and of the next one."""
+    settings: dict[str, Any] = {"gradient_accumulation_steps": 3}
+    job = Job(rows=ROWS, settings={**BASE, **settings, "output_dir": f"{folder}/once"}, collator=Dropping)
+    whole = bridge(job, checkpoint)
+    again = job.with_settings(save_strategy="no", output_dir=f"{folder}/twice")
+    for step in (5, 9, 12):
+        resumed = bridge(again, f"{folder}/once/checkpoint-{step}")
+        assert_goes_on(whole, resumed, step)
+        same("max_steps", whole.state["max_steps"], resumed.state["max_steps"])
+
+
+def test_a_run_that_went_on_with_other_ranks_resumes_exactly(ranks: PoolOf, tmp_path: Path) -> None:
+    ranks(2).run(run, str(tmp_path), "whole", {})
+    go_on_twice(str(tmp_path), str(tmp_path / "whole/checkpoint-4"))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"train_sampling_strategy": "group_by_length"}, {"accelerator_config": {"use_seedable_sampler": False}}],
+)
+def test_an_order_that_depends_on_the_cut(ranks: PoolOf, tmp_path: Path, settings: dict[str, Any]) -> None:
+    ranks(2).run(run, str(tmp_path), "whole", settings)
+    again = make_job(str(tmp_path), "again", **settings)
+    with pytest.raises(CheckpointError, match=r"middle of a pass, of a run of 2 ranks.*this one has 1 rank"):
+        bridge(again, str(tmp_path / "whole/checkpoint-4"))
+    bridge(again, str(tmp_path / "whole/checkpoint-3"))  # the end of a pass
+
+
+def test_a_native_checkpoint_that_has_lost_the_files_of_ranks(ranks: PoolOf, tmp_path: Path) -> None:
+    ranks(3).run(run_natively, str(tmp_path), "whole", {"gradient_accumulation_steps": 1})
+    newest = tmp_path / "whole/checkpoint-8"
+    again = make_job(str(tmp_path), "again", save_strategy="no")
+    (newest / "rng_state_2.pth").unlink()
+    with pytest.raises(CheckpointError, match="no whole number of micro-batches of a run of 2 ranks"):
+        bridge(again, str(newest))
+    (newest / "rng_state_1.pth").unlink()
+    with pytest.raises(CheckpointError, match=r"rng_state_1.pth is missing"):
+        bridge(again, str(newest))
