@@ -51,7 +51,7 @@ def test_no_more_differences_than_one_reads():
 @pytest.fixture
 def one_of_two(monkeypatch):
     monkeypatch.setattr(agreement, "has_ranks", lambda: True)
-    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(agreement, "rank", lambda: 1)
 
 
 @pytest.mark.parametrize(
