@@ -40,6 +40,7 @@ def attached(data: HFDataModule, settings: Any = None, **module: Any) -> HFDataM
         "label_names": ["labels"],
         "processing_class": None,
         "automatic_optimization": True,
+        "loss_normalization": "native",
     }
     given = Settings(**{**SETTINGS, **(settings or {})})
     module = {**known, "given_settings": given, "args": given.as_training_arguments(), **module}
