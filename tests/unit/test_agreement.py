@@ -1,7 +1,6 @@
 """Agreement between ranks, as far as one process shows it; see tests/distributed/test_agreement.py."""
 
 import pytest
-import torch.distributed as dist
 
 from hfbridge import DataError, RankError, agreement
 from hfbridge.agreement import Fact, compare, differences, explain, together
