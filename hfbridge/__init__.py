@@ -10,6 +10,7 @@ from hfbridge.errors import (
     MetricsError,
     MissingDependencyError,
     ModelError,
+    RankError,
     SettingsError,
 )
 from hfbridge.module import HFModule
@@ -26,6 +27,7 @@ __all__ = [
     "MetricsError",
     "MissingDependencyError",
     "ModelError",
+    "RankError",
     "Settings",
     "SettingsError",
     "Trainer",

@@ -27,7 +27,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from hfbridge.data.window import Schedule
 from hfbridge.errors import Problem, SettingsError, raise_problems
-from hfbridge.settings import Settings, require_machine
+from hfbridge.settings import Settings, require_environment, require_machine
 from hfbridge.settings.plan import NEVER
 from hfbridge.settings.strategies import reason_against_strategy
 from hfbridge.settings.translate import reason_against
@@ -77,6 +77,7 @@ def settings_of(trainer: pl.Trainer) -> Settings:
     if first == "hfbridge.Trainer":
         return given[first]
     require_machine(given[first])
+    require_environment(given[first], type(trainer.strategy).__name__)
     return _with_arguments_of(trainer, given[first])
 
 

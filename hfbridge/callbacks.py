@@ -45,7 +45,7 @@ from hfbridge.evaluation.metrics import check_is_computed, metric_name
 from hfbridge.evaluator import EvaluationHooks, Evaluator
 from hfbridge.model.counted import InputCounter
 from hfbridge.model.logged import LoggedLoss
-from hfbridge.model.optim import follows_metric
+from hfbridge.model.optim import follows_metric, learning_rate_of
 from hfbridge.resume import check_optimizer_state, take_up_state
 from hfbridge.saving import RunCheckpoints
 
@@ -162,7 +162,9 @@ class CallbackHost(EvaluationHooks):
             self.state.compute_steps(args, module.trainer.datamodule.schedule.max_steps)
         else:
             if resumption.optimizer is not None:
-                check_optimizer_state(module.trainer.optimizers[0], resumption.optimizer)
+                check_optimizer_state(
+                    module.trainer.optimizers[0], resumption.optimizer, is_sharded=module.sharing.is_sharded
+                )
             if follows_metric(module.schedule) and resumption.schedule is not None:
                 module.schedule.load_state_dict(resumption.schedule)
             self.state = resumption.new_state()
@@ -367,7 +369,11 @@ class CallbackHost(EvaluationHooks):
         logs: dict[str, Any] = {"loss": self.logged.drain(self.state.global_step)}
         if step.grad_norm is not None:
             logs["grad_norm"] = step.grad_norm.item()
-        logs["learning_rate"] = module.learning_rate if step.learning_rate is None else step.learning_rate
+        logs["learning_rate"] = (
+            learning_rate_of(trainer.optimizers[0], module.schedule)
+            if step.learning_rate is None
+            else step.learning_rate
+        )
         # What `self.log` would do, without the result objects that it leaves to be read at every step.
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in logs.items()})
         trainer.progress_bar_metrics.update(logs)

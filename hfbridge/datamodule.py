@@ -5,29 +5,32 @@ a DatasetDict                    its splits train, validation (or eval, dev) and
                                  split, all validation_... splits, each evaluated by itself
 train_dataset=, eval_dataset=    used as they are; they win over a split
 eval_dataset={"a": ..., ...}     sets that are evaluated one after the other: eval_a_loss, ...
-map_function                     datasets.map, once, with its cache
+map_function                     datasets.map, once on each node; data/mapping.py
 the columns                      those the model's forward takes
 data_collator                    the native default without one
 """
 
 from collections.abc import Callable, Mapping, Sized
-from functools import partial
 from typing import Any
 
 import datasets
 import lightning.pytorch as pl
 import torch
-from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data import IterableDataset as TorchIterableDataset
-from transformers.trainer_utils import seed_worker
 
+from hfbridge.agreement import compare, explain, has_ranks, together
 from hfbridge.attach import end_with, settings_of, take_over
-from hfbridge.data.columns import Collator, check_labels, default_collator, keep_columns
+from hfbridge.data.columns import Collator
 from hfbridge.data.loader import EvalLoader, WindowLoader
-from hfbridge.data.order import NativeSamplers, micro_batches_of
+from hfbridge.data.mapping import Mapper, pack, unpack
+from hfbridge.data.order import micro_batches_of
 from hfbridge.data.window import Cut, MicroBatch, Schedule, plan_schedule
 from hfbridge.errors import DataError, SettingsError
+from hfbridge.facts import facts_of_run
+from hfbridge.loaders import Loaders
+from hfbridge.ranks import gather
 from hfbridge.settings import Settings, SettingsSource
+from hfbridge.strategies import close_group_at_exit
 
 _SPLITS = {"train": ("train",), "eval": ("validation", "eval", "dev"), "predict": ("test",)}
 _SEVERAL = "validation_"
@@ -48,7 +51,8 @@ class HFDataModule(pl.LightningDataModule):
         train_dataset: anything with a length and rows; wins over `dataset`.
         eval_dataset: evaluated when the settings say so, and by `trainer.validate`; or several by name.
         predict_dataset: for `trainer.predict` and `trainer.predict_dataset`.
-        map_function: given to `datasets.map` for every split: rows to columns, a tokenizer's call, say.
+        map_function: given to `datasets.map` for every split: rows to columns, a tokenizer's call, say. On
+            several ranks one of each node maps, and the others are given what it has made.
         map_kwargs: further arguments of `datasets.map`; `batched=True` unless you say otherwise.
         processing_class: tokenizer or processor; chooses the default collator. HFModule's is used without
         one. data_collator: makes a micro-batch (a mapping of tensors) from a list of rows.
@@ -88,8 +92,8 @@ class HFDataModule(pl.LightningDataModule):
             )
         for split, given in self._raw.items():
             _check_dataset(given, split)
-        self._map_function = map_function
-        self._map_kwargs = {"batched": True, **(map_kwargs or {})}
+        self._mapper = None if map_function is None else Mapper(map_function, map_kwargs or {})
+        self._mapping_failure: Exception | None = None
         self._mapped: dict[str, Any] = {}
         self._schedule: Schedule | None = None
         self.processing_class = processing_class
@@ -149,6 +153,22 @@ class HFDataModule(pl.LightningDataModule):
         """Whether there is something to evaluate on."""
         return bool(self.eval_splits)
 
+    def prepare_data(self) -> None:
+        """On several ranks, map on the one of each node that Lightning calls this on; the others wait for it.
+
+        They wait without a limit, and learn in `setup` if the function has failed.
+        """
+        stage = None if self.trainer is None else self.trainer.state.fn
+        if self._mapper is None or stage is None or self._trainer().world_size == 1:
+            return
+        self._mapping_failure = None
+        try:
+            for split in self._needed(stage.value):
+                if split not in self._mapped:
+                    self._mapped[split] = self._mapper.map(self._raw[split], split, to_file=True)
+        except Exception as error:  # raised by setup, on all ranks
+            self._mapping_failure = error
+
     def setup(self, stage: str) -> None:
         """Map the splits this stage needs, and for `fit` count its steps and take the Trainer over.
 
@@ -156,49 +176,40 @@ class HFDataModule(pl.LightningDataModule):
             DataError: the set of this stage is not there, a map function that returns nothing, or a set
                 without rows or batches.
             SettingsError: evaluation without an evaluation set, or settings that contradict the Trainer.
+            RankError: on several ranks, settings or data of this run differ, or another rank has failed.
         """
-        self._settings = settings = settings_of(self._trainer())
-        required = _REQUIRED[stage]
-        needed = self.eval_splits if required == "eval" else (required,)
-        if not needed or needed[0] not in self._raw:
-            raise DataError(f"There is {_MISSING[required]}")
-        if stage == "fit":
-            self._check_evaluation(settings)
-            needed += self.eval_splits
+        if has_ranks():
+            close_group_at_exit()  # as none of Lightning's own strategies does on CPUs
+        together(lambda: self._begin(stage))
+        settings, needed = self.settings, self._needed(stage)
+        compare(lambda: facts_of_run(settings, {split: self._raw[split] for split in needed}))
+        self._share_mapped(needed)
         for split in needed:
             if split not in self._mapped:
-                self._mapped[split] = self._map(split)
+                raw = self._raw[split]
+                self._mapped[split] = raw if self._mapper is None else self._mapper.map(raw, split)
             self._check_batches(split, settings)
         if stage == "fit":
             self._schedule = self._plan(settings)
             take_over(self._trainer(), settings, self._schedule)
 
+    def on_exception(self, exception: BaseException) -> None:
+        """Say what a lost connection to another rank means."""
+        settings = self._settings or getattr(self.trainer, "settings", None) or Settings()
+        explain(exception, timeout_s=settings.ddp_timeout)
+
     def train_dataloader(self) -> WindowLoader:
         """Make the loader of the training windows; the model is known by now."""
-        settings = self.settings
-        dataset, collator = self._prepare("train")
-        workers = settings.dataloader_num_workers
-        loader: DataLoader[Any] = DataLoader(
-            dataset,
-            **self._samplers().of_training(dataset, self.train_batch_size),
-            collate_fn=collator,
-            worker_init_fn=partial(seed_worker, num_workers=workers, rank=self._trainer().global_rank),
-            **self._loading(settings),
-        )
-        windows = WindowLoader(loader, accumulation=settings.gradient_accumulation_steps)
-        module: Any = self._trainer().lightning_module
-        if module.resumption is not None:
-            windows.start_at(module.resumption.start)
-        return windows
+        return self._loaders.training(self._mapped["train"], batch_size=self.train_batch_size)
 
     def val_dataloader(self) -> EvalLoader | list[Any]:
         """Make the loader of the evaluation set; a list of none or of several."""
-        loaders = [self._eval_loader(split, prefix=split) for split in self.eval_splits]
+        loaders = [self._loaders.evaluation(self._mapped[split], split) for split in self.eval_splits]
         return loaders[0] if len(loaders) == 1 else loaders
 
     def predict_dataloader(self) -> EvalLoader:
         """Make the loader of the prediction set."""
-        return self._eval_loader("predict", prefix="test")
+        return self._loaders.evaluation(self._mapped["predict"], "predict", prefix="test")
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Let the module take a window or a batch in: it knows what to count before it is moved."""
@@ -207,94 +218,43 @@ class HFDataModule(pl.LightningDataModule):
 
     def first_eval_batch(self, split: str) -> MicroBatch:
         """Collate the first rows of an evaluation set, without a loader."""
-        dataset, collator = self._prepare(split)
-        rows = min(len(dataset), self.settings.per_device_eval_batch_size)
-        return collator([dataset[i] for i in range(rows)])
-
-    def _eval_loader(self, split: str, *, prefix: str) -> EvalLoader:
-        settings = self.settings
-        dataset, collator = self._prepare(split)
-        module: Any = self._trainer().lightning_module
-        repeats = module.loss_normalization == "native"
-        batches: DataLoader[Any] = DataLoader(
-            dataset,
-            **self._samplers().of_evaluation(dataset, split, repeats=repeats),
-            collate_fn=collator,
-            **self._loading(settings),
-        )
-        resumption = module.resumption
-        return EvalLoader(
-            batches,
-            prefix=prefix,
-            batch_size=settings.per_device_eval_batch_size,
-            is_first_pass=resumption is None or not resumption.has_evaluated(prefix),
-        )
-
-    def _samplers(self) -> NativeSamplers:
-        module: Any = self._trainer().lightning_module
-        return NativeSamplers(module.args, self.processing_class or module.processing_class)
-
-    def _prepare(self, split: str) -> tuple[Any, Collator]:
-        module: Any = self._trainer().lightning_module
-        dataset = self._mapped[split]
-        collator = self.data_collator or default_collator(self.processing_class or module.processing_class)
-        if isinstance(dataset, TensorDataset) and self.data_collator is None:
-            raise DataError(
-                f"The {split} set is a TensorDataset, whose columns have no names. Pass a data_collator that "
-                "makes a dict of tensors, or datasets.Dataset.from_dict."
-            )
-        check_labels(dataset, model=module.model, split=split)
-        if not self.settings.remove_unused_columns:
-            return dataset, collator
-        return keep_columns(
-            dataset, collator, model=module.model, label_names=module.label_names, split=split
-        )
-
-    def _loading(self, settings: Settings) -> dict[str, Any]:
-        on_gpu = self._trainer().strategy.root_device.type == "cuda"
-        return {
-            "num_workers": settings.dataloader_num_workers,
-            "pin_memory": settings.dataloader_pin_memory and on_gpu,
-            "persistent_workers": settings.dataloader_persistent_workers,
-            "prefetch_factor": settings.dataloader_prefetch_factor,
-            "multiprocessing_context": settings.dataloader_multiprocessing_context,
-            "in_order": settings.dataloader_in_order,
-        }
-
-    def _map(self, split: str) -> Any:
-        dataset = self._raw[split]
-        if self._map_function is None:
-            return dataset
-        if not isinstance(dataset, datasets.Dataset):
-            raise DataError(
-                f"map_function needs a datasets.Dataset, and the {split} set is a {type(dataset).__name__}. "
-                "Map its rows yourself, or build it with datasets.Dataset.from_list."
-            )
-        self._try_map_function(dataset, split)
-        mapped = dataset.map(self._map_function, **{"desc": f"Mapping the {split} set", **self._map_kwargs})
-        if len(mapped) == 0:
-            raise DataError(
-                f"No rows of the {split} set are left: map_function ({self._map_name}) made none of its "
-                f"{len(dataset)} rows."
-            )
-        return mapped
-
-    def _try_map_function(self, dataset: datasets.Dataset, split: str) -> None:
-        """Call the function on two rows: `datasets.map` takes None for "no change" and goes on silently."""
-        known = {"input_columns", "with_indices", "with_rank", "fn_kwargs"} & self._map_kwargs.keys()
-        if known:
-            return
-        assert self._map_function is not None
-        returned = self._map_function(dataset[:2] if self._map_kwargs["batched"] else dataset[0])
-        if returned is None:
-            raise DataError(
-                f"map_function ({self._map_name}) returned None for the first rows of the {split} set; it "
-                "must return a dict of columns. Is its return statement missing?"
-            )
+        return self._loaders.first_batch(self._mapped[split], split)
 
     @property
-    def _map_name(self) -> str:
-        return getattr(self._map_function, "__qualname__", repr(self._map_function))
+    def _loaders(self) -> Loaders:
+        return Loaders(
+            self._trainer(),
+            self.settings,
+            data_collator=self.data_collator,
+            processing_class=self.processing_class,
+        )
+
+    def _begin(self, stage: str) -> None:
+        """Find the settings and the sets of a stage, and raise what the mapping has failed with."""
+        self._settings = settings = settings_of(self._trainer())
+        required = _REQUIRED[stage]
+        if not (self.eval_splits if required == "eval" else required in self._raw):
+            raise DataError(f"There is {_MISSING[required]}")
+        if stage == "fit":
+            self._check_evaluation(settings)
+        if self._mapping_failure is not None:
+            raise self._mapping_failure
+
+    def _needed(self, stage: str) -> tuple[str, ...]:
+        """The sets of a stage that are there."""
+        required = _REQUIRED[stage]
+        needed = (required,) if required in self._raw and required != "eval" else ()
+        return needed + (self.eval_splits if stage == "fit" or required == "eval" else ())
+
+    def _share_mapped(self, needed: tuple[str, ...]) -> None:
+        """Take from the rank that has mapped on this node what it has made."""
+        if self._mapper is None or not has_ranks():
+            return
+        node = self._trainer().node_rank
+        mine = {split: self._mapped[split] for split in needed if split in self._mapped}
+        offers = gather((node, pack(mine) if mine else None))
+        packed = next((packed for of_node, packed in offers if of_node == node and packed), None)
+        self._mapped = {**unpack(packed), **self._mapped}
 
     def _check_evaluation(self, settings: Settings) -> None:
         asked, instead = f"eval_strategy={settings.eval_strategy!r}", 'set eval_strategy="no"'

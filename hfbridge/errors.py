@@ -6,6 +6,7 @@ BridgeError (Exception)
 ├── ModelError (ValueError)               the model has no loss or cannot be built
 ├── MetricsError (TypeError)              compute_metrics did not return what it should
 ├── CheckpointError (OSError)             a checkpoint cannot be written, found or read
+├── RankError (RuntimeError)              the ranks of a run cannot start, do not agree, or one has failed
 └── MissingDependencyError (ImportError)  a feature was asked for whose package is not installed
 BridgeWarning (UserWarning)               allowed, but probably not meant
 """
@@ -60,6 +61,10 @@ class MetricsError(BridgeError, TypeError):
 
 class CheckpointError(BridgeError, OSError):
     """A checkpoint cannot be written, found or read."""
+
+
+class RankError(BridgeError, RuntimeError):
+    """The ranks of a run cannot start, were given different things, or another one has failed."""
 
 
 class MissingDependencyError(BridgeError, ImportError):

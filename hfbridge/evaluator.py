@@ -30,6 +30,12 @@ from hfbridge.evaluation.metrics import check_called_by_batch, check_is_computed
 from hfbridge.evaluation.run import EvalOptions, Evaluation
 from hfbridge.model.prepare import takes_skip_logits
 
+_JOINS_CROSSWISE = (
+    "eval_use_gather_object=True: natively, the first evaluation on several ranks joins the rounds row by "
+    "row, the first rows of all rounds and so on, and drops rows. Leave it out, or pass "
+    'loss_normalization="exact" to HFModule.'
+)
+
 
 class Evaluator:
     """Run the evaluations of a module.
@@ -69,6 +75,8 @@ class Evaluator:
         """
         if args.batch_eval_metrics and module.compute_metrics is not None:
             check_called_by_batch(module.compute_metrics)
+        if args.eval_use_gather_object and args.world_size > 1 and module.loss_normalization == "native":
+            module.tell(_JOINS_CROSSWISE)
         if self.is_first_run:
             self.memory = MemoryTracker(args.skip_memory_metrics)
             self.memory.begin("init")
@@ -226,7 +234,7 @@ class Evaluator:
         preparation_s: float | None = None,
     ) -> Evaluation:
         """Make ready to evaluate a set; the other arguments are those of `Evaluation` and `EvalOptions`."""
-        args, normalization = module.args, module.normalization
+        args, normalization = module.args, module.run.normalization
         by_rows = module.loss_normalization == "native"
         keeps_logits = is_prediction or module.compute_metrics is not None
         keeps_logits = keeps_logits and not args.prediction_loss_only
@@ -239,7 +247,7 @@ class Evaluator:
                 model, {**batch, **extra}
             ),
             label_names=module.label_names,
-            has_own_loss=module.normalization.traits.returns_loss_alone,
+            has_own_loss=normalization.traits.returns_loss_alone,
             compute_metrics=module.compute_metrics,
             preprocess_logits=module.preprocess_logits_for_metrics,
             keeps_logits=keeps_logits,

@@ -31,44 +31,34 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from transformers import TrainingArguments, enable_full_determinism, set_seed
+from transformers import TrainingArguments
 from transformers.utils.logging import set_verbosity
 
-from hfbridge import ranks
 from hfbridge.attach import has_plain_backward
 from hfbridge.callbacks import CallbackHost
-from hfbridge.checkpoints.export import save_pretrained
 from hfbridge.checkpoints.io import read_directories
-from hfbridge.data.columns import label_names_of
 from hfbridge.data.window import MicroBatch, Window
 from hfbridge.datamodule import HFDataModule
 from hfbridge.errors import DataError, ModelError
 from hfbridge.evaluation.memory import tells_exhaustion
 from hfbridge.evaluation.metrics import ComputeMetrics
-from hfbridge.evaluation.predict import cast_for_evaluation, logits_in
+from hfbridge.evaluation.predict import logits_in
 from hfbridge.evaluation.run import PreprocessLogits
 from hfbridge.evaluator import Evaluator
-from hfbridge.model.build import ModelSource, build_model, check_function, check_source, weights_dtypes
-from hfbridge.model.criterion import LossFunction, criterion_of
-from hfbridge.model.items import read_traits
+from hfbridge.model.build import ModelSource, build_model, check_function, check_source
+from hfbridge.model.criterion import LossFunction
 from hfbridge.model.logged import StepRecord
-from hfbridge.model.normalization import Normalization
 from hfbridge.model.optim import (
-    NativeParts,
     OptimizerClass,
     Optimizers,
-    build_optimizer,
     check_optimizers,
-    follows_metric,
     learning_rate_of,
-    run_closure_first,
 )
-from hfbridge.model.prepare import Preparation
-from hfbridge.model.zero import ZeroConfig, build_engine
+from hfbridge.model_run import ModelRun
 from hfbridge.resume import Resumption, fill_checkpoint
-from hfbridge.saving import processing_class_of
+from hfbridge.saving import write_on_first_rank
 from hfbridge.settings import Settings, SettingsSource
-from hfbridge.strategies import Sharing, rank_variables, sharing_of
+from hfbridge.strategies import Sharing
 
 
 class HFModule(pl.LightningModule):
@@ -144,17 +134,11 @@ class HFModule(pl.LightningModule):
         self._is_named = isinstance(model, (str, Path))
         self.model: Any = model if isinstance(model, nn.Module) else None
         self.given_settings = None if settings is None else Settings.of(settings)
-        self._args: TrainingArguments | None = None
+        self._run: ModelRun | None = None
         self._host: CallbackHost | None = None
-        self._normalization: Normalization | None = None
         self.evaluator = Evaluator()
         self._has_plain_backward = False
-        self._preparation: Preparation | None = None
-        self._sharing: Sharing | None = None
-        self._zero: ZeroConfig | None = None
-        self._engines: Any = None  # DeepSpeed's Sharing
         self.schedule: Any = None
-        self._closure_hook: Any = None
         self.kept_optimizer: Optimizer | None = None
         self.resumption: Resumption | None = None
         self.label_names: list[str] = []
@@ -176,10 +160,15 @@ class HFModule(pl.LightningModule):
             super().__setattr__(name, value)
 
     @property
+    def run(self) -> ModelRun:
+        """What the run does with the model; known once it is set up."""
+        assert self._run is not None
+        return self._run
+
+    @property
     def args(self) -> TrainingArguments:
         """The settings as native TrainingArguments; made when the run is set up."""
-        assert self._args is not None
-        return self._args
+        return self.run.args
 
     @property
     def host(self) -> CallbackHost:
@@ -190,24 +179,12 @@ class HFModule(pl.LightningModule):
     @property
     def sharing(self) -> Sharing:
         """How the ranks of the run share the model; known once it is set up."""
-        assert self._sharing is not None
-        return self._sharing
-
-    @property
-    def normalization(self) -> Normalization:
-        """How this run's losses are normalised."""
-        assert self._normalization is not None
-        return self._normalization
+        return self.run.sharing
 
     @property
     def log_history(self) -> list[dict[str, float]]:
         """Rows of the run as the native Trainer logs them, each with its step."""
         return [] if self._host is None else self._host.state.log_history
-
-    @property
-    def learning_rate(self) -> float:
-        """The rate of the next optimizer step, of the first parameter group."""
-        return learning_rate_of(self.trainer.optimizers[0], self.schedule)
 
     def forward(self, **inputs: Any) -> Any:
         """Call the Hugging Face model.
@@ -236,30 +213,18 @@ class HFModule(pl.LightningModule):
 
         Raises:
             DataError: the data does not come from an HFDataModule.
-        ModelError: `optimizers` was given, and the strategy replaces the parameters in it.
+            ModelError: `optimizers` was given, and the strategy replaces the parameters in it.
         """
         self.resumption = None
-        device = self.trainer.strategy.root_device
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, HFDataModule):
             raise DataError(
                 "HFModule takes its batches from an HFDataModule: write "
                 f"trainer.{TrainerFn(stage).value}(module, HFDataModule(...))."
             )
-        with rank_variables(self.trainer.strategy):
-            self._args = data.settings.as_training_arguments(use_cpu=device.type == "cpu")
-        self._sharing = sharing_of(self.trainer.strategy)
-        if self._sharing.zero_config is not None:
-            self._engines = self._sharing
-            self._args.deepspeed = data.settings.deepspeed  # for those who look at the arguments
-            self._zero = ZeroConfig(self._sharing.zero_config, self._args)
-        if self._sharing.replaces_parameters and self.given_optimizers != (None, None):
-            raise ModelError(
-                "optimizers holds the parameters of the whole model, and FSDP puts others in their place. Pass "
-                "optimizer_cls_and_kwargs=(class, arguments), or name the optimizer by optim."
-            )
-        set_verbosity(self._args.get_process_log_level())
-        self.evaluator.begin_run(self, self._args)
+        self._run = ModelRun(self, data.settings)
+        set_verbosity(self.args.get_process_log_level())
+        self.evaluator.begin_run(self, self.args)
         read_directories(self.trainer.strategy)
 
     def configure_model(self) -> None:
@@ -268,78 +233,17 @@ class HFModule(pl.LightningModule):
         The random state in which training starts is the native one; model/build.py has the table. Without a
         run, as when a Lightning checkpoint is loaded, the model is built and that is all.
         """
-        if self._args is None:
+        if self._run is None:
             self.model = self.model if self._build is None else self._build()
             return
-        args = self.args
-        is_fit = self.trainer.state.fn == TrainerFn.FITTING
-        seed_all = enable_full_determinism if args.full_determinism else set_seed
-        mixed = torch.bfloat16 if args.bf16 else None
-        if self.model is None or self.evaluator.is_first_run:
-            seed_all(args.seed)
-        if self.model is None:
-            assert self._build is not None
-            shard = partial(self.sharing.shard, dtype=mixed)
-            self.model = self._build(shard=shard if self.sharing.loads_sharded else None)
-            if self._is_named:
-                seed_all(args.seed)
-        self.label_names = label_names_of(self.model) if args.label_names is None else list(args.label_names)
-        traits = read_traits(self.model, has_function=self.compute_loss_func is not None)
-        criterion = criterion_of(
-            self.model,
-            smoothing=args.label_smoothing_factor,
-            function=self.compute_loss_func,
-            forgets_shift=self.loss_normalization == "native",
-        )
-        self._normalization = Normalization(
-            self.loss_normalization,
-            traits,
-            criterion,
-            ranks=self.trainer.world_size,
-            counts_all=args.average_tokens_across_devices,
-        )
-        self._preparation = Preparation(
-            self.model,
-            args,
-            processing_class=self.processing_class,
-            device_type=self.trainer.strategy.root_device.type,
-            trains=is_fit,
-            autocasts=self.sharing.autocasts(trains=is_fit),
-        )
-        other = weights_dtypes(self.model) - {torch.float32}
-        if is_fit and other and self._zero is None:
-            self.tell(
-                f"The weights are {', '.join(sorted(map(str, other)))} and are trained as such; for float32 "
-                "weights pass dtype=torch.float32 to HFModule or to from_pretrained."
-            )
-        if not is_fit and self._zero is not None and self._zero.is_sharded:
-            self._engines.serve(self.model, self._zero.for_evaluation(self.model))
-        elif not is_fit:
-            cast_for_evaluation(self.model, args)
-        self.sharing.shard(self.model, dtype=mixed)
-        self.host.attach(self, args)
+        self._run.build(self._build, is_named=self._is_named)
+        self._run.prepare()
+        self.host.attach(self, self.args)
 
     def configure_optimizers(self) -> Any:
         """Make optimizer and schedule as the native Trainer does."""
         data: HFDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
-        parts = NativeParts(
-            self.model,
-            self.args,
-            optimizers=(self.kept_optimizer or self.given_optimizers[0], self.given_optimizers[1]),
-            optimizer_cls_and_kwargs=self.optimizer_cls_and_kwargs,
-        )
-        self.kept_optimizer = None
-        max_steps, steps_itself = data.schedule.max_steps, False
-        if self._zero is None:
-            optimizer, self.schedule = build_optimizer(parts, max_steps=max_steps)
-        else:
-            optimizer, self.schedule, steps_itself = build_engine(
-                parts, self._zero, self._engines.train, max_steps=max_steps
-            )
-        self._closure_hook = optimizer.register_step_pre_hook(run_closure_first)
-        if steps_itself or follows_metric(self.schedule):
-            return optimizer  # the schedule is stepped by the engine, or by the host after evaluations
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.schedule, "interval": "step"}}
+        return self.run.configure_optimizers(max_steps=data.schedule.max_steps)
 
     def on_fit_start(self) -> None:
         """Try the evaluation on a few rows: a mistake in it should not wait for its turn."""
@@ -348,21 +252,13 @@ class HFModule(pl.LightningModule):
             with isolate_rng(), tells_exhaustion(self.args):
                 self.evaluator.rehearse(self, data)
         self.model.train()
-        assert self._preparation is not None
-        self._preparation.train_through(self.sharing.forward_through(self.model))
+        self.run.begin_training()
         self._has_plain_backward = has_plain_backward(self.trainer)
 
     def teardown(self, stage: str) -> None:
         """Give the model, and an optimizer of the user's, back as they were."""
-        if self._preparation is not None:
-            self._preparation.undo()
-            self._preparation = None
-        if self._closure_hook is not None:
-            self._closure_hook.remove()
-            self._closure_hook = None
-        if self._zero is not None:
-            self._zero.close()
-            self._zero = None
+        if self._run is not None:
+            self._run.close()
 
     # Checkpoints.
 
@@ -379,12 +275,12 @@ class HFModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put into a Lightning checkpoint what an exact resume needs."""
         if self._host is not None and self._host.checkpoints.is_resumable:
-            checkpoint |= self._host.checkpoints.describe(self, checkpoint["state_dict"])
+            checkpoint |= self._host.checkpoints.describe(self)
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
         """Write the model, and its tokenizer or processor, into a folder for `from_pretrained`.
 
-        Where each rank holds a part of the weights, all ranks call it, and the first one writes.
+        The first of several ranks writes. Where they share the weights (FSDP) all of them call this together.
 
         Raises:
             ModelError: a named model that no run has built yet.
@@ -395,13 +291,7 @@ class HFModule(pl.LightningModule):
         """
         if self.model is None:
             raise ModelError("The model is not built yet: train it, or call module.configure_model() first.")
-        if self._sharing is None or not self._sharing.is_sharded:
-            save_pretrained(self.model, Path(path), processing_class_of(self))
-            return
-        weights = self._sharing.weights(self.model)
-        with ranks.together():
-            if weights is not None and ranks.rank() == 0:
-                save_pretrained(self.model, Path(path), processing_class_of(self), weights=weights)
+        write_on_first_rank(self, self.model, Path(path))
 
     # One optimizer step.
 
@@ -412,10 +302,10 @@ class HFModule(pl.LightningModule):
         Mirrors: transformers.Trainer._prepare_inputs
         """
         if not isinstance(batch, Window):
-            return self._moved(batch, device)
+            return self.run.moved(batch, device)
         counted = batch.micro_batches
-        batch.micro_batches = [self._moved(inputs, device) for inputs in counted]
-        loss = self.normalization.loss_for(self.model, batch.micro_batches)
+        batch.micro_batches = [self.run.moved(inputs, device) for inputs in counted]
+        loss = self.run.normalization.loss_for(self.model, batch.micro_batches)
         batch.items = loss.count(counted, device)
         return batch
 
@@ -427,14 +317,13 @@ class HFModule(pl.LightningModule):
 
         Mirrors: transformers.Trainer.training_step
         """
-        assert self._preparation is not None
-        model, host, optimizer = self._preparation.trained, self.host, self.trainer.optimizers[0]
-        sharing = self.sharing
-        loss_of = self.normalization.loss_for(self.model, window.micro_batches)
-        every = self.args.torch_empty_cache_steps
+        run, host, optimizer = self.run, self.host, self.trainer.optimizers[0]
+        model, sharing = run.preparation.trained, run.sharing
+        loss_of = run.normalization.loss_for(self.model, window.micro_batches)
+        every = run.args.torch_empty_cache_steps
         empties_cache = every is not None and host.state.global_step % every == 0
         if host.state.global_step == 0:
-            self.tell(self.normalization.compare(window.micro_batches))
+            self.tell(run.normalization.compare(window.micro_batches))
         last = len(window) - 1
         model.train()
         for index, inputs in enumerate(window.micro_batches):
@@ -472,7 +361,7 @@ class HFModule(pl.LightningModule):
         """Take the step and keep the learning rate it was taken with; the schedule moves on afterwards."""
         optimizer.step(closure=optimizer_closure)
         self.host.fire("on_optimizer_step")
-        self.last_step.learning_rate = self.learning_rate
+        self.last_step.learning_rate = learning_rate_of(optimizer, self.schedule)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         """Do nothing: Lightning calls this inside the window; the host clears gradients after the step."""
@@ -493,11 +382,6 @@ class HFModule(pl.LightningModule):
         return send_to_device(logits, "cpu")
 
     # Parts of the above.
-
-    def _moved(self, inputs: Any, device: torch.device) -> Any:
-        if device.type != "cpu":
-            inputs = send_to_device(inputs, device, non_blocking=True)
-        return inputs if self._zero is None else self._zero.cast(inputs)
 
     def tell(self, note: str) -> None:
         """Give a note once, on the first rank; an empty one is none."""

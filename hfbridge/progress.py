@@ -81,8 +81,9 @@ class RunProgressBar(TQDMProgressBar):
 
     def on_train_batch_start(self, *hook: Any) -> None:
         """Make room for what the first step may have to tell."""
-        if self.train_progress_bar.n == self.train_progress_bar.initial:
-            self.train_progress_bar.clear()
+        bar = self.train_progress_bar
+        if not bar.disable and bar.n == bar.initial:
+            bar.clear()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

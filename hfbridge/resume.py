@@ -24,7 +24,7 @@ its ranks by its rng_state files, and the rows that are behind by the epoch in i
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -154,7 +154,7 @@ def _wrong_strategy(takes_parts: bool) -> str:
             "HFModule(folder, auto_class)."
         )
     return (
-        "This checkpoint was written under DeepSpeed: optimizer and weights are in parts that DeepSpeed alone "
+        "This checkpoint was written under DeepSpeed: optimizer and weights are in parts that only DeepSpeed "
         "reads. Resume with the same deepspeed= in the settings, or begin a new run with its weights."
     )
 
@@ -339,7 +339,6 @@ def describe_run(
     state: TrainerState,
     position: dict[str, Any],
     processing_class: Any,
-    weights: Mapping[str, Tensor],
 ) -> dict[str, Any]:
     """Make the entries that a Lightning checkpoint of a run has beside Lightning's own; called by all ranks.
 
@@ -348,12 +347,12 @@ def describe_run(
         state: with what callbacks export.
         position: of this rank, from `position_of`.
         processing_class: tokenizer or processor, kept beside the weights.
-        weights: that the checkpoint has, by their names in the model.
 
     Returns:
         Entries by key; checkpoints/layout.py has the table.
     """
     states = ranks.gather(RankState(generators.capture(), position))
+    weights = _stand_ins(module.model)
     return {
         layout.STATE_KEY: as_json(state),
         **plain_ranks(states),
@@ -363,8 +362,20 @@ def describe_run(
     }
 
 
-def check_optimizer_state(optimizer: Optimizer, found: dict[str, Any]) -> None:
+def _stand_ins(model: nn.Module) -> dict[str, Tensor]:
+    """Make a small tensor for each one in a model's `state_dict`; tied ones have the same."""
+    made: dict[int, Tensor] = {}
+    own = model.state_dict(keep_vars=True)
+    return {name: made.setdefault(id(tensor), torch.empty(1)) for name, tensor in own.items()}
+
+
+def check_optimizer_state(optimizer: Optimizer, found: dict[str, Any], *, is_sharded: bool = False) -> None:
     """See that the state of an optimizer belongs to the parameters it is put to.
+
+    Args:
+        optimizer: of this run.
+        found: its whole state.
+        is_sharded: parameters are parts, of other shapes than the whole; those who cut see to them.
 
     Raises:
         CheckpointError: it has other groups, or tensors of other shapes.
@@ -376,6 +387,8 @@ def check_optimizer_state(optimizer: Optimizer, found: dict[str, Any]) -> None:
         raise CheckpointError(
             f"{layout.OPTIMIZER_NAME} is of groups of {saved} parameters, and this run has {own}. {advice}"
         )
+    if is_sharded:
+        return
     parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
     numbers = [number for group in found["param_groups"] for number in group["params"]]
     for number, parameter in zip(numbers, parameters, strict=True):

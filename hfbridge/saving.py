@@ -7,18 +7,20 @@ ModelCheckpoint, trainer.save_checkpoint           a Lightning file, with what h
 
 import copy
 import warnings
-from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from torch import Tensor
+from torch import nn
 
-from hfbridge.checkpoints.convert import without_prefix
+from hfbridge import ranks
+from hfbridge.checkpoints.export import save_pretrained
 from hfbridge.checkpoints.sigterm import SigtermCheckpoint
 from hfbridge.checkpoints.writer import CheckpointWriter, export
 from hfbridge.errors import BridgeWarning, CheckpointError
 from hfbridge.resume import describe_run, position_of
+from hfbridge.strategies import Sharing
 
 _BEFORE_NEXT_STEP = (  # what may run between a save and the moment `before_step` is called
     "on_train_batch_start",
@@ -117,19 +119,14 @@ class RunCheckpoints:
         if self._writer is not None:
             self._writer.before_step()
 
-    def describe(self, module: Any, state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Make what a Lightning checkpoint of this moment keeps of the run; called by all ranks.
-
-        Args:
-            module: the module.
-            state_dict: its weights, as the checkpoint has them.
-        """
+    def describe(self, module: Any) -> dict[str, Any]:
+        """Make what a Lightning checkpoint of this moment keeps of the run; called by all ranks."""
         host = self._host
         host.store_flops()
         state = copy.deepcopy(host.state)
         export(state, host.exports())
         position = self._position(module.trainer)
-        return describe_run(module, state, position, processing_class_of(module), without_prefix(state_dict))
+        return describe_run(module, state, position, processing_class_of(module))
 
     def finish(self, module: Any) -> None:
         """Put the best weights into the model, if asked for, when training has ended.
@@ -178,6 +175,25 @@ def may_change_weights(listener: pl.Callback | pl.LightningModule) -> bool:
     hooks = (getattr(listener, name, None) for name in _BEFORE_NEXT_STEP)
     modules = [getattr(hook, "__module__", None) or "" for hook in hooks if hook is not None]
     return not all(module.startswith(_READS_ONLY) for module in modules)
+
+
+def write_on_first_rank(module: Any, model: nn.Module, folder: Path) -> None:
+    """Write a model for `from_pretrained`; where the ranks share it, all of them return when it is there.
+
+    Args:
+        module: the HFModule.
+        model: its model.
+        folder: where to.
+
+    Raises:
+        CheckpointError: it cannot be written; on every rank that was waiting.
+    """
+    sharing: Sharing | None = None if module._run is None else module.sharing
+    is_sharded = sharing is not None and sharing.is_sharded
+    weights = sharing.weights(model) if is_sharded else None  # type: ignore[union-attr]
+    with ranks.together() if is_sharded else nullcontext():
+        if ranks.rank() == 0:
+            save_pretrained(model, folder, processing_class_of(module), weights=weights)
 
 
 def processing_class_of(module: Any) -> Any:

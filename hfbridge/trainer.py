@@ -29,6 +29,7 @@ from hfbridge.settings import (
     Settings,
     SettingsSource,
     StrategyChoice,
+    require_environment,
     require_machine,
     translate,
 )
@@ -84,6 +85,9 @@ class Trainer(pl.Trainer):
         self.train_batch_size: int = self.settings.per_device_train_batch_size
         self.asynchronous_saving = asynchronous_saving
         require_machine(self.settings)
+        given = trainer_arguments.get("strategy")
+        kind = self.plan.strategy.kind
+        require_environment(self.settings, type(given).__name__ if kind == "given" else kind)
         self.trainer_callbacks: tuple[TrainerCallback | type[TrainerCallback], ...] = tuple(bridged)
         shows_own_bar = not has_native_bar(self.trainer_callbacks) and not is_silenced(self.settings)
         arguments = _with_defaults(self.plan.trainer_arguments, shows_bar=shows_own_bar)

@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import Strategy
 from hfbridge import ranks
 from hfbridge.checkpoints import layout
 from hfbridge.checkpoints.convert import to_lightning
-from hfbridge.checkpoints.read import find_last, read_checkpoint
+from hfbridge.checkpoints.read import find_last, read_checkpoint, state_from
 from hfbridge.errors import CheckpointError
 
 
@@ -58,8 +58,7 @@ class NativeCheckpointIO(TorchCheckpointIO):
             path = ranks.gather(found)[0]
         with ranks.together():
             checkpoint = self._read(path, *arguments, **named)
-        text = str(checkpoint.get(layout.STATE_KEY))
-        states = ranks.gather((checkpoint.get("global_step"), zlib.crc32(text.encode())))
+        states = ranks.gather(_told_by(checkpoint))
         for rank, state in enumerate(states):
             if state != states[0]:
                 raise CheckpointError(
@@ -89,6 +88,14 @@ class NativeCheckpointIO(TorchCheckpointIO):
                 f"{first}"
             ) from error
         return found
+
+
+def _told_by(checkpoint: dict[str, Any]) -> tuple[Any, int]:
+    """Sum up a checkpoint: its step, and what was logged but for times, which are each node's own."""
+    text = checkpoint.get(layout.STATE_KEY)
+    rows = [] if text is None else state_from(text).log_history
+    logged = [[row.get(name) for name in ("step", "loss", "grad_norm", "learning_rate")] for row in rows]
+    return checkpoint.get("global_step"), zlib.crc32(repr(logged).encode())
 
 
 def newest_in(folder: Path) -> Path:

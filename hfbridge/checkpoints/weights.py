@@ -79,7 +79,7 @@ def _with_adapter(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, 
     if not isinstance(model, PeftModel):
         return {}
     adapter = model.active_adapters[0]
-    found = dict(model.state_dict())
+    found: dict[str, Tensor] = dict(model.state_dict(keep_vars=True))
     if not set(weights).isdisjoint(found):
         return dict(weights)
     own = {id(tensor): name for name, tensor in model.state_dict(keep_vars=True).items()}

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.utils.import_utils import is_peft_available
 
+from hfbridge import ranks
 from hfbridge.checkpoints import layout
 from hfbridge.checkpoints.manifest import make_manifest
 from hfbridge.checkpoints.read import Checkpoint, RankState
@@ -131,7 +132,8 @@ def save_model(
     """
     if _saves_itself(model):
         given = {} if weights is None else {"state_dict": dict(weights)}
-        model.save_pretrained(folder, **given)  # type: ignore[operator]
+        with _saving_on_any_rank(model):
+            model.save_pretrained(folder, **given)  # type: ignore[operator]
     else:
         found = model.state_dict() if weights is None else dict(weights)
         safetensors.torch.save_file(found, folder / layout.SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
@@ -243,6 +245,20 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+@contextmanager
+def _saving_on_any_rank(model: nn.Module) -> Iterator[None]:
+    """Have a model write its files although this is not the first rank of all (`save_on_each_node`)."""
+    name = "should_save_on_this_rank"
+    if ranks.rank() == 0 or not hasattr(model, name):
+        yield
+        return
+    setattr(model, name, lambda is_main_process: True)
+    try:
+        yield
+    finally:
+        delattr(model, name)
 
 
 def _saves_itself(model: nn.Module) -> bool:

@@ -137,6 +137,9 @@ def mean_loss(collected: Collected, *, drop_non_finite: bool) -> float | None:
             native does, whose rounding is part of its result.
         drop_non_finite: leave NaN and infinite losses out, unless all are.
 
+    Raises:
+        MetricsError: the losses of a single round were gathered as objects; native fails, too.
+
     Mirrors: transformers.Trainer.evaluation_loop
     """
     if collected.means is not None:
@@ -145,7 +148,14 @@ def mean_loss(collected: Collected, *, drop_non_finite: bool) -> float | None:
     losses = collected.losses
     if losses is None:
         return None
-    (losses,) = _finite(drop_non_finite, np.concatenate(losses) if isinstance(losses, list) else losses)
+    if isinstance(losses, list):
+        if any(part.ndim == 0 for part in losses):
+            raise MetricsError(
+                "eval_use_gather_object=True: on several ranks the losses of a set of a single round cannot "
+                'be joined that way. Leave it out, or pass loss_normalization="exact" to HFModule.'
+            )
+        losses = np.concatenate(losses)
+    (losses,) = _finite(drop_non_finite, losses)
     return float(losses.mean())
 
 

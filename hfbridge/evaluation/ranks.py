@@ -2,8 +2,8 @@
 
 loss_normalization    gathered                               rows that fill up the last round
 "native"              a round as a whole, padded with -100   cut off by accelerate; their losses count
-"exact"               each rank's batch in its own shape     never evaluated; a rank that has no others runs
-                                                             them, for the sake of the others, for nothing
+"exact"               each rank's batch in its own shape     left out; a rank that has no others runs them
+                                                             along with the others' batches, and drops them
 """
 
 from collections.abc import Iterator, Mapping
@@ -36,6 +36,7 @@ def gather(data: Any, *, ranks: int, is_last: bool, remainder: int, as_objects: 
         as_objects: `eval_use_gather_object`.
 
     Mirrors: accelerate.Accelerator.gather_for_metrics
+    Proved by: tests/distributed/test_evaluation.py
     """
     state: Any = SimpleNamespace(
         gather=operations.gather if ranks > 1 else lambda tensors: tensors,
@@ -63,6 +64,8 @@ def of_each_rank(data: Any, *, ranks: int) -> list[Any]:
 
     Returns:
         The data of each rank.
+
+    Proved by: tests/distributed/test_evaluation.py
     """
     if ranks == 1 or data is None:
         return [data] * ranks

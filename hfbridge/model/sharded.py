@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
-from transformers.distributed import DistributedConfig
+from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 Shard = Callable[[nn.Module], None]
@@ -35,7 +35,7 @@ def load_sharded(
     Proved by: tests/distributed/test_fsdp.py
     """
     mapping = _ShardingMapping(auto_class._model_mapping, shard)
-    sharding = type(auto_class.__name__, (auto_class,), {"_model_mapping": mapping})
+    sharding: Any = type(auto_class.__name__, (auto_class,), {"_model_mapping": mapping})
     model: nn.Module = sharding.from_pretrained(name, distributed_config=DistributedConfig(), **arguments)
     config: Any = model.config
     config.__dict__.pop("distributed_config", None)
@@ -76,7 +76,7 @@ def _sharding_class(kind: type[PreTrainedModel], shard: Shard) -> type[PreTraine
         with _whole_while_drawn(self):
             super(made, self)._initialize_missing_keys(is_quantized)
 
-    made = type(
+    made: Any = type(
         kind.__name__,
         (kind,),
         {
@@ -85,18 +85,19 @@ def _sharding_class(kind: type[PreTrainedModel], shard: Shard) -> type[PreTraine
             "_initialize_missing_keys": initialize,
         },
     )
-    return made
+    sharding: type[PreTrainedModel] = made
+    return sharding
 
 
 @contextmanager
 def _whole_while_drawn(model: nn.Module) -> Iterator[None]:
     """Have the weights that were in no file whole, and cut again."""
-    missing: list[tuple[nn.Module, str, DTensor]] = [
+    missing: list[tuple[nn.Module, str, Any]] = [
         (module, name, parameter)
         for module in model.modules()
-        for name, parameter in module._parameters.items()
+        for name, parameter in _parameters_of(module)
         if isinstance(parameter, DTensor) and not getattr(parameter, "_is_hf_initialized", False)
-        if parameter.device.type != "meta"  # tied to another, and drawn with it
+        if not parameter.is_meta  # else it is tied to another, and drawn with it
     ]
     for module, name, parameter in missing:
         whole = torch.empty(parameter.shape, dtype=parameter.dtype)
@@ -109,3 +110,8 @@ def _whole_while_drawn(model: nn.Module) -> Iterator[None]:
             drawn.detach(), parameter.device_mesh, parameter.placements, src_data_rank=None
         )
         module._parameters[name] = nn.Parameter(part, requires_grad=parameter.requires_grad)
+
+
+def _parameters_of(module: nn.Module) -> list[tuple[str, Any]]:
+    """List what a module holds itself."""
+    return list(module._parameters.items())

@@ -1,5 +1,6 @@
 """What the user asked for, by the names of `transformers.TrainingArguments`, and its translation."""
 
+from hfbridge.settings.environment import require_environment
 from hfbridge.settings.fields import RULES, Rule
 from hfbridge.settings.machine import require_machine, require_packages
 from hfbridge.settings.plan import Plan, Row
@@ -16,6 +17,7 @@ __all__ = [
     "Settings",
     "SettingsSource",
     "StrategyChoice",
+    "require_environment",
     "require_machine",
     "require_packages",
     "translate",

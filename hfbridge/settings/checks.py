@@ -105,7 +105,7 @@ def simplify(name: str, value: object) -> object:
     if isinstance(value, Enum):
         value = value.value
     if isinstance(value, os.PathLike):
-        return os.fspath(value)
+        value = os.fspath(value)
     if name in _IN_JSON and isinstance(value, str) and value.startswith("{"):
         try:
             value = json.loads(value)

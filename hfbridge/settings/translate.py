@@ -175,6 +175,7 @@ def translate(
         elif wrong := _find_wrong(name, value, settings=settings, taken=taken):
             problems.append(Problem(_spell(name, value), wrong))
     problems += _check_duration(settings, trainer_arguments)
+    problems += _check_launched(trainer_arguments, launched)
     if taken:
         try:
             settings = settings.replace(**taken)
@@ -312,6 +313,34 @@ def _check_duration(settings: Settings, arguments: Mapping[str, Any]) -> Iterabl
         yield Problem(_spell("max_epochs", epochs), f"max_steps={steps} also ends the run; choose one")
     elif settings.max_steps > 0:
         yield Problem(_spell("max_epochs", epochs), _both("max_steps", settings.max_steps))
+
+
+def _check_launched(said: Mapping[str, Any], launched: Launched | None) -> Iterable[Problem]:
+    """Compare how many ranks are asked for with how many a launcher has started."""
+    if launched is None:
+        return
+    nodes = launched.world_size // launched.local_world_size
+    started = (
+        f"the launcher (torchrun, SLURM) has started WORLD_SIZE={launched.world_size} ranks, "
+        f"{launched.local_world_size} on each of {nodes} nodes; leave it out, or start as many"
+    )
+    devices, asked = said.get("devices"), said.get("num_nodes")
+    if _count_devices(devices) not in (None, launched.local_world_size):
+        yield Problem(_spell("devices", devices), started)
+    if asked not in (None, nodes):
+        yield Problem(_spell("num_nodes", asked), started)
+
+
+def _count_devices(value: Any) -> int | None:
+    """How many devices `devices` names; `None` if it leaves that open."""
+    if isinstance(value, list | tuple):
+        return len(value)
+    if isinstance(value, str) and "," in value:
+        return len([part for part in value.split(",") if part.strip()])
+    try:
+        return count if (count := int(value)) >= 0 else None
+    except (TypeError, ValueError):
+        return None
 
 
 def _is_one_device(value: Any) -> bool:

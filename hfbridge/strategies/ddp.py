@@ -38,6 +38,8 @@ class DDPStrategy(strategies.DDPStrategy):
         timeout: timedelta = default_pg_timeout,
         **arguments: Any,
     ) -> None:
+        if arguments.get("broadcast_buffers"):
+            del arguments["broadcast_buffers"]  # torch warns of the name, whose default this is
         super().__init__(timeout=timeout, **arguments)
         self._finds_unused = find_unused_parameters
         self.sharing = Sharing(self)
@@ -51,7 +53,7 @@ class DDPStrategy(strategies.DDPStrategy):
         self._launcher = ScriptLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
 
     def setup_distributed(self) -> None:
-        """Open the process group; a restarted attempt has one of its own."""
+        """Open the process group; what Lightning does then finds it open."""
         self.set_world_ranks()
         assert self.cluster_environment is not None
         backend = self._get_process_group_backend()

@@ -160,6 +160,22 @@ class ShardedModel(nn.Module):
             and (parameter.requires_grad or not only_trainable)
         )
 
+    def named_modules(
+        self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """Name modules as if nothing was wrapped, as the whole `state_dict` does."""
+        is_whole = memo is None and not self._is_inside
+        for name, module in super().named_modules(memo, prefix, remove_duplicate):
+            if not is_whole:
+                yield name, module
+            elif not isinstance(module, FullyShardedDataParallel):
+                yield f"{name}.".replace(_WRAPPER, "").removesuffix("."), module
+
+    def named_parameters(self, *arguments: Any, **named: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """Name parameters by the wrappers that they are in, as natively optimizers and their groups do."""
+        with self.inside():
+            return iter(list(super().named_parameters(*arguments, **named)))
+
     def state_dict(self, *arguments: Any, **named: Any) -> Any:
         """Gather the whole weights; with `keep_vars=True` say what there is, and gather nothing."""
         if self._is_inside or arguments or named.get("destination") is not None:

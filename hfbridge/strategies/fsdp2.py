@@ -92,6 +92,13 @@ class FSDP2Strategy(ShardedStrategy, strategies.ModelParallelStrategy):
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
+    def teardown(self) -> None:
+        """Give the model back with nothing gathered."""
+        module: Any = self.lightning_module
+        if module is not None and module.model is not None:
+            let_go(module.model)
+        super().teardown()
+
     def _get_process_group_backend(self) -> str:
         """Gradients that live in CPU memory are clipped there."""
         backend = super()._get_process_group_backend()
@@ -131,9 +138,7 @@ class FSDP2Sharing(Sharing):
     def shard(self, model: nn.Module, *, dtype: torch.dtype | None = None) -> None:
         """Cut the model into slices, in place; one that is cut already is left as it is."""
         if isinstance(model, FSDPModule):
-            for module in model.modules():
-                if isinstance(module, FSDPModule):
-                    module.reshard()  # what an evaluation has left gathered
+            let_go(model)
             if not self._offloads:
                 model.to(self._strategy.root_device)  # from where it was read to
             return
@@ -222,6 +227,13 @@ class FSDP2Sharing(Sharing):
                     for name, value in state["state"][number].items()
                 }
         optimizer.load_state_dict({**state, "state": sliced})
+
+
+def let_go(model: nn.Module) -> None:
+    """Let go of what a forward without a backward has left gathered: head, norm, and what is in no unit."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def _shard_ends(model: nn.Module, *, reshards: bool, given: Mapping[str, Any]) -> None:

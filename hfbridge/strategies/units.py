@@ -49,7 +49,8 @@ def find_units(
             )
         found = [module for module in inner if type(module).__name__ in names]
     elif policy == SIZE_BASED and min_num_params > 0:
-        found = [module for module in inner if _size(module) > min_num_params]
+        containers = (nn.ModuleList, nn.ModuleDict)  # they have no forward
+        found = [m for m in inner if _size(m) > min_num_params and not isinstance(m, containers)]
     else:
         found = []
     return [module for module in found if shares_with_none(model, [module])]

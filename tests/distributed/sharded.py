@@ -2,16 +2,20 @@
 
 import os
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hfbridge
+from hfbridge.checkpoints import layout
+from hfbridge.errors import ModelError
 from tests.parity.engines import without_times
 from tests.tiny import PadRows, make_model, make_rows
 
@@ -82,20 +86,17 @@ def whole_weights(module: hfbridge.HFModule) -> dict[str, Tensor] | None:
     return None if found is None else {name: tensor.detach().clone() for name, tensor in found.items()}
 
 
-def train(kind: str, strategy: str, ranks: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+def train(
+    kind: str, strategy: str, ranks: int, settings: Mapping[str, Any], rows: int = 40
+) -> dict[str, Any]:
     """Train and return rows and weights."""
     trainer, module = make_trainer(strategy, ranks, **settings), hfbridge.HFModule(make(kind))
-    trainer.fit(module, make_data(kind))
+    trainer.fit(module, make_data(kind, rows=rows))
     return {
         "rows": [without_times(row) for row in trainer.log_history],
         "weights": whole_weights(module),
         "strategy": type(trainer.strategy).__name__,
     }
-
-
-def place(name: str) -> Path:
-    """Return a path in the directory of the job, the same for all ranks."""
-    return Path.cwd().parent / name
 
 
 def load_named(folder: str, auto_class: str, strategy: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,6 +114,7 @@ def load_named(folder: str, auto_class: str, strategy: str, settings: Mapping[st
     build = module.configure_model
 
     def watched() -> None:
+        os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # what other threads make is not seen
         with made:
             build()
 
@@ -122,6 +124,7 @@ def load_named(folder: str, auto_class: str, strategy: str, settings: Mapping[st
     return {
         "first": first[0],
         "largest": made.elements,
+        "made by": made.name,
         "rows": [without_times(row) for row in trainer.log_history],
         "weights": whole_weights(module),
         "config": module.model.config.to_dict(),
@@ -142,11 +145,161 @@ class LargestStorage(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.elements = 0
+        self.elements, self.name = 0, ""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
         for tensor in made if isinstance(made, (tuple, list)) else (made,):
-            if isinstance(tensor, Tensor) and type(tensor) is Tensor and tensor.device.type != "meta":
-                self.elements = max(self.elements, tensor.numel())
+            is_view = any(returned.alias_info is not None for returned in func._schema.returns)
+            is_plain = type(tensor) is Tensor and not tensor.is_meta and not is_view
+            if is_plain and tensor.numel() > self.elements:
+                self.elements, self.name = tensor.numel(), str(func)
         return made
+
+
+def save_in_the_middle(kind: str, strategy: str, folder: Path) -> dict[str, Any]:
+    """Train, with a Lightning checkpoint in the middle."""
+    ranks = int(os.environ["WORLD_SIZE"])
+    keeps = ModelCheckpoint(dirpath=folder, filename="half", every_n_train_steps=4, save_top_k=-1)
+    trainer, module = make_trainer(strategy, ranks, callbacks=[keeps]), hfbridge.HFModule(make(kind))
+    trainer.fit(module, make_data(kind))
+    optimizer = trainer.strategy.optimizer_state(trainer.optimizers[0])
+    return {
+        "optimizer": optimizer,
+        "state_dict": trainer.strategy.lightning_module_state_dict(),
+        "names": torch.load(folder / "half.ckpt", weights_only=True)[layout.WEIGHTS_KEY]["names"],
+        "rows": [without_times(row) for row in trainer.log_history],
+        "weights": whole_weights(module),
+    }
+
+
+def go_on(kind: str, strategy: str, path: Path) -> dict[str, Any]:
+    """Resume from a Lightning checkpoint."""
+    ranks = int(os.environ["WORLD_SIZE"])
+    trainer, module = make_trainer(strategy, ranks), hfbridge.HFModule(make(kind))
+    trainer.fit(module, make_data(kind), ckpt_path=path)
+    return {
+        "rows": [without_times(row) for row in trainer.log_history],
+        "weights": whole_weights(module),
+    }
+
+
+def prompt_of(rank: int) -> dict[str, Tensor]:
+    """Make inputs that differ from rank to rank."""
+    ids = torch.tensor([[5 + rank, 9, 12, 7]])
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def logits_of(model: Any, prompt: Mapping[str, Tensor]) -> Tensor:
+    """Run a forward."""
+    more = {"decoder_input_ids": prompt["input_ids"]} if model.config.is_encoder_decoder else {}
+    with torch.no_grad():
+        logits: Tensor = model(**prompt, **more).logits
+    return logits
+
+
+def generate_and_save(kind: str, strategy: str, folder: Path) -> dict[str, Any]:
+    """Generate while evaluating and after training, ranks to different lengths; and save the model."""
+    rank, found = int(os.environ["RANK"]), {}
+
+    class Generates(pl.Callback):
+        def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+            lengths = {"max_new_tokens": 3 + rank, "min_new_tokens": 1, "do_sample": False}
+            found["evaluating"] = pl_module.model.generate(**prompt_of(rank), **lengths)
+
+    trainer = make_trainer(strategy, 2, callbacks=[Generates()], num_train_epochs=1, eval_strategy="epoch")
+    module = hfbridge.HFModule(make(kind))
+    trainer.fit(module, make_data(kind, eval_rows=8))
+    module.model.eval()
+    lengths = {"max_new_tokens": 4 + 2 * rank, "do_sample": False}
+    found["after"] = module.model.generate(**prompt_of(rank), **lengths)
+    found["logits"] = logits_of(module.model, prompt_of(rank))
+    module.save_pretrained(folder)
+    return {**found, "weights": whole_weights(module)}
+
+
+def read_back(kind: str, folder: Path) -> Any:
+    """Read a saved model into a plain one."""
+    if kind.startswith("lora-"):
+        from peft import PeftModel
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks by a name of transformers 4
+            return PeftModel.from_pretrained(
+                make_model(kind.removeprefix("lora-"), dropout=0.0), folder
+            ).eval()
+    return type(make(kind)).from_pretrained(folder)
+
+
+def run_after_run(strategy: str) -> dict[str, Any]:
+    """Evaluate, predict, train, predict, and train again, with one module."""
+    ranks, kind = int(os.environ["WORLD_SIZE"]), "distilbert"
+    module, found = hfbridge.HFModule(make(kind)), {}
+
+    def predict(trainer: Any) -> Tensor:
+        data = hfbridge.HFDataModule(
+            predict_dataset=make_rows(kind, 16, seed=6), data_collator=PadRows(length=12)
+        )
+        return torch.stack(trainer.predict(module, data))
+
+    trainer = make_trainer(strategy, ranks)
+    trainer.validate(module, make_data(kind, eval_rows=8))
+    found["before"] = predict(trainer)
+    trainer.fit(module, make_data(kind))
+    found["after"] = predict(trainer)
+    again = make_trainer(strategy, ranks)
+    again.fit(module, make_data(kind))
+    return {
+        **found,
+        "rows": [without_times(row) for row in again.log_history],
+        "weights": whole_weights(module),
+        "flos": again.state_of_run.total_flos,
+    }
+
+
+def train_with_options(
+    kind: str, strategy: str, settings: Mapping[str, Any], options: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Train by the settings' own names with some entries of `fsdp_config` after the other."""
+    version, found = (1 if strategy == "fsdp" else 2), []
+    for config in options:
+        given = {**settings, "fsdp": True, "fsdp_config": {"version": version, **config}}
+        found.append(train(kind, "one", 2, given))  # no strategy is named
+        assert found[-1]["strategy"].lower() == f"{strategy}strategy"
+    return found
+
+
+def train_bf16(kind: str, strategy: str) -> dict[str, Any]:
+    """Train under mixed precision, and tell in which dtype there was what."""
+    trainer, module = make_trainer(strategy, 2, bf16=True), hfbridge.HFModule(make(kind))
+    seen = []
+
+    class Looks(pl.Callback):
+        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+            seen.append(logits_of(pl_module.model, prompt_of(0)).dtype)
+
+    trainer.callbacks.append(Looks())
+    trainer.fit(module, make_data(kind))
+    return {
+        "rows": [without_times(row) for row in trainer.log_history],
+        "trained": {p.dtype for p in module.model.parameters()},
+        "outputs": seen[0],
+    }
+
+
+def refusals(strategy: str) -> list[str]:
+    """Ask for what FSDP cannot do; returns how the errors tell it."""
+    model = make("distilbert")
+    optimizer = torch.optim.AdamW(model.parameters())
+    wrong = {"fsdp_config": {"transformer_layer_cls_to_wrap": "NoLayer"}}
+    asked = [
+        (hfbridge.HFModule(model, optimizers=(optimizer, None)), {}, "optimizers holds"),
+        (hfbridge.HFModule(make("distilbert")), wrong, "names NoLayer"),
+    ]
+    found = []
+    for module, settings, text in asked:
+        try:
+            make_trainer(strategy, 2, **settings).fit(module, make_data("distilbert"))
+        except ModelError as error:
+            found.append(text if text in str(error) else str(error))
+    return found

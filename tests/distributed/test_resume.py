@@ -1,15 +1,16 @@
 """On several ranks, too, a run that was stopped ends as if it had never been, in either engine."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from hfbridge import CheckpointError
 from tests.distributed.conftest import PoolOf
 from tests.parity import test_resume as in_one_process
-from tests.parity.engines import Job, Record
+from tests.parity.engines import Job, Record, same
 from tests.parity.test_resume import Dropping, assert_goes_on
 from tests.tiny import PadRows
 
@@ -110,3 +111,125 @@ def go_on_drawing(folder: str, drawing: str) -> None:
 @pytest.mark.parametrize("drawing", DRAWING)
 def test_where_collating_or_ordering_draws(ranks: PoolOf, tmp_path: Path, drawing: str) -> None:
     ranks(2).run(go_on_drawing, str(tmp_path), drawing)
+
+
+# Another number of ranks, or other batches: rows are accounted for by their ids.
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a rank did in a run.
+
+    Attributes:
+        ids: of the rows of its micro-batches, in the order of their collation.
+        steps: optimizer steps that were taken.
+        max_steps: of the state.
+        epoch: of the state, at the end.
+        notes: what the run told.
+    """
+
+    ids: list[list[int]]
+    steps: list[int]
+    max_steps: int
+    epoch: float | None
+    notes: list[str]
+
+
+def run(folder: str, name: str, settings: dict[str, Any], checkpoint: str | None = None) -> Run:
+    record = bridge(make_job(folder, name, **settings), checkpoint)
+    steps = [entry["step"] for entry in record.steps if "micro-batches" in entry]
+    return Run(record.collated, steps, record.state["max_steps"], record.state["epoch"], record.module.notes)
+
+
+def run_natively(folder: str, name: str, settings: dict[str, Any]) -> Run:
+    record = native(make_job(folder, name, **settings))
+    return Run(record.collated, [], record.state["max_steps"], record.state["epoch"], [])
+
+
+def rows_in_order(runs: list[Run], first: int, count: int | None = None) -> list[int]:
+    """Join the micro-batches of all ranks from one on, in the order of the pass."""
+    rounds = zip(*(run.ids[first : None if count is None else first + count] for run in runs), strict=True)
+    return [row for batches in rounds for ids in batches for row in ids]
+
+
+def run_on(ranks: PoolOf, count: int, function: Any, *arguments: Any) -> list[Run]:
+    found: list[Run] = ranks(count).run(function, *arguments)
+    return found
+
+
+CHANGES: dict[str, tuple[tuple[int, int], tuple[int, int]]] = {
+    "2-to-1": ((2, 4), (1, 4)),
+    "1-to-2": ((1, 4), (2, 3)),
+    "2-to-3": ((2, 2), (3, 2)),
+    "other-accumulation": ((2, 4), (2, 3)),
+}
+
+
+@pytest.mark.parametrize("engine", ["bridge", "native"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_no_row_is_repeated_or_left_out(ranks: PoolOf, tmp_path: Path, change: str, engine: str) -> None:
+    (before, accumulation), (after, other) = CHANGES[change]
+    settings = {"gradient_accumulation_steps": accumulation, "eval_strategy": "no"}
+    started = run_natively if engine == "native" else run
+    whole = run_on(ranks, before, started, str(tmp_path), "whole", settings)
+    of_pass = -(-18 // before)
+    step = -(-of_pass // accumulation) + 1  # one window of the second pass is behind
+    checkpoint = str(tmp_path / f"whole/checkpoint-{step}")
+    settings = {"gradient_accumulation_steps": other, "eval_strategy": "no"}
+    resumed = run_on(ranks, after, run, str(tmp_path), "again", settings, checkpoint)
+    behind = rows_in_order(whole, of_pass, accumulation)
+    assert len(behind) == before * accumulation * 4
+    left = -(-(ROWS - len(behind)) // (4 * after))  # micro-batches on each rank
+    goes_on = rows_in_order(resumed, 0, left)
+    assert sorted(behind + goes_on[: ROWS - len(behind)]) == list(range(ROWS))
+    third = rows_in_order(resumed, left)
+    assert sorted(third[:ROWS]) == list(range(ROWS))
+    windows = sum(-(-batches // other) for batches in (left, -(-18 // after)))
+    for of_rank in resumed:
+        assert of_rank.steps == list(range(step + 1, step + 1 + windows))
+        assert (of_rank.max_steps, of_rank.epoch) == (step + windows, 3.0)
+        assert len(of_rank.ids) == left + -(-18 // after)
+        told = [note for note in of_rank.notes if "goes on behind" in note]
+        assert len(told) == 1
+        assert f"Pass 2 goes on behind the {len(behind)} rows" in told[0]
+
+
+def go_on_twice(folder: str, checkpoint: str) -> None:
+    """Go on with other ranks, and then again from the middle of that pass and of the next one."""
+    settings: dict[str, Any] = {"gradient_accumulation_steps": 3}
+    job = Job(rows=ROWS, settings={**BASE, **settings, "output_dir": f"{folder}/once"}, collator=Dropping)
+    whole = bridge(job, checkpoint)
+    again = job.with_settings(save_strategy="no", output_dir=f"{folder}/twice")
+    for step in (5, 9, 12):
+        resumed = bridge(again, f"{folder}/once/checkpoint-{step}")
+        assert_goes_on(whole, resumed, step)
+        same("max_steps", whole.state["max_steps"], resumed.state["max_steps"])
+
+
+def test_a_run_that_went_on_with_other_ranks_resumes_exactly(ranks: PoolOf, tmp_path: Path) -> None:
+    ranks(2).run(run, str(tmp_path), "whole", {})
+    go_on_twice(str(tmp_path), str(tmp_path / "whole/checkpoint-4"))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"train_sampling_strategy": "group_by_length"}, {"accelerator_config": {"use_seedable_sampler": False}}],
+)
+def test_an_order_that_depends_on_the_cut(ranks: PoolOf, tmp_path: Path, settings: dict[str, Any]) -> None:
+    ranks(2).run(run, str(tmp_path), "whole", settings)
+    again = make_job(str(tmp_path), "again", **settings)
+    with pytest.raises(CheckpointError, match=r"middle of a pass, of a run of 2 ranks.*this one has 1 rank"):
+        bridge(again, str(tmp_path / "whole/checkpoint-4"))
+    bridge(again, str(tmp_path / "whole/checkpoint-3"))  # the end of a pass
+
+
+def test_a_native_checkpoint_that_has_lost_the_files_of_ranks(ranks: PoolOf, tmp_path: Path) -> None:
+    ranks(3).run(run_natively, str(tmp_path), "whole", {"gradient_accumulation_steps": 1})
+    newest = tmp_path / "whole/checkpoint-8"
+    again = make_job(str(tmp_path), "again", save_strategy="no")
+    (newest / "rng_state_2.pth").unlink()
+    with pytest.raises(CheckpointError, match="no whole number of micro-batches of a run of 2 ranks"):
+        bridge(again, str(newest))
+    (newest / "rng_state_1.pth").unlink()
+    with pytest.raises(CheckpointError, match=r"rng_state_1.pth is missing"):
+        bridge(again, str(newest))

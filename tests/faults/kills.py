@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,16 @@ JOB = Job(
 )
 
 
-def train() -> None:
+Killed = dict[str, Any]
+"""What was found of a run that was killed and resumed."""
+
+
+def train(output: str) -> None:
     """Train from the last checkpoint, if there is one, to the end, and write down the weights."""
     trainer, module, data, *_ = make_ours(JOB)
     last = "last" if checkpoints_in(Path("out")) else None
     trainer.fit(module, data, ckpt_path=last)
-    Path("weights.txt").write_text(weights_digest(module.model), encoding="utf-8")
+    Path(output).write_text(weights_digest(module.model), encoding="utf-8")
 
 
 def fork(folder: Path) -> int:
@@ -59,7 +64,7 @@ def fork(folder: Path) -> int:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
         warnings.simplefilter("ignore")
-        train()
+        train("weights.txt")
         code = 0
     finally:
         os._exit(code)
@@ -74,7 +79,7 @@ def run_to_end(folder: Path) -> tuple[str, float]:
     return (folder / "weights.txt").read_text(encoding="utf-8"), time.monotonic() - began
 
 
-def kill_once(folder: Path, after_s: float) -> dict[str, Any]:
+def kill_once(folder: Path, after_s: float, draw: random.Random) -> Killed:
     """Kill a run after some seconds, resume it, and say what was found."""
     child = fork(folder)
     time.sleep(after_s)
@@ -90,9 +95,13 @@ def kill_once(folder: Path, after_s: float) -> dict[str, Any]:
     return {**found, "weights": digest}
 
 
-def main() -> None:
-    """Kill as often as asked, and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+def write_result(
+    description: str | None,
+    run_to_end: Callable[[Path], tuple[str, float]],
+    kill_once: Callable[[Path, float, random.Random], Killed],
+) -> None:
+    """Kill as often as asked on the command line, and write the result."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True)
@@ -105,7 +114,7 @@ def main() -> None:
         expected, duration_s = run_to_end(next(folders))
         kills: list[dict[str, Any]] = []
         while len(kills) < options.kills:
-            found = kill_once(next(folders), draw.uniform(0, duration_s))
+            found = kill_once(next(folders), draw.uniform(0, duration_s), draw)
             if found.pop("was_running"):  # else it came too late, and was none
                 kills.append(found)
     result = {
@@ -125,4 +134,4 @@ def _made(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    write_result(__doc__, run_to_end, kill_once)

@@ -11,9 +11,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def kill(times: int, seed: int) -> dict[str, Any]:
+def kill(times: int, seed: int, module: str = "tests.faults.kills") -> dict[str, Any]:
     output = Path("kills.json").resolve()
-    command = [sys.executable, "-m", "tests.faults.kills", "--kills", str(times), "--seed", str(seed)]
+    command = [sys.executable, "-m", module, "--kills", str(times), "--seed", str(seed)]
     done = subprocess.run([*command, "--output", str(output)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
     found: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
@@ -34,3 +34,16 @@ def test_a_killed_run_goes_on() -> None:
 @pytest.mark.timeout(1800)
 def test_fifty_kills() -> None:
     check(kill(50, seed=0), 50)
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_killed_ranks_go_on() -> None:
+    check(kill(3, seed=1, module="tests.distributed.kills"), 3)
+
+
+@pytest.mark.distributed
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_twenty_kills_of_ranks() -> None:
+    check(kill(20, seed=0, module="tests.distributed.kills"), 20)

@@ -1,7 +1,7 @@
 """The checkpoints of a run and those of the native Trainer: names, formats, keys, bytes of every tensor."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def tensors_in(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str] | No
 
 def state_in(path: Path) -> dict[str, Any]:
     """Read a state without times and without the names of the two directories."""
-    text = path.read_text(encoding="utf-8").replace('"native/', '"out/').replace('"ours/', '"out/')
+    text = path.read_text(encoding="utf-8").replace(f'"{path.parents[1]}/', '"out/')
     state: dict[str, Any] = json.loads(text)
     assert text == json.dumps(state, indent=2, sort_keys=True) + "\n"
     return {**state, "log_history": [without_times(row) for row in state["log_history"]]}
@@ -93,16 +93,17 @@ def as_lists(value: Any) -> Any:
     )
 
 
-def assert_same_checkpoint(native: Path, ours: Path) -> None:
+def assert_same_checkpoint(native: Path, ours: Path, *, state_in: Callable[[Path], Any] = state_in) -> None:
     for name in ("optimizer.pt", "scheduler.pt"):
         if (native / name).exists():
             same(f"{native.name}/{name}", load(native / name), load(ours / name))
-    if (native / "rng_state.pth").exists():
-        their, our = load(native / "rng_state.pth"), load(ours / "rng_state.pth")
+    for rank, path in enumerate(sorted(native.glob("rng_state*.pth"))):
+        their, our = load(path), load(ours / path.name)
         own = our.pop("hfbridge")
-        assert own["step"] == int(native.name.partition("-")[2])
-        assert sorted(own["files"]) == sorted(set(files_in(native)) - {"rng_state.pth"})
-        same("random states", *({k: as_lists(v) for k, v in states.items()} for states in (their, our)))
+        assert (own["step"], own["rank"]) == (int(native.name.partition("-")[2]), rank)
+        if rank == 0:
+            assert sorted(own["files"]) == sorted(set(files_in(native)) - {path.name})
+        same(path.name, *({k: as_lists(v) for k, v in states.items()} for states in (their, our)))
     for path in native.rglob("*.safetensors"):
         same(path.name, tensors_in(path), tensors_in(ours / path.relative_to(native)))
     same("state", state_in(native / "trainer_state.json"), state_in(ours / "trainer_state.json"))

@@ -175,6 +175,13 @@ def test_without_losses_there_is_no_mean():
     assert mean_loss(collected(losses=None), drop_non_finite=True) is None
 
 
+def test_losses_of_one_round_of_objects_cannot_be_joined():
+    scalars = [np.float32(1.0).reshape(()), np.float32(2.0).reshape(())]
+    given = replace(collected(by_rows=True), losses=scalars)
+    with pytest.raises(MetricsError, match=r"eval_use_gather_object=True: .* single round"):
+        mean_loss(given, drop_non_finite=True)
+
+
 def test_speed_has_the_native_names():
     assert set(speed_of("eval", start_s=0.0, samples=3, batches=2)) == {
         "eval_runtime",

@@ -2,6 +2,7 @@
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import lightning
 import pytest
@@ -12,7 +13,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from hfbridge.errors import SettingsError
-from hfbridge.settings import Settings, translate
+from hfbridge.settings import Launched, Settings, translate
 from hfbridge.settings.translate import LIGHTNING_ARGUMENTS
 
 NEVER = 2**62
@@ -387,3 +388,35 @@ def test_rows_show_where_each_given_setting_goes():
     assert rows["max_steps"].value == 5
     assert rows["learning_rate"].home == "HFModule.configure_optimizers"
     assert "flag for scripts" in rows["do_train"].note
+
+
+# Beside a launcher.
+
+
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [
+        ({"devices": 3}, r"Trainer\(devices=3\) .*WORLD_SIZE=4 ranks, 2 on each of 2 nodes"),
+        ({"devices": "0,1,2"}, r"Trainer\(devices=.*WORLD_SIZE=4"),
+        ({"devices": [0]}, r"Trainer\(devices=.*WORLD_SIZE=4"),
+        ({"num_nodes": 1}, r"Trainer\(num_nodes=1\) .*WORLD_SIZE=4"),
+    ],
+)
+def test_ranks_that_a_launcher_has_not_started_are_refused(said: dict[str, Any], named: str) -> None:
+    with pytest.raises(SettingsError, match=named):
+        translate(Settings(), said, launched=Launched(4, 2))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {},
+        {"devices": "auto"},
+        {"devices": -1},
+        {"devices": 2},
+        {"devices": "2"},
+        {"devices": [0, 1], "num_nodes": 2},
+    ],
+)
+def test_ranks_that_a_launcher_has_started(said: dict[str, Any]) -> None:
+    assert translate(Settings(), said, launched=Launched(4, 2)).trainer_arguments["num_nodes"] == 2

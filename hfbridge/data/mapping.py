@@ -1,0 +1,141 @@
+"""Calling the user's map function on a dataset, once on each node; knows Hugging Face.
+
+On several ranks one of each node maps (the one of local rank 0) and gives the others the result: a dataset of
+`datasets` pickles as the paths of its files. Where the result would be in memory it is written first:
+
+    the set                                   its mapped rows
+    has files (load_dataset, load_from_disk)  in the cache beside them, as on one rank
+    is in memory (from_list, from_dict),      in a temporary folder of the node, which is deleted when the
+      or keep_in_memory=True                  mapping rank ends; on one rank in memory, as natively
+"""
+
+import hashlib
+import os
+import pickle
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from hfbridge.agreement import Fact
+from hfbridge.errors import DataError
+
+_SAMPLED = 64
+_CURE = (
+    "Load the same files on every rank, and give a seed to whatever draws: shuffle(seed=...), "
+    "train_test_split(seed=...)."
+)
+
+
+class Mapper:
+    """A map function, and how `datasets.map` is to call it.
+
+    Args:
+        function: the user's.
+        arguments: further ones of `datasets.map`; `batched=True` unless they say otherwise.
+
+    Proved by: tests/distributed/test_mapping.py
+    """
+
+    def __init__(self, function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+        self._function = function
+        self._arguments: dict[str, Any] = {"batched": True, **arguments}
+        self._folder: Path | None = None
+
+    def map(self, dataset: Any, split: str, *, to_file: bool = False) -> datasets.Dataset:
+        """Map a set.
+
+        Args:
+            dataset: the set.
+            split: its name, for messages.
+            to_file: not into memory.
+
+        Raises:
+            DataError: it is no datasets.Dataset, or the function returns nothing.
+        """
+        if not isinstance(dataset, datasets.Dataset):
+            raise DataError(
+                f"map_function needs a datasets.Dataset, and the {split} set is a {type(dataset).__name__}. "
+                "Map its rows yourself, or build it with datasets.Dataset.from_list."
+            )
+        self._try(dataset, split)
+        arguments = {"desc": f"Mapping the {split} set", **self._arguments}
+        if to_file and (arguments.pop("keep_in_memory", False) or not dataset.cache_files):
+            arguments.setdefault("cache_file_name", str(self._make_folder() / f"{split}.arrow"))
+        mapped: datasets.Dataset = dataset.map(self._function, **arguments)
+        if len(mapped) == 0:
+            raise DataError(
+                f"No rows of the {split} set are left: map_function ({self._name}) made none of its "
+                f"{len(dataset)} rows."
+            )
+        return mapped
+
+    def _try(self, dataset: datasets.Dataset, split: str) -> None:
+        """Call the function on two rows: `datasets.map` takes None for "no change" and goes on silently."""
+        known = {"input_columns", "with_indices", "with_rank", "fn_kwargs"} & self._arguments.keys()
+        if known:
+            return
+        returned = self._function(dataset[:2] if self._arguments["batched"] else dataset[0])
+        if returned is None:
+            raise DataError(
+                f"map_function ({self._name}) returned None for the first rows of the {split} set; it "
+                "must return a dict of columns. Is its return statement missing?"
+            )
+
+    @property
+    def _name(self) -> str:
+        return getattr(self._function, "__qualname__", repr(self._function))
+
+    def _make_folder(self) -> Path:
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="hfbridge-map-"))
+            weakref.finalize(self, _delete, self._folder, os.getpid())
+        return self._folder
+
+
+def _delete(folder: Path, owner: int) -> None:
+    """Delete a folder, unless this is a worker that was forked from the process that made it."""
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def pack(mapped: Mapping[str, datasets.Dataset]) -> bytes | None:
+    """Pickle mapped sets for the other ranks of a node; `None` if a transform in them does not pickle."""
+    try:
+        return pickle.dumps(dict(mapped))
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return None
+
+
+def unpack(packed: bytes | None) -> dict[str, datasets.Dataset]:
+    """Open the sets that another rank has mapped; none where its files cannot be reached from here."""
+    if packed is None:
+        return {}
+    try:
+        opened: dict[str, datasets.Dataset] = pickle.loads(packed)
+    except OSError:
+        return {}
+    return opened
+
+
+def facts_of(dataset: Any, split: str) -> list[Fact]:
+    """Describe a set for comparing it with those of other ranks: rows, columns, and some of its contents.
+
+    Rows of a `datasets.Dataset` are read as they are stored, without transforms that may draw numbers; those
+    of other sets are not read.
+    """
+    subject = f"the {split} set"
+    facts = [Fact(f"rows of {subject}", str(len(dataset)), _CURE)]
+    if isinstance(dataset, datasets.Dataset):
+        facts.append(Fact(f"columns of {subject}", ", ".join(dataset.column_names), _CURE))
+        stored = dataset.with_format("arrow")
+        step = max(1, len(dataset) // _SAMPLED)
+        digest = hashlib.sha256()
+        for row in range(0, len(dataset), step):
+            digest.update(repr(stored[row].to_pydict()).encode())
+        facts.append(Fact(f"contents of {subject}", f"digest {digest.hexdigest()[:12]}", _CURE))
+    return facts

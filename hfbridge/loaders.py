@@ -1,0 +1,122 @@
+"""Loaders: what HFDataModule's sets are read through, as the native Trainer reads them; knows both worlds."""
+
+from functools import partial
+from typing import Any
+
+import lightning.pytorch as pl
+from torch.utils.data import DataLoader, TensorDataset
+from transformers.trainer_utils import seed_worker
+
+from hfbridge.data.columns import Collator, check_labels, default_collator, keep_columns
+from hfbridge.data.loader import EvalLoader, WindowLoader
+from hfbridge.data.order import NativeSamplers
+from hfbridge.data.window import MicroBatch
+from hfbridge.errors import DataError
+from hfbridge.settings import Settings
+
+
+class Loaders:
+    """Make the loaders of a run, whose model is built.
+
+    Args:
+        trainer: of the run.
+        settings: likewise.
+        data_collator: the user's; `None` chooses the native default.
+        processing_class: tokenizer or processor; HFModule's is used without one.
+
+    Mirrors: transformers.Trainer.get_train_dataloader
+    """
+
+    def __init__(
+        self,
+        trainer: pl.Trainer,
+        settings: Settings,
+        *,
+        data_collator: Collator | None,
+        processing_class: Any,
+    ) -> None:
+        self._trainer, self._settings = trainer, settings
+        self._module: Any = trainer.lightning_module
+        self._given_collator = data_collator
+        self._processing_class = processing_class or self._module.processing_class
+
+    def training(self, dataset: Any, *, batch_size: int) -> WindowLoader:
+        """Make the loader of the training windows.
+
+        Args:
+            dataset: mapped.
+            batch_size: rows of a micro-batch.
+        """
+        settings = self._settings
+        dataset, collator = self._prepare(dataset, "train")
+        workers = settings.dataloader_num_workers
+        loader: DataLoader[Any] = DataLoader(
+            dataset,
+            **self._samplers().of_training(dataset, batch_size),
+            collate_fn=collator,
+            worker_init_fn=partial(seed_worker, num_workers=workers, rank=self._trainer.global_rank),
+            **self._loading(),
+        )
+        windows = WindowLoader(loader, accumulation=settings.gradient_accumulation_steps)
+        if self._module.resumption is not None:
+            windows.start_at(self._module.resumption.start)
+        return windows
+
+    def evaluation(self, dataset: Any, split: str, *, prefix: str | None = None) -> EvalLoader:
+        """Make the loader of an evaluation or prediction set.
+
+        Args:
+            dataset: mapped.
+            split: its name.
+            prefix: what the names of its metrics begin with; `None` is the split's name.
+        """
+        dataset, collator = self._prepare(dataset, split)
+        repeats = self._module.loss_normalization == "native"
+        batches: DataLoader[Any] = DataLoader(
+            dataset,
+            **self._samplers().of_evaluation(dataset, split, repeats=repeats),
+            collate_fn=collator,
+            **self._loading(),
+        )
+        resumption, prefix = self._module.resumption, prefix or split
+        return EvalLoader(
+            batches,
+            prefix=prefix,
+            batch_size=self._settings.per_device_eval_batch_size,
+            is_first_pass=resumption is None or not resumption.has_evaluated(prefix),
+        )
+
+    def first_batch(self, dataset: Any, split: str) -> MicroBatch:
+        """Collate the first rows of an evaluation set, without a loader."""
+        dataset, collator = self._prepare(dataset, split)
+        rows = min(len(dataset), self._settings.per_device_eval_batch_size)
+        return collator([dataset[i] for i in range(rows)])
+
+    def _samplers(self) -> NativeSamplers:
+        return NativeSamplers(self._module.args, self._processing_class)
+
+    def _prepare(self, dataset: Any, split: str) -> tuple[Any, Collator]:
+        module = self._module
+        collator = self._given_collator or default_collator(self._processing_class)
+        if isinstance(dataset, TensorDataset) and self._given_collator is None:
+            raise DataError(
+                f"The {split} set is a TensorDataset, whose columns have no names. Pass a data_collator that "
+                "makes a dict of tensors, or datasets.Dataset.from_dict."
+            )
+        check_labels(dataset, model=module.model, split=split)
+        if not self._settings.remove_unused_columns:
+            return dataset, collator
+        return keep_columns(
+            dataset, collator, model=module.model, label_names=module.label_names, split=split
+        )
+
+    def _loading(self) -> dict[str, Any]:
+        settings, on_gpu = self._settings, self._trainer.strategy.root_device.type == "cuda"
+        return {
+            "num_workers": settings.dataloader_num_workers,
+            "pin_memory": settings.dataloader_pin_memory and on_gpu,
+            "persistent_workers": settings.dataloader_persistent_workers,
+            "prefetch_factor": settings.dataloader_prefetch_factor,
+            "multiprocessing_context": settings.dataloader_multiprocessing_context,
+            "in_order": settings.dataloader_in_order,
+        }

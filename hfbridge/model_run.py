@@ -1,0 +1,178 @@
+"""ModelRun: what one run does with an HFModule's model; knows both worlds.
+
+built            seeded, and put into the random state in which natively training starts
+prepared         model/prepare.py
+shared           cut into the ranks' parts, if the strategy does that: strategies/sharing.py
+optimised        optimizer and schedule, or the DeepSpeed engine that holds them: model/zero.py
+"""
+
+from functools import partial
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from accelerate.utils import send_to_device
+from lightning.pytorch.trainer.states import TrainerFn
+from transformers import TrainingArguments, enable_full_determinism, set_seed
+
+from hfbridge.agreement import compare
+from hfbridge.data.columns import label_names_of
+from hfbridge.errors import ModelError
+from hfbridge.evaluation.predict import cast_for_evaluation
+from hfbridge.facts import facts_of_model
+from hfbridge.model.build import weights_dtypes
+from hfbridge.model.criterion import criterion_of
+from hfbridge.model.items import read_traits
+from hfbridge.model.normalization import Normalization
+from hfbridge.model.optim import NativeParts, build_optimizer, follows_metric, run_closure_first
+from hfbridge.model.prepare import Preparation
+from hfbridge.model.zero import ZeroConfig, build_engine
+from hfbridge.settings import Settings
+from hfbridge.strategies import Sharing, rank_variables, sharing_of
+
+
+class ModelRun:
+    """The model of an HFModule in one run.
+
+    Args:
+        module: the HFModule, attached to its Trainer, whose process group is open.
+        settings: of the run.
+
+    Attributes:
+        args: the settings as native TrainingArguments.
+        sharing: how the ranks share the model.
+        normalization: how losses are normalised; known once the model is built.
+        preparation: what was done to the model, to be undone; likewise.
+
+    Raises:
+        ModelError: `optimizers` was given, and the strategy replaces the parameters in it.
+    """
+
+    normalization: Normalization
+    preparation: Preparation
+
+    def __init__(self, module: Any, settings: Settings) -> None:
+        self._module = module
+        trainer: pl.Trainer = module.trainer
+        self._device = trainer.strategy.root_device
+        with rank_variables(trainer.strategy):
+            self.args: TrainingArguments = settings.as_training_arguments(use_cpu=self._device.type == "cpu")
+        self.sharing: Sharing = sharing_of(trainer.strategy)
+        self._engines: Any = self.sharing  # of DeepSpeed's, with `train` and `serve`
+        self._zero: ZeroConfig | None = None
+        if self.sharing.zero_config is not None:
+            self.args.deepspeed = settings.deepspeed  # for those who look at the arguments
+            self._zero = ZeroConfig(self.sharing.zero_config, self.args)
+        if self.sharing.replaces_parameters and module.given_optimizers != (None, None):
+            raise ModelError(
+                "optimizers holds the parameters of the whole model, and FSDP puts others in their place. "
+                "Pass optimizer_cls_and_kwargs=(class, arguments), or name the optimizer by optim."
+            )
+        self._closure_hook: Any = None
+
+    def build(self, build: Any, *, is_named: bool) -> None:
+        """Seed, build the model if it is not there, and see that all ranks have the same.
+
+        Args:
+            build: makes a model that is not there yet.
+            is_named: of a name or folder, and not by a function of the user's.
+
+        Raises:
+            RankError: the ranks' models differ.
+        """
+        args, module = self.args, self._module
+        seed_all = enable_full_determinism if args.full_determinism else set_seed
+        if module.model is None or module.evaluator.is_first_run:
+            seed_all(args.seed)
+        if module.model is None:
+            shard = partial(self.sharing.shard, dtype=self._mixed)
+            module.model = build(shard=shard if self.sharing.loads_sharded else None)
+            if is_named:
+                seed_all(args.seed)
+        compare(lambda: facts_of_model(module.model))
+        module.label_names = (
+            label_names_of(module.model) if args.label_names is None else list(args.label_names)
+        )
+
+    def prepare(self) -> None:
+        """Make the model ready: its loss, its forward, and each rank's part of it."""
+        args, module = self.args, self._module
+        model, is_fit = module.model, module.trainer.state.fn == TrainerFn.FITTING
+        criterion = criterion_of(
+            model,
+            smoothing=args.label_smoothing_factor,
+            function=module.compute_loss_func,
+            forgets_shift=module.loss_normalization == "native",
+        )
+        self.normalization = Normalization(
+            module.loss_normalization,
+            read_traits(model, has_function=module.compute_loss_func is not None),
+            criterion,
+            ranks=module.trainer.world_size,
+            counts_all=args.average_tokens_across_devices,
+        )
+        self.preparation = Preparation(
+            model,
+            args,
+            processing_class=module.processing_class,
+            device_type=self._device.type,
+            trains=is_fit,
+            autocasts=self.sharing.autocasts(trains=is_fit),
+        )
+        other = weights_dtypes(model) - {torch.float32}
+        if is_fit and other and self._zero is None:
+            module.tell(
+                f"The weights are {', '.join(sorted(map(str, other)))} and are trained as such; for float32 "
+                "weights pass dtype=torch.float32 to HFModule or to from_pretrained."
+            )
+        if not is_fit and self._zero is not None and self._zero.is_sharded:
+            self._engines.serve(model, self._zero.for_evaluation(model))
+        elif not is_fit:
+            cast_for_evaluation(model, args)
+        self.sharing.shard(model, dtype=self._mixed)
+
+    def configure_optimizers(self, *, max_steps: int) -> Any:
+        """Make optimizer and schedule as the native Trainer does; returns what Lightning wants of them."""
+        module = self._module
+        parts = NativeParts(
+            module.model,
+            self.args,
+            optimizers=(module.kept_optimizer or module.given_optimizers[0], module.given_optimizers[1]),
+            optimizer_cls_and_kwargs=module.optimizer_cls_and_kwargs,
+        )
+        module.kept_optimizer, steps_itself = None, False
+        if self._zero is None:
+            optimizer, module.schedule = build_optimizer(parts, max_steps=max_steps)
+        else:
+            optimizer, module.schedule, steps_itself = build_engine(
+                parts, self._zero, self._engines.train, max_steps=max_steps
+            )
+        self._closure_hook = optimizer.register_step_pre_hook(run_closure_first)
+        if steps_itself or follows_metric(module.schedule):
+            return optimizer  # the schedule is stepped by the engine, or by the host after evaluations
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": module.schedule, "interval": "step"}}
+
+    def begin_training(self) -> None:
+        """Train through what the strategy has put around the model."""
+        self.preparation.train_through(self.sharing.forward_through(self._module.model))
+
+    def moved(self, inputs: Any, device: torch.device) -> Any:
+        """Bring a micro-batch to the device, and to what DeepSpeed computes in."""
+        if device.type != "cpu":
+            inputs = send_to_device(inputs, device, non_blocking=True)
+        return inputs if self._zero is None else self._zero.cast(inputs)
+
+    def close(self) -> None:
+        """Give the model, and an optimizer of the user's, back as they were; a second call does nothing."""
+        if "preparation" in vars(self):
+            self.preparation.undo()
+        if self._closure_hook is not None:
+            self._closure_hook.remove()
+            self._closure_hook = None
+        if self._zero is not None:
+            self._zero.close()
+            self._zero = None
+
+    @property
+    def _mixed(self) -> torch.dtype | None:
+        return torch.bfloat16 if self.args.bf16 else None
