@@ -119,6 +119,7 @@ CARRIED = {
     "ddp_timeout": 10,
     "fsdp": True,
     "fsdp_config": {"version": 1},
+    "deepspeed": "ds.json",
 }
 
 # Names of transformers 4 that transformers 5 still has, and the new one that carries the value.
@@ -137,7 +138,6 @@ REFUSED = {
     "hub_always_push": True,
     "hub_revision": "main",
     "parallelism_config": object(),
-    "deepspeed": "ds.json",
     "local_rank": 0,
     "sortish_sampler": True,
     "predict_with_generate": True,
