@@ -174,6 +174,9 @@ class DeepSpeedStrategy(strategies.DeepSpeedStrategy):
         self.accelerator.setup(trainer)
         if trainer.state.fn == TrainerFn.FITTING:
             Strategy.setup_optimizers(self, trainer)
+            folder, self.sharing.parts_to_load = self.sharing.parts_to_load, None
+            if folder is not None:
+                self.sharing.load_parts(folder)
         module: Any = self.lightning_module
         if self.sharing.engine is None:
             self.model_to_device()
@@ -186,6 +189,11 @@ class DeepSpeedStrategy(strategies.DeepSpeedStrategy):
     # Checkpoints.
 
     @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        """Read before there is an engine, so that the run knows from its start where it goes on."""
+        return False
+
+    @property
     def lightning_restore_optimizer(self) -> bool:
         """The engine has read the optimizer's state with the weights."""
         return False
@@ -195,10 +203,9 @@ class DeepSpeedStrategy(strategies.DeepSpeedStrategy):
         return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Have the engine read what each rank holds, or take whole weights to evaluate with."""
+        """Take whole weights to evaluate with; to train, the engine reads what each rank holds."""
         module: Any = self.lightning_module
         if self.sharing.parts_to_load is not None and module.trainer.state.fn == TrainerFn.FITTING:
-            self.sharing.load_parts(self.sharing.parts_to_load)
             return
         weights = checkpoint["state_dict"].items()
         prefix = "model."

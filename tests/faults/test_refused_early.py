@@ -133,7 +133,6 @@ def test_no_model_is_loaded_for_settings_that_differ(no_model: str) -> None:
         ("debug", "tpu_metrics_debug", "underflow_overflow"),
         ("accelerator_config", {"dispatch_batches": True}, "leave the others out"),
         ("push_to_hub", True, "push_to_hub"),
-        ("deepspeed", "ds.json", "leave it out"),
     ],
 )
 def test_settings_that_are_not_carried_say_what_to_do(setting: str, value: Any, cure: str) -> None:

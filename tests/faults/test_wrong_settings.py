@@ -177,7 +177,6 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"save_strategy": "steps", "save_steps": 0}, "save_steps", "whole number of steps"),
     ({"save_strategy": "steps", "save_steps": 1.5}, "save_steps", "whole number of steps"),
     ({"save_total_limit": "two"}, "save_total_limit", "number"),
-    ({"deepspeed": "ds.json"}, "deepspeed", "leave it out"),
     ({"push_to_hub_token": "hf_secret"}, "push_to_hub_token", "push_to_hub"),
     ({"logging_dir": "logs"}, "logging_dir", "give it to a logger"),
     ({"tokenizer": "bert"}, "tokenizer", "processing_class="),
