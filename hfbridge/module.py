@@ -67,6 +67,11 @@ from hfbridge.saving import write_on_first_rank
 from hfbridge.settings import Settings, SettingsSource
 from hfbridge.strategies import Sharing, rank_variables, sharing_of
 
+_BUILT_WHOLE = (
+    "The model is built whole on every rank, and cut afterwards; one that is given by its name or folder, with "
+    "an auto class, is read in parts."
+)
+
 
 class HFModule(pl.LightningModule):
     """Train any Hugging Face model with Lightning, step for step as the native Trainer would.
@@ -268,6 +273,8 @@ class HFModule(pl.LightningModule):
         mixed = torch.bfloat16 if args.bf16 else None
         if self.model is None or self.evaluator.is_first_run:
             seed_all(args.seed)
+        if self.sharing.loads_sharded and not self._is_named:
+            self.tell(_BUILT_WHOLE)
         if self.model is None:
             assert self._build is not None
             shard = partial(self.sharing.shard, dtype=mixed)
