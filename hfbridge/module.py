@@ -68,8 +68,8 @@ from hfbridge.settings import Settings, SettingsSource
 from hfbridge.strategies import Sharing, rank_variables, sharing_of
 
 _BUILT_WHOLE = (
-    "The model is built whole on every rank, and cut afterwards; one that is given by its name or folder, with "
-    "an auto class, is read in parts."
+    "The model is built whole on every rank, and cut afterwards; one that is given by its name or folder, "
+    "with an auto class, is read in parts."
 )
 
 
