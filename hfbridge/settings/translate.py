@@ -417,8 +417,9 @@ def _arguments(
         final["num_nodes"] = launched.world_size // launched.local_world_size
     decided = {*_ALWAYS, *_CONSUMED, "max_epochs", "max_steps", "default_root_dir", "enable_progress_bar"}
     for name, value in said.items():
-        is_unset = (name == "devices" and value == "auto") or (name == "accelerator" and value == "auto")
-        if name not in decided and not is_unset and (value is not None or name not in final):
+        is_unset = name in ("devices", "accelerator") and value == "auto"
+        is_unset |= value is None and (name in final or name == "strategy")
+        if name not in decided and not is_unset:
             final[name] = value
     return final
 
