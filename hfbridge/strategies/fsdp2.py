@@ -176,7 +176,9 @@ class FSDP2Sharing(Sharing):
 
     def clip(self, model: nn.Module, max_norm: float) -> Tensor:
         """Clip by the norm over all ranks' slices."""
-        return _whole(super().clip(model, max_norm))
+        norm = super().clip(model, max_norm)
+        assert norm is not None
+        return _whole(norm)
 
     def weights(self, model: nn.Module) -> Mapping[str, Tensor] | None:
         """Gather the weights one by one; tied ones stay one tensor."""
