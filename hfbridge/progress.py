@@ -81,7 +81,7 @@ class RunProgressBar(TQDMProgressBar):
 
     def on_train_batch_start(self, *hook: Any) -> None:
         """Make room for what the first step may have to tell."""
-        if self.train_progress_bar.n == self.train_progress_bar.initial:
+        if self.train_progress_bar.n == getattr(self.train_progress_bar, "initial", 0):
             self.train_progress_bar.clear()
 
     def on_train_batch_end(
