@@ -24,7 +24,7 @@ from transformers.trainer_utils import seed_worker
 from hfbridge.attach import end_with, settings_of, take_over
 from hfbridge.data.columns import Collator, check_labels, default_collator, keep_columns
 from hfbridge.data.loader import EvalLoader, WindowLoader
-from hfbridge.data.order import NativeSamplers, micro_batches_of
+from hfbridge.data.order import NativeSamplers, micro_batches_of, rows_of_micro_batch, splits_batches
 from hfbridge.data.window import Cut, MicroBatch, Schedule, plan_schedule
 from hfbridge.errors import DataError, SettingsError
 from hfbridge.settings import Settings, SettingsSource
@@ -117,19 +117,13 @@ class HFDataModule(pl.LightningDataModule):
     def cut(self) -> Cut:
         """How the rows of a pass are cut into optimizer steps."""
         settings, ranks = self.settings, self._trainer().world_size
-        return Cut(ranks, self.rows_of_micro_batch(ranks), settings.gradient_accumulation_steps)
-
-    def rows_of_micro_batch(self, ranks: int, size: int | None = None) -> int:
-        """Count the rows of a micro-batch on one of some ranks, given the batch size that is set."""
-        size = self.train_batch_size if size is None else size
-        splits = (self.settings.accelerator_config or {}).get("split_batches", False)
-        return size // ranks if splits else size
+        rows = rows_of_micro_batch(self.train_batch_size, settings, ranks=ranks)
+        return Cut(ranks, rows, settings.gradient_accumulation_steps)
 
     def micro_batches(self, *, first_row: int = 0, cut: Cut | None = None) -> int:
         """Count the micro-batches of a pass on each rank, or of what is left of it from a row on."""
         cut = self.cut if cut is None else cut
-        splits = (self.settings.accelerator_config or {}).get("split_batches", False)
-        size = cut.rows * cut.ranks if splits else cut.rows
+        size = cut.rows * cut.ranks if splits_batches(self.settings) else cut.rows
         return micro_batches_of(
             len(self._mapped["train"]) - first_row, size, self.settings, world_size=cut.ranks
         )
@@ -273,8 +267,8 @@ class HFDataModule(pl.LightningDataModule):
         mapped = dataset.map(self._map_function, **{"desc": f"Mapping the {split} set", **self._map_kwargs})
         if len(mapped) == 0:
             raise DataError(
-                f"No rows of the {split} set are left: map_function ({self._map_name}) made none of its "
-                f"{len(dataset)} rows."
+                f"No rows of the {split} set are left: map_function ({_name_of(self._map_function)}) made "
+                f"none of its {len(dataset)} rows."
             )
         return mapped
 
@@ -287,13 +281,9 @@ class HFDataModule(pl.LightningDataModule):
         returned = self._map_function(dataset[:2] if self._map_kwargs["batched"] else dataset[0])
         if returned is None:
             raise DataError(
-                f"map_function ({self._map_name}) returned None for the first rows of the {split} set; it "
-                "must return a dict of columns. Is its return statement missing?"
+                f"map_function ({_name_of(self._map_function)}) returned None for the first rows of the "
+                f"{split} set; it must return a dict of columns. Is its return statement missing?"
             )
-
-    @property
-    def _map_name(self) -> str:
-        return getattr(self._map_function, "__qualname__", repr(self._map_function))
 
     def _check_evaluation(self, settings: Settings) -> None:
         asked, instead = f"eval_strategy={settings.eval_strategy!r}", 'set eval_strategy="no"'
@@ -336,6 +326,10 @@ class HFDataModule(pl.LightningDataModule):
                 "This HFDataModule is not attached to a Trainer yet: pass it to trainer.fit(module, data)."
             )
         return self.trainer
+
+
+def _name_of(function: Any) -> str:
+    return getattr(function, "__qualname__", repr(function))
 
 
 def _split(dataset: Any, explicit: dict[str, Any]) -> dict[str, Any]:
