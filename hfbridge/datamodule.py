@@ -23,7 +23,7 @@ from hfbridge.attach import end_with, settings_of, take_over
 from hfbridge.data.columns import Collator
 from hfbridge.data.loader import EvalLoader, WindowLoader
 from hfbridge.data.mapping import Mapper, pack, unpack
-from hfbridge.data.order import micro_batches_of
+from hfbridge.data.order import micro_batches_of, rows_of_micro_batch, splits_batches
 from hfbridge.data.window import Cut, MicroBatch, Schedule, plan_schedule
 from hfbridge.errors import DataError, SettingsError
 from hfbridge.facts import facts_of_run
@@ -121,19 +121,13 @@ class HFDataModule(pl.LightningDataModule):
     def cut(self) -> Cut:
         """How the rows of a pass are cut into optimizer steps."""
         settings, ranks = self.settings, self._trainer().world_size
-        return Cut(ranks, self.rows_of_micro_batch(ranks), settings.gradient_accumulation_steps)
-
-    def rows_of_micro_batch(self, ranks: int, size: int | None = None) -> int:
-        """Count the rows of a micro-batch on one of some ranks, given the batch size that is set."""
-        size = self.train_batch_size if size is None else size
-        splits = (self.settings.accelerator_config or {}).get("split_batches", False)
-        return size // ranks if splits else size
+        rows = rows_of_micro_batch(self.train_batch_size, settings, ranks=ranks)
+        return Cut(ranks, rows, settings.gradient_accumulation_steps)
 
     def micro_batches(self, *, first_row: int = 0, cut: Cut | None = None) -> int:
         """Count the micro-batches of a pass on each rank, or of what is left of it from a row on."""
         cut = self.cut if cut is None else cut
-        splits = (self.settings.accelerator_config or {}).get("split_batches", False)
-        size = cut.rows * cut.ranks if splits else cut.rows
+        size = cut.rows * cut.ranks if splits_batches(self.settings) else cut.rows
         return micro_batches_of(
             len(self._mapped["train"]) - first_row, size, self.settings, world_size=cut.ranks
         )
@@ -294,6 +288,10 @@ class HFDataModule(pl.LightningDataModule):
                 "This HFDataModule is not attached to a Trainer yet: pass it to trainer.fit(module, data)."
             )
         return self.trainer
+
+
+def _name_of(function: Any) -> str:
+    return getattr(function, "__qualname__", repr(function))
 
 
 def _split(dataset: Any, explicit: dict[str, Any]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ from hfbridge.checkpoints.weights import complete_weights, saved_names
 from hfbridge.checkpoints.write import other_files
 from hfbridge.checkpoints.writer import as_json
 from hfbridge.data.loader import PassRecord, Start, WindowLoader
-from hfbridge.data.order import depends_on_the_cut
+from hfbridge.data.order import depends_on_the_cut, rows_of_micro_batch
 from hfbridge.data.window import Cut, Place
 from hfbridge.errors import BridgeWarning, CheckpointError
 
@@ -222,7 +222,9 @@ def find_place(module: Any, state: TrainerState, found: Sequence[RankState | Non
         rows = place.first_row + place.windows * written.rows_per_step
     else:
         count = len(found) or cut.ranks
-        written = Cut(count, data.rows_of_micro_batch(count, state.train_batch_size), cut.accumulation)
+        size = state.train_batch_size or data.train_batch_size
+        rows = rows_of_micro_batch(size, data.settings, ranks=count)
+        written = Cut(count, rows, cut.accumulation)
         place, rows = _native_place(data, state, written, skips_data=not module.args.ignore_data_skip)
     if written == cut and rows == place.first_row + place.windows * cut.rows_per_step:
         return place, True

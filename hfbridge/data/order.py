@@ -157,8 +157,18 @@ def micro_batches_of(rows: int, size: int, settings: Any, *, world_size: int) ->
     batches = BatchSampler(range(rows), size, drop_last)
     if world_size == 1:
         return len(batches)
-    splits = bool((settings.accelerator_config or {}).get("split_batches", False))
+    splits = splits_batches(settings)
     return len(BatchSamplerShard(batches, num_processes=world_size, split_batches=splits))
+
+
+def splits_batches(settings: Any) -> bool:
+    """Whether a batch size that is set is that of all ranks together."""
+    return bool((settings.accelerator_config or {}).get("split_batches", False))
+
+
+def rows_of_micro_batch(size: int, settings: Any, *, ranks: int) -> int:
+    """Count the rows of a micro-batch on one of some ranks, given the batch size that is set."""
+    return size // ranks if splits_batches(settings) else size
 
 
 def depends_on_the_cut(settings: Any) -> bool:
