@@ -53,6 +53,13 @@ def test_zero_equals_native(ranks, kind, stage):
 
 
 @pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_evaluations_equal_native(ranks, stage, bf16):
+    evaluations = {"eval_strategy": "steps", "eval_steps": 2, "bf16": bf16}
+    ranks(2).run(run_zero_job, Job("llama", {**SETTINGS, **evaluations, "deepspeed": zero(stage)}))
+
+
+@pytest.mark.parametrize("stage", [2, 3])
 @pytest.mark.parametrize("kind", ["llama", "bert-regression"])
 def test_bf16_equals_native(ranks, kind, stage):
     job = Job(kind, {**SETTINGS, "bf16": True, "deepspeed": zero(stage)}, eval_rows=0)
