@@ -268,11 +268,6 @@ class CallbackHost(EvaluationHooks):
 
     # Called by Evaluator.
 
-    def show_eval_loader(self, loader: Any) -> None:
-        """Show the callbacks the loader of the evaluation about to run."""
-        assert self.handler is not None
-        self.handler.eval_dataloader = loader
-
     def report_evaluation(self, trainer: pl.Trainer, metrics: dict[str, Any]) -> None:
         """Log an evaluation's row, which gains the epoch, and fire `on_evaluate`."""
         self._log(trainer, metrics)

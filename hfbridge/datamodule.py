@@ -148,11 +148,6 @@ class HFDataModule(pl.LightningDataModule):
         """What the metrics of each evaluation set begin with: "eval", or "eval_<key>" for several."""
         return tuple(split for split in self._raw if split not in ("train", "predict"))
 
-    @property
-    def has_eval(self) -> bool:
-        """Whether there is something to evaluate on."""
-        return bool(self.eval_splits)
-
     def prepare_data(self) -> None:
         """On several ranks, map on the one of each node that Lightning calls this on; the others wait for it.
 
@@ -262,7 +257,7 @@ class HFDataModule(pl.LightningDataModule):
             if not settings.eval_on_start:
                 return
             asked, instead = "eval_on_start=True", "leave it out"
-        if not self.has_eval:
+        if not self.eval_splits:
             raise SettingsError(
                 f"{asked} needs an evaluation set, and HFDataModule has none. Pass eval_dataset=, or "
                 f"{instead}."

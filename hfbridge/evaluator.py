@@ -268,7 +268,7 @@ class Evaluator:
     def _begin(self, module: Any, stage: Stage, *, prefix: str | None = None) -> None:
         loader = self._loaders.pop(0)
         self.memory.begin(stage)
-        module.host.show_eval_loader(loader)
+        module.host.handler.eval_dataloader = loader
         self._current = self._new_evaluation(
             module,
             _set_in(loader, module.args, prefix),

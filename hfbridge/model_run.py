@@ -30,6 +30,11 @@ from hfbridge.model.zero import ZeroConfig, build_engine
 from hfbridge.settings import Settings
 from hfbridge.strategies import Sharing, rank_variables, sharing_of
 
+_BUILT_WHOLE = (
+    "The model is built whole on every rank, and cut afterwards; one that is given by its name or folder, "
+    "with an auto class, is read in parts."
+)
+
 
 class ModelRun:
     """The model of an HFModule in one run.
@@ -84,6 +89,8 @@ class ModelRun:
         seed_all = enable_full_determinism if args.full_determinism else set_seed
         if module.model is None or module.evaluator.is_first_run:
             seed_all(args.seed)
+        if self.sharing.loads_sharded and not is_named:
+            module.tell(_BUILT_WHOLE)
         if module.model is None:
             shard = partial(self.sharing.shard, dtype=self._mixed)
             module.model = build(shard=shard if self.sharing.loads_sharded else None)

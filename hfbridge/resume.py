@@ -263,16 +263,25 @@ def _native_place(data: Any, state: TrainerState, written: Cut, *, skips_data: b
     # The accumulation is not told; the micro-batches that are behind are.
     epoch = math.floor((state.epoch or 0) + 1e-6)
     behind = ((state.epoch or 0) - epoch) * of_pass
-    if state.epoch is None or not math.isclose(behind, round(behind), abs_tol=1e-3):
+    is_whole = state.epoch is not None and math.isclose(behind, round(behind), abs_tol=1e-3)
+    if not is_whole or not (is_as_before or _fits(step, epoch, round(behind), of_pass)):
         raise CheckpointError(
-            f"{layout.TRAINER_STATE_NAME} tells epoch={state.epoch!r} at step {step}, which is no whole "
-            f"number of micro-batches of a run of {written} (as its rng_state files tell). Are files of "
-            "other ranks missing, or was the training set another? Go on with the ranks and batches it was "
-            "written with, or begin a new run from its weights."
+            f"{layout.TRAINER_STATE_NAME} tells epoch={state.epoch!r} at step {step}, which no run has "
+            f"come to with {written.ranks} rank(s), as its rng_state files tell, and micro-batches of "
+            f"{written.rows}. Are files of other ranks missing, or was the training set another? Go on with "
+            "the ranks and batches it was written with, or begin a new run from its weights."
         )
     behind = round(behind)
     windows = behind // written.accumulation if is_as_before else 0
     return Place(epoch, windows), behind * written.ranks * written.rows
+
+
+def _fits(step: int, epoch: int, behind: int, of_pass: int) -> bool:
+    """Whether any accumulation gives that many steps for some passes and full windows of micro-batches."""
+    return any(
+        behind % size == 0 and step == epoch * math.ceil(of_pass / size) + behind // size
+        for size in range(1, of_pass + 1)
+    )
 
 
 def _loss_of(positions: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

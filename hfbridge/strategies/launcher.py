@@ -232,6 +232,9 @@ def open_group(
 ) -> bool:
     """Open the process group, unless it is open: a TrainingArguments at the top of a script does that, too.
 
+    Then wait until all ranks are here: one whose group was opened at the top may be importing still, and
+    `timeout` is meant for ranks that work.
+
     Args:
         environment: knows rank and size.
         backend: "gloo" or "nccl".
@@ -247,23 +250,26 @@ def open_group(
     Proved by: tests/distributed/test_launchers.py
     """
     close_group_at_exit()
-    if dist.is_initialized():
-        if timeout is not None:
-            _set_pg_timeout(timeout)
-        return False
-    os.environ["MASTER_ADDR"] = environment.main_address
-    os.environ["MASTER_PORT"] = str(environment.main_port)
-    rank, world_size = environment.global_rank(), environment.world_size()
-    store = meet(environment, rank, world_size, timeout=max(timeout or _MEETING, _MEETING))
-    dist.init_process_group(
-        backend,
-        store=store,
-        rank=rank,
-        world_size=world_size,
-        timeout=timeout,
-        device_id=None if device.type == "cpu" else device,
-    )
-    return True
+    is_new = not dist.is_initialized()
+    start_limit = max(timeout or _MEETING, _MEETING)
+    if is_new:
+        os.environ["MASTER_ADDR"] = environment.main_address
+        os.environ["MASTER_PORT"] = str(environment.main_port)
+        rank, world_size = environment.global_rank(), environment.world_size()
+        dist.init_process_group(
+            backend,
+            store=meet(environment, rank, world_size, timeout=start_limit),
+            rank=rank,
+            world_size=world_size,
+            timeout=start_limit,
+            device_id=None if device.type == "cpu" else device,
+        )
+    else:
+        _set_pg_timeout(start_limit)
+    dist.barrier(device_ids=None if device.type == "cpu" else [device.index])
+    if timeout is not None:
+        _set_pg_timeout(timeout)
+    return is_new
 
 
 def meet(environment: ClusterEnvironment, rank: int, world_size: int, *, timeout: timedelta) -> Store:

@@ -100,7 +100,7 @@ def train(
 
 
 def load_named(folder: str, auto_class: str, strategy: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Train a named model; tell its first weights, and the largest tensor that building it has made."""
+    """Train a named model; tell its first weights, and the largest tensor that reading it has made."""
     first: list[Any] = []
 
     class Noted(pl.Callback):
@@ -109,7 +109,7 @@ def load_named(folder: str, auto_class: str, strategy: str, settings: Mapping[st
 
     ranks = int(os.environ["WORLD_SIZE"])
     trainer = make_trainer(strategy, ranks, callbacks=[Noted()], **settings)
-    module = hfbridge.HFModule(folder, auto_class)
+    module = hfbridge.HFModule(folder, auto_class, dtype=torch.float32)
     made = LargestStorage()
     build = module.configure_model
 
@@ -124,6 +124,7 @@ def load_named(folder: str, auto_class: str, strategy: str, settings: Mapping[st
     return {
         "first": first[0],
         "largest": made.elements,
+        "held": sum(getattr(p, "_local_tensor", p).numel() for p in module.model.parameters()),
         "made by": made.name,
         "rows": [without_times(row) for row in trainer.log_history],
         "weights": whole_weights(module),

@@ -228,7 +228,7 @@ def test_a_native_checkpoint_that_has_lost_the_files_of_ranks(ranks: PoolOf, tmp
     newest = tmp_path / "whole/checkpoint-8"
     again = make_job(str(tmp_path), "again", save_strategy="no")
     (newest / "rng_state_2.pth").unlink()
-    with pytest.raises(CheckpointError, match="no whole number of micro-batches of a run of 2 ranks"):
+    with pytest.raises(CheckpointError, match=r"no run has come to with 2 rank\(s\)"):
         bridge(again, str(newest))
     (newest / "rng_state_1.pth").unlink()
     with pytest.raises(CheckpointError, match=r"rng_state_1.pth is missing"):

@@ -22,6 +22,7 @@ from transformers import TrainerCallback, TrainingArguments
 from hfbridge import BridgeWarning, CheckpointError
 from hfbridge.checkpoints.read import read_checkpoint
 from hfbridge.checkpoints.writer import CheckpointWriter, Copies
+from hfbridge.model_run import ModelRun
 from tests.parity.engines import Job, make_ours, run_ours, same
 from tests.tiny import make_tokenizer
 
@@ -52,7 +53,9 @@ def room() -> Iterator[None]:
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize("size", [1_000, 3_000, 10_000, 40_000])
-def test_full_disk(size: int, asynchronous: bool) -> None:
+def test_full_disk(size: int, asynchronous: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[ModelRun] = []
+    monkeypatch.setattr(ModelRun, "close", closed.append)
     # Nothing is printed: the test's own output is a file, too.
     quiet = {**SETTINGS, "logging_strategy": "no"}
     job = Job(settings=quiet, processing_class=make_tokenizer(), callbacks=lambda: [FillDisk(size)])
@@ -65,7 +68,7 @@ def test_full_disk(size: int, asynchronous: bool) -> None:
         trainer.fit(module, data)
     assert [path.name for path in Path("out").iterdir()] == ["checkpoint-4"]
     read_checkpoint(Path("out/checkpoint-4"))
-    assert not module.model.__dict__.keys() & {"forward"}  # torn down
+    assert closed == [module.run]  # torn down
 
 
 def test_two_runs_in_one_directory() -> None:

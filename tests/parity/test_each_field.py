@@ -188,6 +188,9 @@ ELSEWHERE = {
             "timeout",
         )
     },
+    "deepspeed": "tests/distributed/test_deepspeed.py",
+    "fsdp": "tests/distributed/test_fsdp.py",
+    "fsdp_config": "tests/unit/settings/test_fsdp.py",
     "project": "tests/unit/settings/test_together.py",
     "trackio_space_id": "tests/unit/settings/test_together.py",
     "trackio_bucket_id": "tests/unit/settings/test_together.py",

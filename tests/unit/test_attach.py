@@ -35,6 +35,7 @@ def run_with(*, trainer: Any = None, module: Any = None, data: Any = None, **lim
         max_steps=limits.get("max_steps", -1),
         max_epochs=limits.get("max_epochs"),
         log_every_n_steps=limits.get("log_every_n_steps", 50),
+        strategy=SimpleNamespace(),
         lightning_module=SimpleNamespace(given_settings=module),
         datamodule=SimpleNamespace(given_settings=data),
     )

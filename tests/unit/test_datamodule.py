@@ -40,6 +40,7 @@ def attached(data: HFDataModule, settings: Any = None, **module: Any) -> HFDataM
         "label_names": ["labels"],
         "processing_class": None,
         "automatic_optimization": True,
+        "loss_normalization": "native",
     }
     given = Settings(**{**SETTINGS, **(settings or {})})
     module = {**known, "given_settings": given, "args": given.as_training_arguments(), **module}
@@ -78,7 +79,7 @@ def test_one_validation_split_leaves_others_out() -> None:
 def test_a_dict_of_evaluation_sets() -> None:
     given = {"a": rows(3), "b": rows(2)}
     data = set_up(HFDataModule(rows(4), eval_dataset=given, data_collator=PadRows()))
-    assert (data.has_eval, data.eval_splits) == (True, ("eval_a", "eval_b"))
+    assert data.eval_splits == ("eval_a", "eval_b")
     loaders = data.val_dataloader()
     assert [(loader.prefix, loader.samples) for loader in loaders] == [("eval_a", 3), ("eval_b", 2)]
     assert set(given) == {"a", "b"}
@@ -93,7 +94,7 @@ def test_a_set_without_a_whole_batch_is_refused() -> None:
 def test_one_dataset_is_trained_on() -> None:
     data = HFDataModule(rows(4))
     assert set(data._raw) == {"train"}
-    assert not data.has_eval
+    assert not data.eval_splits
 
 
 def test_what_is_given_by_name_wins_over_a_split() -> None:
@@ -199,7 +200,7 @@ def test_evaluation_needs_a_set(settings: dict[str, Any]) -> None:
 
 
 def test_an_evaluation_set_without_evaluation_is_no_error() -> None:
-    assert set_up(HFDataModule(train_dataset=rows(), eval_dataset=rows())).has_eval
+    assert set_up(HFDataModule(train_dataset=rows(), eval_dataset=rows())).eval_splits
 
 
 def test_outside_of_a_run_it_says_so() -> None:
@@ -263,7 +264,7 @@ def test_a_tokenizer_on_either_side_chooses_the_padding_collator(owner: str) -> 
 
 def test_without_a_tokenizer_rows_are_stacked() -> None:
     data = set_up(HFDataModule(rows(6)))
-    assert data._prepare("train")[1] is default_data_collator
+    assert data.train_dataloader().micro_batches.collate_fn is default_data_collator
 
 
 def test_loader_arguments_come_from_the_settings() -> None:

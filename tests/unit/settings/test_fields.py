@@ -111,6 +111,7 @@ CARRIED = {
     "use_liger_kernel": True,
     "liger_kernel_config": {"rope": True},
     "auto_find_batch_size": True,
+    "deepspeed": {"zero_optimization": {"stage": 1}},
     "ddp_find_unused_parameters": True,
     "ddp_bucket_cap_mb": 10,
     "ddp_broadcast_buffers": False,

@@ -41,7 +41,9 @@ def test_parameters_without_gradient_do_not_count(sharing):
 
 def test_a_single_device_trains_the_model_as_it_is(sharing):
     model = nn.Linear(2, 1)
-    assert sharing.shard(model) is model
+    before = dict(model.named_parameters())
+    sharing.shard(model, dtype=torch.bfloat16)
+    assert all(before[name] is parameter for name, parameter in model.named_parameters())
     assert sharing.forward_through(model) is model
     with sharing.micro_batch(is_last=False):
         assert torch.is_grad_enabled()
