@@ -33,6 +33,8 @@ class EngineSharing(Sharing):
         engine: DeepSpeed's engine; `None` until a run has made one.
     """
 
+    replaces_parameters = True  # those of the optimizer, by the parts of each rank
+
     def __init__(self, strategy: Any, *, config: dict[str, Any], is_sharded: bool) -> None:
         super().__init__(strategy)
         self.engine: Any = None

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.distributed.zero import (
+    bring_optimizer,
     resume_both_ways,
     resume_elsewhere,
     run_by_name,
@@ -182,3 +183,8 @@ def test_either_engine_goes_on_from_either_checkpoint(ranks, stage):
 def test_a_checkpoint_of_another_strategy_is_refused(ranks, written, resumed, told):
     for error in ranks(2).run(resume_elsewhere, written, resumed):
         assert told in error
+
+
+def test_an_optimizer_of_the_whole_model_is_refused(ranks):
+    for error in ranks(2).run(bring_optimizer, zero(2)):
+        assert "optimizer_cls_and_kwargs" in error

@@ -120,7 +120,6 @@ CARRIED = {
     "ddp_timeout": 10,
     "fsdp": True,
     "fsdp_config": {"version": 1},
-    "deepspeed": "ds.json",
 }
 
 # Names of transformers 4 that transformers 5 still has, and the new one that carries the value.
