@@ -20,7 +20,7 @@ callbacks and before checkpoints are written.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -78,6 +78,7 @@ class CallbackHost(EvaluationHooks):
         self.place = Place()
         self._schedule: Schedule | None = None
         self._counter: InputCounter | None = None
+        self.end_micro_batch: Callable[[], None] = _nothing  # called when a backward is over
         self._start_s = 0.0
         self._first_step = self._first_tokens = 0
         self._follows_metric = self._is_new_best = False
@@ -143,6 +144,7 @@ class CallbackHost(EvaluationHooks):
                 pad_token_id=getattr(module.processing_class, "pad_token_id", None),
                 ranks=trainer.world_size,
             )
+            self.end_micro_batch = self._counter.settle
         handler.optimizer = trainer.optimizers[0]
         handler.lr_scheduler = module.schedule
         self.checkpoints.open(trainer, is_resumed=module.resumption is not None)
@@ -210,11 +212,6 @@ class CallbackHost(EvaluationHooks):
         assert self._counter is not None
         self.logged.add(loss, global_step=self.state.global_step)
         self.state.num_input_tokens_seen += self._counter.add(inputs)
-
-    def end_micro_batch(self) -> None:
-        """Take note that a micro-batch's backward is over."""
-        assert self._counter is not None
-        self._counter.settle()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Window, batch_idx: int
@@ -400,6 +397,10 @@ class CallbackHost(EvaluationHooks):
         """Take the operations counted since the last time into the state."""
         assert self._counter is not None
         self.state.total_flos += self._counter.drain_flops()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _overrides(callback: TrainerCallback, event: str) -> bool:

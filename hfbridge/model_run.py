@@ -70,8 +70,8 @@ class ModelRun:
             self._zero = ZeroConfig(self.sharing.zero_config, self.args)
         if self.sharing.replaces_parameters and module.given_optimizers != (None, None):
             raise ModelError(
-                "optimizers holds the parameters of the whole model, and FSDP puts others in their place. "
-                "Pass optimizer_cls_and_kwargs=(class, arguments), or name the optimizer by optim."
+                "optimizers holds the parameters of the whole model, and the strategy puts others in their "
+                "place. Pass optimizer_cls_and_kwargs=(class, arguments), or name the optimizer by optim."
             )
         self._closure_hook: Any = None
 

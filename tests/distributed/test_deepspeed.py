@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.distributed.zero import (
+    bring_optimizer,
     resume_both_ways,
     resume_elsewhere,
     run_by_name,
@@ -50,6 +51,13 @@ def test_zero_equals_native(ranks, kind, stage):
     found = ranks(2).run(run_zero_job, job)
     assert found[0]["collated"] != found[1]["collated"]
     assert max(row.get("grad_norm", 0) for row in found[0]["rows"]) > 0.3  # clipping was at work
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_evaluations_equal_native(ranks, stage, bf16):
+    evaluations = {"eval_strategy": "steps", "eval_steps": 2, "bf16": bf16}
+    ranks(2).run(run_zero_job, Job("llama", {**SETTINGS, **evaluations, "deepspeed": zero(stage)}))
 
 
 @pytest.mark.parametrize("stage", [2, 3])
@@ -175,3 +183,8 @@ def test_either_engine_goes_on_from_either_checkpoint(ranks, stage):
 def test_a_checkpoint_of_another_strategy_is_refused(ranks, written, resumed, told):
     for error in ranks(2).run(resume_elsewhere, written, resumed):
         assert told in error
+
+
+def test_an_optimizer_of_the_whole_model_is_refused(ranks):
+    for error in ranks(2).run(bring_optimizer, zero(2)):
+        assert "optimizer_cls_and_kwargs" in error

@@ -200,6 +200,17 @@ def resume_both_ways(job: Job) -> dict[str, Any]:
     return {"steps": found, "names": names}
 
 
+def bring_optimizer(config: dict[str, Any]) -> str:
+    """Give HFModule an optimizer, which native drops without a word; returns the error."""
+    connect()
+    given = lambda model: (torch.optim.SGD(model.parameters(), lr=1e-2), None)  # noqa: E731
+    try:
+        _run_bridged(Job("distilbert", {"deepspeed": config}, eval_rows=0, optimizers=given))
+    except hfbridge.ModelError as error:
+        return str(error)
+    return ""
+
+
 def resume_elsewhere(written: dict[str, Any], resumed: dict[str, Any]) -> str:
     """Write a checkpoint with some settings, and go on with others; returns the error."""
     connect()
