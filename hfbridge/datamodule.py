@@ -290,10 +290,6 @@ class HFDataModule(pl.LightningDataModule):
         return self.trainer
 
 
-def _name_of(function: Any) -> str:
-    return getattr(function, "__qualname__", repr(function))
-
-
 def _split(dataset: Any, explicit: dict[str, Any]) -> dict[str, Any]:
     """Sort what was given into training, evaluation and prediction set."""
     if dataset is None:
