@@ -36,6 +36,11 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 EVERYTHING = {"include_for_metrics": ["inputs", "loss"]}
 
 
+def shown(value):
+    """Name a parameter without the address of a function."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))
+
+
 @pytest.mark.parametrize("kind", ["distilbert", "llama", "bert-qa", "t5"])
 @pytest.mark.parametrize(
     "settings",
@@ -100,7 +105,7 @@ def test_metrics_by_batch(ranks, kind, included):
         ("bert-token", {"dataloader_num_workers": 1}, {}),
         ("distilbert", {"metric_for_best_model": "mean"}, {}),
     ],
-    ids=str,
+    ids=shown,
 )
 def test_other_options(ranks, kind, settings, given):
     ranks(2).run(evaluate_on_both, job(kind, settings, **{"compute_metrics": parts_digest, **given}))
