@@ -1,6 +1,5 @@
-"""What the ranks of a run tell each other before it begins: failures, and what they were given.
+"""Whether the ranks of a run were given the same, and what it means when they have lost each other.
 
-    together    a function that fails on one rank fails on all, with the same message
     compare     settings, data and models that differ between ranks are named, and so is the rank
     explain     what a lost connection means, added to the error of the process group
 
@@ -39,37 +38,6 @@ class Fact(NamedTuple):
 def has_ranks() -> bool:
     """Whether this process is one of several ranks, whose process group is open."""
     return count() > 1
-
-
-def together(function: Callable[[], T]) -> list[T]:
-    """Call a function on all ranks, which raises on all of them if it raises on one.
-
-    Args:
-        function: without collectives of its own; what it returns must pickle.
-
-    Returns:
-        What it returned on each rank.
-
-    Raises:
-        RankError: it failed on other ranks, and not here; the message holds theirs.
-        Exception: what it raised here.
-    """
-    if not has_ranks():
-        return [function()]
-    returned: T | None = None
-    failure: Exception | None = None
-    try:
-        returned = function()
-    except Exception as error:  # raised below, once the others know
-        failure = error
-    outcomes = gather((None if failure is None else _describe(failure), returned))
-    if failure is not None:
-        raise failure
-    failed = {rank: text for rank, (text, _) in enumerate(outcomes) if text is not None}
-    if failed:
-        first = next(iter(failed))
-        raise RankError(f"This rank has no fault of its own; {_name(failed)} failed: {failed[first]}")
-    return [value for _, value in outcomes]  # type: ignore[misc]
 
 
 def compare(facts: Callable[[], Iterable[Fact]]) -> None:
@@ -143,12 +111,6 @@ def explain(error: BaseException, *, timeout_s: float) -> None:
             "it says nothing, that rank was killed, perhaps for want of memory. "
             'trainer.fit(..., ckpt_path="last") goes on from the last checkpoint.'
         )
-
-
-def _describe(error: Exception) -> str:
-    if isinstance(error, BridgeError):
-        return str(error)
-    return f"{type(error).__name__}: {error}"
 
 
 def _name(ranks: Iterable[int]) -> str:

@@ -18,7 +18,7 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import IterableDataset as TorchIterableDataset
 
-from hfbridge.agreement import compare, explain, has_ranks, together
+from hfbridge.agreement import compare, explain, has_ranks
 from hfbridge.attach import end_with, settings_of, take_over
 from hfbridge.data.columns import Collator
 from hfbridge.data.loader import EvalLoader, WindowLoader
@@ -28,7 +28,7 @@ from hfbridge.data.window import Cut, MicroBatch, Schedule, plan_schedule
 from hfbridge.errors import DataError, SettingsError
 from hfbridge.facts import facts_of_run
 from hfbridge.loaders import Loaders
-from hfbridge.ranks import gather
+from hfbridge.ranks import gather, together
 from hfbridge.settings import Settings, SettingsSource
 from hfbridge.strategies import close_group_at_exit
 
@@ -169,7 +169,8 @@ class HFDataModule(pl.LightningDataModule):
         """
         if has_ranks():
             close_group_at_exit()  # as none of Lightning's own strategies does on CPUs
-        together(lambda: self._begin(stage))
+        with together():
+            self._begin(stage)
         settings, needed = self.settings, self._needed(stage)
         compare(lambda: facts_of_run(settings, {split: self._raw[split] for split in needed}))
         self._share_mapped(needed)

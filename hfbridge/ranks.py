@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from hfbridge.errors import BridgeError
+from hfbridge.errors import BridgeError, RankError
 
 _T = TypeVar("_T")
 
@@ -38,7 +38,8 @@ def together() -> Iterator[None]:
     """Do what may fail on some ranks only; if it does, all raise, and none waits for the others in vain.
 
     Raises:
-        BridgeError: another rank failed; of its own class, if it was one of hfbridge's.
+        BridgeError: another rank failed, with an error of hfbridge's; of the same class.
+        RankError: another rank failed with any other error.
     """
     error: Exception | None = None
     try:
@@ -47,7 +48,8 @@ def together() -> Iterator[None]:
         error = raised
     told = None
     if error is not None:
-        told = (type(error) if isinstance(error, BridgeError) else BridgeError, str(error))
+        is_ours = isinstance(error, BridgeError)
+        told = (type(error), str(error)) if is_ours else (RankError, f"{type(error).__name__}: {error}")
     found = gather(told)
     if error is not None:
         raise error

@@ -12,12 +12,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import operations
 from torch import Tensor
 
 from hfbridge.errors import MetricsError
+from hfbridge.ranks import gather as gather_objects
 
 _PADDING = -100
 
@@ -77,7 +77,7 @@ def of_each_rank(data: Any, *, ranks: int) -> list[Any]:
     if isinstance(data, Mapping) and all(isinstance(value, Tensor) for value in data.values()):
         named = {name: of_each_rank(value, ranks=ranks) for name, value in data.items()}
         return [{name: values[rank] for name, values in named.items()} for rank in range(ranks)]
-    return _objects_of_each_rank(data)
+    return gather_objects(data)
 
 
 def _tensors_of_each_rank(tensor: Tensor) -> list[Tensor]:
@@ -93,14 +93,6 @@ def _tensors_of_each_rank(tensor: Tensor) -> list[Tensor]:
     ]
 
 
-def _objects_of_each_rank(given: Any) -> list[Any]:
-    if not _has_company():
-        return [given]
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, given)
-    return found
-
-
 @contextmanager
 def fails_together() -> Iterator[None]:
     """Raise on all ranks what is raised on one of them, so that none waits for it in vain.
@@ -114,9 +106,7 @@ def fails_together() -> Iterator[None]:
     except Exception as caught:  # raised again below
         error = caught
     told = None if error is None else (isinstance(error, MetricsError), type(error).__name__, str(error))
-    failures = [
-        (rank, *failure) for rank, failure in enumerate(_objects_of_each_rank(told)) if failure is not None
-    ]
+    failures = [(rank, *failure) for rank, failure in enumerate(gather_objects(told)) if failure is not None]
     if not failures:
         return
     rank, is_ours, name, text = next((failure for failure in failures if failure[1]), failures[0])
@@ -129,10 +119,6 @@ def fails_together() -> Iterator[None]:
 
 def known_to_all(names: frozenset[str] | None) -> frozenset[str] | None:
     """Return the names that all ranks have; `None` if one of them does not know its own."""
-    found: list[frozenset[str] | None] = _objects_of_each_rank(names)
+    found: list[frozenset[str] | None] = gather_objects(names)
     known = [one for one in found if one is not None]
     return frozenset.intersection(*known) if len(known) == len(found) else None
-
-
-def _has_company() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

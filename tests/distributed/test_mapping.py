@@ -61,8 +61,7 @@ def test_a_map_function_that_fails_fails_every_rank(ranks, tmp_path):
     first, second = ranks(2).run(map_with, "memory", str(tmp_path), {}, "fail_late")
     assert calls_in(tmp_path) == ONCE
     assert first["error"] == ("KeyError", "'no column of this name'")
-    assert second["error"][0] == "RankError"
-    assert "rank 0 failed: KeyError: 'no column of this name'" in second["error"][1]
+    assert second["error"] == ("RankError", "On rank 0: KeyError: 'no column of this name'")
     assert first["loss"] == second["loss"] == []
 
 

@@ -3,15 +3,11 @@
 import pytest
 
 from hfbridge import DataError, RankError, agreement
-from hfbridge.agreement import Fact, compare, differences, explain, together
-from hfbridge.ranks import gather
+from hfbridge.agreement import Fact, compare, differences, explain
 
 
 def test_one_rank_agrees_with_itself():
-    assert gather(3) == together(lambda: 3) == [3]
     compare(lambda: pytest.fail("asked for facts"))  # type: ignore[arg-type, return-value]
-    with pytest.raises(KeyError, match="x"):
-        together(lambda: {}["x"])
 
 
 def test_equal_facts_have_no_differences():
