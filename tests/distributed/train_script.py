@@ -5,7 +5,9 @@ trainer     arguments of the Trainer
 plain       with lightning.Trainer
 settings    further settings
 map         a map function, whose calls are counted
-fault       "raise", "kill", "stop", "exit": on rank `victim`, in its second step, once; "none"
+fault       "raise", "kill", "stop", "exit": on rank `victim`, in its second step, once; "none"; "kill later":
+            `after_s` after training has begun
+resumes     from the last checkpoint, if there is one
 step_s      what a step waits
 rows        of the training set
 """
@@ -14,6 +16,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -46,11 +49,20 @@ from tests.tiny import PadRows, make_dataset, make_model  # noqa: E402
 class Fault(TrainerCallback):
     """Does what a rank may suffer, in the middle of a run."""
 
+    def on_train_begin(self, args, state, control, **others):  # type: ignore[no-untyped-def]
+        rank, marker = int(os.environ["RANK"]), FOLDER / "fault"
+        if JOB["fault"] == "kill later" and rank == JOB["victim"] and not marker.exists():
+            marker.touch()
+            end = threading.Timer(JOB["after_s"], os.kill, (os.getpid(), signal.SIGKILL))
+            end.daemon = True
+            end.start()
+
     def on_step_begin(self, args, state, control, **others):  # type: ignore[no-untyped-def]
         rank, marker = int(os.environ["RANK"]), FOLDER / "fault"
         (FOLDER / f"step-{state.global_step}-{rank}").touch()
         time.sleep(JOB.get("step_s", 0))
-        is_now = state.global_step == 1 and rank == JOB.get("victim", 1) and JOB["fault"] != "none"
+        is_now = state.global_step == 1 and rank == JOB.get("victim", 1)
+        is_now = is_now and JOB["fault"] not in ("none", "kill later")
         if not is_now or marker.exists():
             return
         marker.touch()
@@ -91,13 +103,16 @@ def main() -> None:
         trainer = pl.Trainer(accelerator="cpu", **quiet, **asked)
     else:
         trainer = hfbridge.Trainer(settings, callbacks=callbacks, **asked)
-    trainer.fit(module, data)
+    has_last = JOB.get("resumes") and any(Path(VALUES["output_dir"]).glob("checkpoint-*"))
+    trainer.fit(module, data, ckpt_path="last" if has_last else None)
     result = {
+        "resumed": bool(has_last),
         "rank": trainer.global_rank,
         "world_size": trainer.world_size,
         "strategy": type(trainer.strategy).__module__.split(".")[0],
         "argv": ARGV[1:],
         "rows": [row for row in module.log_history if "loss" in row],
+        "trained_s": module.log_history[-1]["train_runtime"],
         "weights": weights_digest(module.model),
         "attempt": os.environ.get("TORCHELASTIC_RESTART_COUNT"),
     }
