@@ -55,6 +55,21 @@ def test_the_pair_is_as_alike_as_can_be() -> None:
     assert len(shared) / max(map(len, sides)) > 0.6
 
 
+STRATEGIES = ("ddp", "fsdp", "fsdp2", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_3")
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@needs_minilm
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_ten_lines_train_on_two_processes_by_any_strategy(tmp_path: Path, strategy: str) -> None:
+    done = run(ROOT / "examples" / "several_ranks" / "bridge.py", strategy)
+    assert done.returncode == 0, done.stderr[-3000:]
+    losses = json.loads(done.stdout.strip().splitlines()[-1])
+    assert len(losses) == 3
+    assert all(0.4 < loss < 1.1 for loss in losses)  # of two classes, at the start
+
+
 @pytest.mark.slow
 @needs_minilm
 def test_the_demo_ends_identical(tmp_path: Path) -> None:
