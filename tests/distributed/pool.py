@@ -6,6 +6,7 @@ directory of its own, with the process group that an earlier job has left open, 
 
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -76,6 +77,7 @@ class Pool:
             except subprocess.TimeoutExpired:
                 self._process.kill()
         self._process = None
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _start(self) -> None:
         self._folder, self._number = Path(tempfile.mkdtemp(prefix="ranks-")), 0
