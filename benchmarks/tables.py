@@ -89,24 +89,9 @@ def memory(results: dict[str, Any]) -> list[str]:
     return lines
 
 
-def scaling(results: dict[str, Any]) -> list[str]:
-    lines = ["| samples per second | 1 rank | 2 ranks |", "| --- | ---: | ---: |"]
-    for engine in ("native", "hfbridge"):
-        cells = []
-        for count in (1, 2):
-            row = results[f"ranks_{count}"]
-            speed = f"{row[engine]['samples_per_second']['median']:.1f}/s"
-            low, high = row["of_native"]["min"], row["of_native"]["max"]
-            share = f"{row['of_native']['median']:.3f} of native ({low:.3f} to {high:.3f}), {speed}"
-            cells.append(speed if engine == "native" else share)
-        lines.append(f"| {NAMES[engine]} | {' | '.join(cells)} |")
-    return lines
-
-
 TABLES = {
     "matrix": matrix,
     "memory": memory,
-    "scaling": scaling,
     "checkpoint": checkpoint,
     "overhead": overhead,
     "finetune": finetune,
