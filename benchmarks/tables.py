@@ -74,24 +74,8 @@ def matrix(results: dict[str, Any]) -> list[str]:
     return lines
 
 
-def memory(results: dict[str, Any]) -> list[str]:
-    counts = sorted(int(key.removeprefix("ranks_")) for key in results if key.startswith("ranks_"))
-    head = " | ".join(f"{count} ranks" for count in counts)
-    lines = [f"| MiB; saved, of what theory says | {head} |", f"| --- |{' ---: |' * len(counts)}"]
-    for key in results[f"ranks_{counts[0]}"]:
-        engine, _, strategy = key.partition(":")
-        cells = []
-        for count in counts:
-            row = results[f"ranks_{count}"][key]
-            share = f"; {row['saved_of_theory']:.2f}" if "saved_of_theory" in row else ""
-            cells.append(f"{row['training_bytes'] / 2**20:.0f}{share}")
-        lines.append(f"| {NAMES[engine]}, {strategy} | {' | '.join(cells)} |")
-    return lines
-
-
 TABLES = {
     "matrix": matrix,
-    "memory": memory,
     "checkpoint": checkpoint,
     "overhead": overhead,
     "finetune": finetune,
