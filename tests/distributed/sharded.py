@@ -1,7 +1,6 @@
 """What the ranks of a pool run for tests/distributed/test_fsdp.py."""
 
 import os
-import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,7 +51,7 @@ def settings_of(ranks: int, **settings: Any) -> dict[str, Any]:
     """Return settings of the same global batch on any number of ranks."""
     return {
         **BASE,
-        "output_dir": tempfile.mkdtemp(),
+        "output_dir": "out",
         "gradient_accumulation_steps": max(GLOBAL_MICRO_BATCHES // ranks, 1),
         **settings,
     }
