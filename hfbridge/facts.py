@@ -53,8 +53,12 @@ def facts_of_settings(settings: Settings) -> Iterator[Fact]:
 
 
 def facts_of_model(model: nn.Module) -> Iterator[Fact]:
-    """Describe a model for comparing it with those of other ranks."""
-    for name, parameter in model.named_parameters():
+    """Describe a model for comparing it with those of other ranks.
+
+    One that FSDP has cut in an earlier run is described as it is as a whole.
+    """
+    parameters = getattr(model, "_outline", None) or dict(model.named_parameters())
+    for name, parameter in parameters.items():
         shape: Any = getattr(parameter, "ds_shape", parameter.shape)  # DeepSpeed holds it elsewhere
         kind = str(parameter.dtype).removeprefix("torch.")
         trained = "" if parameter.requires_grad else ", not trained"
