@@ -239,12 +239,19 @@ def let_go(model: nn.Module) -> None:
 
 
 def _shard_ends(model: nn.Module, *, reshards: bool, given: Mapping[str, Any]) -> None:
-    """Have the embedding, and what runs last, gathered alone, unless they share weights with others."""
-    first, last = ([m for m in group if not isinstance(m, FSDPModule)] for group in _ends(model))
+    """Have the embedding, and what runs last, gathered alone.
+
+    Not where they share weights with others, nor where they lie in a unit: BERT's embedding does.
+    """
+    first, last = ([m for m in group if not _is_cut(m)] for group in _ends(model))
     if first and shares_with_none(model, first):
         fully_shard(first, reshard_after_forward=reshards, **given)
     if last and shares_with_none(model, last):
         fully_shard(last, reshard_after_forward=False, **given)
+
+
+def _is_cut(module: nn.Module) -> bool:
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
 
 
 def _ends(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:

@@ -30,7 +30,9 @@ def assert_close(found, wanted):
         assert distance <= (1e-6 if is_noise else TOLERANCE * tensor.double().norm()), name
 
 
-@pytest.mark.parametrize("kind", ["distilbert", "llama", "gpt2", "t5", "bert-mlm", "lora-llama"])
+@pytest.mark.parametrize(
+    "kind", ["distilbert", "llama", "gpt2", "t5", "bert-mlm", "bert-token", "lora-llama"]
+)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_sharded_training_is_that_of_one_process(ranks, strategy, kind):
     wanted = ranks(1).run(sharded.train, kind, "one", 1, {})[0]

@@ -146,9 +146,9 @@ def test_settings_that_are_not_carried_say_what_to_do(setting: str, value: Any, 
 
 def test_arguments_and_settings_are_told_at_once() -> None:
     with pytest.raises(SettingsError) as caught:
-        hfbridge.Trainer({**BASE, "max_grad_norm": 2.0}, gradient_clip_val=1.0, devices=2, colour="red")
+        hfbridge.Trainer({**BASE, "max_grad_norm": 2.0}, gradient_clip_val=1.0, strategy="dpp", colour="red")
     subjects = [problem.subject for problem in caught.value.problems]
-    assert subjects == ["Trainer(gradient_clip_val=1.0)", "Trainer(devices=2)", "Trainer(colour=...)"]
+    assert subjects == ["Trainer(gradient_clip_val=1.0)", "Trainer(colour=...)", 'Trainer(strategy="dpp")']
 
 
 # Before the first step.

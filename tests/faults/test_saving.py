@@ -55,7 +55,7 @@ def room() -> Iterator[None]:
 @pytest.mark.parametrize("size", [1_000, 3_000, 10_000, 40_000])
 def test_full_disk(size: int, asynchronous: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     closed: list[ModelRun] = []
-    monkeypatch.setattr(ModelRun, "close", closed.append)
+    monkeypatch.setattr(ModelRun, "close", lambda self: closed.append(self))
     # Nothing is printed: the test's own output is a file, too.
     quiet = {**SETTINGS, "logging_strategy": "no"}
     job = Job(settings=quiet, processing_class=make_tokenizer(), callbacks=lambda: [FillDisk(size)])
