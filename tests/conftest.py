@@ -23,6 +23,18 @@ ROOT = Path(__file__).resolve().parents[1]
 WRITTEN_BY_TOOLS = (".coverage", ".pytest_cache", ".hypothesis", ".mypy_cache", ".ruff_cache", "__pycache__")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Have torch compile extensions into the cache of the tests, where no killed run has left a lock.
+
+    Any run that needs an extension would wait for such a lock for ever.
+    """
+    folder = config.cache.mkdir(f"extensions-py{sys.version_info.minor}-{torch.__version__}")
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
+    if not hasattr(config, "workerinput"):
+        for lock in folder.glob("*/lock"):
+            lock.unlink()
+
+
 class NetworkAccessError(RuntimeError):
     """A test tried to reach another machine. Not an OSError: libraries retry those, or swallow them."""
 

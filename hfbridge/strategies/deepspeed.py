@@ -29,6 +29,7 @@ from hfbridge.errors import CheckpointError, SettingsError
 from hfbridge.optional import require
 from hfbridge.settings.deepspeed import Config, check_config, check_name, preset, read_config, value_in
 from hfbridge.settings.settings import Settings
+from hfbridge.strategies.builds import warn_of_old_locks
 from hfbridge.strategies.engine import EnginePrecision, EngineSharing
 from hfbridge.strategies.launcher import ScriptLauncher, open_group
 
@@ -147,6 +148,8 @@ class DeepSpeedStrategy(strategies.DeepSpeedStrategy):
         self._set_node_environment_variables()
         self._process_group_backend = backend = self._get_process_group_backend()
         open_group(self.cluster_environment, backend, timeout=self._timeout, device=self.root_device)
+        if self.local_rank == 0:
+            warn_of_old_locks()
         deepspeed.init_distributed(
             backend,
             verbose=False,

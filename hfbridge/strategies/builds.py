@@ -1,0 +1,36 @@
+"""Extensions that torch compiles when first needed, and the locks that killed builds leave; no Lightning."""
+
+import os
+import time
+import warnings
+from pathlib import Path
+
+from torch.utils.cpp_extension import get_default_build_root
+
+from hfbridge.errors import BridgeWarning
+
+LONG_S = 600.0  # the longest of DeepSpeed's builds take a few minutes
+
+
+def warn_of_old_locks(at_least_s: float = LONG_S) -> None:
+    """Warn of locks that builds of extensions have left: torch waits for them without a word and for ever.
+
+    Args:
+        at_least_s: how old a lock is, and how long nothing beside it has changed, in seconds.
+
+    Mirrors: torch.utils.cpp_extension._jit_compile
+    """
+    told = os.environ.get("TORCH_EXTENSIONS_DIR")
+    folder, pattern = (Path(told), "*/lock") if told else (Path(get_default_build_root()), "*/*/lock")
+    for lock in sorted(folder.glob(pattern)):
+        still_s = time.time() - max(
+            (path.stat().st_mtime for path in lock.parent.iterdir() if path.is_file()), default=time.time()
+        )
+        if still_s >= at_least_s:
+            warnings.warn(
+                f"{lock} has been there for {still_s / 60:.0f} minutes: something compiles {lock.parent.name}"
+                ", or was killed at it, and whoever needs it waits for ever. If no other run is "
+                f"compiling, delete it: rm '{lock}'",
+                BridgeWarning,
+                stacklevel=2,
+            )
