@@ -37,6 +37,8 @@ def gather(value: _T) -> list[_T]:
 def together() -> Iterator[None]:
     """Do what may fail on some ranks only; if it does, all raise, and none waits for the others in vain.
 
+    An error of hfbridge's, on whichever rank, goes before any other: it says what to do.
+
     Raises:
         BridgeError: another rank failed, with an error of hfbridge's; of the same class.
         RankError: another rank failed with any other error.
@@ -46,17 +48,17 @@ def together() -> Iterator[None]:
         yield
     except Exception as raised:
         error = raised
-    told = None
-    if error is not None:
-        is_ours = isinstance(error, BridgeError)
-        told = (type(error), str(error)) if is_ours else (RankError, f"{type(error).__name__}: {error}")
-    found = gather(told)
-    if error is not None:
+    is_ours = isinstance(error, BridgeError)
+    found = gather(None if error is None else (is_ours, type(error), str(error)))
+    failures = [(number, *failure) for number, failure in enumerate(found) if failure is not None]
+    if not failures:
+        return
+    number, is_told, kind, text = next((failure for failure in failures if failure[1]), failures[0])
+    if error is not None and is_ours == is_told:
         raise error
-    for number, failure in enumerate(found):
-        if failure is not None:
-            kind, text = failure
-            raise kind(f"On rank {number}: {text}")
+    if is_told:
+        raise kind(f"On rank {number}: {text}") from error
+    raise RankError(f"On rank {number}: {kind.__name__}: {text}")
 
 
 def _are_connected() -> bool:

@@ -6,8 +6,7 @@ loss_normalization    gathered                               rows that fill up t
                                                              along with the others' batches, and drops them
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +15,6 @@ from accelerate import Accelerator
 from accelerate.utils import operations
 from torch import Tensor
 
-from hfbridge.errors import MetricsError
 from hfbridge.ranks import gather as gather_objects
 
 _PADDING = -100
@@ -91,30 +89,6 @@ def _tensors_of_each_rank(tensor: Tensor) -> list[Tensor]:
         found[tuple(map(slice, shape))]
         for found, shape in zip(operations.gather(filled[None]), shapes, strict=True)
     ]
-
-
-@contextmanager
-def fails_together() -> Iterator[None]:
-    """Raise on all ranks what is raised on one of them, so that none waits for it in vain.
-
-    All ranks must come here. A MetricsError of any rank goes before other errors; these are a RuntimeError on
-    the ranks that have none of their own.
-    """
-    error: Exception | None = None
-    try:
-        yield
-    except Exception as caught:  # raised again below
-        error = caught
-    told = None if error is None else (isinstance(error, MetricsError), type(error).__name__, str(error))
-    failures = [(rank, *failure) for rank, failure in enumerate(gather_objects(told)) if failure is not None]
-    if not failures:
-        return
-    rank, is_ours, name, text = next((failure for failure in failures if failure[1]), failures[0])
-    if error is not None and isinstance(error, MetricsError) == is_ours:
-        raise error
-    if is_ours:
-        raise MetricsError(f"{text} (On rank {rank}.)") from error
-    raise RuntimeError(f"{name} on rank {rank}: {text}")
 
 
 def known_to_all(names: frozenset[str] | None) -> frozenset[str] | None:

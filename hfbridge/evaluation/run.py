@@ -24,7 +24,8 @@ from hfbridge.evaluation.metrics import (
     speed_of,
 )
 from hfbridge.evaluation.predict import Batch, Prediction, predict_batch
-from hfbridge.evaluation.ranks import fails_together, gather, known_to_all, of_each_rank, pad
+from hfbridge.evaluation.ranks import gather, known_to_all, of_each_rank, pad
+from hfbridge.ranks import together
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +181,7 @@ class Evaluation:
                 losses=part.losses if "loss" in includes else None,
             )
             is_last = self.is_done and number == len(parts)
-            with fails_together() if is_last else nullcontext():
+            with together() if is_last else nullcontext():
                 returned: Any = function(given, compute_result=is_last)
                 if is_last and returned is not None:  # natively, too, None stands for no metrics
                     self._computed = checked_metrics(returned, function)
@@ -231,7 +232,7 @@ class Evaluation:
         has_both = found.predictions is not None and found.label_ids is not None
         if self.compute_metrics is not None and has_both and not options.by_batch:
             given = prediction_of(found, includes=options.includes)
-            with fails_together():
+            with together():
                 self._computed = checked_metrics(self.compute_metrics(given), self.compute_metrics)
         metrics = name_metrics(
             self._computed,
@@ -286,7 +287,7 @@ class Evaluation:
         function = self.preprocess_logits
         if logits is None or function is None:
             return logits
-        with fails_together() if self._is_rehearsal else nullcontext():
+        with together() if self._is_rehearsal else nullcontext():
             return checked_logits(function(logits, labels), function)
 
     def _gather(self, data: Any) -> Any:

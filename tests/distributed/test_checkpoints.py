@@ -22,9 +22,9 @@ from hfbridge.checkpoints.read import read_checkpoint
 from hfbridge.checkpoints.sigterm import SigtermCheckpoint
 from hfbridge.checkpoints.writer import CheckpointWriter
 from tests.distributed.conftest import PoolOf
-from tests.distributed.test_resume import BASE, ROWS, bridge, without_evaluations
+from tests.distributed.test_resume import BASE, ROWS, bridge
 from tests.parity.engines import Job, make_ours, record_ours, run_ours, run_theirs, same
-from tests.parity.test_checkpoints import assert_same_checkpoint, files_in, state_in
+from tests.parity.test_checkpoints import assert_same_checkpoint, files_in
 from tests.parity.test_resume import assert_goes_on
 from tests.tiny import make_tokenizer
 
@@ -36,7 +36,7 @@ STEPS: dict[str, Any] = {
     "save_strategy": "steps",
     "save_steps": 2,
 }
-EVALUATED = {**STEPS, "eval_strategy": "steps", "eval_steps": 2, "metric_for_best_model": "constant"}
+EVALUATED = {**STEPS, "eval_strategy": "steps", "eval_steps": 2}
 STRATEGIES: dict[str, dict[str, Any]] = {
     "steps": STEPS,
     "epoch": {**STEPS, "save_strategy": "epoch"},
@@ -47,22 +47,13 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 }
 
 
-def give_a_constant(prediction: Any) -> dict[str, float]:
-    """Let the first evaluation be the best."""
-    return {"constant": 1.0}
-
-
 def make_job(folder: str, **settings: Any) -> Job:
-    return Job(
-        settings={**settings, "output_dir": folder},
-        processing_class=make_tokenizer(),
-        compute_metrics=give_a_constant,
-    )
+    return Job(settings={**settings, "output_dir": folder}, processing_class=make_tokenizer())
 
 
 def run_both(folder: str, settings: dict[str, Any]) -> None:
-    theirs = without_evaluations(run_theirs(make_job(f"{folder}/native", **settings)))
-    ours = without_evaluations(run_ours(make_job(f"{folder}/ours", **settings)))
+    theirs = run_theirs(make_job(f"{folder}/native", **settings))
+    ours = run_ours(make_job(f"{folder}/ours", **settings))
     for name in ("weights", "log_history", "event_names"):
         same(name, getattr(theirs, name), getattr(ours, name))
     for record in (theirs, ours):
@@ -71,18 +62,13 @@ def run_both(folder: str, settings: dict[str, Any]) -> None:
     same("state", theirs.state, ours.state)
 
 
-def state_without_evaluations(path: Path) -> dict[str, Any]:
-    found = state_in(path)
-    return {**found, "log_history": [row for row in found["log_history"] if "eval_loss" not in row]}
-
-
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_directories(ranks: PoolOf, tmp_path: Path, strategy: str) -> None:
     ranks(2).run(run_both, str(tmp_path), STRATEGIES[strategy])
     native, ours = tmp_path / "native", tmp_path / "ours"
     assert files_in(native) == files_in(ours) != []
     for checkpoint in native.iterdir():
-        assert_same_checkpoint(checkpoint, ours / checkpoint.name, state_in=state_without_evaluations)
+        assert_same_checkpoint(checkpoint, ours / checkpoint.name)
     if strategy == "steps":
         for rank in (0, 1):
             assert (ours / f"checkpoint-2/rng_state_{rank}.pth").exists()

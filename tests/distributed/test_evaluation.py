@@ -255,8 +255,8 @@ def test_a_mistake_of_one_rank_is_told_on_all(ranks, given, text):
 def test_an_error_of_one_rank_ends_the_evaluation_on_all(ranks):
     """In the rehearsal it is none: metrics may need more than a few rows."""
     found = ranks(2).run(error_of_fit, job(compute_metrics=ByRank(ValueError("too few classes"))))
-    assert [kind for kind, _, _ in found] == ["RuntimeError", "ValueError"]
-    assert found[0][1] == "ValueError on rank 1: too few classes"
+    assert [kind for kind, _, _ in found] == ["RankError", "ValueError"]
+    assert found[0][1] == "On rank 1: ValueError: too few classes"
     assert found[0][2] == found[1][2] == 2
 
 

@@ -1,6 +1,6 @@
 """On several ranks, too, a run that was stopped ends as if it had never been, in either engine."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from hfbridge import CheckpointError
 from tests.distributed.conftest import PoolOf
-from tests.parity import test_resume as in_one_process
-from tests.parity.engines import Job, Record, same
-from tests.parity.test_resume import Dropping, assert_goes_on
+from tests.parity.engines import Job, same
+from tests.parity.test_resume import Dropping, assert_goes_on, bridge, native
 from tests.tiny import PadRows
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -31,20 +30,6 @@ ROWS = 70
 
 def make_job(folder: str, name: str, **settings: Any) -> Job:
     return Job(rows=ROWS, settings={**BASE, "output_dir": f"{folder}/{name}", **settings})
-
-
-def native(job: Job, resumed: str | None = None) -> Record:
-    return without_evaluations(in_one_process.native(job, resumed))
-
-
-def bridge(job: Job, resumed: Any = None, *callbacks: Any) -> Record:
-    return without_evaluations(in_one_process.bridge(job, resumed, *callbacks))
-
-
-def without_evaluations(record: Record) -> Record:
-    """Leave out the rows of evaluations, which are another subject."""
-    rows = [row for row in record.log_history if "eval_loss" not in row]
-    return replace(record, log_history=rows)
 
 
 def go_all_routes(folder: str, workers: int) -> None:

@@ -1,7 +1,7 @@
 """The checkpoints of a run and those of the native Trainer: names, formats, keys, bytes of every tensor."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ def as_lists(value: Any) -> Any:
     )
 
 
-def assert_same_checkpoint(native: Path, ours: Path, *, state_in: Callable[[Path], Any] = state_in) -> None:
+def assert_same_checkpoint(native: Path, ours: Path) -> None:
     for name in ("optimizer.pt", "scheduler.pt"):
         if (native / name).exists():
             same(f"{native.name}/{name}", load(native / name), load(ours / name))

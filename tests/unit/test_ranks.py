@@ -2,7 +2,7 @@
 
 import pytest
 
-from hfbridge import CheckpointError, RankError, ranks
+from hfbridge import BridgeError, CheckpointError, RankError, ranks
 
 
 def test_one_process_is_the_first_rank_of_one():
@@ -16,28 +16,32 @@ def test_alone_an_error_stays_what_it_is():
         pass
 
 
+def fail(error):
+    if error is not None:
+        raise error
+
+
 @pytest.mark.parametrize(
-    ("failure", "kind", "text"),
+    ("own", "other", "kind", "text"),
     [
-        (CheckpointError("It is damaged."), CheckpointError, "On rank 1: It is damaged."),
-        (KeyError("column"), RankError, "On rank 1: KeyError: 'column'"),
+        (None, CheckpointError("It is damaged."), CheckpointError, "On rank 1: It is damaged."),
+        (None, KeyError("column"), RankError, "On rank 1: KeyError: 'column'"),
+        (ValueError("mine"), KeyError("column"), ValueError, "mine"),
+        (ValueError("mine"), CheckpointError("It is damaged."), CheckpointError, "On rank 1: It is damaged."),
+        (CheckpointError("mine"), KeyError("column"), CheckpointError, "mine"),
+        (CheckpointError("mine"), RankError("other"), CheckpointError, "mine"),
     ],
 )
-def test_what_another_rank_failed_with_is_raised_here(monkeypatch, failure, kind, text):
-    is_ours, told = isinstance(failure, CheckpointError), []
-    others = (
-        (CheckpointError, str(failure)) if is_ours else (RankError, f"{type(failure).__name__}: {failure}")
-    )
+def test_what_is_raised_where_ranks_fail(monkeypatch, own, other, kind, text):
+    told = []
 
-    def gather(own):
-        told.append(own)
-        return [own, others]
+    def gather(value):
+        told.append(value)
+        return [value, (isinstance(other, BridgeError), type(other), str(other))]
 
     monkeypatch.setattr(ranks, "gather", gather)
     with pytest.raises(kind) as caught, ranks.together():
-        pass
+        fail(own)
     assert type(caught.value) is kind
     assert str(caught.value) == text
-    with pytest.raises(type(failure)), ranks.together():  # and this one tells its own
-        raise failure
-    assert told == [None, others]
+    assert told == [None if own is None else (isinstance(own, BridgeError), type(own), str(own))]

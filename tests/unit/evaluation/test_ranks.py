@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from hfbridge.errors import MetricsError
-from hfbridge.evaluation.ranks import fails_together, gather, known_to_all, of_each_rank, pad
+from hfbridge.evaluation.ranks import gather, known_to_all, of_each_rank, pad
 
 # accelerate's rule for the last batch.
 
@@ -36,16 +35,6 @@ def test_one_rank_has_what_it_has(data):
     (found,) = of_each_rank(data, ranks=1)
     assert found is data
     assert pad(data, ranks=1) is data
-
-
-@pytest.mark.parametrize("kind", [MetricsError, ValueError])
-def test_an_error_of_one_process_stays_itself(kind):
-    error = kind("wrong")
-    with pytest.raises(kind) as caught, fails_together():
-        raise error
-    assert caught.value is error
-    with fails_together():
-        pass
 
 
 @pytest.mark.parametrize("names", [None, frozenset(), frozenset({"eval_loss"})])
