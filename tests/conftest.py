@@ -28,6 +28,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
     Any run that needs an extension would wait for such a lock for ever.
     """
+    if not hasattr(config, "cache"):  # with -p no:cacheprovider torch's own place has to do
+        return
     folder = config.cache.mkdir(f"extensions-py{sys.version_info.minor}-{torch.__version__}")
     os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
     if not hasattr(config, "workerinput"):

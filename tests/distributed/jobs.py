@@ -59,8 +59,6 @@ def run_native(job: Job) -> list[dict[str, Any]]:
 
 def group_timeout(job: Job) -> timedelta:
     """Train, in a group of hfbridge's own; returns what its collectives wait for others."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
     run_ours(job)
     backend = dist.distributed_c10d._get_default_group()._get_backend(torch.device("cpu"))
     found: timedelta = backend.options._timeout

@@ -35,7 +35,7 @@ class Pool:
         self._folder = Path()
         self._number = 0
 
-    def run(self, function: Callable[..., Any], *arguments: Any, timeout_s: float = 240) -> list[Any]:
+    def run(self, function: Callable[..., Any], *arguments: Any, timeout_s: float = 420) -> list[Any]:
         """Run a function of a module on all ranks.
 
         Returns:

@@ -45,7 +45,9 @@ def zero(stage, **more):
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-@pytest.mark.parametrize("kind", ["llama", "distilbert", "bert-qa", "gpt2", "t5"])
+@pytest.mark.parametrize(
+    "kind", ["llama", "distilbert", "bert-qa", "gpt2", pytest.param("t5", marks=pytest.mark.long)]
+)
 def test_zero_equals_native(ranks, kind, stage):
     job = Job(kind, {**SETTINGS, "deepspeed": zero(stage)}, eval_rows=0)
     found = ranks(2).run(run_zero_job, job)
@@ -54,7 +56,7 @@ def test_zero_equals_native(ranks, kind, stage):
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("bf16", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_evaluations_equal_native(ranks, stage, bf16):
     evaluations = {"eval_strategy": "steps", "eval_steps": 2, "bf16": bf16}
     ranks(2).run(run_zero_job, Job("llama", {**SETTINGS, **evaluations, "deepspeed": zero(stage)}))

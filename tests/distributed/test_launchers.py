@@ -61,7 +61,7 @@ def slurm(rank: int, port: int) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("source", ["settings", "arguments"])
+@pytest.mark.parametrize("source", ["settings", pytest.param("arguments", marks=pytest.mark.long)])
 def test_lightnings_own_launcher(launcher, expected, source):
     one = launcher.start(source=source, trainer=TWO)
     ended_well(one)
@@ -71,6 +71,7 @@ def test_lightnings_own_launcher(launcher, expected, source):
     assert results[0]["strategy"] == "hfbridge"
 
 
+@pytest.mark.long
 def test_four_ranks(launcher):
     ended_well(launcher.start(source="arguments", trainer={**TWO, "devices": 4}))
     ours = launcher.results()
@@ -160,7 +161,7 @@ def test_plain_lightning_with_its_own_ddp(launcher, expected):
 # A restart.
 
 
-@pytest.mark.parametrize("where", ["standalone", "static"])
+@pytest.mark.parametrize("where", ["standalone", pytest.param("static", marks=pytest.mark.long)])
 def test_torchrun_restarts_after_a_kill(launcher, expected, where):
     place = "--standalone" if where == "standalone" else f"--master-port={free_port()}"
     one = launcher.start(*TORCHRUN, place, "--nproc-per-node=2", "--max-restarts=1", fault="kill")
@@ -171,6 +172,7 @@ def test_torchrun_restarts_after_a_kill(launcher, expected, where):
     assert (launcher.folder / "fault").exists()
 
 
+@pytest.mark.long
 def test_two_agents_restart_after_a_kill(launcher, expected):
     """The agent whose rank was killed counts a restart, the other one may not."""
     port = free_port()

@@ -71,7 +71,7 @@ def go_on_from_files(folder: str, workers: int) -> None:
             assert_goes_on(theirs, resumed, step)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.long)])
 def test_from_files_of_lightning(ranks: PoolOf, tmp_path: Path, workers: int) -> None:
     ranks(2).run(go_on_from_files, str(tmp_path), workers)
 

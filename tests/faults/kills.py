@@ -4,7 +4,7 @@ python -m tests.faults.kills --kills 50 --seed 0 --output kills.json
 
 One process imports everything and forks each run, so that a run takes about a second. A run trains three
 epochs with dropout and accumulation, evaluates, and saves at every step; it is killed by SIGKILL at a moment
-drawn from all of its duration.
+drawn from all of its duration. At least a third of the kills come after a checkpoint.
 """
 
 import argparse
@@ -113,8 +113,8 @@ def write_result(
         run_to_end(next(folders))  # warms up
         expected, duration_s = run_to_end(next(folders))
         kills: list[dict[str, Any]] = []
-        while len(kills) < options.kills:
-            found = kill_once(next(folders), draw.uniform(0, duration_s), draw)
+        while len(kills) < options.kills or 3 * sum(bool(kill["checkpoints"]) for kill in kills) < len(kills):
+            found = kill_once(next(folders), draw.uniform(0, 1.2 * duration_s), draw)
             if found.pop("was_running"):  # else it came too late, and was none
                 kills.append(found)
     result = {

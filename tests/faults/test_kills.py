@@ -21,9 +21,9 @@ def kill(times: int, seed: int, module: str = "tests.faults.kills") -> dict[str,
 
 
 def check(found: dict[str, Any], times: int) -> None:
-    assert found["kills"] == times
-    assert found["ended_with_the_same_weights"] == times
-    assert found["resumed_from_a_checkpoint"] >= times // 3
+    assert found["kills"] >= times
+    assert found["ended_with_the_same_weights"] == found["kills"]
+    assert 3 * found["resumed_from_a_checkpoint"] >= found["kills"]
 
 
 def test_a_killed_run_goes_on() -> None:

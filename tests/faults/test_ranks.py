@@ -46,8 +46,15 @@ def process_of(launcher: Launcher, rank: int) -> int:
     return int((launcher.folder / f"process-{rank}").read_text())
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-@pytest.mark.parametrize("how", ["lightning", "torchrun"])
+@pytest.mark.parametrize(
+    ("how", "victim"),
+    [
+        ("lightning", 1),
+        ("torchrun", 0),
+        pytest.param("lightning", 0, marks=pytest.mark.long),
+        pytest.param("torchrun", 1, marks=pytest.mark.long),
+    ],
+)
 def test_a_rank_is_killed(launcher, how, victim):
     one = start(launcher, how, **LONG)
     launcher.wait_for(f"step-1-{victim}")
@@ -79,7 +86,10 @@ def test_a_rank_is_killed_before_it_has_come(launcher):
     assert "hfbridge: rank 1 has ended: killed by SIGKILL" in one.output
 
 
-@pytest.mark.parametrize(("how", "victim"), [("lightning", 0), ("lightning", 1), ("torchrun", 1)])
+@pytest.mark.parametrize(
+    ("how", "victim"),
+    [("lightning", 1), ("torchrun", 1), pytest.param("lightning", 0, marks=pytest.mark.long)],
+)
 def test_a_rank_raises(launcher, how, victim):
     one = start(launcher, how, fault="raise", victim=victim)
     launcher.wait_for("fault")
