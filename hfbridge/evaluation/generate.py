@@ -200,6 +200,7 @@ def make_ready(model: Any, args: Any, *, processing_class: Any, is_first: bool, 
             "tokenizer.pad_token and pass processing_class=tokenizer to HFModule, or set "
             "model.config.pad_token_id."
         )
+    _check_start(model)
     if saves:
         try:
             model.generation_config.validate(strict=True)
@@ -209,6 +210,19 @@ def make_ready(model: Any, args: Any, *, processing_class: Any, is_first: bool, 
                 f"evaluation: {error} Correct model.generation_config, or pass generation_config= in the "
                 "settings."
             ) from error
+
+
+def _check_start(model: Any) -> None:
+    """See that a decoder which has an encoder knows what to begin with."""
+    config = getattr(model, "generation_config", None)
+    if config is None or not getattr(model.config, "is_encoder_decoder", False):
+        return
+    if config.decoder_start_token_id is None and config.bos_token_id is None:
+        raise ModelError(
+            f"The generation_config of {type(model).__name__} has neither decoder_start_token_id nor "
+            "bos_token_id. One in the settings takes the place of the model's as a whole: begin with "
+            "copy.deepcopy(model.generation_config), and change what you like."
+        )
 
 
 def _pad_token_of(model: Any, processing_class: Any) -> int | None:
