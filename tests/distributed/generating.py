@@ -73,6 +73,6 @@ def generate_by(strategy: str, kind: str) -> dict[str, Any]:
         "predictions": output.predictions,
         "labels": output.label_ids,
         "metrics": without_times(output.metrics),
-        "trained": without_times(row),
+        "trained": {name: value for name, value in without_times(row).items() if name != "epoch"},
         "rank": dist.get_rank() if dist.is_initialized() else 0,
     }
