@@ -8,6 +8,9 @@ generation_num_beams       num_beams of each `generate`, unless a call gives it
 In "native" a batch is predicted, gathered and averaged as by `transformers.Seq2SeqTrainer`: its loss is the
 model's own whatever `compute_loss_func` says, smoothed labels are not shifted, and the rows that fill up the
 last round are not cut off. In "exact" loss and rows are those of any other evaluation.
+
+A decoder alone (GPT-2, Llama) continues its `input_ids`, and predictions begin with them. So evaluation rows
+are prompts without their answers, padded on the left; `labels`, of the same length, give the loss only.
 """
 
 import copy

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch.distributed as dist
+from torch import nn
 
 import hfbridge
 from tests.distributed.jobs import run_job_on_both
@@ -36,7 +37,8 @@ def ending_llama() -> Any:
     for layer in model.model.layers:
         layer.self_attn.o_proj.weight.data.zero_()
         layer.mlp.down_proj.weight.data.zero_()
-    model.lm_head.weight.data = model.model.embed_tokens.weight.data.clone()
+    # A token is most like itself: the head looks for the embedding of the same direction.
+    model.lm_head.weight.data = nn.functional.normalize(model.model.embed_tokens.weight.data, dim=-1)
     model.generation_config.eos_token_id = ENDS_AT
     return model
 

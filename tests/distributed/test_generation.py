@@ -55,14 +55,16 @@ def test_ddp_equals_native(ranks, kind, settings):
 
 
 @pytest.mark.deepspeed
-@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize(
+    "stage", [pytest.param(1, marks=pytest.mark.long), pytest.param(2, marks=pytest.mark.long), 3]
+)
 def test_zero_equals_native(ranks, stage):
     ranks(2).run(generate_on_both, job("t5", {"deepspeed": zero(stage)}))
 
 
 @pytest.mark.deepspeed
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("kind", ["t5", "uneven"])
+@pytest.mark.parametrize("kind", [pytest.param("t5", marks=pytest.mark.long), "uneven"])
 def test_exact_is_that_of_one_process(ranks, alone, strategy, kind):
     """Also where the rows of one rank end at once, and the other's never do."""
     expected = alone(kind)
