@@ -13,6 +13,7 @@ from hfbridge.errors import (
     RankError,
     SettingsError,
 )
+from hfbridge.evaluation.generate import decode
 from hfbridge.module import HFModule
 from hfbridge.settings import Settings
 from hfbridge.trainer import Trainer
@@ -32,4 +33,5 @@ __all__ = [
     "SettingsError",
     "Trainer",
     "convert",
+    "decode",
 ]

@@ -25,6 +25,7 @@ from transformers.trainer_utils import PredictionOutput
 
 from hfbridge.data.loader import EvalLoader
 from hfbridge.evaluation.gather import EvalSet
+from hfbridge.evaluation.generate import Generation, generates
 from hfbridge.evaluation.memory import MemoryTracker, Stage
 from hfbridge.evaluation.metrics import check_called_by_batch, check_is_computed, metric_name
 from hfbridge.evaluation.run import EvalOptions, Evaluation
@@ -45,6 +46,7 @@ class Evaluator:
         is_first_run: the Trainer has run nothing before, as a native Trainer that was just made.
         predicts: the next prediction run makes a `PredictionOutput`, whose metrics begin with this.
         prediction: what that run has made.
+        generate_arguments: what the next runs give `generate` beside the settings.
 
     Proved by: tests/parity/test_evaluation_options.py
     """
@@ -54,6 +56,7 @@ class Evaluator:
         self.is_first_run = True
         self.predicts: str | None = None
         self.prediction: PredictionOutput | None = None
+        self.generate_arguments: dict[str, Any] = {}
         self._trainer: weakref.ref[pl.Trainer] | None = None
         self._evaluated = False
         self._setup_s = 0.0
@@ -75,7 +78,8 @@ class Evaluator:
         """
         if args.batch_eval_metrics and module.compute_metrics is not None:
             check_called_by_batch(module.compute_metrics)
-        if args.eval_use_gather_object and args.world_size > 1 and module.loss_normalization == "native":
+        crosses = args.eval_use_gather_object and args.world_size > 1 and not generates(args)
+        if crosses and module.loss_normalization == "native":
             module.tell(_JOINS_CROSSWISE)
         if self.is_first_run:
             self.memory = MemoryTracker(args.skip_memory_metrics)
@@ -120,6 +124,17 @@ class Evaluator:
         """Run one batch of the current set; returns its logits."""
         assert self._current is not None
         return self._current.add(batch)
+
+    def generation_of(self, module: Any) -> Generation | None:
+        """Say how evaluations and predictions generate; `None` if they do not."""
+        if not generates(module.args):
+            return None
+        return Generation.of(
+            module.args,
+            given=self.generate_arguments,
+            processing_class=module.processing_class,
+            by_rows=module.loss_normalization == "native",
+        )
 
     # Lightning's hooks.
 
@@ -253,6 +268,7 @@ class Evaluator:
             keeps_logits=keeps_logits,
             is_prediction=is_prediction,
             preparation_s=preparation_s,
+            generation=self.generation_of(module),
         )
 
     def _start(self, trainer: pl.Trainer) -> None:

@@ -18,6 +18,7 @@ from transformers import TrainingArguments, enable_full_determinism, set_seed
 from hfbridge.agreement import compare
 from hfbridge.data.columns import label_names_of
 from hfbridge.errors import ModelError
+from hfbridge.evaluation.generate import make_ready
 from hfbridge.evaluation.predict import cast_for_evaluation
 from hfbridge.facts import facts_of_model
 from hfbridge.model.build import weights_dtypes
@@ -105,6 +106,13 @@ class ModelRun:
         """Make the model ready: its loss, its forward, and each rank's part of it."""
         args, module = self.args, self._module
         model, is_fit = module.model, module.trainer.state.fn == TrainerFn.FITTING
+        make_ready(
+            model,
+            args,
+            processing_class=module.processing_class,
+            is_first=module.evaluator.is_first_run,
+            saves=is_fit and args.save_strategy != "no",
+        )
         criterion = criterion_of(
             model,
             smoothing=args.label_smoothing_factor,

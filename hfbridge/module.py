@@ -373,9 +373,11 @@ class HFModule(pl.LightningModule):
         self.evaluator.add(batch)
 
     def predict_step(self, batch: MicroBatch, batch_idx: int) -> Any:
-        """Return the logits of a batch on the CPU: a tensor, or a tuple of them."""
+        """Return a batch's logits, a tensor or a tuple of them, or what is generated for it, on the CPU."""
         if self.evaluator.predicts is not None:
             return self.evaluator.add(batch)
+        if (generation := self.evaluator.generation_of(self)) is not None:
+            return generation.tokens(self.model, batch).cpu()
         with torch.no_grad():
             outputs = self.model(**batch)
         logits = logits_in(outputs, self.model, has_loss=isinstance(outputs, Mapping) and "loss" in outputs)

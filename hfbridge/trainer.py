@@ -2,8 +2,8 @@
 
 import inspect
 import os
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from hfbridge.checkpoints.layout import checkpoints_in
 from hfbridge.checkpoints.read import read_checkpoint
 from hfbridge.datamodule import HFDataModule
 from hfbridge.errors import DataError, ModelError, SettingsError
+from hfbridge.evaluation.generate import decode
+from hfbridge.evaluator import Evaluator
 from hfbridge.module import HFModule
 from hfbridge.progress import RunProgressBar, has_native_bar, is_silenced
 from hfbridge.settings import (
@@ -39,6 +41,7 @@ DEFAULT_OUTPUT_DIR = "trainer_output"
 """Where transformers writes when the settings do not say it."""
 
 _DEFAULT_SETTINGS = Settings()
+_OF_VALIDATE = frozenset(inspect.signature(pl.Trainer.validate).parameters)
 _KNOWN_ARGUMENTS = tuple(inspect.signature(pl.Trainer.__init__).parameters)[1:]
 
 
@@ -202,7 +205,8 @@ class Trainer(pl.Trainer):
 
         Args:
             *arguments: those of `lightning.Trainer.validate`.
-            **named: likewise.
+            **named: likewise; with `predict_with_generate`, also arguments of `generate`, such as
+                `num_beams=4`, which win over the settings.
 
         Returns:
             One dict with the metrics of all evaluation sets, as `transformers.Trainer.evaluate` returns them,
@@ -210,13 +214,24 @@ class Trainer(pl.Trainer):
 
         Mirrors: transformers.Trainer.evaluate
         """
-        found = super().validate(*arguments, **named)
+        asked: dict[str, Any] = {}
+        if self.settings.predict_with_generate:
+            asked = {name: value for name, value in named.items() if name not in _OF_VALIDATE}
+            named = {name: value for name, value in named.items() if name not in asked}
+        model = named.get("model", arguments[0] if arguments else self.lightning_module)
+        with _generating(model, asked):
+            found = super().validate(*arguments, **named)
         logged = {name: value for of_one in found for name, value in of_one.items()}
         metrics = getattr(self.lightning_module, "eval_metrics", {})
         return [{**metrics, **{name: value for name, value in logged.items() if name not in metrics}}]
 
     def predict_dataset(
-        self, model: HFModule, datamodule: HFDataModule, *, metric_key_prefix: str = "test"
+        self,
+        model: HFModule,
+        datamodule: HFDataModule,
+        *,
+        metric_key_prefix: str = "test",
+        **gen_kwargs: Any,
     ) -> PredictionOutput:
         """Predict a whole set as `transformers.Trainer.predict` does.
 
@@ -228,27 +243,71 @@ class Trainer(pl.Trainer):
             model: the module.
             datamodule: its `predict_dataset`, or test split.
             metric_key_prefix: what the metrics' names begin with.
+            **gen_kwargs: with `predict_with_generate`, arguments of `generate`, which win over the settings.
 
         Returns:
             predictions, label_ids (`None` without labels) and metrics; nothing is logged.
 
         Raises:
             ModelError: the model is not an HFModule.
+            SettingsError: arguments of `generate`, and nothing is generated.
 
         Mirrors: transformers.Trainer.predict
         Proved by: tests/parity/test_evaluation_options.py
         """
         if not isinstance(model, HFModule):
             raise ModelError(f"predict_dataset takes an HFModule, and was given a {type(model).__name__}.")
+        if gen_kwargs and not self.settings.predict_with_generate:
+            raise SettingsError(
+                f"{', '.join(gen_kwargs)}: arguments of generate, and predictions are logits. Set "
+                "predict_with_generate=True, or leave them out."
+            )
         evaluator = model.evaluator
         evaluator.predicts, evaluator.prediction = metric_key_prefix, None
         try:
-            self.predict(model, datamodule=datamodule, return_predictions=False)
+            with _generating(model, gen_kwargs):
+                self.predict(model, datamodule=datamodule, return_predictions=False)
         finally:
             evaluator.predicts = None
         output, evaluator.prediction = evaluator.prediction, None
         assert output is not None
         return output
+
+    def predict_texts(self, model: HFModule, datamodule: HFDataModule, **gen_kwargs: Any) -> list[str]:
+        """Generate for a whole set, and decode what comes of it.
+
+        Args:
+            model: the module; its `processing_class` decodes.
+            datamodule: its `predict_dataset`, or test split.
+            **gen_kwargs: arguments of `generate`, which win over the settings.
+
+        Returns:
+            One text a row, in the order of the set; on several ranks all get those of all.
+
+        Raises:
+            SettingsError: `predict_with_generate` is not set.
+            ModelError: the module has no `processing_class` that decodes.
+
+        Proved by: tests/parity/test_generation.py
+        """
+        if not self.settings.predict_with_generate:
+            raise SettingsError("predict_texts decodes what is generated: set predict_with_generate=True.")
+        output = self.predict_dataset(model, datamodule, **gen_kwargs)
+        return decode(output, model.processing_class)
+
+
+@contextmanager
+def _generating(model: Any, arguments: dict[str, Any]) -> Iterator[None]:
+    """Have evaluations of a module give arguments to `generate`."""
+    if not arguments:
+        yield
+        return
+    evaluator: Evaluator = model.evaluator
+    evaluator.generate_arguments = arguments
+    try:
+        yield
+    finally:
+        evaluator.generate_arguments = {}
 
 
 class _NoProfiler(PassThroughProfiler):

@@ -14,6 +14,7 @@ from transformers.trainer_utils import PredictionOutput
 
 from hfbridge.errors import MetricsError
 from hfbridge.evaluation.gather import Collected, Collector, EvalSet, Part
+from hfbridge.evaluation.generate import Generation, generates, keeping_config
 from hfbridge.evaluation.metrics import (
     ComputeMetrics,
     checked_logits,
@@ -46,6 +47,7 @@ class EvalOptions:
         by_batch: `compute_metrics` is called for every batch.
         includes: "inputs", "loss": what it gets beside predictions and labels.
         as_objects: in "native", rounds are gathered as objects.
+        keeps_repeated: in "native", rows that fill up the last round are not cut off.
     """
 
     by_rows: bool
@@ -55,6 +57,7 @@ class EvalOptions:
     by_batch: bool = False
     includes: frozenset[str] = frozenset()
     as_objects: bool = False
+    keeps_repeated: bool = False
 
     @classmethod
     def of(cls, args: TrainingArguments, *, by_rows: bool, is_first: bool) -> "EvalOptions":
@@ -72,7 +75,8 @@ class EvalOptions:
             joins=args.eval_do_concat_batches,
             by_batch=args.batch_eval_metrics,
             includes=frozenset(args.include_for_metrics),
-            as_objects=args.eval_use_gather_object and is_first,
+            as_objects=args.eval_use_gather_object and is_first and not generates(args),
+            keeps_repeated=generates(args),
         )
 
 
@@ -92,6 +96,7 @@ class Evaluation:
         keeps_logits: logits and labels are collected.
         is_prediction: they are even if `compute_metrics` has seen them batch by batch.
         preparation_s: reported with the metrics, unless `None`.
+        generation: how predictions are generated, if they are.
 
     Mirrors: transformers.Trainer.evaluation_loop
     Proved by: tests/parity/test_evaluation_options.py
@@ -108,6 +113,7 @@ class Evaluation:
     keeps_logits: bool
     is_prediction: bool = False
     preparation_s: float | None = None
+    generation: Generation | None = None
     collected: Collected | None = field(init=False, default=None)
     _collector: Collector = field(init=False)
     _start_s: float = field(init=False)
@@ -142,14 +148,17 @@ class Evaluation:
         Raises:
             MetricsError: `preprocess_logits` returned nothing.
         """
-        seen = predict_batch(
-            self.model,
-            batch,
-            loss_of=self.loss_of,
-            label_names=self.label_names,
-            has_own_loss=self.has_own_loss,
-            keeps_logits=self.keeps_logits,
-        )
+        if self.generation is not None and self.keeps_logits:
+            seen = self.generation.predict(self.model, batch, loss_of=self.loss_of)
+        else:
+            seen = predict_batch(
+                self.model,
+                batch,
+                loss_of=self.loss_of,
+                label_names=self.label_names,
+                has_own_loss=self.has_own_loss,
+                keeps_logits=self.keeps_logits,
+            )
         inputs = None
         if "inputs" in self.options.includes:
             whole, name = self.options.by_batch, getattr(self.model, "main_input_name", "input_ids")
@@ -202,8 +211,9 @@ class Evaluation:
         config: Any = getattr(self.model, "config", None)
         is_open = getattr(config, "problem_type", "") is None
         self._is_rehearsal = True
-        for batch in batches:
-            self.add(batch)
+        with keeping_config(self.model):
+            for batch in batches:
+                self.add(batch)
         if is_open:
             config.problem_type = None
         if self.options.by_batch and self.compute_metrics is not None:
@@ -296,6 +306,6 @@ class Evaluation:
             data,
             ranks=of.ranks,
             is_last=of.is_last(index),
-            remainder=of.remainder_of(index),
+            remainder=0 if self.options.keeps_repeated else of.remainder_of(index),
             as_objects=self.options.as_objects,
         )

@@ -29,7 +29,7 @@ from pathlib import Path
 from types import UnionType
 
 from accelerate.utils import DynamoBackend
-from transformers import Seq2SeqTrainingArguments
+from transformers import GenerationConfig, Seq2SeqTrainingArguments
 from transformers.debug_utils import DebugOption
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_pt_utils import AcceleratorConfig
@@ -69,6 +69,7 @@ def _annotated_types() -> Mapping[str, tuple[type, ...]]:
                 kinds.append(typing.get_origin(member) or member)
         allowed[name] = tuple(kinds)
     allowed["fsdp"] += (bool, list)  # what the annotation says is for the command line
+    allowed["generation_config"] += (dict,)  # what a GenerationConfig becomes
     return allowed
 
 
@@ -113,6 +114,9 @@ def simplify(name: str, value: object) -> object:
             return value
     if isinstance(value, AcceleratorConfig):
         value = value.to_dict()
+    if isinstance(value, GenerationConfig):
+        said = json.loads(value.to_json_string())
+        value = {key: entry for key, entry in said.items() if key != "transformers_version"}
     if name == "accelerator_config" and isinstance(value, Mapping):
         defaults = AcceleratorConfig().to_dict()
         return {key: entry for key, entry in value.items() if key not in defaults or entry != defaults[key]}
@@ -289,10 +293,24 @@ def check_range(name: str, value: object) -> str:
         and not (name == "max_grad_norm" and value == math.inf)
     ):
         return "must be a finite number"
+    if name == "generation_config" and isinstance(value, Mapping):
+        return _wrong_generation(value)
     if name not in _RANGES or value is None:
         return ""
     text, is_inside = _RANGES[name]
     return "" if is_inside(value) else f"must be {text}"
+
+
+def _wrong_generation(values: Mapping[str, typing.Any]) -> str:
+    """Say what is wrong with a generation config, or empty text; natively it is checked as strictly.
+
+    Mirrors: transformers.Seq2SeqTrainer.load_generation_config
+    """
+    try:
+        GenerationConfig.from_dict(dict(values)).validate(strict=True)
+    except (TypeError, ValueError) as error:
+        return f"is no valid GenerationConfig: {' '.join(str(error).split())}"
+    return ""
 
 
 _AT_LEAST_1 = ("1 or more", lambda value: value >= 1)
@@ -334,6 +352,12 @@ _RANGES: Mapping[str, tuple[str, Callable[[typing.Any], bool]]] = {
     ),
     "seed": ("from 0 to 2**32 - 1", lambda value: 0 <= value < 2**32),
     "data_seed": ("from -2**63 to 2**64 - 1", lambda value: -(2**63) <= value < 2**64),
+    "generation_max_length": _AT_LEAST_1,
+    "generation_num_beams": ("1 (no beam search) or more", lambda value: value >= 1),
+    "generation_config": (
+        "a GenerationConfig, a dictionary, or the path or name of one; leave it out if there is none",
+        lambda value: value != "",
+    ),
     "dataloader_num_workers": _AT_LEAST_0,
     "dataloader_prefetch_factor": _AT_LEAST_1,
 }

@@ -119,7 +119,6 @@ _WRITER, _STRATEGY, _TRAINER, _NOWHERE = "CheckpointWriter", "strategy", "Traine
 _OR_NATIVE = "or use the native Trainer"
 _NO_HUB = 'nothing is pushed while training; call module.model.push_to_hub("name") after fit'
 _NO_DDP = "training runs in one process on one device; leave it out"
-_NO_GENERATION = f"evaluation does not generate; generate from module.model after fit, {_OR_NATIVE}"
 
 _RULES = (
     # Output, duration, batch size
@@ -284,10 +283,10 @@ _RULES = (
     _default("local_rank", _NOWHERE, "ranks come from the launcher's environment; leave it out"),
     # Seq2SeqTrainingArguments
     _default("sortish_sampler", _NOWHERE, "the native Trainer does not read it either; leave it out"),
-    _default("predict_with_generate", _EVALUATION, _NO_GENERATION),
-    _default("generation_max_length", _EVALUATION, _NO_GENERATION),
-    _default("generation_num_beams", _EVALUATION, _NO_GENERATION),
-    _default("generation_config", _EVALUATION, _NO_GENERATION),
+    _all("predict_with_generate", _EVALUATION),
+    _all("generation_max_length", "Evaluation: max_length of generate"),
+    _all("generation_num_beams", "Evaluation: num_beams of generate"),
+    _all("generation_config", "HFModule: model.generation_config"),
 )
 
 RULES: Mapping[str, Rule] = MappingProxyType({rule.name: rule for rule in _RULES})

@@ -80,7 +80,7 @@ def _cause_without_effect(name: str, value: Value) -> str:
         return " with fewer than two workers"
     if name == "run_name" and value("report_to") != "all" and not _READ_RUN_NAME & {*value("report_to")}:
         return ": no reporter in report_to reads it"
-    return _cause_without_checkpoints(name, value)
+    return _cause_without_checkpoints(name, value) or _cause_without_generation(name, value)
 
 
 def _cause_without_checkpoints(name: str, value: Value) -> str:
@@ -93,6 +93,14 @@ def _cause_without_checkpoints(name: str, value: Value) -> str:
         and not value("enable_jit_checkpoint")
     ):
         return ' with save_strategy="no"'
+    return ""
+
+
+def _cause_without_generation(name: str, value: Value) -> str:
+    if name in ("generation_max_length", "generation_num_beams") and not value("predict_with_generate"):
+        return " without predict_with_generate=True"
+    if name == "predict_with_generate" and value("prediction_loss_only"):
+        return " with prediction_loss_only=True"
     return ""
 
 

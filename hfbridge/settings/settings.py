@@ -12,7 +12,7 @@ from dataclasses import FrozenInstanceError
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-from transformers import Seq2SeqTrainingArguments, TrainingArguments
+from transformers import GenerationConfig, Seq2SeqTrainingArguments, TrainingArguments
 
 from hfbridge.errors import Problem, SettingsError, raise_problems
 from hfbridge.settings import native
@@ -168,6 +168,8 @@ class Settings:
         """
         values = copy.deepcopy(self._given)
         values.pop("deepspeed", None)  # it would make a plugin; the strategy reads it
+        if isinstance(values.get("generation_config"), Mapping):
+            values["generation_config"] = GenerationConfig.from_dict(values["generation_config"])
         if use_cpu is not None:
             values["use_cpu"] = use_cpu
         is_seq2seq = not SEQ2SEQ_FIELDS.isdisjoint(values)

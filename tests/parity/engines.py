@@ -14,8 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import (
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 from transformers import Trainer as NativeTrainer
-from transformers import TrainerCallback, TrainingArguments, set_seed
 
 import hfbridge
 from tests.tiny import PadRows, make_model, make_rows
@@ -349,15 +355,19 @@ def make_theirs(job: Job) -> tuple[NativeTrainer, Recorder, RecordingCollator | 
     recorder, collator = Recorder(), job.make_collator()
     train, evaluation = job.datasets()
     model = None if job.model_init is not None else job.make_model()
-    trainer = NativeTrainer(
+    generates = "predict_with_generate" in job.settings
+    given = job.given_to_trainer(model)
+    if generates:
+        del given["optimizer_cls_and_kwargs"]  # which Seq2SeqTrainer does not take
+    trainer = (Seq2SeqTrainer if generates else NativeTrainer)(
         model=model,
         model_init=job.model_init,
-        args=TrainingArguments(**job.arguments()),
+        args=(Seq2SeqTrainingArguments if generates else TrainingArguments)(**job.arguments()),
         train_dataset=train,
         eval_dataset=evaluation,
         data_collator=collator,
         callbacks=[recorder, *job.callbacks()],
-        **job.given_to_trainer(model),
+        **given,
     )
     return trainer, recorder, collator
 

@@ -195,6 +195,10 @@ ELSEWHERE = {
     "trackio_space_id": "tests/unit/settings/test_together.py",
     "trackio_bucket_id": "tests/unit/settings/test_together.py",
     "trackio_static_space_id": "tests/unit/settings/test_together.py",
+    "predict_with_generate": "tests/parity/test_generation.py",
+    "generation_max_length": "tests/parity/test_generation.py",
+    "generation_num_beams": "tests/parity/test_generation.py",
+    "generation_config": "tests/parity/test_generation.py",
 }
 
 

@@ -120,6 +120,10 @@ CARRIED = {
     "ddp_timeout": 10,
     "fsdp": True,
     "fsdp_config": {"version": 1},
+    "predict_with_generate": True,
+    "generation_max_length": 10,
+    "generation_num_beams": 2,
+    "generation_config": {"max_new_tokens": 5},
 }
 
 # Names of transformers 4 that transformers 5 still has, and the new one that carries the value.
@@ -140,10 +144,6 @@ REFUSED = {
     "parallelism_config": object(),
     "local_rank": 0,
     "sortish_sampler": True,
-    "predict_with_generate": True,
-    "generation_max_length": 10,
-    "generation_num_beams": 2,
-    "generation_config": "model",
 }
 
 WORKERS, TRACKIO = {"dataloader_num_workers": 1}, {"report_to": ["trackio"]}

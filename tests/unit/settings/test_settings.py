@@ -10,7 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import IntervalStrategy, SchedulerType, Seq2SeqTrainingArguments, TrainingArguments
+from transformers import (
+    GenerationConfig,
+    IntervalStrategy,
+    SchedulerType,
+    Seq2SeqTrainingArguments,
+    TrainingArguments,
+)
 from transformers.debug_utils import DebugOption
 from transformers.trainer_pt_utils import AcceleratorConfig
 
@@ -320,6 +326,18 @@ class TestTrainingArguments:
         again = Settings.of(native).as_training_arguments()
         assert type(again) is Seq2SeqTrainingArguments
         assert again.to_dict() == native.to_dict()
+
+    def test_a_generation_config_comes_back_as_an_equal_one(self):
+        config = GenerationConfig(max_new_tokens=5, do_sample=True, top_k=7)
+        native = Seq2SeqTrainingArguments(
+            use_cpu=True, predict_with_generate=True, generation_config=config, generation_num_beams=3
+        )
+        settings = Settings.of(native)
+        assert settings.generation_config == {"max_new_tokens": 5, "do_sample": True, "top_k": 7}
+        again = settings.as_training_arguments()
+        assert again.generation_config == config
+        assert again.to_dict() == native.to_dict()
+        assert Settings.of(native.to_dict()).as_training_arguments().generation_config == config
 
     def test_the_device_may_be_decided_late(self):
         assert Settings().as_training_arguments(use_cpu=True).use_cpu
