@@ -29,10 +29,9 @@ from hfbridge.data.streams import (
     check_stream,
     has_unknown_length,
     is_stream,
-    native_place,
     plan_stream,
 )
-from hfbridge.data.window import Cut, MicroBatch, Place, Schedule, plan_schedule
+from hfbridge.data.window import Cut, MicroBatch, Schedule, plan_schedule
 from hfbridge.errors import DataError, SettingsError
 from hfbridge.facts import facts_of_run
 from hfbridge.loaders import Loaders
@@ -141,13 +140,6 @@ class HFDataModule(pl.LightningDataModule):
         return micro_batches_of(
             len(self._mapped["train"]) - first_row, size, self.settings, world_size=cut.ranks
         )
-
-    def native_place_in_stream(self, state: Any) -> Place:
-        """Find the place that a native checkpoint's state tells, in a training set that is a stream."""
-        accumulation = self.settings.gradient_accumulation_steps
-        unknown = has_unknown_length(self._mapped["train"])
-        of_pass = state.max_steps * accumulation if unknown else self.micro_batches()
-        return native_place(state.epoch or 0.0, of_pass=of_pass, accumulation=accumulation)
 
     def lengthen(self, steps: int) -> None:
         """Have the run end some optimizer steps later, or earlier, than its settings alone would tell."""

@@ -48,7 +48,7 @@ from hfbridge.checkpoints.write import other_files
 from hfbridge.checkpoints.writer import as_json
 from hfbridge.data.loader import PassRecord, Start, WindowLoader
 from hfbridge.data.order import depends_on_the_cut, rows_of_micro_batch
-from hfbridge.data.streams import StreamLoader
+from hfbridge.data.streams import StreamLoader, native_place
 from hfbridge.data.window import Cut, Place
 from hfbridge.errors import BridgeWarning, CheckpointError
 
@@ -223,7 +223,7 @@ def find_place(module: Any, state: TrainerState, found: Sequence[RankState | Non
         place = Place(kept["epoch"], kept["windows"], kept["first_row"], kept["extra"])
         rows = place.first_row + place.windows * written.rows_per_step
     elif is_streamed:
-        place = data.native_place_in_stream(state)
+        place = native_place(state, data.schedule, accumulation=cut.accumulation)
         written, rows = replace(cut, ranks=len(found) or cut.ranks), place.windows * cut.rows_per_step
     else:
         count = len(found) or cut.ranks

@@ -97,20 +97,23 @@ def plan_stream(settings: Any, *, total_batch_size: int) -> Schedule:
     )
 
 
-def native_place(epoch: float, *, of_pass: int, accumulation: int) -> Place:
+def native_place(state: Any, schedule: Schedule, *, accumulation: int) -> Place:
     """Find the place that the epoch of a native checkpoint tells, in whichever pass it was written.
 
     The native Trainer itself takes every step for one of the first pass, and goes on elsewhere when a stream
     that ends before `max_steps` has begun again.
 
     Args:
-        epoch: passes and part of a pass that are behind.
-        of_pass: micro-batches that a pass counts for.
+        state: of the checkpoint.
+        schedule: of the run that goes on.
         accumulation: micro-batches of a full window.
 
     Raises:
         CheckpointError: that is no whole number of windows.
     """
+    epoch, of_pass = state.epoch or 0.0, schedule.micro_batches_per_epoch
+    if schedule.epochs == sys.maxsize:  # the length is unknown
+        of_pass = state.max_steps * accumulation
     passes = int(epoch + 1e-9)
     windows = (epoch - passes) * of_pass / accumulation
     if abs(windows - round(windows)) > 1e-3:
