@@ -5,7 +5,7 @@ loaders, as natively:
 
     dispatch_batches     on several ranks
     None, True           the first rank reads, and sends each rank its part of every round
-    False                each rank reads its shards, or where there are too few, its rows of every round
+    False                refused
 
 The native Trainer calls the whole run one pass if the length is unknown: epochs are counted in parts of
 `max_steps`, and a stream that ends before begins again.
@@ -57,14 +57,13 @@ def check_stream(dataset: Any, split: str, settings: Any, *, ranks: int) -> None
             f"dataloader_drop_last=True, and {subject}, whose last batch the native Trainer keeps all the "
             "same. Leave it out, or have the stream itself drop rows."
         )
-    config = settings.accelerator_config or {}
+    if ranks > 1 and (settings.accelerator_config or {}).get("dispatch_batches") is False:
+        raise SettingsError(
+            f"accelerator_config={{'dispatch_batches': False}} on {ranks} ranks, and {subject}: where each rank "
+            "reads for itself, shards may end apart, and natively the ranks then wait for each other. Leave "
+            "it out: the first rank reads, and sends the others theirs."
+        )
     if split != "train":
-        if ranks > 1 and config.get("dispatch_batches") is False:
-            raise SettingsError(
-                f"accelerator_config={{'dispatch_batches': False}}, and {subject}: where each rank reads for "
-                "itself, nobody knows which of the last rows are repeated. Leave it out: the first rank "
-                "reads, and sends the others theirs."
-            )
         return
     if settings.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
         raise SettingsError(
@@ -281,11 +280,6 @@ class StreamLoader:
         self.record: PassRecord | None = None
         self._collator, self._steps, self._keeps_short = collator, schedule.steps_per_epoch, keeps_short
         self._has_length = has_length(loader)
-        self._ranks_differ = (
-            ranks.count() > 1
-            and not isinstance(loader, DataLoaderDispatcher)
-            and isinstance(loader.dataset, datasets.IterableDataset)
-        )
         self._start: Start | None = None
         self._epoch = 0
 
@@ -345,7 +339,6 @@ class StreamLoader:
             is_last = batch is None or bool(loader.end_of_dataloader)
             if len(window) < self.accumulation and not is_last:
                 continue
-            self._see_that_ranks_agree(len(window), done, is_last)
             self._collator.settle()
             if not window:
                 return
@@ -369,7 +362,7 @@ class StreamLoader:
             if found or not getattr(loader, "_stop_iteration", False):
                 raise
             raise DataError(self._empty) from error
-        if not found and not may_be_empty and not self._ranks_differ:
+        if not found and not may_be_empty:
             raise DataError(self._empty)
 
     @property
@@ -388,25 +381,6 @@ class StreamLoader:
             'gradients are added to the first step of the next pass. Use loss_normalization="exact", where '
             "they are a step of their own; a stream with a length; or one that does not end before max_steps."
         )
-
-    def _see_that_ranks_agree(self, micro_batches: int, done: int, is_last: bool) -> None:
-        """See that no rank's shards end before another's.
-
-        Raises:
-            DataError: they do; natively the ranks would wait for each other.
-        """
-        if not self._ranks_differ:
-            return
-        found = ranks.gather((micro_batches, done, is_last))
-        if len(set(found)) > 1:
-            told = ", ".join(f"{batches} on rank {rank}" for rank, (_, batches, _) in enumerate(found))
-            raise DataError(
-                f"The shards of the ranks do not end together: after {told} micro-batches of this pass. With "
-                "dispatch_batches=False every rank reads its own shards. Leave that out, give each rank as "
-                "many rows, or repeat() the stream and let max_steps end the run."
-            )
-        if is_last and done == 0:
-            raise DataError(self._empty)
 
 
 class StreamEvalLoader:

@@ -33,8 +33,6 @@ def sharded(rows: list[dict[str, Any]]) -> Any:
         ({}, Plain, True),
         ({"split_batches": True}, Plain, True),
         ({"dispatch_batches": True}, sharded, True),
-        ({"dispatch_batches": False}, Plain, False),
-        ({"dispatch_batches": False}, sharded, False),
     ],
 )
 def test_rows_are_dealt_natively(ranks, config, make, evaluates):
@@ -73,10 +71,13 @@ def of_shards(shards: list[list[dict[str, Any]]]) -> Any:
         yield from generated(rows)
 
 
+def test_each_rank_reading_for_itself_is_refused(ranks):
+    errors = ranks(2).run(error_of_fit, (16, 8), {"dispatch_batches": False})
+    assert all("'dispatch_batches': False} on 2 ranks" in error for error in errors), errors
+
+
 @pytest.mark.parametrize("sizes", [(16, 0), (16, 8)])
-def test_shards_that_do_not_end_together(ranks, sizes):
-    errors = ranks(2).run(error_of_fit, sizes, {"dispatch_batches": False})
-    assert all("do not end together" in error for error in errors), errors
+def test_shards_of_any_length_are_read_by_the_first_rank(ranks, sizes):
     assert ranks(2).run(error_of_fit, sizes, {}) == ["none", "none"]
 
 
