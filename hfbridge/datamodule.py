@@ -276,7 +276,7 @@ class HFDataModule(pl.LightningDataModule):
     def _check_batches(self, split: str, settings: Settings) -> None:
         """See that dropping a short last batch, or a round with one, leaves one."""
         if self.is_streamed(split):
-            check_stream(self._mapped[split], split, settings, ranks=self._trainer().world_size)
+            check_stream(self._mapped[split], split, settings)
             return
         name = f"per_device_{'train' if split == 'train' else 'eval'}_batch_size"
         rows, ranks = len(self._mapped[split]), self._trainer().world_size

@@ -4,8 +4,8 @@ A stream is a `datasets.IterableDataset` or a torch `IterableDataset`. It is rea
 loaders, as natively:
 
     dispatch_batches     on several ranks
-    None, True           the first rank reads, and sends each rank its part of every round
-    False                refused
+    None                 the first rank reads, and sends each rank its part of every round
+    True, False          refused with the settings
 
 The native Trainer calls the whole run one pass if the length is unknown: epochs are counted in parts of
 `max_steps`, and a stream that ends before begins again.
@@ -45,7 +45,7 @@ def has_unknown_length(dataset: Any) -> bool:
     return is_stream(dataset) and not has_length(dataset)
 
 
-def check_stream(dataset: Any, split: str, settings: Any, *, ranks: int) -> None:
+def check_stream(dataset: Any, split: str, settings: Any) -> None:
     """See that settings can be honoured for a stream.
 
     Raises:
@@ -56,12 +56,6 @@ def check_stream(dataset: Any, split: str, settings: Any, *, ranks: int) -> None
         raise SettingsError(
             f"dataloader_drop_last=True, and {subject}, whose last batch the native Trainer keeps all the "
             "same. Leave it out, or have the stream itself drop rows."
-        )
-    if ranks > 1 and (settings.accelerator_config or {}).get("dispatch_batches") is False:
-        raise SettingsError(
-            f"accelerator_config={{'dispatch_batches': False}} on {ranks} ranks, and {subject}: where each rank "
-            "reads for itself, shards may end apart, and natively the ranks then wait for each other. Leave "
-            "it out: the first rank reads, and sends the others theirs."
         )
     if split != "train":
         return

@@ -32,7 +32,7 @@ def sharded(rows: list[dict[str, Any]]) -> Any:
     [
         ({}, Plain, True),
         ({"split_batches": True}, Plain, True),
-        ({"dispatch_batches": True}, sharded, True),
+        ({}, sharded, True),
     ],
 )
 def test_rows_are_dealt_natively(ranks, config, make, evaluates):
@@ -69,11 +69,6 @@ def error_of_fit(sizes: tuple[int, int], config: dict[str, Any]) -> str:
 def of_shards(shards: list[list[dict[str, Any]]]) -> Any:
     for rows in shards:
         yield from generated(rows)
-
-
-def test_each_rank_reading_for_itself_is_refused(ranks):
-    errors = ranks(2).run(error_of_fit, (16, 8), {"dispatch_batches": False})
-    assert all("'dispatch_batches': False} on 2 ranks" in error for error in errors), errors
 
 
 @pytest.mark.parametrize("sizes", [(16, 0), (16, 8)])
