@@ -4,6 +4,7 @@ given                            becomes
 a DatasetDict                    its splits train, validation (or eval, dev) and test; without a validation
                                  split, all validation_... splits, each evaluated by itself
 train_dataset=, eval_dataset=    used as they are; they win over a split
+a stream                         read as it comes; data/streams.py
 eval_dataset={"a": ..., ...}     sets that are evaluated one after the other: eval_a_loss, ...
 map_function                     datasets.map, once on each node; data/mapping.py
 the columns                      those the model's forward takes
@@ -13,10 +14,8 @@ data_collator                    the native default without one
 from collections.abc import Callable, Mapping, Sized
 from typing import Any
 
-import datasets
 import lightning.pytorch as pl
 import torch
-from torch.utils.data import IterableDataset as TorchIterableDataset
 
 from hfbridge.agreement import compare, explain, has_ranks
 from hfbridge.attach import end_with, settings_of, take_over
@@ -24,6 +23,14 @@ from hfbridge.data.columns import Collator
 from hfbridge.data.loader import EvalLoader, WindowLoader
 from hfbridge.data.mapping import Mapper, pack, unpack
 from hfbridge.data.order import micro_batches_of, rows_of_micro_batch, splits_batches
+from hfbridge.data.streams import (
+    StreamEvalLoader,
+    StreamLoader,
+    check_stream,
+    has_unknown_length,
+    is_stream,
+    plan_stream,
+)
 from hfbridge.data.window import Cut, MicroBatch, Schedule, plan_schedule
 from hfbridge.errors import DataError, SettingsError
 from hfbridge.facts import facts_of_run
@@ -48,7 +55,7 @@ class HFDataModule(pl.LightningDataModule):
 
     Args:
         dataset: a DatasetDict, or one Dataset to train on.
-        train_dataset: anything with a length and rows; wins over `dataset`.
+        train_dataset: anything with a length and rows, or a stream; wins over `dataset`.
         eval_dataset: evaluated when the settings say so, and by `trainer.validate`; or several by name.
         predict_dataset: for `trainer.predict` and `trainer.predict_dataset`.
         map_function: given to `datasets.map` for every split: rows to columns, a tokenizer's call, say. On
@@ -127,6 +134,8 @@ class HFDataModule(pl.LightningDataModule):
     def micro_batches(self, *, first_row: int = 0, cut: Cut | None = None) -> int:
         """Count the micro-batches of a pass on each rank, or of what is left of it from a row on."""
         cut = self.cut if cut is None else cut
+        if has_unknown_length(self._mapped["train"]):
+            return int(self.settings.max_steps) * cut.accumulation
         size = cut.rows * cut.ranks if splits_batches(self.settings) else cut.rows
         return micro_batches_of(
             len(self._mapped["train"]) - first_row, size, self.settings, world_size=cut.ranks
@@ -136,6 +145,10 @@ class HFDataModule(pl.LightningDataModule):
         """Have the run end some optimizer steps later, or earlier, than its settings alone would tell."""
         self._schedule = self.schedule.lengthened(steps, max_steps=self.settings.max_steps)
         end_with(self._trainer(), self._schedule)
+
+    def is_streamed(self, split: str) -> bool:
+        """Whether a set gives its rows one after the other only."""
+        return is_stream(self._raw[split])
 
     @property
     def eval_splits(self) -> tuple[str, ...]:
@@ -153,7 +166,7 @@ class HFDataModule(pl.LightningDataModule):
         self._mapping_failure = None
         try:
             for split in self._needed(stage.value):
-                if split not in self._mapped:
+                if split not in self._mapped and not self.is_streamed(split):
                     self._mapped[split] = self._mapper.map(self._raw[split], split, to_file=True)
         except Exception as error:  # raised by setup, on all ranks
             self._mapping_failure = error
@@ -188,16 +201,18 @@ class HFDataModule(pl.LightningDataModule):
         settings = self._settings or getattr(self.trainer, "settings", None) or Settings()
         explain(exception, timeout_s=settings.ddp_timeout)
 
-    def train_dataloader(self) -> WindowLoader:
+    def train_dataloader(self) -> WindowLoader | StreamLoader:
         """Make the loader of the training windows; the model is known by now."""
-        return self._loaders.training(self._mapped["train"], batch_size=self.train_batch_size)
+        return self._loaders.training(
+            self._mapped["train"], batch_size=self.train_batch_size, schedule=self.schedule
+        )
 
-    def val_dataloader(self) -> EvalLoader | list[Any]:
+    def val_dataloader(self) -> EvalLoader | StreamEvalLoader | list[Any]:
         """Make the loader of the evaluation set; a list of none or of several."""
         loaders = [self._loaders.evaluation(self._mapped[split], split) for split in self.eval_splits]
         return loaders[0] if len(loaders) == 1 else loaders
 
-    def predict_dataloader(self) -> EvalLoader:
+    def predict_dataloader(self) -> EvalLoader | StreamEvalLoader:
         """Make the loader of the prediction set."""
         return self._loaders.evaluation(self._mapped["predict"], "predict", prefix="test")
 
@@ -260,6 +275,9 @@ class HFDataModule(pl.LightningDataModule):
 
     def _check_batches(self, split: str, settings: Settings) -> None:
         """See that dropping a short last batch, or a round with one, leaves one."""
+        if self.is_streamed(split):
+            check_stream(self._mapped[split], split, settings)
+            return
         name = f"per_device_{'train' if split == 'train' else 'eval'}_batch_size"
         rows, ranks = len(self._mapped[split]), self._trainer().world_size
         size = self.train_batch_size if split == "train" else settings.per_device_eval_batch_size
@@ -272,7 +290,11 @@ class HFDataModule(pl.LightningDataModule):
             )
 
     def _plan(self, settings: Settings) -> Schedule:
-        rows, size, ranks = len(self._mapped["train"]), self.train_batch_size, self._trainer().world_size
+        size, ranks = self.train_batch_size, self._trainer().world_size
+        if has_unknown_length(self._mapped["train"]):
+            total = size * settings.gradient_accumulation_steps * ranks
+            return plan_stream(settings, total_batch_size=total)
+        rows = len(self._mapped["train"])
         batches = micro_batches_of(rows, size, settings, world_size=ranks)
         return plan_schedule(
             samples_per_epoch=rows,
@@ -327,11 +349,8 @@ def _named(sets: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _check_dataset(dataset: Any, split: str) -> None:
-    if isinstance(dataset, (datasets.IterableDataset, TorchIterableDataset)):
-        raise DataError(
-            f"The {split} set is a {type(dataset).__name__}: streaming is not carried by this version. Load "
-            "it with streaming=False."
-        )
+    if is_stream(dataset):
+        return
     if isinstance(dataset, Mapping):
         raise DataError(
             f"The {split} set is a dict ({', '.join(map(str, dataset))}); only eval_dataset may be a dict of "

@@ -24,7 +24,8 @@ from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import PredictionOutput
 
 from hfbridge.data.loader import EvalLoader
-from hfbridge.evaluation.gather import EvalSet
+from hfbridge.data.streams import StreamEvalLoader
+from hfbridge.evaluation.gather import EvalSet, StreamedSet
 from hfbridge.evaluation.generate import Generation, generates
 from hfbridge.evaluation.memory import MemoryTracker, Stage
 from hfbridge.evaluation.metrics import check_called_by_batch, check_is_computed, metric_name
@@ -62,7 +63,7 @@ class Evaluator:
         self._setup_s = 0.0
         self._preparation_s: float | None = None
         self._current: Evaluation | None = None
-        self._loaders: list[EvalLoader] = []
+        self._loaders: list[EvalLoader | StreamEvalLoader] = []
         self._metrics: dict[str, Any] = {}
         self._speed: dict[str, float] = {}
 
@@ -89,6 +90,7 @@ class Evaluator:
         """Try the evaluation on a few rows of each set: a mistake in it should not wait for its turn.
 
         All ranks try the same rows, and a whole evaluation together; what is wrong on one is raised on all.
+        Nothing is tried with streams: some can be read only once.
 
         If `metric_for_best_model` is not among what these rows give, a whole evaluation tells: the names of
         some metrics depend on the classes that occur.
@@ -98,6 +100,8 @@ class Evaluator:
         """
         args, wanted = module.args, module.args.metric_for_best_model
         follows = wanted is not None and args.eval_strategy != "no"
+        if any(data.is_streamed(split) for split in data.eval_splits):
+            return
         batches = {
             split: module.receive(data.first_eval_batch(split), module.device) for split in data.eval_splits
         }
@@ -242,7 +246,7 @@ class Evaluator:
     def _new_evaluation(
         self,
         module: Any,
-        of: EvalSet,
+        of: EvalSet | StreamedSet,
         *,
         is_first: bool = False,
         is_prediction: bool = False,
@@ -301,7 +305,7 @@ class Evaluator:
         return self._current
 
 
-def _listed(loaders: Any) -> list[EvalLoader]:
+def _listed(loaders: Any) -> list[EvalLoader | StreamEvalLoader]:
     return list(loaders) if isinstance(loaders, list) else [loaders]
 
 
@@ -309,7 +313,11 @@ def _union(known: Iterable[Iterable[str] | None]) -> set[str]:
     return {name for names in known for name in names or ()}
 
 
-def _set_in(loader: EvalLoader, args: TrainingArguments, prefix: str | None = None) -> EvalSet:
+def _set_in(
+    loader: EvalLoader | StreamEvalLoader, args: TrainingArguments, prefix: str | None = None
+) -> EvalSet | StreamedSet:
+    if isinstance(loader, StreamEvalLoader):
+        return StreamedSet(prefix or loader.prefix, loader.batch_size, loader, ranks=args.world_size)
     config: Any = args.accelerator_config
     return EvalSet(
         prefix or loader.prefix,

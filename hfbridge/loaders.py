@@ -10,7 +10,8 @@ from transformers.trainer_utils import seed_worker
 from hfbridge.data.columns import Collator, check_labels, default_collator, keep_columns
 from hfbridge.data.loader import EvalLoader, WindowLoader
 from hfbridge.data.order import NativeSamplers
-from hfbridge.data.window import MicroBatch
+from hfbridge.data.streams import StreamEvalLoader, StreamLoader, WatchedCollator, is_stream, read_stream
+from hfbridge.data.window import MicroBatch, Schedule
 from hfbridge.errors import DataError
 from hfbridge.settings import Settings
 
@@ -40,15 +41,22 @@ class Loaders:
         self._given_collator = data_collator
         self._processing_class = processing_class or self._module.processing_class
 
-    def training(self, dataset: Any, *, batch_size: int) -> WindowLoader:
+    def training(self, dataset: Any, *, batch_size: int, schedule: Schedule) -> WindowLoader | StreamLoader:
         """Make the loader of the training windows.
 
         Args:
             dataset: mapped.
             batch_size: rows of a micro-batch.
+            schedule: of the run.
         """
         settings = self._settings
         dataset, collator = self._prepare(dataset, "train")
+        windows: WindowLoader | StreamLoader
+        if is_stream(dataset):
+            windows = self._windows_of_stream(dataset, collator, batch_size, schedule)
+            if self._module.resumption is not None:
+                windows.start_at(self._module.resumption.start)
+            return windows
         workers = settings.dataloader_num_workers
         loader: DataLoader[Any] = DataLoader(
             dataset,
@@ -62,7 +70,33 @@ class Loaders:
             windows.start_at(self._module.resumption.start)
         return windows
 
-    def evaluation(self, dataset: Any, split: str, *, prefix: str | None = None) -> EvalLoader:
+    def _windows_of_stream(
+        self, dataset: Any, collator: Collator, batch_size: int, schedule: Schedule
+    ) -> StreamLoader:
+        loading, args = self._loading(), self._module.args
+        config: Any = args.accelerator_config
+        sends = config.dispatch_batches is not False and not config.split_batches
+        watched = WatchedCollator(
+            collator,
+            watches=loading["num_workers"] == 0,
+            round_size=args.world_size if sends else 1,
+        )
+        loader = self._read(dataset, collate_fn=watched, batch_size=batch_size)
+        return StreamLoader(
+            loader,
+            watched,
+            schedule=schedule,
+            accumulation=self._settings.gradient_accumulation_steps,
+            keeps_short=self._module.loss_normalization == "exact",
+        )
+
+    def _read(self, dataset: Any, **loading: Any) -> Any:
+        device = self._trainer.strategy.root_device
+        return read_stream(dataset, args=self._module.args, device=device, **loading, **self._loading())
+
+    def evaluation(
+        self, dataset: Any, split: str, *, prefix: str | None = None
+    ) -> EvalLoader | StreamEvalLoader:
         """Make the loader of an evaluation or prediction set.
 
         Args:
@@ -71,6 +105,10 @@ class Loaders:
             prefix: what the names of its metrics begin with; `None` is the split's name.
         """
         dataset, collator = self._prepare(dataset, split)
+        size = self._settings.per_device_eval_batch_size
+        if is_stream(dataset):
+            make = partial(self._read, dataset, collate_fn=collator, batch_size=size)
+            return StreamEvalLoader(make, prefix=prefix or split, batch_size=size)
         repeats = self._module.loss_normalization == "native"
         batches: DataLoader[Any] = DataLoader(
             dataset,
@@ -82,7 +120,7 @@ class Loaders:
         return EvalLoader(
             batches,
             prefix=prefix,
-            batch_size=self._settings.per_device_eval_batch_size,
+            batch_size=size,
             is_first_pass=resumption is None or not resumption.has_evaluated(prefix),
         )
 

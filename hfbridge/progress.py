@@ -15,6 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from transformers import ProgressCallback
 from transformers.utils.logging import get_verbosity
 
+from hfbridge.data.streams import ENDLESS
 from hfbridge.settings import Settings
 
 # Shown under these names, and the first and the last of all that a row has.
@@ -57,10 +58,12 @@ class RunProgressBar(TQDMProgressBar):
     def init_validation_tqdm(self) -> Tqdm:
         """Begin the bar of an evaluation with its length, below the bar of the run if there is one."""
         is_below = self.trainer.state.fn != TrainerFn.VALIDATING
-        length = int(sum(self.trainer.num_val_batches))
+        length: int | None = int(sum(self.trainer.num_val_batches))
+        if length is not None and length >= ENDLESS:
+            length = None
         return self._begin(self.validation_description, length, line=int(is_below), leave=not is_below)
 
-    def _begin(self, text: str, length: int, *, leave: bool, line: int = 0, initial: int = 0) -> Tqdm:
+    def _begin(self, text: str, length: int | None, *, leave: bool, line: int = 0, initial: int = 0) -> Tqdm:
         return Tqdm(
             desc=text,
             total=length,

@@ -48,6 +48,7 @@ from hfbridge.checkpoints.write import other_files
 from hfbridge.checkpoints.writer import as_json
 from hfbridge.data.loader import PassRecord, Start, WindowLoader
 from hfbridge.data.order import depends_on_the_cut, rows_of_micro_batch
+from hfbridge.data.streams import StreamLoader, native_place
 from hfbridge.data.window import Cut, Place
 from hfbridge.errors import BridgeWarning, CheckpointError
 
@@ -215,11 +216,15 @@ def find_place(module: Any, state: TrainerState, found: Sequence[RankState | Non
     """
     data = module.trainer.datamodule
     cut, step = data.cut, state.global_step
+    is_streamed = data.is_streamed("train")
     kept = next((rank.position.get("place") for rank in found if rank is not None and rank.position), None)
     if kept is not None:
         written = Cut(kept["ranks"], kept["rows"], kept["accumulation"])
         place = Place(kept["epoch"], kept["windows"], kept["first_row"], kept["extra"])
         rows = place.first_row + place.windows * written.rows_per_step
+    elif is_streamed:
+        place = native_place(state, data.schedule, accumulation=cut.accumulation)
+        written, rows = replace(cut, ranks=len(found) or cut.ranks), place.windows * cut.rows_per_step
     else:
         count = len(found) or cut.ranks
         size = state.train_batch_size or data.train_batch_size
@@ -228,7 +233,7 @@ def find_place(module: Any, state: TrainerState, found: Sequence[RankState | Non
         place, rows = _native_place(data, state, written, skips_data=not module.args.ignore_data_skip)
     if written == cut and rows == place.first_row + place.windows * cut.rows_per_step:
         return place, True
-    if rows and depends_on_the_cut(data.settings):
+    if rows and (is_streamed or depends_on_the_cut(data.settings)):
         raise CheckpointError(
             f"The checkpoint is of the middle of a pass, of a run of {written}; this one has {cut}. With "
             f"train_sampling_strategy={str(data.settings.train_sampling_strategy)!r} and accelerator_config="
@@ -332,7 +337,9 @@ def loop_counters(trainer: pl.Trainer, *, step: int, epoch: int, in_pass: int) -
     return counters
 
 
-def position_of(loader: WindowLoader, loss: dict[str, Any], place: Place, cut: Cut) -> dict[str, Any]:
+def position_of(
+    loader: WindowLoader | StreamLoader, loss: dict[str, Any], place: Place, cut: Cut
+) -> dict[str, Any]:
     """Collect what the native Trainer forgets: draws and place of the running pass, and the unlogged loss."""
     record = loader.record
     return {

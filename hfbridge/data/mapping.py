@@ -22,6 +22,7 @@ from typing import Any
 import datasets
 
 from hfbridge.agreement import Fact
+from hfbridge.data.streams import facts_of_stream, is_stream, map_stream
 from hfbridge.errors import DataError
 
 _SAMPLED = 64
@@ -46,8 +47,8 @@ class Mapper:
         self._arguments: dict[str, Any] = {"batched": True, **arguments}
         self._folder: Path | None = None
 
-    def map(self, dataset: Any, split: str, *, to_file: bool = False) -> datasets.Dataset:
-        """Map a set.
+    def map(self, dataset: Any, split: str, *, to_file: bool = False) -> Any:
+        """Map a set; a stream's rows are mapped when they are read.
 
         Args:
             dataset: the set.
@@ -57,6 +58,8 @@ class Mapper:
         Raises:
             DataError: it is no datasets.Dataset, or the function returns nothing.
         """
+        if is_stream(dataset):
+            return map_stream(dataset, self._function, self._arguments, split)
         if not isinstance(dataset, datasets.Dataset):
             raise DataError(
                 f"map_function needs a datasets.Dataset, and the {split} set is a {type(dataset).__name__}. "
@@ -129,6 +132,8 @@ def facts_of(dataset: Any, split: str) -> list[Fact]:
     of other sets are not read.
     """
     subject = f"the {split} set"
+    if is_stream(dataset):
+        return facts_of_stream(dataset, split)
     facts = [Fact(f"rows of {subject}", str(len(dataset)), _CURE)]
     if isinstance(dataset, datasets.Dataset):
         facts.append(Fact(f"columns of {subject}", ", ".join(dataset.column_names), _CURE))

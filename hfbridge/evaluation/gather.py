@@ -68,6 +68,50 @@ class EvalSet:
         return self.batch_size // self.ranks if self.splits else self.batch_size
 
 
+class StreamedSet:
+    """A stream to evaluate, which tells its rounds as they come; in its other words an `EvalSet`.
+
+    Args:
+        prefix: likewise.
+        batch_size: likewise.
+        source: counts its rounds: `rounds`, each the rows of all ranks and of one, `is_complete`, and
+            `remainder`.
+        ranks: likewise.
+    """
+
+    def __init__(self, prefix: str, batch_size: int, source: Any, *, ranks: int = 1) -> None:
+        self.prefix, self.batch_size, self.ranks = prefix, batch_size, ranks
+        self._source = source
+
+    @property
+    def samples(self) -> int:
+        """Rows so far."""
+        return sum(rows for rows, _ in self._source.rounds)
+
+    @property
+    def batches(self) -> int:
+        """Rounds of the whole stream; -1 while that is not known."""
+        return len(self._source.rounds) if self._source.is_complete else -1
+
+    @property
+    def steps(self) -> int:
+        """Rounds as the native speed counts them."""
+        return -(-self.samples // (self.batch_size * self.ranks))
+
+    def is_last(self, index: int) -> bool:
+        """Whether a round, counted from 0, is the last one."""
+        return index + 1 == self.batches
+
+    def remainder_of(self, index: int) -> int:
+        """Rows that the last round is cut to; 0 for any other, and if accelerate does not know it."""
+        return int(self._source.remainder) if self.is_last(index) else 0
+
+    def rows_by_rank(self, index: int) -> tuple[int, ...]:
+        """Rows of each batch of a round, without repeated ones; the ranks behind have none."""
+        rows, share = self._source.rounds[index]
+        return tuple(min(share, rows - start) for start in range(0, rows, share))
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """What a batch, or a round of batches, gave.

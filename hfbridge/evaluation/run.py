@@ -13,7 +13,7 @@ from transformers import EvalPrediction, TrainingArguments
 from transformers.trainer_utils import PredictionOutput
 
 from hfbridge.errors import MetricsError
-from hfbridge.evaluation.gather import Collected, Collector, EvalSet, Part
+from hfbridge.evaluation.gather import Collected, Collector, EvalSet, Part, StreamedSet
 from hfbridge.evaluation.generate import Generation, generates, keeping_config
 from hfbridge.evaluation.metrics import (
     ComputeMetrics,
@@ -103,7 +103,7 @@ class Evaluation:
     """
 
     model: nn.Module
-    of: EvalSet
+    of: EvalSet | StreamedSet
     options: EvalOptions
     loss_of: LossOf
     label_names: Sequence[str]

@@ -202,10 +202,6 @@ def test_a_lightning_module_of_ones_own() -> None:
 # Data.
 
 
-def _stream() -> Any:
-    return datasets.IterableDataset.from_generator(lambda: iter([{"a": 1}]))
-
-
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -213,7 +209,6 @@ def _stream() -> Any:
         (lambda: {"train_dataset": datasets.Dataset.from_list([])}, "has no rows"),
         (lambda: {"train_dataset": make_dataset("distilbert", 4).filter(lambda row: False)}, "has no rows"),
         (lambda: {"train_dataset": "reviews.csv"}, "must be a datasets.Dataset"),
-        (lambda: {"train_dataset": _stream()}, "streaming is not carried"),
         (
             lambda: {"dataset": datasets.DatasetDict(training=make_dataset("distilbert", 4))},
             "looks for train",

@@ -1,0 +1,421 @@
+"""Reading sets that are streams: rows in their own order, often of unknown number; knows Hugging Face.
+
+A stream is a `datasets.IterableDataset` or a torch `IterableDataset`. It is read through accelerate's own
+loaders, as natively:
+
+    dispatch_batches     on several ranks
+    None                 the first rank reads, and sends each rank its part of every round
+    True, False          refused with the settings
+
+The native Trainer calls the whole run one pass if the length is unknown: epochs are counted in parts of
+`max_steps`, and a stream that ends before begins again.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import datasets
+import torch
+from accelerate.data_loader import DataLoaderDispatcher, prepare_data_loader, skip_first_batches
+from torch.utils.data import DataLoader
+from torch.utils.data import IterableDataset as TorchIterableDataset
+from transformers.trainer_pt_utils import find_batch_size
+from transformers.trainer_utils import has_length
+
+from hfbridge import generators, ranks
+from hfbridge.agreement import Fact
+from hfbridge.data.loader import PassRecord, Start
+from hfbridge.data.window import MicroBatch, Place, Schedule, Window
+from hfbridge.errors import CheckpointError, DataError, SettingsError
+from hfbridge.generators import RandomStates
+
+# Batches that a stream of unknown length says it has: Lightning draws ahead of a loader without a length.
+ENDLESS = 2**40
+
+
+def is_stream(dataset: Any) -> bool:
+    """Whether a set gives its rows one after the other only."""
+    return isinstance(dataset, (datasets.IterableDataset, TorchIterableDataset))
+
+
+def has_unknown_length(dataset: Any) -> bool:
+    """Whether a set is a stream that does not tell the number of its rows."""
+    return is_stream(dataset) and not has_length(dataset)
+
+
+def check_stream(dataset: Any, split: str, settings: Any) -> None:
+    """See that settings can be honoured for a stream.
+
+    Raises:
+        SettingsError: they have no effect on streams, natively, or need a length.
+    """
+    subject = f"the {split} set is a stream ({type(dataset).__name__})"
+    if settings.dataloader_drop_last:
+        raise SettingsError(
+            f"dataloader_drop_last=True, and {subject}, whose last batch the native Trainer keeps all the "
+            "same. Leave it out, or have the stream itself drop rows."
+        )
+    if split != "train":
+        return
+    if settings.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
+        raise SettingsError(
+            f"train_sampling_strategy={str(settings.train_sampling_strategy)!r}, and {subject}, whose order "
+            "is its own. Leave it out, or load the set with streaming=False."
+        )
+    if has_unknown_length(dataset) and settings.max_steps <= 0:
+        raise SettingsError(
+            f"max_steps={settings.max_steps}, and {subject} without a length: the number of steps cannot be "
+            "told. Set max_steps to how many optimizer steps the run is to take."
+        )
+
+
+def plan_stream(settings: Any, *, total_batch_size: int) -> Schedule:
+    """Count a run over a stream of unknown length.
+
+    Args:
+        settings: with `max_steps`.
+        total_batch_size: samples of one full optimizer step on all ranks.
+
+    Mirrors: transformers.Trainer.set_initial_training_values
+    """
+    steps = settings.max_steps
+    return Schedule(
+        micro_batches_per_epoch=steps * settings.gradient_accumulation_steps,
+        steps_per_epoch=steps,
+        max_steps=steps,
+        epochs=sys.maxsize,
+        samples=steps * total_batch_size,
+    )
+
+
+def native_place(state: Any, schedule: Schedule, *, accumulation: int) -> Place:
+    """Find the place that the epoch of a native checkpoint tells, in whichever pass it was written.
+
+    The native Trainer itself takes every step for one of the first pass, and goes on elsewhere when a stream
+    that ends before `max_steps` has begun again.
+
+    Args:
+        state: of the checkpoint.
+        schedule: of the run that goes on.
+        accumulation: micro-batches of a full window.
+
+    Raises:
+        CheckpointError: that is no whole number of windows.
+    """
+    epoch, of_pass = state.epoch or 0.0, schedule.micro_batches_per_epoch
+    if schedule.epochs == sys.maxsize:  # the length is unknown
+        of_pass = state.max_steps * accumulation
+    passes = int(epoch + 1e-9)
+    windows = (epoch - passes) * of_pass / accumulation
+    if abs(windows - round(windows)) > 1e-3:
+        raise CheckpointError(
+            f"The checkpoint tells epoch={epoch!r}, which is no whole number of optimizer steps of "
+            f"gradient_accumulation_steps={accumulation} in a pass of {of_pass} micro-batches. Go on with "
+            "the accumulation it was written with."
+        )
+    return Place(passes, round(windows))
+
+
+def facts_of_stream(dataset: Any, split: str) -> list[Fact]:
+    """Describe a stream for comparing it with those of other ranks; its rows are not read."""
+    cure = "Open the same stream on every rank."
+    facts = [Fact(f"the kind of the {split} set", type(dataset).__name__, cure)]
+    if has_length(dataset):
+        facts.append(Fact(f"rows of the {split} set", str(len(dataset)), cure))
+    if isinstance(dataset, datasets.IterableDataset):
+        facts.append(Fact(f"shards of the {split} set", str(dataset.num_shards), cure))
+        names = dataset.column_names
+        if names is not None:
+            facts.append(Fact(f"columns of the {split} set", ", ".join(names), cure))
+    return facts
+
+
+_LAZY = ("with_indices", "input_columns", "batched", "batch_size", "drop_last_batch", "remove_columns")
+
+
+def map_stream(dataset: Any, function: Callable[..., Any], arguments: Mapping[str, Any], split: str) -> Any:
+    """Have a function called on the rows of a stream as they come.
+
+    Raises:
+        DataError: the stream is no datasets.IterableDataset, or its `map` does not take an argument.
+    """
+    if not isinstance(dataset, datasets.IterableDataset):
+        raise DataError(
+            f"map_function needs a datasets.IterableDataset, and the {split} set is a "
+            f"{type(dataset).__name__}. Map its rows yourself, or make it with "
+            "datasets.IterableDataset.from_generator."
+        )
+    known = (*_LAZY, "features", "fn_kwargs")
+    wrong = [name for name in arguments if name not in known]
+    if wrong:
+        raise DataError(
+            f"map_kwargs has {', '.join(wrong)}, and the {split} set is a stream, which is mapped while it "
+            f"is read. Possible are {', '.join(known)}."
+        )
+    return dataset.map(function, **arguments)
+
+
+def read_stream(dataset: Any, *, args: Any, device: torch.device, **loading: Any) -> Any:
+    """Make accelerate's loader of a stream.
+
+    Args:
+        dataset: the stream.
+        args: the native arguments, with `accelerator_config`.
+        device: where batches go.
+        loading: further arguments of DataLoader: batch size, collator, workers.
+
+    Raises:
+        DataError: the batch size cannot be split by the ranks.
+
+    Mirrors: transformers.Trainer._get_dataloader
+    """
+    config: Any = args.accelerator_config
+    try:
+        return prepare_data_loader(
+            DataLoader(dataset, **loading),
+            device=device,
+            put_on_device=True,
+            split_batches=config.split_batches,
+            dispatch_batches=config.dispatch_batches,
+            even_batches=config.even_batches,
+            rng_types=["generator"],
+        )
+    except ValueError as error:
+        raise DataError(f"The stream cannot be shared by the ranks: {error}") from error
+
+
+class WatchedCollator:
+    """A collator whose draws from the random generators are known, and can be had again.
+
+    Args:
+        collator: the collator.
+        watches: it is called in this process, not in workers.
+        round_size: micro-batches that are collated for one of this rank.
+
+    Attributes:
+        in_hand: random states in which the micro-batch now in hand was collated; `None` if nothing is drawn.
+    """
+
+    def __init__(
+        self, collator: Callable[[list[Any]], MicroBatch], *, watches: bool, round_size: int
+    ) -> None:
+        self._collator, self._watches, self._round_size = collator, watches, round_size
+        self._draws: bool | None = None
+        self._calls = 0
+        self._again: tuple[int, RandomStates, RandomStates] | None = None
+        self.in_hand: RandomStates | None = None
+
+    def begin(self, again: tuple[int, RandomStates, RandomStates] | None = None) -> None:
+        """Begin a pass.
+
+        Args:
+            again: which micro-batch was in hand when a checkpoint was written, in which states it is to be
+                collated, and those that the run goes on in behind it.
+        """
+        self._calls, self.in_hand = 0, None
+        self._again = again
+
+    def settle(self) -> None:
+        """Go on in the states of the checkpoint, unless that has happened."""
+        if self._again is not None:
+            generators.restore(self._again[2])
+            self._again = None
+
+    def __call__(self, rows: list[Any]) -> MicroBatch:
+        """Collate a micro-batch."""
+        if not self._watches:
+            return self._collator(rows)
+        number, within = divmod(self._calls, self._round_size)
+        self._calls += 1
+        if self._again is not None and number == self._again[0] and within == 0:
+            generators.restore(self._again[1])
+        before = None if self._draws is False else generators.capture()
+        batch = self._collator(rows)
+        if self._draws is None and before is not None:
+            self._draws = not generators.are_equal(before, generators.capture())
+        if within == 0:
+            self.in_hand = before if self._draws else None
+        if self._again is not None and number == self._again[0] and within == self._round_size - 1:
+            self.settle()
+        return batch
+
+
+class StreamLoader:
+    """Iterate a stream one optimizer step at a time, as `WindowLoader` does a set with rows.
+
+    Args:
+        loader: of `read_stream`.
+        collator: the one it has.
+        schedule: of the run.
+        accumulation: micro-batches of a full window.
+        keeps_short: a window that the end of a stream of unknown length cuts short is a step of its own.
+
+    Attributes:
+        record: of the pass that is running, or ran last.
+
+    Mirrors: transformers.Trainer._run_epoch
+    Proved by: tests/parity/test_streams.py
+    """
+
+    sampler_state = None
+
+    def __init__(
+        self,
+        loader: Any,
+        collator: WatchedCollator,
+        *,
+        schedule: Schedule,
+        accumulation: int,
+        keeps_short: bool,
+    ) -> None:
+        self.loader, self.accumulation = loader, accumulation
+        self.record: PassRecord | None = None
+        self._collator, self._steps, self._keeps_short = collator, schedule.steps_per_epoch, keeps_short
+        self._has_length = has_length(loader)
+        self._start: Start | None = None
+        self._epoch = 0
+
+    def __len__(self) -> int:
+        """Optimizer steps of a pass, as natively: those of the run, if the length is unknown."""
+        return self._steps
+
+    @property
+    def sampler(self) -> "StreamLoader":
+        """The object whose `set_epoch` Lightning calls before each pass: this loader."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Give the stream the number of the pass about to begin, counted from 0."""
+        self._epoch = epoch
+
+    def start_at(self, start: Start) -> None:
+        """Begin the next pass where a checkpoint was written."""
+        self._start = start
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tell Lightning that this loader can go on in mid-pass; what it needs travels elsewhere."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Do nothing: `start_at` says where to go on."""
+
+    def __iter__(self) -> Iterator[Window]:
+        start, self._start = self._start, None
+        place = Place(self._epoch) if start is None else start.place
+        behind = place.windows * self.accumulation
+        loader = skip_first_batches(self.loader, behind) if behind else self.loader
+        loader.set_epoch(place.epoch)
+        record = None if start is None else start.record
+        if start is None or start.states is None:
+            self._collator.begin()
+        elif behind == 0:
+            generators.restore(start.states)
+            self._collator.begin()
+        elif record is None:
+            # As natively: the random states are set when the first window has been fetched.
+            self._collator.begin((sys.maxsize, start.states, start.states))
+        else:
+            generators.restore(record.states)
+            self._collator.begin((behind, record.in_hand or start.states, start.states))
+        self.record = record if record is not None and behind else PassRecord(generators.capture())
+        yield from self._windows(loader, place, done=behind)
+
+    def _windows(self, loader: Any, place: Place, *, done: int) -> Iterator[Window]:
+        """Cut a pass, or what is left of it, into windows, each with the place behind it."""
+        batches, window, is_last = self._batches(loader, may_be_empty=done > 0), list[MicroBatch](), False
+        while not is_last:
+            batch = next(batches, None)
+            if batch is not None:
+                window.append(batch)
+                done += 1
+            is_last = batch is None or bool(loader.end_of_dataloader)
+            if len(window) < self.accumulation and not is_last:
+                continue
+            self._collator.settle()
+            if not window:
+                return
+            if is_last:
+                self._see_that_it_is_whole(window, done)
+            place = Place(place.epoch + 1) if is_last else replace(place, windows=place.windows + 1)
+            cut = Window(window, done_micro_batches=done)
+            cut.place, window = place, []
+            assert self.record is not None
+            self.record.in_hand = self._collator.in_hand
+            yield cut
+
+    def _batches(self, loader: Any, *, may_be_empty: bool) -> Iterator[MicroBatch]:
+        found = False
+        try:
+            for batch in loader:
+                found = True
+                yield batch
+        except Exception as error:
+            # accelerate sends what it has not read.
+            if found or not getattr(loader, "_stop_iteration", False):
+                raise
+            raise DataError(self._empty) from error
+        if not found and not may_be_empty:
+            raise DataError(self._empty)
+
+    @property
+    def _empty(self) -> str:
+        return (
+            f"The train set is a stream that gave no rows in pass {self._epoch + 1}. Is it used up after one "
+            "pass? Give one that can be read again, or set max_steps to what one pass has."
+        )
+
+    def _see_that_it_is_whole(self, window: list[MicroBatch], done: int) -> None:
+        if self._has_length or self._keeps_short or len(window) == self.accumulation:
+            return
+        raise DataError(
+            f"The stream ended after {done} micro-batches, of which {len(window)} are too few for "
+            f"gradient_accumulation_steps={self.accumulation}. Natively they take no step, and their "
+            'gradients are added to the first step of the next pass. Use loss_normalization="exact", where '
+            "they are a step of their own; a stream with a length; or one that does not end before max_steps."
+        )
+
+
+class StreamEvalLoader:
+    """Iterate a stream for evaluation, and count what it gives.
+
+    Args:
+        make: makes the loader, which natively is another for each evaluation.
+        prefix: what the names of the set's metrics begin with.
+        batch_size: rows of a full batch.
+
+    Attributes:
+        rounds: for each round so far its rows on all ranks, without repeated ones, and those of a rank.
+        is_complete: the last one has been handed out.
+        remainder: rows that accelerate cuts the last one to; 0 if it does not.
+
+    Proved by: tests/parity/test_streams.py
+    """
+
+    def __init__(self, make: Callable[[], Any], *, prefix: str, batch_size: int) -> None:
+        self._make, self._kept = make, None
+        self.prefix, self.batch_size = prefix, batch_size
+        self.rounds: list[tuple[int, int]] = []
+        self.is_complete = False
+        self.remainder = 0
+
+    def __len__(self) -> int:
+        """More than any stream has: without a length Lightning would read ahead."""
+        return ENDLESS
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        self.rounds, self.is_complete = [], False
+        loader: Any = self._kept or self._make()
+        if loader.persistent_workers:
+            self._kept = loader
+        for batch in loader:
+            share = find_batch_size(batch) or self.batch_size
+            self.is_complete = bool(loader.end_of_dataloader)
+            rows = share * ranks.count()
+            if self.is_complete:
+                self.remainder = max(int(loader.remainder), 0)
+                if isinstance(loader, DataLoaderDispatcher):
+                    rows = self.remainder
+            self.rounds.append((rows, share))
+            yield batch

@@ -1,0 +1,81 @@
+"""Streams on several ranks: the native Trainer's rows on every rank, and clear ends where it would hang.
+
+Grade: exact. What is compared stands in tests/parity/engines.py.
+"""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import datasets
+import pytest
+
+from hfbridge import HFDataModule, HFModule, Trainer
+from tests.distributed.jobs import run_job_on_both
+from tests.parity.engines import BASE, Job
+from tests.parity.test_streams import Plain, generated
+from tests.tiny import PadRows, make_model, make_rows
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+
+Square = partial(PadRows, 64)  # accelerate sends batches of one shape
+
+
+def sharded(rows: list[dict[str, Any]]) -> Any:
+    """Make a stream of two shards of the same length."""
+    return datasets.Dataset.from_list(rows).to_iterable_dataset(num_shards=2)
+
+
+@pytest.mark.parametrize(
+    ("config", "make", "evaluates"),
+    [
+        ({}, Plain, True),
+        ({"split_batches": True}, Plain, True),
+        ({}, sharded, True),
+    ],
+)
+def test_rows_are_dealt_natively(ranks, config, make, evaluates):
+    settings = {"max_steps": 8, "accelerator_config": config, "logging_steps": 2}
+    if evaluates:
+        settings |= {"eval_strategy": "steps", "eval_steps": 4}
+    rows = 44 if make is sharded else 43
+    asked = Job(settings=settings, rows=rows, as_dataset=make, collator=Square, has_ids=False)
+    run = ranks(2).run(run_job_on_both, asked if evaluates else with_no_evaluation(asked))
+    assert len(run) == 2
+
+
+def with_no_evaluation(job):
+    return replace(job, eval_rows=0)
+
+
+def error_of_fit(sizes: tuple[int, int], config: dict[str, Any]) -> str:
+    """Fit on a stream with a shard for each rank, and return the error."""
+    rows = [make_rows("distilbert", size) for size in sizes]
+    stream = datasets.IterableDataset.from_generator(of_shards, gen_kwargs={"shards": rows})
+    trainer = Trainer(
+        {**BASE, "max_steps": 6, "accelerator_config": config},
+        logger=False,
+        enable_model_summary=False,
+    )
+    data = HFDataModule(stream, data_collator=Square())
+    try:
+        trainer.fit(HFModule(make_model("distilbert")), data)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "none"
+
+
+def of_shards(shards: list[list[dict[str, Any]]]) -> Any:
+    for rows in shards:
+        yield from generated(rows)
+
+
+@pytest.mark.parametrize("sizes", [(16, 0), (16, 8)])
+def test_shards_of_any_length_are_read_by_the_first_rank(ranks, sizes):
+    assert ranks(2).run(error_of_fit, sizes, {}) == ["none", "none"]
+
+
+def test_a_stream_without_rows(ranks):
+    errors = ranks(2).run(error_of_fit, (0, 0), {})
+    assert all("gave no rows in pass 1" in error for error in errors), errors
