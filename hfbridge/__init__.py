@@ -1,6 +1,7 @@
 """hfbridge runs the Hugging Face training stack under PyTorch Lightning, with the same numbers."""
 
 from hfbridge.checkpoints.export import convert
+from hfbridge.data.spans import DataCollatorForT5MLM
 from hfbridge.datamodule import HFDataModule
 from hfbridge.errors import (
     BridgeError,
@@ -22,6 +23,7 @@ __all__ = [
     "BridgeError",
     "BridgeWarning",
     "CheckpointError",
+    "DataCollatorForT5MLM",
     "DataError",
     "HFDataModule",
     "HFModule",
