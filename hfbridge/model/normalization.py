@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from hfbridge.model.criterion import OWN_LOSS, Criterion
 from hfbridge.model.items import Inputs, LossTraits, count_items, native_items
@@ -54,7 +54,7 @@ def probe(model: nn.Module, inputs: Inputs, traits: LossTraits, criterion: Crite
         with torch.random.fork_rng(devices=devices):
             model.eval()
             once, twice, own = (
-                float(criterion(model, inputs, given, traits=traits)[0])
+                _loss_of(model, inputs, given, traits=traits, criterion=criterion)
                 for given in (number, 2 * number, None)
             )
     finally:
@@ -69,6 +69,14 @@ def probe(model: nn.Module, inputs: Inputs, traits: LossTraits, criterion: Crite
     }
     nearest = min(candidates, key=lambda shift: abs(candidates[shift] - counted))
     return Probe(divides=True, shift=nearest)
+
+
+def _loss_of(
+    model: nn.Module, inputs: Inputs, given: Tensor | None, *, traits: LossTraits, criterion: Criterion
+) -> float:
+    loss, outputs = criterion(model, inputs, given, traits=traits)
+    criterion.check(loss, outputs, model)
+    return float(loss)
 
 
 def native_factor(
