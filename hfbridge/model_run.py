@@ -22,6 +22,7 @@ from hfbridge.evaluation.predict import cast_for_evaluation
 from hfbridge.facts import facts_of_model
 from hfbridge.model.build import weights_dtypes
 from hfbridge.model.criterion import criterion_of
+from hfbridge.model.failures import check_vocabulary
 from hfbridge.model.items import read_traits
 from hfbridge.model.normalization import Normalization
 from hfbridge.model.optim import NativeParts, build_optimizer, follows_metric, run_closure_first
@@ -105,6 +106,7 @@ class ModelRun:
         """Make the model ready: its loss, its forward, and each rank's part of it."""
         args, module = self.args, self._module
         model, is_fit = module.model, module.trainer.state.fn == TrainerFn.FITTING
+        check_vocabulary(model, module.processing_class)
         criterion = criterion_of(
             model,
             smoothing=args.label_smoothing_factor,
