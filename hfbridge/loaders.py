@@ -110,7 +110,9 @@ class Loaders:
         if is_known(collator):
             name = type(unwrap_peft_model(module.model)).__name__
             limits = Limits(name, vocabulary_of(module.model), positions_of(module.model))
-            module.tell(check_rows(dataset, limits, split=split))
+            note = check_rows(dataset, limits, split=split)
+            if note:
+                module.tell(note)
         if not self._settings.remove_unused_columns:
             return dataset, collator
         return keep_columns(
