@@ -5,14 +5,16 @@ from typing import Any
 
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader, TensorDataset
-from transformers.trainer_utils import seed_worker
+from transformers.trainer_utils import seed_worker, unwrap_peft_model
 
 from hfbridge.data.columns import Collator, check_labels, default_collator, keep_columns
+from hfbridge.data.limits import Limits, check_padding, check_rows, is_known
 from hfbridge.data.loader import EvalLoader, WindowLoader
 from hfbridge.data.order import NativeSamplers
 from hfbridge.data.streams import StreamEvalLoader, StreamLoader, WatchedCollator, is_stream, read_stream
 from hfbridge.data.window import MicroBatch, Schedule
 from hfbridge.errors import DataError
+from hfbridge.model.failures import positions_of, vocabulary_of
 from hfbridge.settings import Settings
 
 
@@ -142,6 +144,13 @@ class Loaders:
                 "makes a dict of tensors, or datasets.Dataset.from_dict."
             )
         check_labels(dataset, model=module.model, split=split)
+        check_padding(collator, split)
+        if is_known(collator):
+            name = type(unwrap_peft_model(module.model)).__name__
+            limits = Limits(name, vocabulary_of(module.model), positions_of(module.model))
+            note = check_rows(dataset, limits, split=split)
+            if note:
+                module.tell(note)
         if not self._settings.remove_unused_columns:
             return dataset, collator
         return keep_columns(

@@ -23,6 +23,7 @@ from hfbridge.evaluation.predict import cast_for_evaluation
 from hfbridge.facts import facts_of_model
 from hfbridge.model.build import weights_dtypes
 from hfbridge.model.criterion import criterion_of
+from hfbridge.model.failures import check_vocabulary
 from hfbridge.model.items import read_traits
 from hfbridge.model.normalization import Normalization
 from hfbridge.model.optim import NativeParts, build_optimizer, follows_metric, run_closure_first
@@ -113,6 +114,7 @@ class ModelRun:
             is_first=module.evaluator.is_first_run,
             saves=is_fit and args.save_strategy != "no",
         )
+        check_vocabulary(model, module.processing_class)
         criterion = criterion_of(
             model,
             smoothing=args.label_smoothing_factor,

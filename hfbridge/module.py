@@ -119,7 +119,8 @@ class HFModule(pl.LightningModule):
         loss_normalization: Literal["exact", "native"] = "exact",
     ) -> None:
         super().__init__()
-        check_source(model, auto_class, dtype=dtype, model_kwargs=model_kwargs)
+        has_function = compute_loss_func is not None
+        check_source(model, auto_class, dtype=dtype, model_kwargs=model_kwargs, has_function=has_function)
         if loss_normalization not in ("exact", "native"):
             raise ModelError(f"loss_normalization={loss_normalization!r}; it may be 'exact' or 'native'.")
         check_function("compute_metrics", compute_metrics, "an EvalPrediction")
@@ -129,7 +130,12 @@ class HFModule(pl.LightningModule):
         self._build: Callable[..., nn.Module] | None = None
         if not isinstance(model, nn.Module):
             self._build = partial(
-                build_model, model, auto_class=auto_class, dtype=dtype, model_kwargs=dict(model_kwargs or {})
+                build_model,
+                model,
+                auto_class=auto_class,
+                dtype=dtype,
+                model_kwargs=dict(model_kwargs or {}),
+                has_function=has_function,
             )
         self._is_named = isinstance(model, (str, Path))
         self.model: Any = model if isinstance(model, nn.Module) else None

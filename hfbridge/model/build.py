@@ -15,11 +15,21 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
+from transformers.models.auto import modeling_auto
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
-from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+from transformers.utils.generic import can_return_loss, find_labels
 
 from hfbridge.errors import ModelError
 from hfbridge.model.sharded import Shard, load_sharded
+
+# Names of classes that some table of heads has, too: several models are one class, with a loss or without.
+_HEADS = frozenset(
+    name
+    for table, names in vars(modeling_auto).items()
+    if table.startswith("MODEL_FOR_") and table.endswith("_NAMES") and "TEXT_ENCODING" not in table
+    for entry in names.values()
+    for name in ([entry] if isinstance(entry, str) else entry)
+)
 
 ModelSource = nn.Module | Callable[..., nn.Module] | str | Path
 
@@ -40,6 +50,7 @@ def check_source(
     *,
     dtype: str | torch.dtype = "auto",
     model_kwargs: Mapping[str, Any] | None = None,
+    has_function: bool = False,
 ) -> None:
     """See that a model can be had from what the user gave, without loading anything.
 
@@ -58,7 +69,8 @@ def check_source(
                     f"{name} out, or build the model with it."
                 )
     if isinstance(model, nn.Module):
-        check_head(model)
+        if not has_function:
+            check_head(model)
     elif isinstance(model, str | Path):
         auto_class_of(auto_class)
         looks_local = isinstance(model, Path) or model.startswith((".", "/", "~")) or "\\" in model
@@ -111,6 +123,7 @@ def build_model(
     dtype: str | torch.dtype,
     model_kwargs: Mapping[str, Any],
     shard: Shard | None = None,
+    has_function: bool = False,
 ) -> nn.Module:
     """Make the model from a name, folder or factory.
 
@@ -121,6 +134,7 @@ def build_model(
         model_kwargs: further arguments of `from_pretrained`.
         shard: cuts a named model without weights into the ranks' parts, and each rank reads its own; `None`
             reads it whole.
+        has_function: the loss comes from a `compute_loss_func`, so that no head is needed.
 
     Raises:
         ModelError: the factory does not return a model, or the model has no head to train.
@@ -135,7 +149,8 @@ def build_model(
     made = source(*(None for _ in required_arguments(source)))
     if not isinstance(made, nn.Module):
         raise ModelError(f"The model factory returned {made!r}; it must return a torch.nn.Module.")
-    check_head(made)
+    if not has_function:
+        check_head(made)
     return made
 
 
@@ -156,13 +171,17 @@ def check_head(model: nn.Module) -> None:
     """Refuse a bare encoder or decoder: without a head it has no loss.
 
     Raises:
-        ModelError: the class is one of transformers' base models.
+        ModelError: the class is one of transformers' base models only, takes no labels and cannot be asked
+            for a loss.
     """
-    name = type(model).__name__
-    if name in MODEL_MAPPING_NAMES.values():
+    kind = type(model)
+    name = kind.__name__
+    trains = name in _HEADS or can_return_loss(kind) or bool(find_labels(kind))
+    if name in modeling_auto.MODEL_MAPPING_NAMES.values() and not trains:
         raise ModelError(
             f"{name} computes hidden states only: it takes no labels and has no loss. Use the class with a "
-            f"head for your task, such as {name.removesuffix('Model')}ForSequenceClassification."
+            f"head for your task, such as {name.removesuffix('Model')}ForSequenceClassification; for "
+            "a loss of your own over its outputs pass compute_loss_func=... to HFModule."
         )
 
 

@@ -17,6 +17,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 from transformers.trainer_utils import unwrap_peft_model
 
 from hfbridge.errors import ModelError
+from hfbridge.model.failures import FAILURES, explain
 from hfbridge.model.items import Inputs, LossTraits
 
 LossFunction = Callable[..., Tensor]
@@ -57,7 +58,8 @@ class Criterion:
             The loss, scalar, and the model's outputs.
 
         Raises:
-            ModelError: there is no loss.
+            ModelError: there is no loss, or the class does not train.
+            DataError: the micro-batch does not fit the model.
         """
         labels = None
         if self.function is not None or self.smoother is not None:
@@ -65,7 +67,7 @@ class Criterion:
             inputs = {name: value for name, value in inputs.items() if name != "labels"}
         if traits.takes_items and number is not None:
             inputs = {**inputs, "num_items_in_batch": number}
-        outputs = model(**inputs)
+        outputs = _forward(model, inputs)
         if self.function is not None:
             loss = self.function(outputs, labels, num_items_in_batch=number)
             if not isinstance(loss, Tensor):
@@ -79,6 +81,22 @@ class Criterion:
             smoothed: Tensor = self.smoother(outputs, labels, shift_labels=shifts, num_items_in_batch=number)
             return smoothed, outputs
         return loss_in(outputs, inputs, model), outputs
+
+    def check(self, loss: Tensor, outputs: Any, model: nn.Module) -> None:
+        """See that a training loss is one number.
+
+        Raises:
+            ModelError: it is not, or the model returned a bare tensor, whose first value is no loss.
+        """
+        is_bare = self.function is None and self.smoother is None and isinstance(outputs, Tensor)
+        if loss.numel() == 1 and not (is_bare and outputs.numel() > 1):
+            return
+        shape, what = tuple((outputs if is_bare else loss).shape), "a bare tensor" if is_bare else "a loss"
+        raise ModelError(
+            f"{type(unwrap_peft_model(model)).__name__} returned {what} of shape {shape}; training needs one "
+            "number. Pass compute_loss_func=... to HFModule, which gets the outputs and returns it: "
+            "lambda outputs, labels, num_items_in_batch: outputs.loss.mean(), say."
+        )
 
 
 OWN_LOSS = Criterion()
@@ -113,6 +131,17 @@ def criterion_of(
     return Criterion(smoother=smoother, shifts=shifts, forgets_shift=forgets_shift)
 
 
+def _forward(model: nn.Module, inputs: Inputs) -> Any:
+    """Run the forward, and explain its failure where that can be told."""
+    try:
+        return model(**inputs)
+    except FAILURES as error:
+        explained = explain(error, model, inputs)
+        if explained is None:
+            raise
+        raise explained from error
+
+
 def loss_in(outputs: Any, inputs: Inputs, model: nn.Module) -> Tensor:
     """Take the loss out of what a forward returned, scalar.
 
@@ -129,6 +158,7 @@ def loss_in(outputs: Any, inputs: Inputs, model: nn.Module) -> Tensor:
         raise ModelError(
             f"{type(model).__name__} returned no loss, only {got}. It was given {', '.join(inputs)}. A "
             "model returns a loss when it has a head and gets labels: use an AutoModelFor... class of your "
-            "task, and see that the dataset or the data_collator makes a 'labels' column."
+            "task, and see that the dataset or the data_collator makes a 'labels' column; for a model "
+            "without a loss of its own pass compute_loss_func=... to HFModule."
         )
     return loss

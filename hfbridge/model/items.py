@@ -4,6 +4,9 @@ labels                                          items
 integers, one or more a row                     those that are not ignored (-100)
 integers of a causal language model             the same, without the first of each row
 floats, regression targets, or no "labels"      rows
+of CTC and TDT, the mean of the rows' losses    rows
+no labels, but masked patches                   masked patches
+no labels, but answers                          answers within the batch's length
 """
 
 import inspect
@@ -15,7 +18,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_CTC_MAPPING_NAMES,
+    MODEL_FOR_TDT_MAPPING_NAMES,
+)
 from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import unwrap_peft_model
 from transformers.utils.generic import can_return_loss
@@ -23,6 +30,8 @@ from transformers.utils.generic import can_return_loss
 Inputs = Mapping[str, Any]
 IGNORED = -100
 _CAUSAL_LM_NAMES = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+
+_CTC_NAMES = frozenset((*MODEL_FOR_CTC_MAPPING_NAMES.values(), *MODEL_FOR_TDT_MAPPING_NAMES.values()))
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,7 @@ def read_traits(model: nn.Module, *, has_function: bool = False) -> LossTraits:
         counts_natively=takes_items or has_function,
         native_shift=by_loss,
         shift=by_loss or (is_causal and not is_encoder_decoder),
-        rows_only=is_regression and "Token" not in type(base).__name__,
+        rows_only=(is_regression and "Token" not in type(base).__name__) or loss_is_ctc(base),
         ignore_index=int(getattr(config, "semantic_loss_ignore_index", IGNORED)),
         returns_loss_alone=bool(can_return_loss(type(base))),
     )
@@ -139,7 +148,22 @@ def count_items(inputs: Inputs, traits: LossTraits) -> int:
         return int(inputs["shift_labels"].ne(IGNORED).sum())
     labels = inputs.get("labels")
     if not isinstance(labels, Tensor) or labels.is_floating_point() or traits.rows_only:
-        return int(find_batch_size(inputs) or 0)
+        return _count_without_labels(inputs) if labels is None else int(find_batch_size(inputs) or 0)
     if traits.shift:
         labels = labels[..., 1:]
     return int(labels.ne(traits.ignore_index).sum())
+
+
+def _count_without_labels(inputs: Inputs) -> int:
+    """Count masked patches, answers, or rows; models ignore answers beyond the batch's length."""
+    patches, starts, ids = (inputs.get(n) for n in ("bool_masked_pos", "start_positions", "input_ids"))
+    if isinstance(patches, Tensor):
+        return int(patches.sum())
+    if isinstance(starts, Tensor) and isinstance(ids, Tensor):
+        return int((starts < ids.shape[-1]).sum())
+    return int(find_batch_size(inputs) or 0)
+
+
+def loss_is_ctc(model: nn.Module) -> bool:
+    """Whether a class's loss is a mean of its rows' losses, each divided by its own length."""
+    return any(kind.__name__ in _CTC_NAMES for kind in type(model).__mro__)

@@ -53,7 +53,8 @@ class NativeLoss:
 
         Mirrors: transformers.Trainer.training_step
         """
-        loss, _ = self._scaled(model, inputs, items)
+        loss, outputs = self._scaled(model, inputs, items)
+        self.criterion.check(loss, outputs, model)
         is_scaled = self.criterion.function is not None or (
             self.traits.takes_items and items.total is not None
         )
@@ -113,6 +114,7 @@ class ExactLoss:
         assert total is not None
         number = total if self.divides and held else None
         loss, outputs = self.criterion(model, inputs, number, traits=self.traits)
+        self.criterion.check(loss, outputs, model)
         if held == 0:
             return _zero_from(outputs, loss)
         if not self.divides and (size > 1 or self._ranks > 1):

@@ -11,11 +11,12 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from hfbridge.model.criterion import OWN_LOSS, Criterion
 from hfbridge.model.items import Inputs, LossTraits, count_items, native_items
 from hfbridge.model.loss import ExactLoss, Loss, NativeLoss, device_of
+from hfbridge.model.splitting import asking, describe_split, halves
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,6 @@ class Probe:
     shift: bool
 
 
-@torch.no_grad()
 def probe(model: nn.Module, inputs: Inputs, traits: LossTraits, criterion: Criterion = OWN_LOSS) -> Probe:
     """Find out by three forwards whether a loss uses `num_items_in_batch`, and what it counts.
 
@@ -48,18 +48,11 @@ def probe(model: nn.Module, inputs: Inputs, traits: LossTraits, criterion: Crite
     if not traits.counts_natively or "labels" not in inputs:
         return Probe(divides=False, shift=traits.shift)
     number = torch.tensor(float(max(count_items(inputs, traits), 1)), device=device_of(model))
-    modes = [(module, module.training) for module in model.modules()]
-    devices = [device_of(model)] if device_of(model).type == "cuda" else []
-    try:
-        with torch.random.fork_rng(devices=devices):
-            model.eval()
-            once, twice, own = (
-                float(criterion(model, inputs, given, traits=traits)[0])
-                for given in (number, 2 * number, None)
-            )
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with asking(model):
+        once, twice, own = (
+            _loss_of(model, inputs, given, traits=traits, criterion=criterion)
+            for given in (number, 2 * number, None)
+        )
     if not abs(twice) < 0.75 * abs(once):
         return Probe(divides=False, shift=traits.shift)
     counted = float(number) * once / own if own else float(number)
@@ -69,6 +62,14 @@ def probe(model: nn.Module, inputs: Inputs, traits: LossTraits, criterion: Crite
     }
     nearest = min(candidates, key=lambda shift: abs(candidates[shift] - counted))
     return Probe(divides=True, shift=nearest)
+
+
+def _loss_of(
+    model: nn.Module, inputs: Inputs, given: Tensor | None, *, traits: LossTraits, criterion: Criterion
+) -> float:
+    loss, outputs = criterion(model, inputs, given, traits=traits)
+    criterion.check(loss, outputs, model)
+    return float(loss)
 
 
 def native_factor(
@@ -119,6 +120,7 @@ class Normalization:
         self.traits, self._criterion = traits, criterion
         self._loss: Loss | None = None
         self._probe: Probe | None = None
+        self._split = ""
 
     def loss_for(self, model: nn.Module, micro_batches: Sequence[Inputs]) -> Loss:
         """Return the loss to use, probing the model with the first micro-batch that has items.
@@ -138,10 +140,18 @@ class Normalization:
         )
         self.traits = dataclasses.replace(self.traits, shift=self._probe.shift)
         self._loss = self._make(divides=self._probe.divides)
+        if isinstance(self._loss, ExactLoss) and (len(micro_batches) > 1 or self._ranks > 1):
+            inputs = telling or micro_batches[0]
+            parts = halves(inputs)
+            if not _all_have(parts is not None, self._ranks, device_of(model)):
+                parts = None
+            self._split = describe_split(model, inputs, parts, self._loss)
         return self._loss
 
     def compare(self, micro_batches: Sequence[Inputs]) -> str:
-        """Say by which factor native's gradient of a window differs from the exact one; empty if it does not.
+        """Say by which factor native's gradient of a window differs from the exact one, if it does.
+
+        Where the loss is no mean over items, that is said as well.
 
         Args:
             micro_batches: the window; only labels and sizes are read.
@@ -150,13 +160,14 @@ class Normalization:
             return ""
         least, most = native_factor(self._probe, micro_batches, self.traits, world_size=self._ranks)
         if abs(least - 1) < 1e-9 and abs(most - 1) < 1e-9:
-            return ""
+            return self._split
         factor = f"{most:.4g}" if most - least < 1e-9 else f"{least:.4g} to {most:.4g} (by micro-batch)"
         other = "native" if self.name == "exact" else "exact"
         return (
             f'loss_normalization="{self.name}" is used. In "native" the loss and gradient of the first '
             f'window are {factor} times those of "exact", which is the mean over all its items. '
             f'Pass loss_normalization="{other}" to HFModule for the other.'
+            f"{' ' if self._split else ''}{self._split}"
         )
 
     def _make(self, *, divides: bool) -> Loss:
@@ -174,6 +185,15 @@ def _agreed(has_items: bool, ranks: int, device: torch.device) -> int | None:
     dist.all_reduce(told)
     having = told.nonzero().flatten().tolist()
     return int(having[0]) if having else None
+
+
+def _all_have(has: bool, ranks: int, device: torch.device) -> bool:
+    """Whether something holds on all ranks, which then run the same forwards."""
+    if ranks == 1:
+        return has
+    told = torch.tensor(float(has), device=device)
+    dist.all_reduce(told, op=dist.ReduceOp.MIN)
+    return bool(told)
 
 
 def _from_rank(rank: int, ranks: int, found: Probe) -> Probe:

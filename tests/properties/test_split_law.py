@@ -16,6 +16,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from hfbridge import DataError
 from hfbridge.model.items import count_items, read_traits
 from hfbridge.model.loss import ExactLoss
 from hfbridge.model.normalization import Normalization, native_factor, probe
@@ -257,7 +258,7 @@ def test_probe_leaves_no_trace_when_the_model_fails() -> None:
     batch = PadRows()(make_rows("distilbert", 4))
     batch["labels"] = batch["labels"] + 99  # no such class
     modes, state = [m.training for m in model.modules()], torch.get_rng_state()
-    with pytest.raises((IndexError, RuntimeError)):
+    with pytest.raises(DataError, match="holds 99"):
         probe(model, batch, read_traits(model))
     assert torch.equal(torch.get_rng_state(), state)
     assert [m.training for m in model.modules()] == modes

@@ -1,0 +1,112 @@
+"""Whether a loss is a mean over items at all, which "exact" needs; asked of the model, knows Hugging Face.
+
+a loss over                                      the loss of a batch is the mean of those of its parts
+rows, labels, masked patches                     yes, weighted by what they count
+rows compared with each other (contrastive)      no
+objects matched to queries (detection)           no
+sums of means over different items               no
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.trainer_pt_utils import find_batch_size
+from transformers.trainer_utils import unwrap_peft_model
+
+from hfbridge.errors import BridgeError
+from hfbridge.model.failures import FAILURES
+from hfbridge.model.items import Inputs
+from hfbridge.model.loss import ExactLoss, device_of
+
+# A mean in float32 is right to some 1e-6; autocast to bfloat16 to some 1e-2.
+_NOISE = {torch.float64: 1e-7, torch.float32: 1e-5}
+_COARSE = 3e-2
+
+
+@contextmanager
+def asking(model: nn.Module) -> Iterator[None]:
+    """Run a model in eval mode; random generators and modes are as before afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    devices = [device_of(model)] if device_of(model).type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            model.eval()
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def halves(inputs: Inputs) -> tuple[Inputs, Inputs] | None:
+    """Cut a micro-batch into two by its rows; `None` for one that has no rows to be cut by."""
+    rows = find_batch_size(inputs) or 0
+    cut = {name: value for name, value in inputs.items() if _has_rows(value)}
+    if rows < 2 or any(len(value) != rows for value in cut.values()):
+        return None
+    first = {name: value[: rows // 2] for name, value in cut.items()}
+    second = {name: value[rows // 2 :] for name, value in cut.items()}
+    return {**inputs, **first}, {**inputs, **second}
+
+
+def _has_rows(value: Any) -> bool:
+    return value.dim() > 0 if isinstance(value, Tensor) else isinstance(value, (list, tuple))
+
+
+def matches_objects(inputs: Inputs) -> bool:
+    """Whether rows have objects of their own, with losses divided by the number of objects in a batch."""
+    return "class_labels" in inputs or isinstance(inputs.get("labels"), (list, tuple))
+
+
+def describe_split(
+    model: nn.Module, inputs: Inputs, parts: tuple[Inputs, Inputs] | None, loss: ExactLoss
+) -> str:
+    """Say that the loss of a micro-batch is not the mean of those of its halves; empty if it is.
+
+    Objects that are matched are known by their labels. Other losses are computed: whole and in halves.
+
+    Args:
+        model: the Hugging Face model on its device.
+        inputs: the micro-batch.
+        parts: its halves; `None` if it cannot be cut.
+        loss: how the run counts and divides.
+    """
+    if loss.criterion.function is None and matches_objects(inputs):
+        return _note(model, "it is divided by the number of objects in the batch")
+    if parts is None:
+        return ""
+    try:
+        with asking(model):
+            whole, again, *cut = (
+                (float(value), held)
+                for value, _, held in (loss.evaluate(model, given) for given in (inputs, inputs, *parts))
+            )
+    except (
+        *FAILURES,
+        BridgeError,
+    ):  # no model for batches of this size; what the run itself does, it will tell
+        return ""
+    items = sum(held for _, held in cut)
+    if not items or whole != again:  # a forward that draws in eval mode cannot be compared
+        return ""
+    mean = sum(value * held for value, held in cut) / items
+    distance = abs(mean - whole[0]) / max(abs(whole[0]), 1e-12)
+    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    noise = max((_NOISE.get(dtype, _COARSE) for dtype in dtypes), default=_COARSE)
+    if torch.is_autocast_enabled("cpu") or "forward" in vars(model):
+        noise = _COARSE
+    if not distance > noise:
+        return ""
+    return _note(model, f"here they differ by {distance:.2g} of it")
+
+
+def _note(model: nn.Module, how: str) -> str:
+    name = type(unwrap_peft_model(model)).__name__
+    return (
+        f"The loss of {name} over a batch is not the mean of the losses of its parts; {how}. It compares "
+        "rows with each other, matches objects, or adds means over different items, so that the gradient "
+        'depends on the cut into micro-batches also in "exact". Where that matters, use one micro-batch: '
+        "gradient_accumulation_steps=1 with a larger per_device_train_batch_size."
+    )
