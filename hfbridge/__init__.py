@@ -13,6 +13,7 @@ from hfbridge.errors import (
     RankError,
     SettingsError,
 )
+from hfbridge.metrics.load import load_metric
 from hfbridge.module import HFModule
 from hfbridge.settings import Settings
 from hfbridge.trainer import Trainer
@@ -32,4 +33,5 @@ __all__ = [
     "SettingsError",
     "Trainer",
     "convert",
+    "load_metric",
 ]
