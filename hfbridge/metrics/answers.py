@@ -50,6 +50,8 @@ class Squad(evaluate.Metric):
 
     def _compute(self, predictions: Iterable[Any], references: Sequence[Any]) -> dict[str, float]:  # type: ignore[override]
         predicted = {one["id"]: words_of(one["prediction_text"]) for one in predictions}
+        if not references:
+            raise ValueError("There are no questions; squad needs at least one.")
         matches, f1 = 0, 0.0
         for question in references:
             truths = [words_of(text) for text in question["answers"]["text"]]

@@ -6,6 +6,7 @@ The configuration "multilabel" takes a list of 0 and 1 for each row, in "multicl
 from typing import Any
 
 import evaluate
+import numpy as np
 from sklearn.metrics import (
     accuracy_score,
     f1_score,
@@ -145,4 +146,4 @@ def _checked(given: dict[str, Any], name: str, *further: str) -> dict[str, Any]:
 
 def _number(score: Any) -> Any:
     """Return one score as a Python number, several (`average=None`) as they are."""
-    return float(score) if getattr(score, "size", 1) == 1 else score
+    return np.asarray(score).item() if np.size(score) == 1 else score

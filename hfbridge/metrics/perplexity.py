@@ -51,7 +51,8 @@ class Perplexity(evaluate.Metric):
                     f"The text {text!r} has {len(ids)} tokens; perplexity needs {shortest} or more."
                 )
         first = [tokenizer.bos_token_id] if add_start_token else []
-        model: Any = AutoModelForCausalLM.from_pretrained(model_id).to(device).eval()
+        model: Any = AutoModelForCausalLM.from_pretrained(model_id)
+        model.to(device).eval()
         found: list[float] = []
         for start in range(0, len(encoded), batch_size):
             found += _of_batch(model, [first + ids for ids in encoded[start : start + batch_size]], device)
