@@ -28,13 +28,6 @@ class Always(evaluate.Metric):
 """
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", tmp_path / "metrics")
-    monkeypatch.setattr("evaluate.config.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(hub, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-
-
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_metric_loads(name: str) -> None:
     metric = hfbridge.load_metric(name)
@@ -92,7 +85,7 @@ def test_a_script_on_this_machine_goes_first(tmp_path: Path) -> None:
     assert metric.compute(predictions=[0], references=[1]) == {"always": 7}
 
 
-def test_files_of_metrics_that_wait_at_once_differ(tmp_path: Path) -> None:
+def test_files_of_metrics_that_wait_at_once_differ(metrics_cache: Path) -> None:
     metrics = [hfbridge.load_metric("accuracy", keep_in_memory=False) for _ in range(4)]
     for number, metric in enumerate(metrics):
         metric.add_batch(predictions=[1] * number, references=[1] * number)
@@ -100,7 +93,7 @@ def test_files_of_metrics_that_wait_at_once_differ(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda metric: metric.compute()["accuracy"], metrics))
     assert found == [number / (number + 1) for number in range(4)]
-    assert not list(tmp_path.rglob("*.arrow"))
+    assert not list(metrics_cache.rglob("*.arrow"))
 
 
 def test_rows_wait_in_memory_unless_processes_share_a_metric(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,3 +105,11 @@ def test_rows_wait_in_memory_unless_processes_share_a_metric(monkeypatch: pytest
     monkeypatch.setattr(builtins, "open", refused)
     assert hfbridge.load_metric("accuracy").compute(predictions=[1], references=[1]) == {"accuracy": 1.0}
     assert not hfbridge.load_metric("accuracy", num_process=2, process_id=1).keep_in_memory
+
+
+def test_a_script_in_the_cache_is_seen(metrics_cache: Path) -> None:
+    module = metrics_cache / "modules" / "evaluate_modules" / "metrics" / "evaluate-metric--mae" / ("0" * 64)
+    module.mkdir(parents=True)
+    (module / "mae.py").write_text(SCRIPT, encoding="utf-8")
+    assert hub.is_cached("mae")
+    assert not hub.is_cached("mse")
