@@ -15,6 +15,7 @@ from hfbridge.errors import (
     SettingsError,
 )
 from hfbridge.evaluation.generate import decode
+from hfbridge.metrics.load import load_metric
 from hfbridge.module import HFModule
 from hfbridge.settings import Settings
 from hfbridge.trainer import Trainer
@@ -36,4 +37,5 @@ __all__ = [
     "Trainer",
     "convert",
     "decode",
+    "load_metric",
 ]

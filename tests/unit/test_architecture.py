@@ -32,6 +32,7 @@ LAYERS = {
     "data": 2,
     "model": 2,
     "evaluation": 2,
+    "metrics": 2,
     "strategies": 2,
     "checkpoints": 2,
     "checkpoints/io": 3,

@@ -59,9 +59,11 @@ def state():
     loggers = logging.root.level, list(logging.root.handlers)
     return dict(os.environ), list(warnings.filters), loggers, signal.getsignal(signal.SIGTERM), switches
 before = state()
+libraries = {"sklearn", "sacrebleu", "seqeval", "rouge_score"} - set(sys.modules)
 import hfbridge
 [getattr(hfbridge, name) for name in hfbridge.__all__]
 changed = [(a, b) for a, b in zip(before, state()) if a != b]
+changed += sorted(libraries & set(sys.modules))
 sys.exit(repr(changed) if changed else 0)
 """
 
