@@ -28,6 +28,12 @@ STOPS = {"boundary": 3, "mid-epoch": 5, "after-evaluation": 4}
 ROWS = 70
 
 
+@pytest.fixture(scope="module", autouse=True)
+def fresh_ranks(ranks: PoolOf) -> None:
+    """Take ranks that have run nothing yet: they fork workers, for which one with many groups is too large."""
+    ranks(2).close()
+
+
 def make_job(folder: str, name: str, **settings: Any) -> Job:
     return Job(rows=ROWS, settings={**BASE, "output_dir": f"{folder}/{name}", **settings})
 
