@@ -30,7 +30,7 @@ ROWS = 70
 
 @pytest.fixture(scope="module", autouse=True)
 def fresh_ranks(ranks: PoolOf) -> None:
-    """Take ranks that have run nothing yet: they fork workers, for which one with many groups is too large."""
+    """Take ranks that have run nothing yet: one with many groups is too large to fork workers."""
     ranks(2).close()
 
 
