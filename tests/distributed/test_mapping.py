@@ -65,6 +65,7 @@ def test_a_map_function_that_fails_fails_every_rank(ranks, tmp_path):
     assert first["loss"] == second["loss"] == []
 
 
+@pytest.mark.long
 def test_four_ranks(ranks, tmp_path):
     found = ranks(4).run(map_with, "memory", str(tmp_path), {})
     assert calls_in(tmp_path) == ONCE

@@ -99,7 +99,10 @@ def go_on_drawing(folder: str, drawing: str) -> None:
         assert_goes_on(whole, bridge(again, f"{folder}/whole/checkpoint-{step}"), step)
 
 
-@pytest.mark.parametrize("drawing", DRAWING)
+@pytest.mark.parametrize(
+    "drawing",
+    [pytest.param(name, marks=pytest.mark.long if "live-on" in name else ()) for name in DRAWING],
+)
 def test_where_collating_or_ordering_draws(ranks: PoolOf, tmp_path: Path, drawing: str) -> None:
     ranks(2).run(go_on_drawing, str(tmp_path), drawing)
 
