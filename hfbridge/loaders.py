@@ -51,14 +51,18 @@ class Loaders:
             batch_size: rows of a micro-batch.
             schedule: of the run.
         """
-        settings = self._settings
         dataset, collator = self._prepare(dataset, "train")
         windows: WindowLoader | StreamLoader
         if is_stream(dataset):
             windows = self._windows_of_stream(dataset, collator, batch_size, schedule)
-            if self._module.resumption is not None:
-                windows.start_at(self._module.resumption.start)
-            return windows
+        else:
+            windows = self._windows_of_rows(dataset, collator, batch_size)
+        if self._module.resumption is not None:
+            windows.start_at(self._module.resumption.start)
+        return windows
+
+    def _windows_of_rows(self, dataset: Any, collator: Collator, batch_size: int) -> WindowLoader:
+        settings = self._settings
         workers = settings.dataloader_num_workers
         loader: DataLoader[Any] = DataLoader(
             dataset,
@@ -67,21 +71,17 @@ class Loaders:
             worker_init_fn=partial(seed_worker, num_workers=workers, rank=self._trainer.global_rank),
             **self._loading(),
         )
-        windows = WindowLoader(loader, accumulation=settings.gradient_accumulation_steps)
-        if self._module.resumption is not None:
-            windows.start_at(self._module.resumption.start)
-        return windows
+        return WindowLoader(loader, accumulation=settings.gradient_accumulation_steps)
 
     def _windows_of_stream(
         self, dataset: Any, collator: Collator, batch_size: int, schedule: Schedule
     ) -> StreamLoader:
-        loading, args = self._loading(), self._module.args
+        args = self._module.args
         config: Any = args.accelerator_config
-        sends = config.dispatch_batches is not False and not config.split_batches
         watched = WatchedCollator(
             collator,
-            watches=loading["num_workers"] == 0,
-            round_size=args.world_size if sends else 1,
+            watches=self._settings.dataloader_num_workers == 0,
+            round_size=1 if config.split_batches else args.world_size,
         )
         loader = self._read(dataset, collate_fn=watched, batch_size=batch_size)
         return StreamLoader(

@@ -58,10 +58,9 @@ class RunProgressBar(TQDMProgressBar):
     def init_validation_tqdm(self) -> Tqdm:
         """Begin the bar of an evaluation with its length, below the bar of the run if there is one."""
         is_below = self.trainer.state.fn != TrainerFn.VALIDATING
-        length: int | None = int(sum(self.trainer.num_val_batches))
-        if length is not None and length >= ENDLESS:
-            length = None
-        return self._begin(self.validation_description, length, line=int(is_below), leave=not is_below)
+        length = int(sum(self.trainer.num_val_batches))
+        known = length if length < ENDLESS else None
+        return self._begin(self.validation_description, known, line=int(is_below), leave=not is_below)
 
     def _begin(self, text: str, length: int | None, *, leave: bool, line: int = 0, initial: int = 0) -> Tqdm:
         return Tqdm(

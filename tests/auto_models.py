@@ -329,6 +329,17 @@ def _pair(draw: Draw) -> Row:
     return {**text, "pixel_values": pixels(draw)}
 
 
+_PYRAMID: dict[str, Any] = {  # of Segformer and of GLPN
+    "num_encoder_blocks": 2,
+    "depths": [1, 1],
+    "sr_ratios": [2, 1],
+    "hidden_sizes": [8, 8],
+    "patch_sizes": [7, 3],
+    "strides": [4, 2],
+    "num_attention_heads": [1, 1],
+    "mlp_ratios": [2, 2],
+    "decoder_hidden_size": 8,
+}
 _TRANSDUCER: Mapping[str, Any] = {
     "vocab_size": VOCABULARY,
     "decoder_hidden_size": 8,
@@ -406,15 +417,7 @@ TABLE: dict[str, Tiny] = {
     ),
     "AutoModelForDepthEstimation": Tiny(
         lambda: hf.GLPNConfig(
-            num_encoder_blocks=2,
-            depths=[1, 1],
-            sr_ratios=[2, 1],
-            hidden_sizes=[8, 8],
-            patch_sizes=[7, 3],
-            strides=[4, 2],
-            num_attention_heads=[1, 1],
-            mlp_ratios=[2, 2],
-            decoder_hidden_size=8,
+            **_PYRAMID,
         ),
         _depth,
         stacked,
@@ -543,15 +546,7 @@ TABLE: dict[str, Tiny] = {
     ),
     "AutoModelForSemanticSegmentation": Tiny(
         lambda: hf.SegformerConfig(
-            num_encoder_blocks=2,
-            depths=[1, 1],
-            sr_ratios=[2, 1],
-            hidden_sizes=[8, 8],
-            patch_sizes=[7, 3],
-            strides=[4, 2],
-            num_attention_heads=[1, 1],
-            mlp_ratios=[2, 2],
-            decoder_hidden_size=8,
+            **_PYRAMID,
             num_labels=3,
         ),
         _segmentation,

@@ -132,7 +132,17 @@ def facts_of_stream(dataset: Any, split: str) -> list[Fact]:
     return facts
 
 
-_LAZY = ("with_indices", "input_columns", "batched", "batch_size", "drop_last_batch", "remove_columns")
+# Arguments of `map` that streams have, too.
+_LAZY = (
+    "with_indices",
+    "input_columns",
+    "batched",
+    "batch_size",
+    "drop_last_batch",
+    "remove_columns",
+    "features",
+    "fn_kwargs",
+)
 
 
 def map_stream(dataset: Any, function: Callable[..., Any], arguments: Mapping[str, Any], split: str) -> Any:
@@ -147,12 +157,11 @@ def map_stream(dataset: Any, function: Callable[..., Any], arguments: Mapping[st
             f"{type(dataset).__name__}. Map its rows yourself, or make it with "
             "datasets.IterableDataset.from_generator."
         )
-    known = (*_LAZY, "features", "fn_kwargs")
-    wrong = [name for name in arguments if name not in known]
+    wrong = [name for name in arguments if name not in _LAZY]
     if wrong:
         raise DataError(
             f"map_kwargs has {', '.join(wrong)}, and the {split} set is a stream, which is mapped while it "
-            f"is read. Possible are {', '.join(known)}."
+            f"is read. Possible are {', '.join(_LAZY)}."
         )
     return dataset.map(function, **arguments)
 

@@ -83,10 +83,7 @@ def describe_split(
                 (float(value), held)
                 for value, _, held in (loss.evaluate(model, given) for given in (inputs, inputs, *parts))
             )
-    except (
-        *FAILURES,
-        BridgeError,
-    ):  # no model for batches of this size; what the run itself does, it will tell
+    except (*FAILURES, BridgeError):  # no batches of this size for it; the run itself tells its own failures
         return ""
     items = sum(held for _, held in cut)
     if not items or whole != again:  # a forward that draws in eval mode cannot be compared

@@ -9,14 +9,13 @@ from torch.utils.cpp_extension import get_default_build_root
 
 from hfbridge.errors import BridgeWarning
 
-LONG_S = 600.0  # the longest of DeepSpeed's builds take a few minutes
+_LONG_S = 600.0  # the longest of DeepSpeed's builds take a few minutes
 
 
-def warn_of_old_locks(at_least_s: float = LONG_S) -> None:
+def warn_of_old_locks() -> None:
     """Warn of locks that builds of extensions have left: torch waits for them without a word and for ever.
 
-    Args:
-        at_least_s: how old a lock is, and how long nothing beside it has changed, in seconds.
+    A lock is old if nothing beside it has changed for a while either.
 
     Mirrors: torch.utils.cpp_extension._jit_compile
     """
@@ -26,7 +25,7 @@ def warn_of_old_locks(at_least_s: float = LONG_S) -> None:
         still_s = time.time() - max(
             (path.stat().st_mtime for path in lock.parent.iterdir() if path.is_file()), default=time.time()
         )
-        if still_s >= at_least_s:
+        if still_s >= _LONG_S:
             warnings.warn(
                 f"{lock} has been there for {still_s / 60:.0f} minutes: something compiles {lock.parent.name}"
                 ", or was killed at it, and whoever needs it waits for ever. If no other run is "
