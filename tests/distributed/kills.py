@@ -3,8 +3,7 @@
 python -m tests.distributed.kills --kills 20 --seed 0 --output kills.json
 
 Each rank is forked by a process that has imported everything, and is connected to the other by the variables
-that torchrun sets. Both are killed by SIGKILL at a moment drawn from all of a run's duration, one of them a
-little later than the other.
+that torchrun sets. Both are killed by SIGKILL, one of them a little later than the other.
 """
 
 import os
@@ -15,13 +14,14 @@ import sys
 import time
 import traceback
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
 from hfbridge.checkpoints.layout import checkpoints_in, unfinished_in
-from tests.faults.kills import Killed, train, write_result
+from tests.faults.kills import Ended, Killed, Moment, train, wait_for_checkpoint, write_result
 
 RANKS = 2
 APART_S = 0.05
@@ -66,35 +66,36 @@ def _fork_rank(folder: Path, rank: int, port: int) -> int:
         os._exit(code)
 
 
-def run_to_end(folder: Path) -> tuple[str, float]:
-    """Train to the end; returns the digest of the weights, and seconds."""
+def run_to_end(folder: Path) -> Ended:
+    """Train to the end."""
     began = time.monotonic()
-    statuses = [os.waitpid(child, 0)[1] for child in fork(folder)]
-    if any(statuses):
+    children = fork(folder)
+    wait_for_checkpoint(folder, children)
+    saved_s = time.monotonic() - began
+    if any([os.waitpid(child, 0)[1] for child in children]):
         logs = "".join(path.read_text(encoding="utf-8")[-3000:] for path in folder.glob("run-*.log"))
         sys.exit(f"a run failed:\n{logs}")
     first, second = ((folder / f"weights-{rank}.txt").read_text(encoding="utf-8") for rank in range(RANKS))
     assert first == second
-    return first, time.monotonic() - began
+    return Ended(first, saved_s, time.monotonic() - began)
 
 
-def kill_once(folder: Path, after_s: float, draw: random.Random) -> Killed:
-    """Kill both ranks of a run after some seconds, resume it, and say what was found."""
+def kill_once(folder: Path, moment: Moment, draw: random.Random) -> Killed:
+    """Kill both ranks of a run at some moment, resume it, and say what was found."""
     children = fork(folder)
-    time.sleep(after_s)
+    moment.wait(folder, children)
     draw.shuffle(children)
     for child in children:
         os.kill(child, signal.SIGKILL)
         time.sleep(draw.uniform(0, APART_S))
     were_running = [os.WIFSIGNALED(os.waitpid(child, 0)[1]) for child in children]
     found: dict[str, Any] = {
-        "killed_after_s": round(after_s, 3),
+        **asdict(moment),
         "was_running": any(were_running),
         "checkpoints": [path.name for path in checkpoints_in(folder / "out")],
         "unfinished": len(unfinished_in(folder / "out")),
     }
-    digest, _ = run_to_end(folder)
-    return {**found, "weights": digest}
+    return {**found, "weights": run_to_end(folder).weights}
 
 
 if __name__ == "__main__":

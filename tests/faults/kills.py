@@ -3,8 +3,8 @@
 python -m tests.faults.kills --kills 50 --seed 0 --output kills.json
 
 One process imports everything and forks each run, so that a run takes about a second. A run trains three
-epochs with dropout and accumulation, evaluates, and saves at every step; it is killed by SIGKILL at a moment
-drawn from all of its duration. At least a third of the kills come after a checkpoint.
+epochs with dropout and accumulation, evaluates, and saves at every step. Every other run is killed by SIGKILL
+at a moment drawn from all of its duration, the rest at one drawn from the time after its first checkpoint.
 """
 
 import argparse
@@ -18,10 +18,12 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm.auto import tqdm
 
 from hfbridge.checkpoints.layout import checkpoints_in, unfinished_in
 from tests.parity.engines import Job, make_ours, weights_digest
@@ -42,6 +44,42 @@ JOB = Job(
 
 Killed = dict[str, Any]
 """What was found of a run that was killed and resumed."""
+
+POLL_S = 0.005
+
+
+@dataclass(frozen=True)
+class Ended:
+    """An undisturbed run: digest of its weights, seconds to its first checkpoint, seconds to its end."""
+
+    weights: str
+    saved_s: float
+    duration_s: float
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When to kill: so many seconds after the start, or after the first checkpoint."""
+
+    seconds: float
+    saved: bool
+
+    def wait(self, folder: Path, children: list[int]) -> None:
+        """Sleep until the moment has come, or a run has ended before its first checkpoint."""
+        if self.saved:
+            wait_for_checkpoint(folder, children)
+        time.sleep(self.seconds)
+
+
+def wait_for_checkpoint(folder: Path, children: list[int]) -> None:
+    """Wait until a run's first checkpoint is there, or one of its processes has ended."""
+    while not checkpoints_in(folder / "out") and not any(map(_has_ended, children)):
+        time.sleep(POLL_S)
+
+
+def _has_ended(child: int) -> bool:
+    ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # its status stays to be read
+    return ended is not None
 
 
 def train(output: str) -> None:
@@ -70,35 +108,37 @@ def fork(folder: Path) -> int:
         os._exit(code)
 
 
-def run_to_end(folder: Path) -> tuple[str, float]:
-    """Train to the end; returns the digest of the weights, and seconds."""
+def run_to_end(folder: Path) -> Ended:
+    """Train to the end."""
     began = time.monotonic()
-    _, status = os.waitpid(fork(folder), 0)
+    child = fork(folder)
+    wait_for_checkpoint(folder, [child])
+    saved_s = time.monotonic() - began
+    _, status = os.waitpid(child, 0)
     if status:
         sys.exit(f"a run failed:\n{(folder / 'run.log').read_text(encoding='utf-8')[-3000:]}")
-    return (folder / "weights.txt").read_text(encoding="utf-8"), time.monotonic() - began
+    return Ended((folder / "weights.txt").read_text(encoding="utf-8"), saved_s, time.monotonic() - began)
 
 
-def kill_once(folder: Path, after_s: float, draw: random.Random) -> Killed:
-    """Kill a run after some seconds, resume it, and say what was found."""
+def kill_once(folder: Path, moment: Moment, draw: random.Random) -> Killed:
+    """Kill a run at some moment, resume it, and say what was found."""
     child = fork(folder)
-    time.sleep(after_s)
+    moment.wait(folder, [child])
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     found = {
-        "killed_after_s": round(after_s, 3),
+        **asdict(moment),
         "was_running": os.WIFSIGNALED(status),
         "checkpoints": [path.name for path in checkpoints_in(folder / "out")],
         "unfinished": len(unfinished_in(folder / "out")),
     }
-    digest, _ = run_to_end(folder)
-    return {**found, "weights": digest}
+    return {**found, "weights": run_to_end(folder).weights}
 
 
 def write_result(
     description: str | None,
-    run_to_end: Callable[[Path], tuple[str, float]],
-    kill_once: Callable[[Path, float, random.Random], Killed],
+    run_to_end: Callable[[Path], Ended],
+    kill_once: Callable[[Path, Moment, random.Random], Killed],
 ) -> None:
     """Kill as often as asked on the command line, and write the result."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
@@ -111,21 +151,30 @@ def write_result(
     with tempfile.TemporaryDirectory() as name:
         folders = (_made(Path(name) / str(i)) for i in itertools.count())
         run_to_end(next(folders))  # warms up
-        expected, duration_s = run_to_end(next(folders))
+        whole = run_to_end(next(folders))
         kills: list[dict[str, Any]] = []
-        while len(kills) < options.kills or 3 * sum(bool(kill["checkpoints"]) for kill in kills) < len(kills):
-            found = kill_once(next(folders), draw.uniform(0, 1.2 * duration_s), draw)
-            if found.pop("was_running"):  # else it came too late, and was none
-                kills.append(found)
+        with tqdm(total=options.kills, unit="kill") as bar:
+            while len(kills) < options.kills:
+                found = kill_once(next(folders), _moment(whole, len(kills), draw), draw)
+                if found.pop("was_running"):  # else it came too late, and was none
+                    kills.append(found)
+                    bar.update()
     result = {
-        "duration_s": round(duration_s, 3),
+        "duration_s": round(whole.duration_s, 3),
+        "first_checkpoint_s": round(whole.saved_s, 3),
         "kills": len(kills),
         "while_saving": sum(kill["unfinished"] > 0 for kill in kills),
         "resumed_from_a_checkpoint": sum(bool(kill["checkpoints"]) for kill in kills),
-        "ended_with_the_same_weights": sum(kill["weights"] == expected for kill in kills),
+        "ended_with_the_same_weights": sum(kill["weights"] == whole.weights for kill in kills),
         "each": kills,
     }
     options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def _moment(whole: Ended, number: int, draw: random.Random) -> Moment:
+    saved = number % 2 == 1
+    rest_s = whole.duration_s - whole.saved_s if saved else whole.duration_s
+    return Moment(round(draw.uniform(0, rest_s), 3), saved)
 
 
 def _made(folder: Path) -> Path:
