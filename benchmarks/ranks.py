@@ -12,28 +12,37 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-VOCABULARY = 16_000
 SIZES = {
-    # hidden, intermediate, layers, heads: 110 and 5 million parameters
-    "large": (768, 2_048, 12, 12),
-    "small": (128, 512, 4, 4),
+    # vocabulary, hidden, intermediate, layers, heads: 110 and 5 million parameters
+    "large": (1_000, 512, 1_536, 32, 8),
+    "small": (16_000, 128, 512, 4, 4),
 }
 WARM_UP = 3
+LOOK_EVERY_S = 0.005
+BOUNDED = 1_000_000
+"""Elements in DeepSpeed's buckets, and of stage 3's weights that are gathered at a time.
+
+DeepSpeed's defaults, 5e8 and 1e9, are more than the model has: every rank would hold all of it.
+"""
+RETURNS_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "131072"}
+"""Has glibc return what a tensor took as soon as it is freed; else a process keeps it, and it counts."""
 
 
 def make_model_folder(size: str, folder: Path) -> int:
     """Write a model with random weights; returns its number of parameters."""
     from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
-    hidden, intermediate, layers, heads = SIZES[size]
+    vocabulary, hidden, intermediate, layers, heads = SIZES[size]
     set_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=VOCABULARY,
+            vocab_size=vocabulary,
             hidden_size=hidden,
             intermediate_size=intermediate,
             num_hidden_layers=layers,
@@ -46,9 +55,28 @@ def make_model_folder(size: str, folder: Path) -> int:
 
 
 def run(
-    size: str, engine: str, strategy: str, ranks: int, *, steps: int, rows: int, length: int
+    size: str,
+    engine: str,
+    strategy: str,
+    ranks: int,
+    *,
+    steps: int,
+    rows: int,
+    length: int,
+    environment: Mapping[str, str] | None = None,
 ) -> list[Any]:
-    """Train in fresh processes; returns what each rank has noted."""
+    """Train in fresh processes; returns what each rank has noted.
+
+    Args:
+        size: one of `SIZES`.
+        engine: "native" or "hfbridge".
+        strategy: a name.
+        ranks: how many.
+        steps: optimizer steps.
+        rows: of a rank in a step.
+        length: tokens in a row.
+        environment: further variables.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         subprocess.run(
@@ -69,6 +97,7 @@ def run(
                 "DS_ACCELERATOR": "cpu",
                 "TRANSFORMERS_VERBOSITY": "error",
                 "HF_HUB_OFFLINE": "1",
+                **(environment or {}),
             },
         )
         if done.returncode:
@@ -77,7 +106,12 @@ def run(
 
 
 def memory_bytes(line: str) -> int:
-    """Read VmRSS, what this process has in memory, or VmHWM, the most since `forget_peak`."""
+    """Read a line of what the kernel knows of this process.
+
+    Args:
+        line: "VmHWM", the most that it has had in memory since `forget_peak`; "RssAnon" and "RssFile", what
+            it has there that is its own, and pages of files, which all processes share.
+    """
     found = re.search(rf"{line}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) * 1024
@@ -88,32 +122,60 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def make_probe() -> Any:
+class Watch:
+    """Looks again and again how much memory of its own this process has.
+
+    Attributes:
+        most_bytes: the most that was seen.
+    """
+
+    def __init__(self) -> None:
+        self.most_bytes = 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """Look no more."""
+        self._ended.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._ended.wait(LOOK_EVERY_S):
+            self.most_bytes = max(self.most_bytes, memory_bytes("RssAnon"))
+
+
+def make_probe(watch: Watch) -> Any:
     """Make a TrainerCallback that notes seconds and memory of the steps after the warm-up."""
     from transformers import TrainerCallback
 
     class Probe(TrainerCallback):
         def __init__(self) -> None:
             self.times: list[float] = []
-            self.peak_bytes = self.building_bytes = 0
+            self.peak_bytes = 0
 
         def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-            self.building_bytes = memory_bytes("VmHWM")
+            watch.end()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step == WARM_UP:
                 forget_peak()
             if state.global_step >= WARM_UP:
                 self.times.append(time.perf_counter())
-                self.peak_bytes = max(self.peak_bytes, memory_bytes("VmHWM"))
+                self.peak_bytes = max(self.peak_bytes, memory_bytes("VmHWM") - memory_bytes("RssFile"))
 
     return Probe()
 
 
 def deepspeed_config(strategy: str) -> dict[str, Any]:
-    """What the native Trainer is given for a stage."""
+    """What both engines are given for a stage."""
+    stage = int(strategy[-1])
+    zero = {"stage": stage, "reduce_bucket_size": BOUNDED, "allgather_bucket_size": BOUNDED}
+    if stage == 3:
+        names = ("prefetch_bucket_size", "max_live_parameters", "max_reuse_distance")
+        zero |= {f"stage3_{name}": BOUNDED for name in names} | {"sub_group_size": BOUNDED}
     return {
-        "zero_optimization": {"stage": int(strategy[-1])},
+        "zero_optimization": zero,
         "train_micro_batch_size_per_gpu": "auto",
         "gradient_accumulation_steps": "auto",
         "gradient_clipping": "auto",
@@ -123,14 +185,17 @@ def deepspeed_config(strategy: str) -> dict[str, Any]:
 def train(engine: str, strategy: str, folder: Path, *, steps: int, rows: int, length: int) -> dict[str, Any]:
     """Train on this rank."""
     import torch
-    from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, set_seed
+    from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments, set_seed
 
     import hfbridge
 
     torch.set_num_threads(1)
-    probe, world = make_probe(), int(os.environ["WORLD_SIZE"])
+    if strategy.startswith("deepspeed"):  # here, so that what its import takes is there before
+        import deepspeed
+    world = int(os.environ["WORLD_SIZE"])
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, VOCABULARY, (rows * world * steps, length), generator=generator)
+    vocabulary = AutoConfig.from_pretrained(folder / "model").vocab_size
+    tokens = torch.randint(0, vocabulary, (rows * world * steps, length), generator=generator)
     data = [{"input_ids": ids, "labels": ids} for ids in tokens]
     settings: dict[str, Any] = {
         "output_dir": str(folder / "out"),
@@ -142,12 +207,11 @@ def train(engine: str, strategy: str, folder: Path, *, steps: int, rows: int, le
         "remove_unused_columns": False,
         "disable_tqdm": True,
     }
-    forget_peak()
-    before = memory_bytes("VmRSS")
+    before = memory_bytes("RssAnon")
+    watch = Watch()
+    probe = make_probe(watch)
     if engine == "native":
         if strategy.startswith("deepspeed"):
-            import deepspeed
-
             deepspeed.init_distributed(dist_backend="gloo")
             settings["deepspeed"] = deepspeed_config(strategy)
         arguments = TrainingArguments(**settings)
@@ -155,6 +219,8 @@ def train(engine: str, strategy: str, folder: Path, *, steps: int, rows: int, le
         model = AutoModelForCausalLM.from_pretrained(folder / "model")
         Trainer(model, arguments, train_dataset=data, callbacks=[probe]).train()
     else:
+        if strategy.startswith("deepspeed"):
+            settings["deepspeed"] = deepspeed_config(strategy)
         trainer = hfbridge.Trainer(
             settings, strategy=strategy, callbacks=[probe], logger=False, enable_model_summary=False
         )
@@ -162,8 +228,7 @@ def train(engine: str, strategy: str, folder: Path, *, steps: int, rows: int, le
         trainer.fit(module, hfbridge.HFDataModule(train_dataset=data))
     taken = [later - earlier for earlier, later in zip(probe.times, probe.times[1:], strict=False)]
     return {
-        "before_bytes": before,
-        "building_bytes": probe.building_bytes - before,
+        "building_bytes": watch.most_bytes - before,
         "training_bytes": probe.peak_bytes - before,
         "step_s": statistics.median(taken),
     }

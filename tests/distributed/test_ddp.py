@@ -108,6 +108,7 @@ def test_what_ddp_is_made_with(ranks, field, value):
     assert (theirs != default) is ((field, value) not in (("ddp_backend", "gloo"), ("ddp_bucket_cap_mb", 25)))
 
 
+@pytest.mark.long
 def test_collectives_wait_as_long_as_ddp_timeout(ranks):
     ranks(2).close()  # whose group is natively open; one store connects a single group reliably
     found = ranks(2).run(group_timeout, Job(settings={"max_steps": 1, "ddp_timeout": 77}))

@@ -165,6 +165,7 @@ def test_bf16_gathers_in_bfloat16_and_trains_float32(ranks, strategy):
             assert math.isclose(ours["loss"], theirs["loss"], rel_tol=2e-2)  # bfloat16 has 8 bits
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_four_ranks_share_a_model(ranks, strategy):
     wanted = ranks(1).run(sharded.train, "gpt2", "one", 1, {}, 48)[0]

@@ -95,6 +95,7 @@ def test_accelerate_launch(launcher, expected):
     assert [numbers(results[rank]) for rank in (0, 1)] == [expected] * 2
 
 
+@pytest.mark.long
 def test_accelerate_launch_on_cpus_starts_one_process_only(launcher):
     accelerate = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1")
     one = launcher.start(*accelerate, "--mixed_precision=no", "--dynamo_backend=no", source="arguments")
@@ -110,6 +111,7 @@ def test_slurm(launcher, expected):
     assert [numbers(results[rank]) for rank in (0, 1)] == [expected] * 2
 
 
+@pytest.mark.long
 def test_an_interactive_job_of_slurm_is_none(launcher, expected):
     variables = {**slurm(0, free_port()), "SLURM_JOB_NAME": "bash", "SLURM_NTASKS": "1"}
     ended_well(launcher.start(variables=variables, trainer=TWO))
@@ -135,6 +137,7 @@ def test_two_agents_of_torchrun(launcher, expected):
     assert sorted((launcher.folder / "calls").read_text().split()) == ["2", "2", "21", "21"]
 
 
+@pytest.mark.long
 def test_two_nodes_of_lightnings_own_launcher(launcher):
     """Two ranks on each of two nodes."""
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
@@ -188,6 +191,7 @@ def test_two_agents_restart_after_a_kill(launcher, expected):
 # What contradicts.
 
 
+@pytest.mark.long
 def test_devices_beside_torchrun(launcher):
     one = launcher.start(*TORCHRUN, "--standalone", "--nproc-per-node=2", trainer={**TWO, "devices": 3})
     assert one.wait() != 0
@@ -198,6 +202,7 @@ def test_devices_beside_torchrun(launcher):
 # What is on the console.
 
 
+@pytest.mark.long
 def test_the_console(launcher):
     """Notes come from the first rank only, there is one bar, and no warning of what hfbridge does."""
     one = launcher.start(trainer=TWO, bar=True, settings={"eval_steps": 7}, source="arguments")

@@ -160,7 +160,9 @@ CHANGES: dict[str, tuple[tuple[int, int], tuple[int, int]]] = {
 
 
 @pytest.mark.parametrize("engine", ["bridge", "native"])
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(
+    "change", [pytest.param(name, marks=pytest.mark.long if name == "2-to-3" else ()) for name in CHANGES]
+)
 def test_no_row_is_repeated_or_left_out(ranks: PoolOf, tmp_path: Path, change: str, engine: str) -> None:
     (before, accumulation), (after, other) = CHANGES[change]
     settings = {"gradient_accumulation_steps": accumulation, "eval_strategy": "no"}

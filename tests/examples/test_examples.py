@@ -56,12 +56,15 @@ def test_the_pair_is_as_alike_as_can_be() -> None:
 
 
 STRATEGIES = ("ddp", "fsdp", "fsdp2", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_3")
+IN_SHORT = ("ddp", "deepspeed_stage_2")
 
 
 @pytest.mark.slow
 @pytest.mark.distributed
 @needs_minilm
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    "strategy", [pytest.param(s, marks=pytest.mark.long if s not in IN_SHORT else ()) for s in STRATEGIES]
+)
 def test_ten_lines_train_on_two_processes_by_any_strategy(tmp_path: Path, strategy: str) -> None:
     done = run(ROOT / "examples" / "several_ranks" / "bridge.py", strategy)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -82,6 +85,7 @@ def test_the_demo_ends_identical(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @needs_minilm
+@pytest.mark.long
 def test_the_demo_tells_a_difference() -> None:
     done = run(ROOT / "examples" / "demo.py", "--tiny", "--threads", 1, "--loss-normalization", "exact")
     assert done.returncode == 1, done.stderr + done.stdout
@@ -114,6 +118,7 @@ def test_the_comparison_names_the_first_difference() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_overhead_can_be_measured(tmp_path: Path) -> None:
     done = run(
         ROOT / "benchmarks" / "overhead.py", "--repeats", 1, "--steps", 20, "--out", tmp_path / "o.json"
@@ -130,6 +135,7 @@ def test_overhead_can_be_measured(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @needs_minilm
+@pytest.mark.long
 def test_fine_tuning_can_be_measured(tmp_path: Path) -> None:
     done = run(
         ROOT / "benchmarks" / "finetune.py",

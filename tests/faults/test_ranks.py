@@ -101,6 +101,7 @@ def test_a_rank_raises(launcher, how, victim):
         assert f"hfbridge: rank {1 - victim} {ENDED}" in one.output
 
 
+@pytest.mark.long
 def test_a_rank_exits(launcher):
     one = launcher.start(trainer=TWO, fault="exit")
     launcher.wait_for("fault")
@@ -109,7 +110,7 @@ def test_a_rank_exits(launcher):
     assert "hfbridge: rank 1 has ended: exit code 3" in one.output
 
 
-@pytest.mark.parametrize("how", ["lightning", "torchrun"])
+@pytest.mark.parametrize("how", ["torchrun", pytest.param("lightning", marks=pytest.mark.long)])
 def test_a_rank_hangs(launcher, how):
     one = start(launcher, how, fault="stop", settings={"ddp_timeout": 5})
     launcher.wait_for("fault")
@@ -119,6 +120,7 @@ def test_a_rank_hangs(launcher, how):
     assert "hfbridge: rank 0 has waited for another rank for more than ddp_timeout=5 s" in one.output
 
 
+@pytest.mark.long
 def test_a_group_that_training_arguments_has_opened_knows_the_time_limit(launcher):
     one = launcher.start(trainer=TWO, source="arguments", fault="stop", victim=0, settings={"ddp_timeout": 5})
     launcher.wait_for("fault")
@@ -145,6 +147,7 @@ def test_the_port_is_taken(launcher, taken_port):
     assert not (launcher.folder / "process-1").exists()
 
 
+@pytest.mark.long
 def test_the_port_is_taken_where_another_has_started_the_ranks(launcher, taken_port):
     variables = {
         "LOCAL_RANK": "0",

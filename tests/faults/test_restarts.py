@@ -57,6 +57,7 @@ def kill(folder: Path, times: int, seed: int) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.long
 def test_restarted_ranks_end_as_if_nothing_had_been(tmp_path: Path) -> None:
     found = kill(tmp_path, 2, seed=3)
     assert any(one["resumed"] for one in found)

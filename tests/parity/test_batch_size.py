@@ -51,7 +51,11 @@ def hungry(**attributes: Any) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("fails_at", [0, 1, 3, 5], ids="after {} forwards".format)
+@pytest.mark.parametrize(
+    "fails_at",
+    [0, *(pytest.param(n, marks=pytest.mark.long) for n in (1, 3)), 5],
+    ids="after {} forwards".format,
+)
 @pytest.mark.parametrize(
     "settings",
     [
