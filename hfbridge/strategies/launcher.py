@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -40,7 +41,7 @@ from torch.distributed.constants import default_pg_timeout
 from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.rendezvous import rendezvous
 
-from hfbridge.errors import RankError
+from hfbridge.errors import BridgeWarning, RankError
 
 _logger = logging.getLogger(__name__)
 
@@ -265,6 +266,7 @@ def open_group(
             device_id=None if device.type == "cpu" else device,
         )
     else:
+        _warn_of_restarts()
         _set_pg_timeout(start_limit)
     dist.barrier(device_ids=None if device.type == "cpu" else [device.index])
     if timeout is not None:
@@ -328,6 +330,24 @@ def agree_on_attempt(store: Any, rank: int, world_size: int) -> int:
             )
         time.sleep(0.02)
     return number
+
+
+def _warn_of_restarts() -> None:
+    """Say what keeps torchrun from restarting a script that opens its process group by itself.
+
+    It opens it at torchrun's own store, where the addresses of a dead attempt still are.
+    """
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+    if restarts and os.environ.get(_OF_AGENT) == "True" and dist.get_rank() == 0:
+        warnings.warn(
+            f"torchrun was started with --max-restarts={restarts}, and a restart would fail: the script's "
+            "TrainingArguments has opened the process group at torchrun's own store, in which it would find "
+            "the ranks that died. Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 where torchrun is started, with "
+            "--standalone or --rdzv-backend=c10d, or give hfbridge.Trainer the settings as a dict or "
+            "hfbridge.Settings instead.",
+            BridgeWarning,
+            stacklevel=2,
+        )
 
 
 def close_group_at_exit() -> None:

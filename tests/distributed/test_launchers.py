@@ -176,6 +176,27 @@ def test_torchrun_restarts_after_a_kill(launcher, expected, where):
 
 
 @pytest.mark.long
+def test_restarts_with_a_training_arguments_at_the_top(launcher, expected):
+    """It opens the process group by itself, at a store that torchrun must not have kept."""
+    restarting = (*TORCHRUN, "--standalone", "--nproc-per-node=2", "--max-restarts=1")
+    own_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    one = launcher.start(*restarting, variables=own_store, fault="kill", source="arguments")
+    ended_well(one)
+    results = launcher.results()
+    assert [numbers(results[rank]) for rank in (0, 1)] == [expected] * 2
+    assert [results[rank]["attempt"] for rank in (0, 1)] == ["1", "1"]
+    assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE" not in one.output
+
+
+@pytest.mark.long
+def test_what_a_restart_would_need_is_told_before(launcher):
+    restarting = (*TORCHRUN, "--standalone", "--nproc-per-node=2", "--max-restarts=1")
+    one = launcher.start(*restarting, source="arguments")
+    ended_well(one)
+    assert one.output.count("Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1") == 1
+
+
+@pytest.mark.long
 def test_two_agents_restart_after_a_kill(launcher, expected):
     """The agent whose rank was killed counts a restart, the other one may not."""
     port = free_port()
