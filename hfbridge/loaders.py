@@ -7,14 +7,16 @@ import lightning.pytorch as pl
 from torch.utils.data import DataLoader, TensorDataset
 from transformers.trainer_utils import seed_worker, unwrap_peft_model
 
-from hfbridge.data.columns import Collator, check_labels, default_collator, keep_columns
+from hfbridge.data.columns import Collator, accepted_columns, check_labels, default_collator, keep_columns
 from hfbridge.data.limits import Limits, check_padding, check_rows, is_known
 from hfbridge.data.loader import EvalLoader, WindowLoader
 from hfbridge.data.order import NativeSamplers
+from hfbridge.data.packing import PackCollator, Packed, check_packs
 from hfbridge.data.streams import StreamEvalLoader, StreamLoader, WatchedCollator, is_stream, read_stream
 from hfbridge.data.window import MicroBatch, Schedule
 from hfbridge.errors import DataError
 from hfbridge.model.failures import positions_of, vocabulary_of
+from hfbridge.model.packed import check_class
 from hfbridge.settings import Settings
 
 
@@ -43,15 +45,21 @@ class Loaders:
         self._given_collator = data_collator
         self._processing_class = processing_class or self._module.processing_class
 
-    def training(self, dataset: Any, *, batch_size: int, schedule: Schedule) -> WindowLoader | StreamLoader:
+    def training(
+        self, dataset: Any, *, batch_size: int, schedule: Schedule, is_packed: bool = False
+    ) -> WindowLoader | StreamLoader:
         """Make the loader of the training windows.
 
         Args:
             dataset: mapped.
             batch_size: rows of a micro-batch.
             schedule: of the run.
+            is_packed: rows hold several examples each.
         """
-        dataset, collator = self._prepare(dataset, "train")
+        if is_packed:
+            collator = self._collator_of_packs(dataset, batch_size)
+        else:
+            dataset, collator = self._prepare(dataset, "train")
         windows: WindowLoader | StreamLoader
         if is_stream(dataset):
             windows = self._windows_of_stream(dataset, collator, batch_size, schedule)
@@ -60,6 +68,15 @@ class Loaders:
         if self._module.resumption is not None:
             windows.start_at(self._module.resumption.start)
         return windows
+
+    def _collator_of_packs(self, dataset: Any, batch_size: int) -> Collator:
+        """See that the model can be given packs, and say how a micro-batch is made of them."""
+        module, config = self._module, getattr(self._module.model, "config", None)
+        check_class(module.model, packs_per_batch=batch_size)
+        if isinstance(dataset, Packed):
+            accepted = accepted_columns(module.model, module.label_names)
+            check_packs(dataset, positions=positions_of(module.model), accepted=accepted)
+        return PackCollator(getattr(config, "pad_token_id", None) or 0)
 
     def _windows_of_rows(self, dataset: Any, collator: Collator, batch_size: int) -> WindowLoader:
         settings = self._settings

@@ -247,6 +247,7 @@ class Job:
         compute_loss_func: given to both.
         optimizers: makes optimizer and schedule for a model.
         optimizer_cls_and_kwargs: given to both.
+        data_arguments: given to HFDataModule alone.
     """
 
     kind: str = "distilbert"
@@ -269,6 +270,7 @@ class Job:
     compute_loss_func: Any = None
     optimizers: Callable[[nn.Module], tuple[Any, Any]] | None = None
     optimizer_cls_and_kwargs: Any = None
+    data_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def with_settings(self, **settings: Any) -> "Job":
         """Change some settings."""
@@ -403,7 +405,9 @@ def make_ours(
     trainer = hfbridge.Trainer(
         job.arguments(), callbacks=[recorder, *job.callbacks()], logger=False, enable_model_summary=False
     )
-    data = hfbridge.HFDataModule(train_dataset=train, eval_dataset=evaluation, data_collator=collator)
+    data = hfbridge.HFDataModule(
+        train_dataset=train, eval_dataset=evaluation, data_collator=collator, **job.data_arguments
+    )
     return trainer, module, data, recorder, collator
 
 
