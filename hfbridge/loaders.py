@@ -8,13 +8,14 @@ from torch.utils.data import DataLoader, TensorDataset
 from transformers.trainer_utils import seed_worker, unwrap_peft_model
 
 from hfbridge.data.columns import Collator, accepted_columns, check_labels, default_collator, keep_columns
-from hfbridge.data.limits import Limits, check_padding, check_rows, is_known
+from hfbridge.data.limits import Limits, check_padding, check_rows, check_tensors, is_known
 from hfbridge.data.loader import EvalLoader, WindowLoader
 from hfbridge.data.order import NativeSamplers
 from hfbridge.data.packing import PackCollator, Packed, check_packs
 from hfbridge.data.streams import StreamEvalLoader, StreamLoader, WatchedCollator, is_stream, read_stream
 from hfbridge.data.window import MicroBatch, Schedule
 from hfbridge.errors import DataError
+from hfbridge.generators import keeping
 from hfbridge.model.failures import positions_of, vocabulary_of
 from hfbridge.model.packed import check_class
 from hfbridge.settings import Settings
@@ -147,7 +148,8 @@ class Loaders:
         """Collate the first rows of an evaluation set, without a loader."""
         dataset, collator = self._prepare(dataset, split)
         rows = min(len(dataset), self._settings.per_device_eval_batch_size)
-        return collator([dataset[i] for i in range(rows)])
+        with keeping(self._given_collator):
+            return collator([dataset[i] for i in range(rows)])
 
     def _samplers(self) -> NativeSamplers:
         return NativeSamplers(self._module.args, self._processing_class)
@@ -161,6 +163,7 @@ class Loaders:
                 "makes a dict of tensors, or datasets.Dataset.from_dict."
             )
         check_labels(dataset, model=module.model, split=split)
+        check_tensors(collator, split)
         check_padding(collator, split)
         if is_known(collator):
             name = type(unwrap_peft_model(module.model)).__name__

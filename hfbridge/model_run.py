@@ -18,6 +18,7 @@ from transformers import TrainingArguments, enable_full_determinism, set_seed
 
 from hfbridge.agreement import compare
 from hfbridge.data.columns import label_names_of
+from hfbridge.data.limits import check_arrays
 from hfbridge.errors import ModelError
 from hfbridge.evaluation.generate import make_ready
 from hfbridge.evaluation.predict import cast_for_evaluation
@@ -79,6 +80,7 @@ class ModelRun:
                 "place. Pass optimizer_cls_and_kwargs=(class, arguments), or name the optimizer by optim."
             )
         self._closure_hook: Any = None
+        self._has_looked = False
         self._tries_packing = trainer.datamodule.packing is not None  # type: ignore[attr-defined]
 
     def build(self, build: Any, *, is_named: bool) -> None:
@@ -186,10 +188,18 @@ class ModelRun:
         if self._tries_packing:
             with together():
                 check_apart(self._module.model, micro_batches[0]["input_ids"])
-            self._tries_packing = False
+            self._has_looked = False
+        self._tries_packing = False
 
     def moved(self, inputs: Any, device: torch.device) -> Any:
-        """Bring a micro-batch to the device, and to what DeepSpeed computes in."""
+        """Bring a micro-batch to the device, and to what DeepSpeed computes in.
+
+        Raises:
+            DataError: the first one holds arrays.
+        """
+        if not self._has_looked:
+            check_arrays(inputs)
+            self._has_looked = True
         if device.type != "cpu":
             inputs = send_to_device(inputs, device, non_blocking=True)
         return inputs if self._zero is None else self._zero.cast(inputs)
