@@ -114,6 +114,7 @@ class HFDataModule(pl.LightningDataModule):
         self.data_collator = data_collator
         self.packing = packing
         self._is_packed = False
+        self._checked: set[str] = set()
 
     @property
     def settings(self) -> Settings:
@@ -246,11 +247,13 @@ class HFDataModule(pl.LightningDataModule):
             self.settings,
             data_collator=self.data_collator,
             processing_class=self.processing_class,
+            checked=self._checked,
         )
 
     def _begin(self, stage: str) -> None:
         """Find the settings and the sets of a stage, and raise what the mapping has failed with."""
         self._settings = settings = settings_of(self._trainer())
+        self._checked = set()  # the model may be another
         required = _REQUIRED[stage]
         if not (self.eval_splits if required == "eval" else required in self._raw):
             raise DataError(f"There is {_MISSING[required]}")

@@ -29,6 +29,7 @@ class Loaders:
         settings: likewise.
         data_collator: the user's; `None` chooses the native default.
         processing_class: tokenizer or processor; HFModule's is used without one.
+        checked: sets of the run whose rows have been looked at; added to.
 
     Mirrors: transformers.Trainer.get_train_dataloader
     """
@@ -40,7 +41,9 @@ class Loaders:
         *,
         data_collator: Collator | None,
         processing_class: Any,
+        checked: set[str],
     ) -> None:
+        self._checked = checked
         self._trainer, self._settings = trainer, settings
         self._module: Any = trainer.lightning_module
         self._given_collator = data_collator
@@ -162,6 +165,18 @@ class Loaders:
                 f"The {split} set is a TensorDataset, whose columns have no names. Pass a data_collator that "
                 "makes a dict of tensors, or datasets.Dataset.from_dict."
             )
+        if split not in self._checked:
+            self._check(dataset, collator, split)
+            self._checked.add(split)
+        if not self._settings.remove_unused_columns:
+            return dataset, collator
+        return keep_columns(
+            dataset, collator, model=module.model, label_names=module.label_names, split=split
+        )
+
+    def _check(self, dataset: Any, collator: Collator, split: str) -> None:
+        """See that rows fit the model: once for each set, however many loaders of it are made."""
+        module = self._module
         check_labels(dataset, model=module.model, split=split)
         check_tensors(collator, split)
         check_padding(collator, split)
@@ -171,11 +186,6 @@ class Loaders:
             note = check_rows(dataset, limits, split=split)
             if note:
                 module.tell(note)
-        if not self._settings.remove_unused_columns:
-            return dataset, collator
-        return keep_columns(
-            dataset, collator, model=module.model, label_names=module.label_names, split=split
-        )
 
     def _loading(self) -> dict[str, Any]:
         settings, on_gpu = self._settings, self._trainer.strategy.root_device.type == "cuda"
