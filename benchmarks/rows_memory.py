@@ -4,10 +4,10 @@ Rows of 32 tokens and a label, in one Arrow file, opened by `datasets.Dataset.fr
 trained for some steps in shuffled order. Measured in a fresh process each time, in which the engine has
 trained on a few rows before, so that all it imports is there:
 
-    memory                anonymous memory at its peak, beyond what there was before the engine was made; pages
-                          of the file, which the system may drop, do not count
-    first step            seconds from before the engine is made to the end of the first step
-    step                  median of the later ones
+    memory        anonymous memory at its peak, beyond what there was before the engine was made; pages of the
+                  file, which the system may drop, do not count
+    first step    seconds from before the engine is made to the end of the first step
+    step          median of the later ones
 """
 
 import argparse
