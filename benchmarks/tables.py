@@ -74,6 +74,24 @@ def matrix(results: dict[str, Any]) -> list[str]:
     return lines
 
 
+def rows_memory(results: dict[str, Any]) -> list[str]:
+    """One row for each number of rows; both engines in each cell."""
+    sizes = sorted(int(key.removeprefix("rows_")) for key in results if key.startswith("rows_"))
+    lines = [
+        "| rows | memory, native | hfbridge | first step, native | hfbridge | later steps, of native |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for size in sizes:
+        row = results[f"rows_{size}"]
+        memory, first, step = (
+            [row[engine][name]["median"] for engine in ("native", "hfbridge")]
+            for name in ("memory_bytes", "first_step_s", "step_s")
+        )
+        cells = [f"{value / 2**20:.1f} MiB" for value in memory] + [f"{value:.2f} s" for value in first]
+        lines.append(f"| {size:,} | {' | '.join(cells)} | {step[1] / step[0]:.2f} |")
+    return lines
+
+
 TABLES = {
     "matrix": matrix,
     "checkpoint": checkpoint,

@@ -9,6 +9,7 @@ eval_dataset={"a": ..., ...}     sets that are evaluated one after the other: ev
 map_function                     datasets.map, once on each node; data/mapping.py
 the columns                      those the model's forward takes
 data_collator                    the native default without one
+packing                          rows of the train set become rows of several; data/packing.py
 """
 
 from collections.abc import Callable, Mapping, Sized
@@ -23,6 +24,7 @@ from hfbridge.data.columns import Collator
 from hfbridge.data.loader import EvalLoader, WindowLoader
 from hfbridge.data.mapping import Mapper, pack, unpack
 from hfbridge.data.order import micro_batches_of, rows_of_micro_batch, splits_batches
+from hfbridge.data.packing import check_max_tokens, pack_set
 from hfbridge.data.streams import (
     StreamEvalLoader,
     StreamLoader,
@@ -63,10 +65,12 @@ class HFDataModule(pl.LightningDataModule):
         map_kwargs: further arguments of `datasets.map`; `batched=True` unless you say otherwise.
         processing_class: tokenizer or processor; chooses the default collator. HFModule's is used without
         one. data_collator: makes a micro-batch (a mapping of tensors) from a list of rows.
+        packing: tokens of a row, into which whole examples of the train set are packed, for causal language
+            models. `data_collator` then makes the batches of the other sets only, whose rows stay examples.
         settings: only under a plain `lightning.Trainer`, unless HFModule has them.
 
     Raises:
-        DataError: no dataset, or something that is none.
+        DataError: no dataset, or something that is none; or a `packing` that is no number of tokens.
 
     Mirrors: transformers.Trainer.get_train_dataloader
     """
@@ -82,9 +86,12 @@ class HFDataModule(pl.LightningDataModule):
         map_kwargs: Mapping[str, Any] | None = None,
         processing_class: Any = None,
         data_collator: Collator | None = None,
+        packing: int | None = None,
         settings: SettingsSource | None = None,
     ) -> None:
         super().__init__()
+        if packing is not None:
+            check_max_tokens(packing)
         self.given_settings = None if settings is None else Settings.of(settings)
         self._settings: Settings | None = None
         explicit = {"train": train_dataset, "eval": eval_dataset, "predict": predict_dataset}
@@ -105,6 +112,9 @@ class HFDataModule(pl.LightningDataModule):
         self._schedule: Schedule | None = None
         self.processing_class = processing_class
         self.data_collator = data_collator
+        self.packing = packing
+        self._is_packed = False
+        self._checked: set[str] = set()
 
     @property
     def settings(self) -> Settings:
@@ -191,6 +201,8 @@ class HFDataModule(pl.LightningDataModule):
             if split not in self._mapped:
                 raw = self._raw[split]
                 self._mapped[split] = raw if self._mapper is None else self._mapper.map(raw, split)
+            if split == "train" and self.packing is not None and not self._is_packed:
+                self._mapped[split], self._is_packed = pack_set(self._mapped[split], self.packing), True
             self._check_batches(split, settings)
         if stage == "fit":
             self._schedule = self._plan(settings)
@@ -204,7 +216,10 @@ class HFDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> WindowLoader | StreamLoader:
         """Make the loader of the training windows; the model is known by now."""
         return self._loaders.training(
-            self._mapped["train"], batch_size=self.train_batch_size, schedule=self.schedule
+            self._mapped["train"],
+            batch_size=self.train_batch_size,
+            schedule=self.schedule,
+            is_packed=self.packing is not None,
         )
 
     def val_dataloader(self) -> EvalLoader | StreamEvalLoader | list[Any]:
@@ -232,11 +247,13 @@ class HFDataModule(pl.LightningDataModule):
             self.settings,
             data_collator=self.data_collator,
             processing_class=self.processing_class,
+            checked=self._checked,
         )
 
     def _begin(self, stage: str) -> None:
         """Find the settings and the sets of a stage, and raise what the mapping has failed with."""
         self._settings = settings = settings_of(self._trainer())
+        self._checked = set()  # the model may be another
         required = _REQUIRED[stage]
         if not (self.eval_splits if required == "eval" else required in self._raw):
             raise DataError(f"There is {_MISSING[required]}")

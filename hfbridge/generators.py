@@ -1,6 +1,9 @@
 """The random generators of a process: Python's, numpy's and torch's, as one state; knows neither engine."""
 
 import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -56,6 +59,37 @@ def restore(states: RandomStates) -> None:
             torch.cuda.random.set_rng_state_all(on_gpu)
         else:
             torch.cuda.random.set_rng_state(on_gpu)
+
+
+@contextmanager
+def keeping(owner: object) -> Iterator[None]:
+    """Have an object of the user's, and the generators it holds, be afterwards as they were.
+
+    A collator that has a seed of its own makes its generator when it is first called.
+    """
+    held = dict(getattr(owner, "__dict__", {}))
+    rewind = [_rewinder(value) for value in held.values()]
+    try:
+        yield
+    finally:
+        if held:
+            vars(owner).clear()
+            vars(owner).update(held)
+        for back in rewind:
+            back()
+
+
+def _rewinder(held: object) -> Callable[[], object]:
+    """Make what puts a generator back into its present state; nothing is done to what is none."""
+    if isinstance(held, torch.Generator):
+        return partial(held.set_state, held.get_state())
+    if isinstance(held, random.Random):
+        return partial(held.setstate, held.getstate())
+    if isinstance(held, np.random.RandomState):
+        return partial(held.set_state, held.get_state())
+    if isinstance(held, np.random.Generator):
+        return partial(setattr, held.bit_generator, "state", held.bit_generator.state)
+    return bool
 
 
 def as_plain(states: RandomStates) -> RandomStates:

@@ -7,14 +7,17 @@ import lightning.pytorch as pl
 from torch.utils.data import DataLoader, TensorDataset
 from transformers.trainer_utils import seed_worker, unwrap_peft_model
 
-from hfbridge.data.columns import Collator, check_labels, default_collator, keep_columns
-from hfbridge.data.limits import Limits, check_padding, check_rows, is_known
+from hfbridge.data.columns import Collator, accepted_columns, check_labels, default_collator, keep_columns
+from hfbridge.data.limits import Limits, check_padding, check_rows, check_tensors, is_known
 from hfbridge.data.loader import EvalLoader, WindowLoader
 from hfbridge.data.order import NativeSamplers
+from hfbridge.data.packing import PackCollator, Packed, check_packs
 from hfbridge.data.streams import StreamEvalLoader, StreamLoader, WatchedCollator, is_stream, read_stream
 from hfbridge.data.window import MicroBatch, Schedule
 from hfbridge.errors import DataError
+from hfbridge.generators import keeping
 from hfbridge.model.failures import positions_of, vocabulary_of
+from hfbridge.model.packed import check_class
 from hfbridge.settings import Settings
 
 
@@ -26,6 +29,7 @@ class Loaders:
         settings: likewise.
         data_collator: the user's; `None` chooses the native default.
         processing_class: tokenizer or processor; HFModule's is used without one.
+        checked: sets of the run whose rows have been looked at; added to.
 
     Mirrors: transformers.Trainer.get_train_dataloader
     """
@@ -37,21 +41,29 @@ class Loaders:
         *,
         data_collator: Collator | None,
         processing_class: Any,
+        checked: set[str],
     ) -> None:
+        self._checked = checked
         self._trainer, self._settings = trainer, settings
         self._module: Any = trainer.lightning_module
         self._given_collator = data_collator
         self._processing_class = processing_class or self._module.processing_class
 
-    def training(self, dataset: Any, *, batch_size: int, schedule: Schedule) -> WindowLoader | StreamLoader:
+    def training(
+        self, dataset: Any, *, batch_size: int, schedule: Schedule, is_packed: bool = False
+    ) -> WindowLoader | StreamLoader:
         """Make the loader of the training windows.
 
         Args:
             dataset: mapped.
             batch_size: rows of a micro-batch.
             schedule: of the run.
+            is_packed: rows hold several examples each.
         """
-        dataset, collator = self._prepare(dataset, "train")
+        if is_packed:
+            collator = self._collator_of_packs(dataset, batch_size)
+        else:
+            dataset, collator = self._prepare(dataset, "train")
         windows: WindowLoader | StreamLoader
         if is_stream(dataset):
             windows = self._windows_of_stream(dataset, collator, batch_size, schedule)
@@ -60,6 +72,15 @@ class Loaders:
         if self._module.resumption is not None:
             windows.start_at(self._module.resumption.start)
         return windows
+
+    def _collator_of_packs(self, dataset: Any, batch_size: int) -> Collator:
+        """See that the model can be given packs, and say how a micro-batch is made of them."""
+        module, config = self._module, getattr(self._module.model, "config", None)
+        check_class(module.model, packs_per_batch=batch_size)
+        if isinstance(dataset, Packed):
+            accepted = accepted_columns(module.model, module.label_names)
+            check_packs(dataset, positions=positions_of(module.model), accepted=accepted)
+        return PackCollator(getattr(config, "pad_token_id", None) or 0)
 
     def _windows_of_rows(self, dataset: Any, collator: Collator, batch_size: int) -> WindowLoader:
         settings = self._settings
@@ -130,7 +151,8 @@ class Loaders:
         """Collate the first rows of an evaluation set, without a loader."""
         dataset, collator = self._prepare(dataset, split)
         rows = min(len(dataset), self._settings.per_device_eval_batch_size)
-        return collator([dataset[i] for i in range(rows)])
+        with keeping(self._given_collator):
+            return collator([dataset[i] for i in range(rows)])
 
     def _samplers(self) -> NativeSamplers:
         return NativeSamplers(self._module.args, self._processing_class)
@@ -143,7 +165,20 @@ class Loaders:
                 f"The {split} set is a TensorDataset, whose columns have no names. Pass a data_collator that "
                 "makes a dict of tensors, or datasets.Dataset.from_dict."
             )
+        if split not in self._checked:
+            self._check(dataset, collator, split)
+            self._checked.add(split)
+        if not self._settings.remove_unused_columns:
+            return dataset, collator
+        return keep_columns(
+            dataset, collator, model=module.model, label_names=module.label_names, split=split
+        )
+
+    def _check(self, dataset: Any, collator: Collator, split: str) -> None:
+        """See that rows fit the model: once for each set, however many loaders of it are made."""
+        module = self._module
         check_labels(dataset, model=module.model, split=split)
+        check_tensors(collator, split)
         check_padding(collator, split)
         if is_known(collator):
             name = type(unwrap_peft_model(module.model)).__name__
@@ -151,11 +186,6 @@ class Loaders:
             note = check_rows(dataset, limits, split=split)
             if note:
                 module.tell(note)
-        if not self._settings.remove_unused_columns:
-            return dataset, collator
-        return keep_columns(
-            dataset, collator, model=module.model, label_names=module.label_names, split=split
-        )
 
     def _loading(self) -> dict[str, Any]:
         settings, on_gpu = self._settings, self._trainer.strategy.root_device.type == "cuda"

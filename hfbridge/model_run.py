@@ -6,6 +6,7 @@ shared           cut into the ranks' parts, if the strategy does that: strategie
 optimised        optimizer and schedule, or the DeepSpeed engine that holds them: model/zero.py
 """
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import TrainingArguments, enable_full_determinism, set_seed
 
 from hfbridge.agreement import compare
 from hfbridge.data.columns import label_names_of
+from hfbridge.data.limits import check_arrays
 from hfbridge.errors import ModelError
 from hfbridge.evaluation.generate import make_ready
 from hfbridge.evaluation.predict import cast_for_evaluation
@@ -27,8 +29,10 @@ from hfbridge.model.failures import check_vocabulary
 from hfbridge.model.items import read_traits
 from hfbridge.model.normalization import Normalization
 from hfbridge.model.optim import NativeParts, build_optimizer, follows_metric, run_closure_first
+from hfbridge.model.packed import check_apart
 from hfbridge.model.prepare import Preparation
 from hfbridge.model.zero import ZeroConfig, build_engine
+from hfbridge.ranks import together
 from hfbridge.settings import Settings
 from hfbridge.strategies import Sharing, rank_variables, sharing_of
 
@@ -76,6 +80,8 @@ class ModelRun:
                 "place. Pass optimizer_cls_and_kwargs=(class, arguments), or name the optimizer by optim."
             )
         self._closure_hook: Any = None
+        self._has_looked = False
+        self._tries_packing = trainer.datamodule.packing is not None  # type: ignore[attr-defined]
 
     def build(self, build: Any, *, is_named: bool) -> None:
         """Seed, build the model if it is not there, and see that all ranks have the same.
@@ -173,8 +179,27 @@ class ModelRun:
         """Train through what the strategy has put around the model."""
         self.preparation.train_through(self.sharing.forward_through(self._module.model))
 
+    def see_that_packs_are_apart(self, micro_batches: Sequence[Mapping[str, Any]]) -> None:
+        """On the first window of packed rows, see that the model keeps their examples apart.
+
+        Raises:
+            ModelError: it does not.
+        """
+        if self._tries_packing:
+            with together():
+                check_apart(self._module.model, micro_batches[0]["input_ids"])
+            self._has_looked = False
+        self._tries_packing = False
+
     def moved(self, inputs: Any, device: torch.device) -> Any:
-        """Bring a micro-batch to the device, and to what DeepSpeed computes in."""
+        """Bring a micro-batch to the device, and to what DeepSpeed computes in.
+
+        Raises:
+            DataError: the first one holds arrays.
+        """
+        if not self._has_looked:
+            check_arrays(inputs)
+            self._has_looked = True
         if device.type != "cpu":
             inputs = send_to_device(inputs, device, non_blocking=True)
         return inputs if self._zero is None else self._zero.cast(inputs)

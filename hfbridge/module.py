@@ -311,6 +311,7 @@ class HFModule(pl.LightningModule):
             return self.run.moved(batch, device)
         counted = batch.micro_batches
         batch.micro_batches = [self.run.moved(inputs, device) for inputs in counted]
+        self.run.see_that_packs_are_apart(batch.micro_batches)
         loss = self.run.normalization.loss_for(self.model, batch.micro_batches)
         batch.items = loss.count(counted, device)
         return batch

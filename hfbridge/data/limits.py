@@ -54,6 +54,34 @@ def check_padding(collator: object, split: str) -> None:
         )
 
 
+def check_tensors(collator: object, split: str) -> None:
+    """See that a collator of transformers makes tensors of torch.
+
+    Raises:
+        DataError: it makes others.
+    """
+    kind = getattr(collator, "return_tensors", "pt")
+    if is_known(collator) and kind != "pt":
+        raise DataError(
+            f"{type(collator).__name__} has return_tensors={kind!r}, and the model takes tensors of "
+            f"torch, of the {split} set, too. Make it with return_tensors='pt', which is its default."
+        )
+
+
+def check_arrays(batch: Any) -> None:
+    """See that a micro-batch does not hold arrays where the model takes tensors.
+
+    Raises:
+        DataError: it does.
+    """
+    arrays = [name for name, value in batch.items() if isinstance(value, np.ndarray)]
+    if arrays:
+        raise DataError(
+            f"The collator makes arrays of numpy ({', '.join(arrays)}), and the model takes tensors of "
+            "torch. Make it with return_tensors='pt', or call torch.as_tensor in it."
+        )
+
+
 def is_known(collator: object) -> bool:
     """Whether a collator is one of transformers, which leaves the rows their tokens."""
     module = str(getattr(collator, "__module__", None) or type(collator).__module__)

@@ -247,6 +247,8 @@ class Job:
         compute_loss_func: given to both.
         optimizers: makes optimizer and schedule for a model.
         optimizer_cls_and_kwargs: given to both.
+        data_arguments: given to HFDataModule alone.
+        is_recorded: the collator is given within one that notes the ids of its rows.
     """
 
     kind: str = "distilbert"
@@ -269,6 +271,8 @@ class Job:
     compute_loss_func: Any = None
     optimizers: Callable[[nn.Module], tuple[Any, Any]] | None = None
     optimizer_cls_and_kwargs: Any = None
+    data_arguments: Mapping[str, Any] = field(default_factory=dict)
+    is_recorded: bool = True
 
     def with_settings(self, **settings: Any) -> "Job":
         """Change some settings."""
@@ -278,9 +282,10 @@ class Job:
         """Return all settings."""
         return {**BASE, **self.settings}
 
-    def make_collator(self) -> RecordingCollator | None:
-        """Make a recording collator around the job's own."""
-        return None if self.collator is None else RecordingCollator(self.collator())
+    def make_collator(self) -> Any:
+        """Make the job's collator, within a recording one if it is recorded; `None` without one."""
+        made = None if self.collator is None else self.collator()
+        return RecordingCollator(made) if self.is_recorded and made is not None else made
 
     def make_model(self) -> nn.Module:
         """Build the model."""
@@ -403,7 +408,9 @@ def make_ours(
     trainer = hfbridge.Trainer(
         job.arguments(), callbacks=[recorder, *job.callbacks()], logger=False, enable_model_summary=False
     )
-    data = hfbridge.HFDataModule(train_dataset=train, eval_dataset=evaluation, data_collator=collator)
+    data = hfbridge.HFDataModule(
+        train_dataset=train, eval_dataset=evaluation, data_collator=collator, **job.data_arguments
+    )
     return trainer, module, data, recorder, collator
 
 
@@ -440,7 +447,7 @@ def _record(
         weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     return Record(
         steps=recorder.steps,
-        collated=[] if collator is None else collator.train_ids,
+        collated=collator.train_ids if isinstance(collator, RecordingCollator) else [],
         events=recorder.events,
         log_history=[without_times(row) for row in state.log_history],
         state={name: value for name, value in asdict(state).items() if name not in _NOT_COMPARED},
