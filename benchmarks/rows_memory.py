@@ -135,9 +135,8 @@ def measure_all(sizes: list[int], repeats: int, folder: Path) -> dict[str, Any]:
     results: dict[str, Any] = {"tokens_per_row": LENGTH, "batch_size": BATCH, "steps": STEPS}
     for rows in sizes:
         path = folder / f"{rows}.arrow"
-        write_rows(path, rows)
+        write_rows(path, rows)  # and the file is in the system's memory
         found: dict[str, list[dict[str, Any]]] = {engine: [] for engine in ENGINES}
-        run_fresh(__file__, "--engine", ENGINES[0], "--file", path)  # the file is in the system's memory then
         for _ in range(repeats):
             for engine in ENGINES:
                 found[engine].append(run_fresh(__file__, "--engine", engine, "--file", path))

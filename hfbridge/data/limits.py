@@ -104,7 +104,7 @@ def check_rows(dataset: Any, limits: Limits, *, split: str) -> str:
     answer = [name for name in ("start_positions", "end_positions") if name in dataset.column_names]
     seen = dataset.select(range(min(len(dataset), ROWS_SEEN))).select_columns(["input_ids", *answer])
     table = seen.with_format("arrow")[:]
-    ids = table["input_ids"].combine_chunks()
+    ids = table["input_ids"]  # in its chunks: of a set in files nothing is copied
     if not pa.types.is_list(ids.type) and not pa.types.is_large_list(ids.type):
         return ""
     lengths = pc.list_value_length(ids).fill_null(0).to_numpy(zero_copy_only=False)
@@ -123,11 +123,10 @@ def check_rows(dataset: Any, limits: Limits, *, split: str) -> str:
 
 
 def _check_ids(ids: Any, limits: Limits, split: str) -> None:
-    flat = ids.flatten()
-    if limits.vocabulary is None or not pa.types.is_integer(flat.type) or not len(flat):
+    if limits.vocabulary is None or not pa.types.is_integer(ids.type.value_type):
         return
-    found = pc.min_max(flat).as_py()
-    for value in (found["min"], found["max"]):
+    found = [pc.min_max(chunk.flatten()).as_py() for chunk in ids.chunks]
+    for value in (value for of_chunk in found for value in (of_chunk["min"], of_chunk["max"])):
         if value is not None and not 0 <= value < limits.vocabulary:
             raise DataError(
                 f"The {split} set holds the id {value} in 'input_ids', and the embedding of {limits.name} "

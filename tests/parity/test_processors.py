@@ -169,7 +169,9 @@ def without_weights(folder: str) -> dict[str, Any]:
     return {"files": [file.name for file in files], **told}
 
 
-@pytest.mark.parametrize("lazily", [False, True], ids=["map", "with_transform"])
+@pytest.mark.parametrize(
+    "lazily", [pytest.param(False, id="map", marks=pytest.mark.long), pytest.param(True, id="with_transform")]
+)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_trained_and_saved_as_natively(case: Case, *, lazily: bool) -> None:
     theirs = run_theirs(job_of(case, "theirs", lazily=lazily))
