@@ -132,7 +132,10 @@ class HFModule(pl.LightningModule):
         check_function("compute_loss_func", compute_loss_func, "outputs, labels and num_items_in_batch")
         check_optimizers(None if peft_config is not None else model, optimizers, optimizer_cls_and_kwargs)
         self._build: Callable[..., nn.Module] | None = None
-        is_ready, is_named = isinstance(model, nn.Module) and peft_config is None, isinstance(model, (str, Path))
+        is_ready, is_named = (
+            isinstance(model, nn.Module) and peft_config is None,
+            isinstance(model, (str, Path)),
+        )
         if peft_config is not None:
             peft_config = read_peft_config(peft_config, model, auto_class)
         if not is_ready:

@@ -195,8 +195,8 @@ def write_on_first_rank(module: Any, model: nn.Module, folder: Path, *, merge: b
     is_sharded = sharing is not None and sharing.is_sharded
     if merge and is_sharded:
         raise ModelError(
-            "merge=True: each rank holds a part of the model only. Save the adapter, without merge, and merge it in "
-            "one process: PeftModel.from_pretrained(model, folder).merge_and_unload()."
+            "merge=True: each rank holds a part of the model only. Save the adapter, without merge, and "
+            "merge it in one process: PeftModel.from_pretrained(model, folder).merge_and_unload()."
         )
     weights = sharing.weights(model) if is_sharded else None  # type: ignore[union-attr]
     with ranks.together() if is_sharded else nullcontext():

@@ -112,20 +112,22 @@ def read_peft_config(given: Any, model: object, auto_class: object) -> Any:
         )
     if config.peft_type is None:
         raise ModelError(
-            f"peft_config is a {type(config).__name__} without peft_type. Use the class of the method, such as "
-            "peft.LoraConfig."
+            f"peft_config is a {type(config).__name__} without peft_type. Use the class of the method, such "
+            "as peft.LoraConfig."
         )
     if config.inference_mode:
-        raise ModelError("peft_config has inference_mode=True: its adapters would not be trained. Leave it out.")
+        raise ModelError(
+            "peft_config has inference_mode=True: its adapters would not be trained. Leave it out."
+        )
     if isinstance(model, nn.Module):
         _refuse_adapters(model)
         _check_task(config, type(model).__name__)
     elif isinstance(model, (str, Path)):
         if (Path(model).expanduser() / ADAPTER_CONFIG_NAME).is_file():
             raise ModelError(
-                f"{str(model)!r} holds an adapter, and peft_config would put another one on it. To go on training "
-                "that adapter, pass PeftModel.from_pretrained(model, folder, is_trainable=True) as the model; for "
-                "a new one, give the folder of the model below it."
+                f"{str(model)!r} holds an adapter, and peft_config would put another one on it. To go on "
+                "training that adapter, pass PeftModel.from_pretrained(model, folder, is_trainable=True) as "
+                "the model; for a new one, give the folder of the model below it."
             )
         _check_task(config, getattr(auto_class, "__name__", str(auto_class)))
     return config
@@ -176,14 +178,14 @@ def merged(model: nn.Module) -> nn.Module:
     """
     if not has_adapters(model) or not hasattr(model, "peft_config"):
         raise ModelError(f"merge=True merges PEFT's adapters, and this {type(model).__name__} has none.")
-    base = model.base_model
-    if not hasattr(base, "merge_and_unload"):
-        kinds = {str(config.peft_type.value) for config in model.peft_config.values()}  # type: ignore[union-attr]
+    twin: Any = model
+    if not hasattr(twin.base_model, "merge_and_unload"):
+        kinds = {str(config.peft_type.value) for config in twin.peft_config.values()}
         raise ModelError(
-            f"merge=True: {', '.join(sorted(kinds))} adds to the inputs and changes no weights, so that there "
-            "is nothing to merge. Leave merge out, which writes the adapter."
+            f"merge=True: {', '.join(sorted(kinds))} adds to the inputs and changes no weights, so that "
+            "there is nothing to merge. Leave merge out, which writes the adapter."
         )
-    twin: Any = copy.deepcopy(model)
+    twin = copy.deepcopy(model)
     try:
         plain: nn.Module = twin.merge_and_unload()
     except (ValueError, NotImplementedError, TypeError, AttributeError) as error:
@@ -210,8 +212,8 @@ def check_reentrant(model: Any, arguments: Mapping[str, Any]) -> None:
     needs = any(p.requires_grad for p in embeddings.parameters())
     if not needs and not getattr(unwrap_peft_model(model), "_require_grads_hooks", None):
         raise ModelError(
-            "activation_checkpointing_kwargs has use_reentrant=True, and the model's input embeddings are frozen: "
-            "no gradient would reach the adapters. Leave use_reentrant out, or call "
+            "activation_checkpointing_kwargs has use_reentrant=True, and the model's input embeddings are "
+            "frozen: no gradient would reach the adapters. Leave use_reentrant out, or call "
             "model.enable_input_require_grads() on the model."
         )
 
@@ -241,13 +243,13 @@ def _from_fields(given: Mapping[str, Any]) -> Any:
 def _refuse_adapters(model: nn.Module) -> None:
     if has_adapters(model):
         raise ModelError(
-            f"peft_config goes with a model without adapters, and this {type(model).__name__} has some already. "
-            "Leave peft_config out to train those."
+            f"peft_config goes with a model without adapters, and this {type(model).__name__} has some "
+            "already. Leave peft_config out to train those."
         )
 
 
 def _tasks_of(class_name: str) -> list[str]:
-    """Name PEFT's tasks that a class of models, or an auto class, is for; none for a class of another task."""
+    """Name PEFT's tasks that a class of models, or an auto class, is for; none for one of another task."""
     found = []
     for task, (auto_class, table) in _TASKS.items():
         entries = getattr(modeling_auto, f"MODEL_FOR_{table}_MAPPING_NAMES").values()
@@ -261,18 +263,18 @@ def _check_task(config: Any, class_name: str) -> None:
     task, fitting = _task_of(config), _tasks_of(class_name)
     if task in _TASKS and fitting and task not in fitting:
         raise ModelError(
-            f"peft_config has task_type={task!r}, and {class_name} is for {' or '.join(fitting)}: PEFT would train "
-            f"another head, or none. Write task_type={fitting[0]!r}, or leave it out."
+            f"peft_config has task_type={task!r}, and {class_name} is for {' or '.join(fitting)}: PEFT would "
+            f"train another head, or none. Write task_type={fitting[0]!r}, or leave it out."
         )
 
 
 def _task_of(config: Any) -> str | None:
-    task: Any = config.task_type
-    return getattr(task, "value", task)
+    task: str | None = getattr(config.task_type, "value", config.task_type)
+    return task
 
 
 def _warn_of_unmatched(config: Any, names: list[str], class_name: str) -> None:
-    """Tell of layers that a configuration names beside others, and that are not there; PEFT passes them over."""
+    """Tell of layers that are named beside others and are not there; PEFT passes them over."""
     for field in ("target_modules", "modules_to_save", "feedforward_modules"):
         asked = getattr(config, field, None)
         if not isinstance(asked, (list, set, tuple)):
@@ -280,8 +282,8 @@ def _warn_of_unmatched(config: Any, names: list[str], class_name: str) -> None:
         absent = sorted(a for a in asked if not any(n == a or n.endswith(f".{a}") for n in names))
         if absent:
             warnings.warn(
-                f"peft_config: {field} names {', '.join(absent)}, which {class_name} does not have; PEFT passes "
-                f"over such names. Leave them out of {field}.",
+                f"peft_config: {field} names {', '.join(absent)}, which {class_name} does not have; PEFT "
+                f"passes over such names. Leave them out of {field}.",
                 BridgeWarning,
                 stacklevel=2,
             )
