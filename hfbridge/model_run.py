@@ -29,6 +29,7 @@ from hfbridge.model.items import read_traits
 from hfbridge.model.normalization import Normalization
 from hfbridge.model.optim import NativeParts, build_optimizer, follows_metric, run_closure_first
 from hfbridge.model.prepare import Preparation
+from hfbridge.model.quantized import check_trains
 from hfbridge.model.zero import ZeroConfig, build_engine
 from hfbridge.settings import Settings
 from hfbridge.strategies import Sharing, rank_variables, sharing_of
@@ -112,6 +113,8 @@ class ModelRun:
         """Make the model ready: its loss, its forward, and each rank's part of it."""
         args, module = self.args, self._module
         model, is_fit = module.model, module.trainer.state.fn == TrainerFn.FITTING
+        if is_fit:
+            check_trains(model)
         make_ready(
             model,
             args,

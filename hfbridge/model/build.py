@@ -23,6 +23,7 @@ from transformers.utils.generic import can_return_loss, find_labels
 
 from hfbridge.errors import ModelError
 from hfbridge.model.adapters import with_adapters
+from hfbridge.model.quantized import naming_quantization
 from hfbridge.model.sharded import Shard, load_sharded
 
 # Names of classes that some table of heads has, too: several models are one class, with a loss or without.
@@ -151,7 +152,8 @@ def build_model(
         kind, arguments = auto_class_of(auto_class), {"dtype": dtype, **model_kwargs}
         if shard is not None:
             return load_sharded(kind, name, shard=shard, arguments=arguments)
-        made = kind.from_pretrained(name, **arguments)
+        with naming_quantization(arguments):
+            made = kind.from_pretrained(name, **arguments)
     else:
         made = source(*(None for _ in required_arguments(source)))
         if not isinstance(made, nn.Module):
