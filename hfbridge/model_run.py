@@ -23,6 +23,7 @@ from hfbridge.errors import ModelError
 from hfbridge.evaluation.generate import make_ready
 from hfbridge.evaluation.predict import cast_for_evaluation
 from hfbridge.facts import facts_of_model
+from hfbridge.model.adapters import ParameterCounts, count_parameters
 from hfbridge.model.build import weights_dtypes
 from hfbridge.model.criterion import criterion_of
 from hfbridge.model.failures import check_vocabulary
@@ -31,6 +32,7 @@ from hfbridge.model.normalization import Normalization
 from hfbridge.model.optim import NativeParts, build_optimizer, follows_metric, run_closure_first
 from hfbridge.model.packed import check_apart
 from hfbridge.model.prepare import Preparation
+from hfbridge.model.quantized import check_trains
 from hfbridge.model.zero import ZeroConfig, build_engine
 from hfbridge.ranks import together
 from hfbridge.settings import Settings
@@ -38,7 +40,7 @@ from hfbridge.strategies import Sharing, rank_variables, sharing_of
 
 _BUILT_WHOLE = (
     "The model is built whole on every rank, and cut afterwards; one that is given by its name or folder, "
-    "with an auto class, is read in parts."
+    "with an auto class and without peft_config, is read in parts."
 )
 
 
@@ -54,6 +56,7 @@ class ModelRun:
         sharing: how the ranks share the model.
         normalization: how losses are normalised; known once the model is built.
         preparation: what was done to the model, to be undone; likewise.
+        parameters: how many the model has, and how many of them are trained; likewise.
 
     Raises:
         ModelError: `optimizers` was given, and the strategy replaces the parameters in it.
@@ -61,6 +64,7 @@ class ModelRun:
 
     normalization: Normalization
     preparation: Preparation
+    parameters: ParameterCounts
 
     def __init__(self, module: Any, settings: Settings) -> None:
         self._module = module
@@ -83,12 +87,13 @@ class ModelRun:
         self._has_looked = False
         self._tries_packing = trainer.datamodule.packing is not None  # type: ignore[attr-defined]
 
-    def build(self, build: Any, *, is_named: bool) -> None:
+    def build(self, build: Any, *, in_parts: bool, seeds_again: bool) -> None:
         """Seed, build the model if it is not there, and see that all ranks have the same.
 
         Args:
             build: makes a model that is not there yet.
-            is_named: of a name or folder, and not by a function of the user's.
+            in_parts: it can be read in parts.
+            seeds_again: what it draws is natively drawn before the Trainer is made, which seeds again.
 
         Raises:
             RankError: the ranks' models differ.
@@ -97,14 +102,15 @@ class ModelRun:
         seed_all = enable_full_determinism if args.full_determinism else set_seed
         if module.model is None or module.evaluator.is_first_run:
             seed_all(args.seed)
-        if self.sharing.loads_sharded and not is_named:
+        if self.sharing.loads_sharded and not in_parts:
             module.tell(_BUILT_WHOLE)
         if module.model is None:
             shard = partial(self.sharing.shard, dtype=self._mixed)
-            module.model = build(shard=shard if self.sharing.loads_sharded else None)
-            if is_named:
+            module.model = build(shard=shard if self.sharing.loads_sharded and in_parts else None)
+            if seeds_again:
                 seed_all(args.seed)
         compare(lambda: facts_of_model(module.model))
+        self.parameters = count_parameters(module.model, getattr(module.model, "_outline", None))
         module.label_names = (
             label_names_of(module.model) if args.label_names is None else list(args.label_names)
         )
@@ -113,6 +119,8 @@ class ModelRun:
         """Make the model ready: its loss, its forward, and each rank's part of it."""
         args, module = self.args, self._module
         model, is_fit = module.model, module.trainer.state.fn == TrainerFn.FITTING
+        if is_fit:
+            check_trains(model)
         make_ready(
             model,
             args,
@@ -176,7 +184,9 @@ class ModelRun:
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": module.schedule, "interval": "step"}}
 
     def begin_training(self) -> None:
-        """Train through what the strategy has put around the model."""
+        """Train through what the strategy has put around the model; of a part of it, tell how large."""
+        if self.parameters.trained < self.parameters.total:
+            self._module.tell(str(self.parameters))
         self.preparation.train_through(self.sharing.forward_through(self._module.model))
 
     def see_that_packs_are_apart(self, micro_batches: Sequence[Mapping[str, Any]]) -> None:

@@ -45,6 +45,7 @@ from hfbridge.evaluation.metrics import ComputeMetrics
 from hfbridge.evaluation.predict import logits_in
 from hfbridge.evaluation.run import PreprocessLogits
 from hfbridge.evaluator import Evaluator
+from hfbridge.model.adapters import read_peft_config
 from hfbridge.model.build import ModelSource, build_model, check_function, check_source
 from hfbridge.model.criterion import LossFunction
 from hfbridge.model.logged import StepRecord
@@ -71,6 +72,8 @@ class HFModule(pl.LightningModule):
         model_kwargs: further arguments of `from_pretrained`, such as `{"num_labels": 3}`.
         dtype: dtype of a named model's weights; "auto" keeps the one they were saved in. `bf16=True` in the
             settings is another thing: it leaves the weights alone and casts while the forward runs.
+        peft_config: a configuration of PEFT, such as `peft.LoraConfig(r=8)`, or a dict of its fields with
+            "peft_type": adapters that are put on the model when the run begins, and trained in its place.
         settings: only under a plain `lightning.Trainer`; also those of the data module.
         processing_class: tokenizer or processor; the model's special tokens are aligned with it.
         compute_metrics: function of an `EvalPrediction` that returns a dict of metrics.
@@ -109,6 +112,7 @@ class HFModule(pl.LightningModule):
         *,
         model_kwargs: Mapping[str, Any] | None = None,
         dtype: str | torch.dtype = "auto",
+        peft_config: Any = None,
         settings: SettingsSource | None = None,
         processing_class: Any = None,
         compute_metrics: ComputeMetrics | None = None,
@@ -126,19 +130,29 @@ class HFModule(pl.LightningModule):
         check_function("compute_metrics", compute_metrics, "an EvalPrediction")
         check_function("preprocess_logits_for_metrics", preprocess_logits_for_metrics, "logits and labels")
         check_function("compute_loss_func", compute_loss_func, "outputs, labels and num_items_in_batch")
-        check_optimizers(model, optimizers, optimizer_cls_and_kwargs)
+        check_optimizers(None if peft_config is not None else model, optimizers, optimizer_cls_and_kwargs)
         self._build: Callable[..., nn.Module] | None = None
-        if not isinstance(model, nn.Module):
+        is_ready, is_named = (
+            isinstance(model, nn.Module) and peft_config is None,
+            isinstance(model, (str, Path)),
+        )
+        if peft_config is not None:
+            peft_config = read_peft_config(peft_config, model, auto_class)
+        if not is_ready:
             self._build = partial(
                 build_model,
                 model,
                 auto_class=auto_class,
                 dtype=dtype,
                 model_kwargs=dict(model_kwargs or {}),
+                peft_config=peft_config,
                 has_function=has_function,
             )
-        self._is_named = isinstance(model, (str, Path))
-        self.model: Any = model if isinstance(model, nn.Module) else None
+        self._is_built = {
+            "in_parts": is_named and peft_config is None,
+            "seeds_again": is_named or isinstance(model, nn.Module),
+        }
+        self.model: Any = model if is_ready else None
         self.given_settings = None if settings is None else Settings.of(settings)
         self._run: ModelRun | None = None
         self._host: CallbackHost | None = None
@@ -242,7 +256,7 @@ class HFModule(pl.LightningModule):
         if self._run is None:
             self.model = self.model if self._build is None else self._build()
             return
-        self._run.build(self._build, is_named=self._is_named)
+        self._run.build(self._build, **self._is_built)
         self._run.prepare()
         self.host.attach(self, self.args)
 
@@ -283,13 +297,18 @@ class HFModule(pl.LightningModule):
         if self._host is not None and self._host.checkpoints.is_resumable:
             checkpoint |= self._host.checkpoints.describe(self)
 
-    def save_pretrained(self, path: str | os.PathLike[str]) -> None:
+    def save_pretrained(self, path: str | os.PathLike[str], *, merge: bool = False) -> None:
         """Write the model, and its tokenizer or processor, into a folder for `from_pretrained`.
 
         The first of several ranks writes. Where they share the weights (FSDP) all of them call this together.
 
+        Args:
+            path: the folder.
+            merge: with PEFT's adapters, write a model of its own, in whose weights they are, as PEFT's
+                `merge_and_unload` makes it, and not the adapters alone; the trained model stays as it is.
+
         Raises:
-            ModelError: a named model that no run has built yet.
+            ModelError: a named model that no run has built yet, or there is nothing that can be merged.
             CheckpointError: it cannot be written.
 
         Mirrors: transformers.Trainer.save_model
@@ -297,7 +316,7 @@ class HFModule(pl.LightningModule):
         """
         if self.model is None:
             raise ModelError("The model is not built yet: train it, or call module.configure_model() first.")
-        write_on_first_rank(self, self.model, Path(path))
+        write_on_first_rank(self, self.model, Path(path), merge=merge)
 
     # One optimizer step.
 

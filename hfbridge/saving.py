@@ -18,7 +18,8 @@ from hfbridge import ranks
 from hfbridge.checkpoints.export import save_pretrained
 from hfbridge.checkpoints.sigterm import SigtermCheckpoint
 from hfbridge.checkpoints.writer import CheckpointWriter, export
-from hfbridge.errors import BridgeWarning, CheckpointError
+from hfbridge.errors import BridgeWarning, CheckpointError, ModelError
+from hfbridge.model.adapters import merged
 from hfbridge.resume import describe_run, position_of
 from hfbridge.strategies import Sharing
 
@@ -177,23 +178,31 @@ def may_change_weights(listener: pl.Callback | pl.LightningModule) -> bool:
     return not all(module.startswith(_READS_ONLY) for module in modules)
 
 
-def write_on_first_rank(module: Any, model: nn.Module, folder: Path) -> None:
+def write_on_first_rank(module: Any, model: nn.Module, folder: Path, *, merge: bool = False) -> None:
     """Write a model for `from_pretrained`; where the ranks share it, all of them return when it is there.
 
     Args:
         module: the HFModule.
         model: its model.
         folder: where to.
+        merge: what adapters do is put into the weights of a copy.
 
     Raises:
         CheckpointError: it cannot be written; on every rank that was waiting.
+        ModelError: it cannot be merged.
     """
     sharing: Sharing | None = None if module._run is None else module.sharing
     is_sharded = sharing is not None and sharing.is_sharded
+    if merge and is_sharded:
+        raise ModelError(
+            "merge=True: each rank holds a part of the model only. Save the adapter, without merge, and "
+            "merge it in one process: PeftModel.from_pretrained(model, folder).merge_and_unload()."
+        )
     weights = sharing.weights(model) if is_sharded else None  # type: ignore[union-attr]
     with ranks.together() if is_sharded else nullcontext():
         if ranks.rank() == 0:
-            save_pretrained(model, folder, processing_class_of(module), weights=weights)
+            written = merged(model) if merge else model
+            save_pretrained(written, folder, processing_class_of(module), weights=weights)
 
 
 def processing_class_of(module: Any) -> Any:

@@ -1,6 +1,8 @@
 """Weights of a checkpoint and the model they belong to: tied ones, missing ones; knows Hugging Face."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -10,6 +12,7 @@ from transformers.utils.import_utils import is_peft_available
 from hfbridge.errors import CheckpointError
 
 _SHOWN = 3
+_PROMPTS = "prompt_embeddings"  # PEFT's name of learned prompts, of whichever adapter
 
 
 def complete_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
@@ -53,6 +56,12 @@ def complete_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source:
     ]
     differences = (("missing", missing), ("unknown", unknown), ("of another shape", misshapen))
     told = [f"{len(listed)} {what}: {_listed(listed)}" for what, listed in differences if listed]
+    if unknown == [_PROMPTS] and not missing:
+        raise CheckpointError(
+            f"{source} holds the prompts that an encoder has made, which is all that PEFT saves of "
+            "such adapters, and not the encoder; neither engine can go on with its training. "
+            "PeftModel.from_pretrained reads it."
+        )
     if told:
         raise CheckpointError(
             f"{source} does not hold the weights of this {type(model).__name__}; {'; '.join(told)}. Is it "
@@ -70,6 +79,42 @@ def saved_names(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
     return [name for name in kept if name not in never_saved]
 
 
+@contextmanager
+def prompts_of(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Have PEFT take learned prompts from weights, as all else, and not from what the model is by now.
+
+    Prompts that an encoder makes are left to PEFT.
+
+    Args:
+        model: any model.
+        weights: its `state_dict`.
+    """
+    name = "get_prompt_embedding_to_save"
+    if not hasattr(model, name) or not hasattr(model, "prompt_encoder"):
+        yield
+        return
+    own: Any = getattr(model, name)
+
+    def prompts(adapter_name: str) -> Tensor:
+        given = weights.get(f"prompt_encoder.{adapter_name}.embedding.weight")
+        is_encoded = makes_prompts(model, adapter_name)
+        found: Tensor = own(adapter_name) if given is None or is_encoded else given
+        return found
+
+    setattr(model, name, prompts)
+    try:
+        yield
+    finally:
+        delattr(model, name)
+
+
+def makes_prompts(model: Any, adapter: str | None = None) -> bool:
+    """Whether a prompt encoder has more weights than the prompts, which are all that PEFT saves of it."""
+    encoders: Any = getattr(model, "prompt_encoder", None) or {}
+    names = [adapter] if adapter is not None else list(encoders)
+    return any([n for n, _ in encoders[name].named_parameters()] != ["embedding.weight"] for name in names)
+
+
 def _with_adapter(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Put the weights of an adapter beside those of the model below it; empty for any other model."""
     if not is_peft_available():
@@ -82,8 +127,9 @@ def _with_adapter(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, 
     found: dict[str, Tensor] = dict(model.state_dict(keep_vars=True))
     if not set(weights).isdisjoint(found):
         return dict(weights)
-    own = {id(tensor): name for name, tensor in model.state_dict(keep_vars=True).items()}
-    tensors = get_peft_model_state_dict(model, model.state_dict(keep_vars=True), adapter_name=adapter)
+    own = {id(tensor): name for name, tensor in found.items()}
+    with prompts_of(model, found):
+        tensors = get_peft_model_state_dict(model, dict(found), adapter_name=adapter)
     names = {saved: own[id(tensor)] for saved, tensor in tensors.items() if id(tensor) in own}
     return found | {names.get(saved, saved): tensor for saved, tensor in weights.items()}
 

@@ -24,6 +24,7 @@ from hfbridge import ranks
 from hfbridge.checkpoints import layout
 from hfbridge.checkpoints.manifest import make_manifest
 from hfbridge.checkpoints.read import Checkpoint, RankState
+from hfbridge.checkpoints.weights import prompts_of
 from hfbridge.errors import CheckpointError
 
 
@@ -132,7 +133,7 @@ def save_model(
     """
     if _saves_itself(model):
         given = {} if weights is None else {"state_dict": dict(weights)}
-        with _saving_on_any_rank(model):
+        with _saving_on_any_rank(model), prompts_of(model, weights or {}):
             model.save_pretrained(folder, **given)  # type: ignore[operator]
     else:
         found = model.state_dict() if weights is None else dict(weights)

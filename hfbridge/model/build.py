@@ -4,6 +4,8 @@ model=                     built                       random state in which tra
 a model object             by the user                 just seeded
 a name or folder           seeded, then built          seeded again (native `Trainer(model=...)`)
 a factory                  seeded, then called         as the factory leaves it (native `model_init=`)
+
+With peft_config= adapters are drawn when the model is there, and a model object is seeded for as a name is.
 """
 
 import difflib
@@ -20,6 +22,8 @@ from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.utils.generic import can_return_loss, find_labels
 
 from hfbridge.errors import ModelError
+from hfbridge.model.adapters import with_adapters
+from hfbridge.model.quantized import naming_quantization
 from hfbridge.model.sharded import Shard, load_sharded
 
 # Names of classes that some table of heads has, too: several models are one class, with a loss or without.
@@ -117,21 +121,23 @@ def auto_class_of(auto_class: object) -> type[_BaseAutoModelClass]:
 
 
 def build_model(
-    source: Callable[..., nn.Module] | str | Path,
+    source: ModelSource,
     *,
     auto_class: object,
     dtype: str | torch.dtype,
     model_kwargs: Mapping[str, Any],
+    peft_config: Any = None,
     shard: Shard | None = None,
     has_function: bool = False,
 ) -> nn.Module:
-    """Make the model from a name, folder or factory.
+    """Make the model from a name, folder or factory, or put adapters on one.
 
     Args:
         source: see the table at the top of this file.
         auto_class: for a name or folder, the `AutoModelFor*` class or its name.
         dtype: dtype of the weights of a named model; "auto" is the one they were saved in.
         model_kwargs: further arguments of `from_pretrained`.
+        peft_config: of adapters to put on it; `None` for none.
         shard: cuts a named model without weights into the ranks' parts, and each rank reads its own; `None`
             reads it whole.
         has_function: the loss comes from a `compute_loss_func`, so that no head is needed.
@@ -139,19 +145,22 @@ def build_model(
     Raises:
         ModelError: the factory does not return a model, or the model has no head to train.
     """
-    if isinstance(source, str | Path):
+    if isinstance(source, nn.Module):
+        made: Any = source
+    elif isinstance(source, str | Path):
         name = str(Path(source).expanduser()) if str(source).startswith("~") else str(source)
         kind, arguments = auto_class_of(auto_class), {"dtype": dtype, **model_kwargs}
         if shard is not None:
             return load_sharded(kind, name, shard=shard, arguments=arguments)
-        loaded: nn.Module = kind.from_pretrained(name, **arguments)
-        return loaded
-    made = source(*(None for _ in required_arguments(source)))
-    if not isinstance(made, nn.Module):
-        raise ModelError(f"The model factory returned {made!r}; it must return a torch.nn.Module.")
-    if not has_function:
-        check_head(made)
-    return made
+        with naming_quantization(arguments):
+            made = kind.from_pretrained(name, **arguments)
+    else:
+        made = source(*(None for _ in required_arguments(source)))
+        if not isinstance(made, nn.Module):
+            raise ModelError(f"The model factory returned {made!r}; it must return a torch.nn.Module.")
+        if not has_function:
+            check_head(made)
+    return made if peft_config is None else with_adapters(made, peft_config)
 
 
 def required_arguments(factory: Callable[..., Any]) -> list[str]:

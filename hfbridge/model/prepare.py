@@ -25,6 +25,7 @@ from transformers.integrations.neftune import activate_neftune, deactivate_neftu
 from transformers.trainer_utils import align_special_tokens
 
 from hfbridge.errors import ModelError
+from hfbridge.model.adapters import check_reentrant
 from hfbridge.model.precision import unwrap_forward, wrap_forward
 
 
@@ -127,6 +128,7 @@ def enable_recomputation(model: Any, arguments: dict[str, Any]) -> None:
         raise ModelError(
             f"activation_checkpointing=True, and {type(model).__name__} does not support it. Leave it out."
         )
+    check_reentrant(model, arguments)
     every_n_layers, offload = arguments.pop("every_n_layers", 1), arguments.pop("offload", False)
     model.activation_checkpointing_enable(
         activation_checkpointing_kwargs=arguments or None, every_n_layers=every_n_layers, offload=offload

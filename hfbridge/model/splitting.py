@@ -34,6 +34,9 @@ def asking(model: nn.Module) -> Iterator[None]:
     try:
         with torch.random.fork_rng(devices=devices), torch.no_grad():
             model.eval()
+            for module, mode in modes:
+                if type(module).__name__ == "Linear4bit":  # bitsandbytes packs weights anew for evaluations
+                    module.training = mode
             yield
     finally:
         for module, mode in modes:

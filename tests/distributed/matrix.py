@@ -103,7 +103,12 @@ def smooth_t5() -> nn.Module:
 
 
 def run(task: str, strategy: str, ranks: int) -> Trajectory:
-    """Train on this rank."""
+    """Train a task's model on this rank."""
+    return train(hfbridge.HFModule(build(task)), TASKS[task][0], strategy, ranks)
+
+
+def train(module: hfbridge.HFModule, kind: str, strategy: str, ranks: int) -> Trajectory:
+    """Train on this rank, with the rows of a kind of model."""
     gather = Gather()
     settings = {
         **BASE,
@@ -116,9 +121,9 @@ def run(task: str, strategy: str, ranks: int) -> Trajectory:
     trainer = hfbridge.Trainer(
         settings, strategy=strategy, callbacks=[gather], logger=False, enable_model_summary=False
     )
-    rows = make_rows(TASKS[task][0], ROWS)
+    rows = make_rows(kind, ROWS)
     data = hfbridge.HFDataModule(train_dataset=rows, data_collator=PadRows())
-    trainer.fit(hfbridge.HFModule(build(task)), data)
+    trainer.fit(module, data)
     steps = [row for row in trainer.log_history if "loss" in row]
     return Trajectory([r["loss"] for r in steps], [r["grad_norm"] for r in steps], gather.weights)
 
