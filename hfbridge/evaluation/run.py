@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from accelerate.utils import find_batch_size, slice_tensors
 from torch import Tensor, nn
 from transformers import EvalPrediction, TrainingArguments
 from transformers.trainer_utils import PredictionOutput
@@ -162,6 +163,8 @@ class Evaluation:
         Raises:
             MetricsError: `preprocess_logits` returned nothing, or a running metric cannot be updated.
         """
+        if isinstance(self.of, StreamedSet) and not self.options.by_rows:
+            batch = self._without_repeated(batch)
         if self.generation is not None and self.keeps_logits:
             seen = self.generation.predict(self.model, batch, loss_of=self.loss_of)
         else:
@@ -285,6 +288,22 @@ class Evaluation:
         assert self.collected is not None
         return PredictionOutput(self.collected.predictions, self.collected.label_ids, metrics)
 
+    def _own_rows(self) -> int:
+        """Count this rank's rows of the round in hand, without repeated ones."""
+        rows, number = self.of.rows_by_rank(self._batches), rank() if self.of.ranks > 1 else 0
+        return rows[number] if number < len(rows) else 0
+
+    def _without_repeated(self, batch: Batch) -> Batch:
+        """Cut off the rows by which accelerate fills the last round of a stream up.
+
+        A batch of nothing else is left as it is: its rank runs along, and what comes of it is dropped.
+        """
+        rows = self._own_rows()
+        if self.of.ranks == 1 or not 0 < rows < (find_batch_size(batch) or 0):
+            return batch
+        cut: Batch = slice_tensors(batch, slice(rows))
+        return cut
+
     def _try_update(self, running: RunningMetrics, logits: Any, labels: Any) -> None:
         """Update; what fails on some ranks of an evaluation only is raised on all of them at its end."""
         with together() if self._is_rehearsal else nullcontext():
@@ -310,12 +329,11 @@ class Evaluation:
                 f"{', '.join(self.label_names) or 'those that label_names would name'}. Give it labels, or "
                 "leave metrics= out."
             )
-        rows, number = self.of.rows_by_rank(self._batches), rank() if self.of.ranks > 1 else 0
         problem = getattr(getattr(self.model, "config", None), "problem_type", None)
         running.update(
             logits,
             labels,
-            rows=rows[number] if number < len(rows) else 0,
+            rows=self._own_rows(),
             shifts=self.shifts and self.generation is None,
             are_flags=problem == "multi_label_classification",
         )

@@ -1,13 +1,16 @@
 """metrics= on several ranks: the numbers of one process, whatever rows a rank has.
 
-Grade: exact for what counts; where numbers are summed that round, a few ulps, since each rank sums its own.
+Grade: exact for what counts; where numbers are summed that round, a few ulps, since each rank sums its own
+(and a stream's last round is cut otherwise than in one process, whose loss sums otherwise, too).
 """
 
 import pytest
 
 from tests.distributed.evaluations import rows_of_many_lengths
 from tests.distributed.running import error_of, evaluate, train_on_both
+from tests.distributed.test_streams import Square
 from tests.parity.test_running_metrics import job
+from tests.parity.test_streams import Plain
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -24,12 +27,14 @@ def test_as_in_one_process(ranks, n, normalization):
         for rows in sizes
     ]
     jobs += [job("bert-regression", {"eval_strategy": "no"}, eval_rows=rows) for rows in (13,)]
+    streamed = {"as_dataset": Plain, "collator": Square, "has_ids": False}
+    jobs.append(job("distilbert", {"eval_strategy": "no"}, eval_rows=13, **streamed))
     alone = evaluate(jobs, normalization)
     for rank in ranks(n).run(evaluate, jobs, normalization):
         for found, expected in zip(rank, alone, strict=True):
             assert found.keys() == expected.keys()
             for name, value in found.items():
-                rounds = any(part in name for part in ("perplexity", "mse", "auroc"))
+                rounds = any(part in name for part in ("perplexity", "mse", "auroc", "loss"))
                 assert value == (
                     pytest.approx(expected[name], rel=1e-6, nan_ok=True) if rounds else expected[name]
                 )

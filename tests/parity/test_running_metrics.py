@@ -16,10 +16,11 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 from torch import Tensor
 from torchmetrics import MeanSquaredError, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MultilabelF1Score
-from torchmetrics.text import Perplexity
+from torchmetrics.text import Perplexity, SacreBLEUScore
 from transformers import BertConfig, BertForSequenceClassification
 
 import hfbridge
+from hfbridge import MetricsError, decode
 from hfbridge.evaluation.gather import Collector, Part
 from tests.parity.engines import (
     BASE,
@@ -32,7 +33,8 @@ from tests.parity.engines import (
     without_times,
 )
 from tests.parity.test_evaluation_options import STEPS, ByBatch
-from tests.tiny import IGNORED, VOCABULARY, PadRows, make_model, make_rows
+from tests.parity.test_streams import Plain, streamed
+from tests.tiny import IGNORED, VOCABULARY, PadRows, make_model, make_rows, make_tokenizer
 
 CLASSES = {"distilbert": 2, "bert-token": 5, "llama": VOCABULARY, "t5": VOCABULARY}
 
@@ -213,6 +215,51 @@ def test_regression_and_several_labels_a_row() -> None:
     asked = job(model=flags, train_rows=rows, validation_rows=rows)
     ours = run_ours(asked, {"f1": MultilabelF1Score(3)})
     assert 0 <= ours.log_history[2]["eval_f1"] <= 1
+
+
+# Streams, and texts.
+
+
+@pytest.mark.parametrize("make", [Plain, streamed])
+def test_a_stream_is_evaluated(make: Any) -> None:
+    run_both(job(settings={"max_steps": 6}, rows=22, as_dataset=make), "distilbert")
+
+
+@pytest.mark.parametrize(("make", "steps"), [(list, 0), (Plain, 2)])
+def test_a_metric_that_does_not_fit_is_told_before_training(make: Any, steps: int) -> None:
+    """With a stream, which may be read once, nothing is tried: it is told when that is evaluated."""
+    given = {"good": MulticlassAccuracy(2), "bad": MeanSquaredError()}
+    trainer, module, data, *_ = made(job(settings={"max_steps": 2}, as_dataset=make), given)
+    with pytest.raises(MetricsError, match="metrics=: bad does not take"):
+        trainer.fit(module, data)
+    assert trainer.global_step == steps
+
+
+class Bleu(SacreBLEUScore):
+    """BLEU of generated token ids."""
+
+    def update(self, tokens: Tensor, labels: Tensor) -> None:  # type: ignore[override]
+        """Take in a batch."""
+        tokenizer = make_tokenizer()
+        super().update(decode(tokens, tokenizer), [[text] for text in decode(labels, tokenizer)])
+
+
+def bleu(prediction: Any) -> dict[str, float]:
+    """Compute BLEU of all predictions at once."""
+    metric = Bleu(n_gram=2)
+    metric.update(prediction.predictions, prediction.label_ids)
+    return {"bleu": metric.compute().item()}
+
+
+@pytest.mark.filterwarnings("ignore:Using the model-agnostic default:UserWarning")
+def test_texts_that_are_generated() -> None:
+    """A Metric of one's own decodes token ids; they are given as they are, and so are the labels."""
+    settings = {"predict_with_generate": True, "generation_max_length": 9}
+    asked = job("t5", settings, processing_class=make_tokenizer())
+    theirs = run_theirs(replace(asked, compute_metrics=bleu))
+    ours = run_ours(asked, {"bleu": Bleu(n_gram=2)})
+    assert_identical(theirs, ours)
+    assert "eval_bleu" in theirs.log_history[2]
 
 
 # Nothing accumulates.
