@@ -105,7 +105,7 @@ class Evaluator:
         batches = {
             split: module.receive(data.first_eval_batch(split), module.device) for split in data.eval_splits
         }
-        if module.compute_metrics is None and not follows:
+        if module.compute_metrics is None and module.running_metrics is None and not follows:
             return
         module.model.eval()
         known = [
@@ -255,8 +255,8 @@ class Evaluator:
         """Make ready to evaluate a set; the other arguments are those of `Evaluation` and `EvalOptions`."""
         args, normalization = module.args, module.run.normalization
         by_rows = module.loss_normalization == "native"
-        keeps_logits = is_prediction or module.compute_metrics is not None
-        keeps_logits = keeps_logits and not args.prediction_loss_only
+        asks = (module.compute_metrics, module.running_metrics) != (None, None)
+        keeps_logits = (is_prediction or asks) and not args.prediction_loss_only
         extra = {} if keeps_logits or not takes_skip_logits(module.model) else {"skip_logits": True}
         return Evaluation(
             model=module.model,
@@ -273,6 +273,8 @@ class Evaluator:
             is_prediction=is_prediction,
             preparation_s=preparation_s,
             generation=self.generation_of(module),
+            running=module.running_metrics,
+            shifts=normalization.traits.shift,
         )
 
     def _start(self, trainer: pl.Trainer) -> None:

@@ -44,6 +44,7 @@ from hfbridge.evaluation.memory import tells_exhaustion
 from hfbridge.evaluation.metrics import ComputeMetrics
 from hfbridge.evaluation.predict import logits_in
 from hfbridge.evaluation.run import PreprocessLogits
+from hfbridge.evaluation.running import MetricsSource, RunningMetrics
 from hfbridge.evaluator import Evaluator
 from hfbridge.model.adapters import read_peft_config
 from hfbridge.model.build import ModelSource, build_model, check_function, check_source
@@ -77,8 +78,10 @@ class HFModule(pl.LightningModule):
         settings: only under a plain `lightning.Trainer`; also those of the data module.
         processing_class: tokenizer or processor; the model's special tokens are aligned with it.
         compute_metrics: function of an `EvalPrediction` that returns a dict of metrics.
+        metrics: a torchmetrics `Metric`, `MetricCollection` or dict of these, updated batch by batch with
+            logits and labels, so that neither is kept; evaluation/running.py says in what form.
         preprocess_logits_for_metrics: function of a batch's logits and labels that returns what
-            `compute_metrics` is to get as its predictions, such as `logits.argmax(-1)`.
+            `compute_metrics` and `metrics` are to get as predictions, such as `logits.argmax(-1)`.
         compute_loss_func: function of outputs, labels and `num_items_in_batch` that returns the loss.
         optimizers: an optimizer and a schedule of your own; `None` stands for the one the settings name.
         optimizer_cls_and_kwargs: an optimizer class and its arguments, in place of `optim` and `optim_args`.
@@ -100,6 +103,7 @@ class HFModule(pl.LightningModule):
     Raises:
         ModelError: `model` and `auto_class` do not name a model with a head, the folder does not exist, or
             two arguments exclude each other.
+        MetricsError: `metrics` holds something else.
 
     Mirrors: transformers.Trainer
     Proved by: tests/parity/test_steps.py
@@ -116,6 +120,7 @@ class HFModule(pl.LightningModule):
         settings: SettingsSource | None = None,
         processing_class: Any = None,
         compute_metrics: ComputeMetrics | None = None,
+        metrics: MetricsSource | None = None,
         preprocess_logits_for_metrics: PreprocessLogits | None = None,
         compute_loss_func: LossFunction | None = None,
         optimizers: Optimizers = (None, None),
@@ -164,6 +169,7 @@ class HFModule(pl.LightningModule):
         self.label_names: list[str] = []
         self.processing_class = processing_class
         self.compute_metrics = compute_metrics
+        self.running_metrics = None if metrics is None else RunningMetrics(metrics)
         self.preprocess_logits_for_metrics = preprocess_logits_for_metrics
         self.compute_loss_func = compute_loss_func
         self.given_optimizers, self.optimizer_cls_and_kwargs = optimizers, optimizer_cls_and_kwargs

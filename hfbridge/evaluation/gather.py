@@ -7,6 +7,7 @@ at the end      numpy arrays over the whole set, padded with -100 where lengths 
                 of each part
 """
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers.trainer_pt_utils import EvalLoopContainer, nested_numpify
+
+_BLOCK = 256  # mean losses in one tensor
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,8 @@ class Collector:
         self._move_every = move_every
         self._kept = {name: EvalLoopContainer(joins, padding_index=-100) for name in keeps}
         self._means: list[Tensor] = []
-        self._items: list[int] = []
+        self._blocks: list[Tensor] = []
+        self._items = array("q")
         self._parts = 0
 
     def add(self, part: Part) -> None:
@@ -185,6 +189,9 @@ class Collector:
         if part.mean is not None:
             self._means.append(part.mean)
             self._items.append(part.items)
+            if len(self._means) == _BLOCK:  # a number in a tensor of its own takes a hundred times its bytes
+                self._blocks.append(torch.stack(self._means))
+                self._means = []
         for name, container in self._kept.items():
             given = getattr(part, name)
             if given is not None:
@@ -195,11 +202,12 @@ class Collector:
     def finish(self) -> Collected:
         """Hand over everything as numpy arrays."""
         arrays = {name: container.get_arrays() for name, container in self._kept.items()}
+        blocks = [*self._blocks, torch.stack(self._means)] if self._means else self._blocks
         return Collected(
             predictions=arrays.get("logits"),
             label_ids=arrays.get("labels"),
             inputs=arrays.get("inputs"),
             losses=arrays.get("losses"),
-            means=nested_numpify(torch.stack(self._means)) if self._means else None,
+            means=nested_numpify(torch.cat(blocks)) if blocks else None,
             items=np.asarray(self._items, dtype=np.int64),
         )

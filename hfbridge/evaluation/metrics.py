@@ -18,6 +18,7 @@ from hfbridge.errors import MetricsError
 from hfbridge.evaluation.gather import Collected
 
 ComputeMetrics = Callable[..., dict[str, Any]]
+_OWN_NAMES = ("loss", "model_preparation_time", "runtime", "samples_per_second", "steps_per_second")
 
 
 def prediction_of(collected: Collected, *, includes: Iterable[str]) -> EvalPrediction:
@@ -71,6 +72,31 @@ def checked_metrics(returned: object, compute_metrics: ComputeMetrics) -> dict[s
             'names and values, such as {"accuracy": 0.91}.'
         )
     return dict(returned)
+
+
+def joined_metrics(computed: dict[str, Any], running: dict[str, float], *, prefix: str) -> dict[str, Any]:
+    """Join what `compute_metrics` and `metrics` gave.
+
+    Args:
+        computed: the former.
+        running: the latter.
+        prefix: of the names of the evaluation.
+
+    Raises:
+        MetricsError: both give a number of one name, or one goes by a name of the evaluation's own.
+    """
+
+    def plain(name: str) -> str:
+        return name.removeprefix(f"{prefix}_")
+
+    taken = {*map(plain, computed), *_OWN_NAMES}
+    shared = [name for name in running if plain(name) in taken]
+    if shared:
+        raise MetricsError(
+            f"metrics= has {', '.join(shared)}, a name that compute_metrics or the evaluation itself gives "
+            f'another number ({", ".join(sorted(taken))}). Name it otherwise: metrics={{"name": metric}}.'
+        )
+    return {**computed, **running}
 
 
 def checked_logits(logits: Any, preprocess: Callable[..., Any]) -> Any:

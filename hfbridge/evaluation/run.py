@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from accelerate.utils import find_batch_size, slice_tensors
 from torch import Tensor, nn
 from transformers import EvalPrediction, TrainingArguments
 from transformers.trainer_utils import PredictionOutput
@@ -19,6 +20,7 @@ from hfbridge.evaluation.metrics import (
     ComputeMetrics,
     checked_logits,
     checked_metrics,
+    joined_metrics,
     mean_loss,
     name_metrics,
     prediction_of,
@@ -26,7 +28,8 @@ from hfbridge.evaluation.metrics import (
 )
 from hfbridge.evaluation.predict import Batch, Prediction, predict_batch
 from hfbridge.evaluation.ranks import gather, known_to_all, of_each_rank, pad
-from hfbridge.ranks import together
+from hfbridge.evaluation.running import RunningMetrics
+from hfbridge.ranks import rank, together
 
 logger = logging.getLogger(__name__)
 
@@ -93,10 +96,13 @@ class Evaluation:
         has_own_loss: the model returns a loss without any labels.
         compute_metrics: the user's function, or `None`.
         preprocess_logits: the user's function of logits and labels, or `None`.
-        keeps_logits: logits and labels are collected.
-        is_prediction: they are even if `compute_metrics` has seen them batch by batch.
+        keeps_logits: somebody asks for logits and labels; if all of them see those batch by batch, nothing
+            but losses is collected.
+        is_prediction: logits and labels are collected all the same.
         preparation_s: reported with the metrics, unless `None`.
         generation: how predictions are generated, if they are.
+        running: metrics that are updated with every batch, or `None`.
+        shifts: the loss compares logits with the next position's labels; `running` does, too.
 
     Mirrors: transformers.Trainer.evaluation_loop
     Proved by: tests/parity/test_evaluation_options.py
@@ -114,21 +120,30 @@ class Evaluation:
     is_prediction: bool = False
     preparation_s: float | None = None
     generation: Generation | None = None
+    running: RunningMetrics | None = None
+    shifts: bool = False
     collected: Collected | None = field(init=False, default=None)
     _collector: Collector = field(init=False)
+    _shares_logits: bool = field(init=False)
     _start_s: float = field(init=False)
     _batches: int = field(init=False, default=0)
     _last: Sequence[Part] = field(init=False, default=())
     _is_rehearsal: bool = field(init=False, default=False)
+    _failure: MetricsError | None = field(init=False, default=None)
     _computed: dict[str, Any] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        options = self.options
-        if not options.by_batch:
-            self._collector = Collector(move_every=options.move_every, joins=options.joins)
-        else:
-            keeps = ("losses", "logits", "labels") if self.is_prediction else ("losses",)
-            self._collector = Collector(move_every=None, joins=options.joins, keeps=keeps)
+        options, waits = self.options, self.compute_metrics is not None and not self.options.by_batch
+        collects = self.keeps_logits and (self.is_prediction or waits)
+        self._shares_logits = collects or (options.by_batch and self.compute_metrics is not None)
+        keeps = ["logits", "labels"] if collects else []
+        keeps += ["inputs"] if waits else []
+        # In "exact" the mean loss is that of the batches; the rows' losses are for compute_metrics.
+        keeps += ["losses"] if options.by_rows or (waits and "loss" in options.includes) else []
+        move_every = None if options.by_batch else options.move_every
+        self._collector = Collector(move_every=move_every, joins=options.joins, keeps=keeps)
+        if self.running is not None:
+            self.running.begin(ranks=self.of.ranks)
         self._start_s = time.time()
 
     @property
@@ -146,8 +161,10 @@ class Evaluation:
             Its logits: a tensor or a tuple of them; an empty tuple if none are kept.
 
         Raises:
-            MetricsError: `preprocess_logits` returned nothing.
+            MetricsError: `preprocess_logits` returned nothing, or a running metric cannot be updated.
         """
+        if isinstance(self.of, StreamedSet) and not self.options.by_rows:
+            batch = self._without_repeated(batch)
         if self.generation is not None and self.keeps_logits:
             seen = self.generation.predict(self.model, batch, loss_of=self.loss_of)
         else:
@@ -163,8 +180,13 @@ class Evaluation:
         if "inputs" in self.options.includes:
             whole, name = self.options.by_batch, getattr(self.model, "main_input_name", "input_ids")
             inputs = batch if whole else batch[name]
-        share = self._share_natively if self.options.by_rows else self._share_exactly
-        self._last = share(seen, inputs)
+        options, logits = self.options, None
+        if self.running is not None or not options.by_rows or self.of.ranks == 1:
+            logits = self._preprocess(seen.logits, seen.labels)
+        if self.running is not None and seen.logits is not None:
+            self._try_update(self.running, logits, seen.labels)
+        share = self._share_natively if options.by_rows else self._share_exactly
+        self._last = share(seen, logits, inputs)
         self._batches += 1
         for part in self._last:
             self._collector.add(part)
@@ -225,7 +247,7 @@ class Evaluation:
         except MetricsError:
             raise
         except Exception as error:
-            logger.info("compute_metrics could not be tried on a few rows: %s", error)
+            logger.info("the metrics could not be tried on a few rows: %s", error)
         return known_to_all(names)
 
     def finish(self) -> tuple[dict[str, Any], dict[str, float]]:
@@ -235,7 +257,8 @@ class Evaluation:
             Loss and metrics, and apart from them the speed.
 
         Raises:
-            MetricsError: `compute_metrics` did not return a dict.
+            MetricsError: `compute_metrics` did not return a dict, or it and a running metric give two numbers
+                of one name.
         """
         options, of = self.options, self.of
         self.collected = found = self._collector.finish()
@@ -244,6 +267,13 @@ class Evaluation:
             given = prediction_of(found, includes=options.includes)
             with together():
                 self._computed = checked_metrics(self.compute_metrics(given), self.compute_metrics)
+        if self.running is not None:
+            with together():
+                if self._failure is not None:
+                    raise self._failure
+            with together():
+                numbers = self.running.compute(is_trial=self._is_rehearsal)
+                self._computed = joined_metrics(self._computed, numbers, prefix=of.prefix)
         metrics = name_metrics(
             self._computed,
             prefix=of.prefix,
@@ -258,7 +288,57 @@ class Evaluation:
         assert self.collected is not None
         return PredictionOutput(self.collected.predictions, self.collected.label_ids, metrics)
 
-    def _share_natively(self, seen: Prediction, inputs: Any) -> list[Part]:
+    def _own_rows(self) -> int:
+        """Count this rank's rows of the round in hand, without repeated ones."""
+        rows, number = self.of.rows_by_rank(self._batches), rank() if self.of.ranks > 1 else 0
+        return rows[number] if number < len(rows) else 0
+
+    def _without_repeated(self, batch: Batch) -> Batch:
+        """Cut off the rows by which accelerate fills the last round of a stream up.
+
+        A batch of nothing else is left as it is: its rank runs along, and what comes of it is dropped.
+        """
+        rows = self._own_rows()
+        if self.of.ranks == 1 or not 0 < rows < (find_batch_size(batch) or 0):
+            return batch
+        cut: Batch = slice_tensors(batch, slice(rows))
+        return cut
+
+    def _try_update(self, running: RunningMetrics, logits: Any, labels: Any) -> None:
+        """Update; what fails on some ranks of an evaluation only is raised on all of them at its end."""
+        with together() if self._is_rehearsal else nullcontext():
+            try:
+                if self._failure is None:
+                    self._update(running, logits, labels)
+            except MetricsError as error:
+                if self.of.ranks == 1 or self._is_rehearsal:
+                    raise
+                self._failure = error
+
+    def _update(self, running: RunningMetrics, logits: Any, labels: Any) -> None:
+        """Have the running metrics see this rank's rows of a round, but those that fill it up.
+
+        Raises:
+            MetricsError: there are no labels to evaluate by, or a metric does not take the batch.
+        """
+        if labels is None or labels == ():
+            if self.is_prediction:
+                return
+            raise MetricsError(
+                f"metrics= compare outputs with labels, and the set {self.of.prefix!r} has not all of "
+                f"{', '.join(self.label_names) or 'those that label_names would name'}. Give it labels, or "
+                "leave metrics= out."
+            )
+        problem = getattr(getattr(self.model, "config", None), "problem_type", None)
+        running.update(
+            logits,
+            labels,
+            rows=self._own_rows(),
+            shifts=self.shifts and self.generation is None,
+            are_flags=problem == "multi_label_classification",
+        )
+
+    def _share_natively(self, seen: Prediction, own_logits: Any, inputs: Any) -> list[Part]:
         """Gather the round that a batch belongs to, in the native order.
 
         Mirrors: transformers.Trainer.evaluation_loop
@@ -267,21 +347,24 @@ class Evaluation:
         losses = None if seen.loss is None else self._gather(seen.loss.repeat(self.of.batch_size))
         if inputs is not None and not self.options.by_batch:
             inputs = self._gather(pad(inputs, ranks=ranks))
-        labels, logits = pad(seen.labels, ranks=ranks), pad(seen.logits, ranks=ranks)
-        logits = self._preprocess(logits, labels)
+        if not self._shares_logits:
+            return [Part(losses, None, None, inputs)]
+        labels, logits = pad(seen.labels, ranks=ranks), own_logits
+        if ranks > 1:
+            logits = self._preprocess(pad(seen.logits, ranks=ranks), labels)
         logits = None if logits is None else self._gather(logits)
         labels = None if labels is None else self._gather(labels)
         return [Part(losses, logits, labels, inputs)]
 
-    def _share_exactly(self, seen: Prediction, inputs: Any) -> list[Part]:
+    def _share_exactly(self, seen: Prediction, own_logits: Any, inputs: Any) -> list[Part]:
         """Gather what each rank's batch gave, as it would be in one process; those of repeated rows go."""
         loss, ranks = seen.loss, self.of.ranks
-        logits = self._preprocess(seen.logits, seen.labels)
+        logits, labels = (own_logits, seen.labels) if self._shares_logits else (None, None)
         items = None if loss is None else torch.tensor(seen.weight, device=loss.device)
         parts = []
         for rows, (mean, held, *kept) in zip(
             self.of.rows_by_rank(self._batches),
-            of_each_rank((loss, items, logits, seen.labels, inputs), ranks=ranks),
+            of_each_rank((loss, items, logits, labels, inputs), ranks=ranks),
             strict=False,
         ):
             losses = None if mean is None else mean.repeat(rows)

@@ -11,6 +11,7 @@ import datasets
 import pytest
 
 from hfbridge import HFDataModule, HFModule, Trainer
+from tests.distributed.evaluations import evaluate_exactly, names_its_rows
 from tests.distributed.jobs import run_job_on_both
 from tests.parity.engines import BASE, Job
 from tests.parity.test_streams import Plain, generated
@@ -43,6 +44,21 @@ def test_rows_are_dealt_natively(ranks, config, make, evaluates):
     asked = Job(settings=settings, rows=rows, as_dataset=make, collator=Square, has_ids=False)
     run = ranks(2).run(run_job_on_both, asked if evaluates else with_no_evaluation(asked))
     assert len(run) == 2
+
+
+def test_an_exact_evaluation_counts_each_row_once(ranks):
+    """Nine rows on two ranks: of the last round's one, the second rank has a copy, which does not count.
+
+    Close: accelerate cuts the last round in equal parts, so that its batches are others than in one process.
+    """
+    given = {"as_dataset": Plain, "collator": Square, "has_ids": False, "compute_metrics": names_its_rows}
+    jobs = [Job(eval_rows=n, **given) for n in (9, 11, 13)]
+    alone = evaluate_exactly(jobs)
+    for rank in ranks(2).run(evaluate_exactly, jobs):
+        for found, expected in zip(rank, alone, strict=True):
+            for numbers, others in zip(found[:2], expected[:2], strict=True):
+                assert numbers == pytest.approx(others, rel=1e-6)
+            assert found[2] == expected[2]
 
 
 def with_no_evaluation(job):
