@@ -11,12 +11,13 @@ With W ranks, this is what a rank holds at that moment, in bytes for each of the
     ddp        4         4           8                  4, the buckets in which gradients travel
     fsdp2      4 / W     4 / W       8 / W
     stage 1    4         4           8 / W              4 / W, the weights that the optimizer trains
-    stage 2    4         4 / W       8 / W              4 / W, the same; 4 / W, the gradients put in one
+    stage 2    4                     8 / W              4 / W, the same; 4, a copy of gloo's
     stage 3    4 / W     4 / W       8 / W              4 / W, the same
 
 The difference from ddp is what theory says that sharding saves. Stages 1 to 3 keep the weights that the
-optimizer trains apart from those of the model, in float32, too. Buckets, and what is gathered at a time, are
-bounded in the configuration, the same for both engines.
+optimizer trains apart from those of the model, in float32, too. Stage 2 is at its fullest when gradients are
+gone and the new weights are gathered, of which gloo makes a copy: it saves what stage 1 does. Buckets, and
+what is gathered at a time, are bounded in the configuration, the same for both engines.
 """
 
 import argparse
@@ -37,7 +38,7 @@ HELD_BYTES = {  # for each parameter: whole, and shared by all ranks
     "ddp": (20, 0),
     "fsdp2": (0, 16),
     "deepspeed_stage_1": (8, 12),
-    "deepspeed_stage_2": (4, 20),
+    "deepspeed_stage_2": (8, 12),
     "deepspeed_stage_3": (0, 20),
 }
 LEAST = 0.85  # of what theory says

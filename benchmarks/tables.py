@@ -92,8 +92,41 @@ def rows_memory(results: dict[str, Any]) -> list[str]:
     return lines
 
 
+def memory(results: dict[str, Any]) -> list[str]:
+    counts = sorted(int(key.removeprefix("ranks_")) for key in results if key.startswith("ranks_"))
+    head = " | ".join(f"{count} ranks" for count in counts)
+    lines = [f"| MiB; saved, of what theory says | {head} |", f"| --- |{' ---: |' * len(counts)}"]
+    for key in results[f"ranks_{counts[0]}"]:
+        engine, _, strategy = key.partition(":")
+        cells = []
+        for count in counts:
+            row = results[f"ranks_{count}"][key]
+            share = f"; {row['saved_of_theory']:.2f}" if "saved_of_theory" in row else ""
+            cells.append(f"{row['training_bytes'] / 2**20:.0f}{share}")
+        lines.append(f"| {NAMES[engine]}, {strategy} | {' | '.join(cells)} |")
+    return lines
+
+
+def scaling(results: dict[str, Any]) -> list[str]:
+    lines = ["| samples per second | one rank | two ranks | two of one |", "| --- | ---: | ---: | ---: |"]
+    for engine in ("native", "hfbridge"):
+        cells = []
+        for ranks in (1, 2):
+            row = results[f"ranks_{ranks}"]
+            low, high = row["of_native"]["quartiles"]
+            speed = f"{row[engine]['samples_per_second']['median']:.1f}"
+            share = f"{speed}; {row['of_native']['median']:.3f} of native ({low:.3f} to {high:.3f})"
+            cells.append(speed if engine == "native" else share)
+        lines.append(
+            f"| {NAMES[engine]} | {' | '.join(cells)} | {results[f'two_ranks_of_one_{engine}']:.2f} |"
+        )
+    return lines
+
+
 TABLES = {
     "matrix": matrix,
+    "memory": memory,
+    "scaling": scaling,
     "checkpoint": checkpoint,
     "overhead": overhead,
     "finetune": finetune,
