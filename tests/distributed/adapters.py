@@ -1,5 +1,6 @@
 """What the ranks of a pool run for tests/distributed/test_adapters.py."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,12 +19,17 @@ def run_on_both(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     return run_job_on_both(job_of(kind, write_model(kind.model), **settings))
 
 
-def run_by_strategy(strategy: str, ranks: int) -> tuple[Trajectory, dict[str, Any]]:
-    """Train adapters by configuration on this rank; tell the figures of the summary, too."""
+def write_llama(folder: Path) -> str:
+    """Write a model; returns where."""
     torch.manual_seed(1)
-    make_model("llama", dropout=0.0).save_pretrained("model")
+    make_model("llama", dropout=0.0).save_pretrained(folder)
+    return str(folder)
+
+
+def run_by_strategy(model: str, strategy: str, ranks: int) -> tuple[Trajectory, dict[str, Any]]:
+    """Train adapters by configuration on this rank; tell the figures of the summary, too."""
     config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    module = hfbridge.HFModule("model", "AutoModelForCausalLM", peft_config=config)
+    module = hfbridge.HFModule(model, "AutoModelForCausalLM", peft_config=config)
     found = train(module, "llama", strategy, ranks)
     module.save_pretrained("adapter")
     counts = module.run.parameters
