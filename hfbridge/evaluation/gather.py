@@ -178,7 +178,6 @@ class Collector:
     ) -> None:
         self._move_every = move_every
         self._kept = {name: EvalLoopContainer(joins, padding_index=-100) for name in keeps}
-        self._means: list[Tensor] = []
         self._blocks: list[Tensor] = []
         self._items = array("q")
         self._parts = 0
@@ -187,11 +186,13 @@ class Collector:
         """Take in a part."""
         self._parts += 1
         if part.mean is not None:
-            self._means.append(part.mean)
+            place = len(self._items) % _BLOCK
+            if place == 0:
+                self._blocks.append(part.mean.new_empty(_BLOCK))
+            # A tensor of its own would take a hundred times the bytes, and on the CPU lie where the logits of
+            # the next batch would else: the heap grows with every batch.
+            self._blocks[-1][place] = part.mean
             self._items.append(part.items)
-            if len(self._means) == _BLOCK:  # a number in a tensor of its own takes a hundred times its bytes
-                self._blocks.append(torch.stack(self._means))
-                self._means = []
         for name, container in self._kept.items():
             given = getattr(part, name)
             if given is not None:
@@ -202,12 +203,11 @@ class Collector:
     def finish(self) -> Collected:
         """Hand over everything as numpy arrays."""
         arrays = {name: container.get_arrays() for name, container in self._kept.items()}
-        blocks = [*self._blocks, torch.stack(self._means)] if self._means else self._blocks
         return Collected(
             predictions=arrays.get("logits"),
             label_ids=arrays.get("labels"),
             inputs=arrays.get("inputs"),
             losses=arrays.get("losses"),
-            means=nested_numpify(torch.cat(blocks)) if blocks else None,
+            means=nested_numpify(torch.cat(self._blocks)[: len(self._items)]) if self._blocks else None,
             items=np.asarray(self._items, dtype=np.int64),
         )
