@@ -123,6 +123,20 @@ def scaling(results: dict[str, Any]) -> list[str]:
     return lines
 
 
+def tasks(results: dict[str, Any]) -> list[str]:
+    """One row a task: its first score by both engines, and whether all its scores are equal."""
+    lines = [
+        "| task | score | `transformers.Trainer` | hfbridge | all scores equal |",
+        "| --- | --- | ---: | ---: | --- |",
+    ]
+    for name, row in results["tasks"].items():
+        theirs, ours = row["native"], row["hfbridge"]
+        scores = " | ".join(f"{side['scores'][row['metric']]:.4g}" for side in (theirs, ours))
+        equal = "to the last bit" if theirs["scores"] == ours["scores"] else "no"
+        lines.append(f"| `examples/{name}` | {row['metric']} | {scores} | {equal} |")
+    return lines
+
+
 TABLES = {
     "matrix": matrix,
     "memory": memory,
