@@ -141,6 +141,7 @@ TABLES = {
     "matrix": matrix,
     "memory": memory,
     "scaling": scaling,
+    "rows_memory": rows_memory,
     "checkpoint": checkpoint,
     "overhead": overhead,
     "finetune": finetune,
