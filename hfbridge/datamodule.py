@@ -63,8 +63,8 @@ class HFDataModule(pl.LightningDataModule):
         map_function: given to `datasets.map` for every split: rows to columns, a tokenizer's call, say. On
             several ranks one of each node maps, and the others are given what it has made.
         map_kwargs: further arguments of `datasets.map`; `batched=True` unless you say otherwise.
-        processing_class: tokenizer or processor; chooses the default collator. HFModule's is used without
-        one. data_collator: makes a micro-batch (a mapping of tensors) from a list of rows.
+        processing_class: tokenizer or processor; chooses the default collator. HFModule's without one.
+        data_collator: makes a micro-batch (a mapping of tensors) from a list of rows.
         packing: tokens of a row, into which whole examples of the train set are packed, for causal language
             models. `data_collator` then makes the batches of the other sets only, whose rows stay examples.
         settings: only under a plain `lightning.Trainer`, unless HFModule has them.

@@ -137,10 +137,8 @@ class HFModule(pl.LightningModule):
         check_function("compute_loss_func", compute_loss_func, "outputs, labels and num_items_in_batch")
         check_optimizers(None if peft_config is not None else model, optimizers, optimizer_cls_and_kwargs)
         self._build: Callable[..., nn.Module] | None = None
-        is_ready, is_named = (
-            isinstance(model, nn.Module) and peft_config is None,
-            isinstance(model, (str, Path)),
-        )
+        is_named, is_object = isinstance(model, (str, Path)), isinstance(model, nn.Module)
+        is_ready = is_object and peft_config is None
         if peft_config is not None:
             peft_config = read_peft_config(peft_config, model, auto_class)
         if not is_ready:
@@ -155,7 +153,7 @@ class HFModule(pl.LightningModule):
             )
         self._is_built = {
             "in_parts": is_named and peft_config is None,
-            "seeds_again": is_named or isinstance(model, nn.Module),
+            "seeds_again": is_named or is_object,
         }
         self.model: Any = model if is_ready else None
         self.given_settings = None if settings is None else Settings.of(settings)
