@@ -7,7 +7,7 @@ Grade: exact for what counts; where numbers are summed that round, a few ulps, s
 import pytest
 
 from tests.distributed.evaluations import rows_of_many_lengths
-from tests.distributed.running import error_of, evaluate, train_on_both
+from tests.distributed.running import error_of, evaluate, load_and_compute, train_on_both
 from tests.distributed.test_streams import Square
 from tests.parity.test_running_metrics import job
 from tests.parity.test_streams import Plain
@@ -58,3 +58,11 @@ def test_what_fails_is_told_on_all_ranks(ranks, what, text):
     for kind, message in ranks(2).run(error_of, job(settings={"eval_strategy": "no"}, eval_rows=7), what):
         assert kind == "MetricsError"
         assert text in message
+
+
+@pytest.mark.parametrize("waits_in_file", [False, True])
+def test_a_loaded_metric_of_each_rank_and_of_all(ranks, tmp_path, waits_in_file):
+    """Of the rows of one rank, four of four are right; of the other's, two."""
+    first, second = ranks(2).run(load_and_compute, str(tmp_path), waits_in_file)
+    assert first == (1.0, 0.75)
+    assert second == (0.5, -1.0)

@@ -28,6 +28,7 @@ from tests.parity.engines import (
     record_theirs,
     run_ours,
 )
+from tests.parity.test_resume import assert_goes_on, bridge
 from tests.properties.test_split_law import LAW, exact_model, gradient_of, relative
 from tests.tiny import PadRows, make_model, make_rows
 
@@ -103,6 +104,16 @@ def test_evaluation_sets_stay_examples() -> None:
     assert sum(len(ids) for ids in collator.ids) == 0  # rows have none
     loader: Any = data.val_dataloader()
     assert sum(len(batch["input_ids"]) for batch in loader) == 11
+
+
+def test_a_stopped_run_goes_on() -> None:
+    """In the middle of the second pass."""
+    saving = job_of(save_strategy="steps", save_steps=1, logging_steps=1)
+    whole = bridge(saving.with_settings(output_dir="whole"))
+    step = whole.state["max_steps"] - 1
+    again = bridge(saving.with_settings(output_dir="again"), f"whole/checkpoint-{step}")
+    assert step > whole.state["max_steps"] // 2
+    assert_goes_on(whole, again, step)
 
 
 def test_a_run_may_be_repeated_with_the_same_data_module() -> None:
