@@ -92,6 +92,20 @@ def rows_memory(results: dict[str, Any]) -> list[str]:
     return lines
 
 
+def evaluation_memory(results: dict[str, Any]) -> list[str]:
+    """One row a way of metrics, one column a number of rows."""
+    of_rows = results["rows"]
+    lines = [
+        f"| rows of the evaluation set | {' | '.join(f'{int(rows):,}' for rows in of_rows)} |",
+        f"| --- |{' ---: |' * len(of_rows)}",
+    ]
+    for way in next(iter(of_rows.values())):
+        engine, _, metrics = way.partition(":")
+        rises = (row[way]["rises_by_bytes"]["median"] / 2**20 for row in of_rows.values())
+        lines.append(f"| {NAMES[engine]}, `{metrics}` | {' | '.join(f'{mib:.0f} MiB' for mib in rises)} |")
+    return lines
+
+
 def memory(results: dict[str, Any]) -> list[str]:
     counts = sorted(int(key.removeprefix("ranks_")) for key in results if key.startswith("ranks_"))
     head = " | ".join(f"{count} ranks" for count in counts)
@@ -142,6 +156,7 @@ TABLES = {
     "memory": memory,
     "scaling": scaling,
     "rows_memory": rows_memory,
+    "evaluation_memory": evaluation_memory,
     "checkpoint": checkpoint,
     "overhead": overhead,
     "finetune": finetune,
