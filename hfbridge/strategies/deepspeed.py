@@ -20,6 +20,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch import strategies
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import TrainerFn
@@ -33,6 +34,12 @@ from hfbridge.strategies.builds import warn_of_old_locks
 from hfbridge.strategies.engine import EnginePrecision, EngineSharing
 from hfbridge.strategies.launcher import ScriptLauncher, open_group
 
+_SINGLE_FILES = (
+    "Under DeepSpeed a run goes on from directories, which save_strategy in the settings writes; "
+    "trainer.save_checkpoint and ModelCheckpoint write single files. Leave them out (a plain "
+    "lightning.Trainer has a ModelCheckpoint unless enable_checkpointing=False). For the weights alone call "
+    "module.save_pretrained(folder)."
+)
 _VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK")
 
 
@@ -168,10 +175,15 @@ class DeepSpeedStrategy(strategies.DeepSpeedStrategy):
         return nullcontext()
 
     def setup(self, trainer: pl.Trainer) -> None:
-        """Have the module make its optimizer, and with it the engine."""
+        """Have the module make its optimizer, and with it the engine.
+
+        Raises:
+            CheckpointError: a callback would have to write files that no engine reads.
+        """
         assert self.accelerator is not None
         self.accelerator.setup(trainer)
         if trainer.state.fn == TrainerFn.FITTING:
+            _check_callbacks(trainer)
             Strategy.setup_optimizers(self, trainer)
             folder, self.sharing.parts_to_load = self.sharing.parts_to_load, None
             if folder is not None:
@@ -220,11 +232,7 @@ class DeepSpeedStrategy(strategies.DeepSpeedStrategy):
         Raises:
             CheckpointError: always.
         """
-        raise CheckpointError(
-            "Under DeepSpeed a run goes on from directories, which save_strategy in the settings writes; "
-            "trainer.save_checkpoint and ModelCheckpoint write single files. Leave them out. For the weights "
-            "alone call module.save_pretrained(folder)."
-        )
+        raise CheckpointError(_SINGLE_FILES)
 
     def teardown(self) -> None:
         """Leave model and engine where they are, as natively: all ranks still need a sharded model."""
@@ -253,3 +261,10 @@ class DeepSpeedStrategy(strategies.DeepSpeedStrategy):
         """Likewise."""
         assert self.lightning_module is not None
         return self.lightning_module.predict_step(*arguments, **named)
+
+
+def _check_callbacks(trainer: pl.Trainer) -> None:
+    """Refuse before training what would be refused at its first save."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and (callback.save_top_k != 0 or callback.save_last):
+            raise CheckpointError(_SINGLE_FILES)

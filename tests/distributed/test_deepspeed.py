@@ -6,6 +6,7 @@ import pytest
 
 from tests.distributed.zero import (
     bring_optimizer,
+    keep_files,
     resume_both_ways,
     resume_elsewhere,
     run_by_name,
@@ -190,3 +191,9 @@ def test_a_checkpoint_of_another_strategy_is_refused(ranks, written, resumed, to
 def test_an_optimizer_of_the_whole_model_is_refused(ranks):
     for error in ranks(2).run(bring_optimizer, zero(2)):
         assert "optimizer_cls_and_kwargs" in error
+
+
+def test_a_callback_that_writes_single_files_is_refused_before_training(ranks):
+    for error, steps in ranks(2).run(keep_files, zero(2)):
+        assert "ModelCheckpoint write single files" in error
+        assert steps == 0
