@@ -7,6 +7,7 @@ import pytest
 from tests.distributed.zero import (
     bring_optimizer,
     keep_files,
+    load_best_on_both,
     resume_both_ways,
     resume_elsewhere,
     run_by_name,
@@ -186,6 +187,14 @@ def test_either_engine_goes_on_from_either_checkpoint(ranks, stage):
 def test_a_checkpoint_of_another_strategy_is_refused(ranks, written, resumed, told):
     for error in ranks(2).run(resume_elsewhere, written, resumed):
         assert told in error
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stage", [2, 3])
+def test_the_best_weights_are_loaded_at_the_end(ranks, stage):
+    for found in ranks(2).run(load_best_on_both, zero(stage)):
+        assert len(found["best"]) == 1
+        assert max(found["best"]) < found["last"]
 
 
 def test_an_optimizer_of_the_whole_model_is_refused(ranks):

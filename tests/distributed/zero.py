@@ -201,6 +201,22 @@ def resume_both_ways(job: Job) -> dict[str, Any]:
     return {"steps": found, "names": names}
 
 
+def load_best_on_both(config: dict[str, Any]) -> dict[str, Any]:
+    """Train on both engines with the best weights loaded at the end, and see that these are the same."""
+    connect()
+    evaluated = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    best = {"load_best_model_at_end": True, "learning_rate": 0.3, "lr_scheduler_type": "constant"}
+    job = Job("distilbert", {"deepspeed": config, "max_steps": 5, **evaluated, **best})
+    theirs, ours = (
+        run(job.with_settings(output_dir=str(_shared_folder(name))))
+        for name, run in (("best-native", _run_native), ("best-bridged", _run_bridged))
+    )
+    same("rows", _rows(theirs), _rows(ours))
+    same("weights", theirs.weights, ours.weights)
+    named = {record.state["best_global_step"] for record in (theirs, ours)}
+    return {"best": named, "last": theirs.state["global_step"]}
+
+
 def bring_optimizer(config: dict[str, Any]) -> str:
     """Give HFModule an optimizer, which native drops without a word; returns the error."""
     connect()
