@@ -3,6 +3,7 @@
 Grade: exact. What is compared stands in tests/parity/engines.py.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from hfbridge import HFDataModule, HFModule, Trainer
 from tests.distributed.evaluations import evaluate_exactly, names_its_rows
 from tests.distributed.jobs import run_job_on_both
 from tests.parity.engines import BASE, Job
+from tests.parity.test_resume import assert_goes_on, bridge
 from tests.parity.test_streams import Plain, generated
 from tests.tiny import PadRows, make_model, make_rows
 
@@ -59,6 +61,24 @@ def test_an_exact_evaluation_counts_each_row_once(ranks):
             for numbers, others in zip(found[:2], expected[:2], strict=True):
                 assert numbers == pytest.approx(others, rel=1e-6)
             assert found[2] == expected[2]
+
+
+def go_on(folder: str, make: Callable[..., Any]) -> list[int]:
+    """Stop in the middle of the first and of the second pass of a stream, and go on; returns where."""
+    saving = {"max_steps": 9, "save_strategy": "steps", "save_steps": 1, "logging_steps": 2}
+    whole = Job(settings={**saving, "output_dir": f"{folder}/whole"}, rows=44, as_dataset=make)
+    whole = replace(whole, collator=Square, has_ids=False, eval_rows=0)
+    expected = bridge(whole)
+    steps = [2, 7]
+    for step in steps:
+        again = whole.with_settings(output_dir=f"{folder}/again", save_strategy="no")
+        assert_goes_on(expected, bridge(again, f"{folder}/whole/checkpoint-{step}"), step)
+    return steps
+
+
+@pytest.mark.parametrize("make", [Plain, pytest.param(sharded, marks=pytest.mark.long)])
+def test_a_stopped_run_goes_on(ranks, tmp_path, make):
+    assert ranks(2).run(go_on, str(tmp_path), make) == [[2, 7], [2, 7]]
 
 
 def with_no_evaluation(job):
