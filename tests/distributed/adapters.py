@@ -9,14 +9,13 @@ from peft import LoraConfig
 import hfbridge
 from tests.distributed.jobs import run_job_on_both
 from tests.distributed.matrix import Trajectory, train
-from tests.parity.test_adapters import KINDS, job_of, write_model
+from tests.parity.test_adapters import KINDS, job_of
 from tests.tiny import make_model
 
 
-def run_on_both(name: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Train adapters by configuration on both engines."""
-    kind = KINDS[name]
-    return run_job_on_both(job_of(kind, write_model(kind.model), **settings))
+def run_on_both(name: str, model: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Train adapters by configuration, on a model that is written already, on both engines."""
+    return run_job_on_both(job_of(KINDS[name], model, **settings))
 
 
 def write_llama(folder: Path) -> str:

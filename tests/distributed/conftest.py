@@ -7,13 +7,22 @@ import pytest
 from tests.distributed.pool import Pool
 
 MOST_RANKS = 5  # at a time, of one process that tests
+MOST_BYTES = 3 * 2**30  # of a rank, when a test begins
 PoolOf = Callable[[int], Pool]
 
 
 @pytest.fixture(scope="session")
-def ranks() -> Iterator[PoolOf]:
+def pools() -> Iterator[dict[int, Pool]]:
+    """Keep pools by their numbers of ranks, and end them."""
+    found: dict[int, Pool] = {}
+    yield found
+    for pool in found.values():
+        pool.close()
+
+
+@pytest.fixture(scope="session")
+def ranks(pools: dict[int, Pool]) -> PoolOf:
     """Give the pool of a number of ranks; those used longest ago end: a rank takes most of a gigabyte."""
-    pools: dict[int, Pool] = {}
 
     def pool_of(world_size: int) -> Pool:
         pools[world_size] = pools.pop(world_size, None) or Pool(world_size)  # the last in order
@@ -22,6 +31,12 @@ def ranks() -> Iterator[PoolOf]:
                 pools.pop(other).close()
         return pools[world_size]
 
-    yield pool_of
+    return pool_of
+
+
+@pytest.fixture(autouse=True)
+def large_ranks_begin_anew(pools: dict[int, Pool]) -> None:
+    """End ranks that have grown before a test begins; its first job starts others."""
     for pool in pools.values():
-        pool.close()
+        if pool.largest_bytes() > MOST_BYTES:
+            pool.close()

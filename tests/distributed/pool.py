@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -62,6 +64,13 @@ class Pool:
             self.close()  # the group may be out of step
             raise RankError("\n".join(failed))
         return [returned for _, returned in results]
+
+    def largest_bytes(self) -> int:
+        """Tell how much memory the largest rank has."""
+        if self._process is None or self._process.poll() is not None:
+            return 0
+        ranks = psutil.Process(self._process.pid).children(recursive=True)
+        return max((rank.memory_info().rss for rank in ranks if rank.is_running()), default=0)
 
     def close(self) -> None:
         """End the ranks."""

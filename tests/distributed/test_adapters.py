@@ -5,6 +5,7 @@ import pytest
 from tests.distributed.adapters import run_by_strategy, run_on_both, write_llama
 from tests.distributed.matrix import deviation
 from tests.distributed.test_matrix import TOLERANCE
+from tests.parity.test_adapters import KINDS, write_model
 
 pytestmark = [
     pytest.mark.distributed,
@@ -16,8 +17,9 @@ pytestmark = [
 SHORT = {"gradient_accumulation_steps": 2, "max_steps": 3, "max_grad_norm": 0.3}
 
 
-def test_ddp_equals_native(ranks):
-    first, second = ranks(2).run(run_on_both, "lora", SHORT)
+def test_ddp_equals_native(ranks, tmp_path):
+    model = write_model(KINDS["lora"].model, str(tmp_path / "model"))
+    first, second = ranks(2).run(run_on_both, "lora", model, SHORT)
     assert first["collated"] != second["collated"]
 
 

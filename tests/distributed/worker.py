@@ -65,6 +65,7 @@ def _forget(environment: dict[str, str]) -> None:
     torch.manual_seed(0)
     np.random.seed(0)
     torch.set_grad_enabled(True)
+    torch.use_deterministic_algorithms(False)  # else all of DeepSpeed's buffers, which are large, are filled
     gc.collect()
 
 
