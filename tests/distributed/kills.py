@@ -7,24 +7,17 @@ that torchrun sets. Both are killed by SIGKILL, one of them a little later than 
 """
 
 import os
-import random
-import signal
 import socket
 import sys
-import time
 import traceback
 import warnings
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch.distributed as dist
 
-from hfbridge.checkpoints.layout import checkpoints_in, unfinished_in
-from tests.faults.kills import Ended, Killed, Moment, train, wait_for_checkpoint, write_result
+from tests.faults.kills import train, write_result
 
 RANKS = 2
-APART_S = 0.05
 
 
 def fork(folder: Path) -> list[int]:
@@ -66,37 +59,5 @@ def _fork_rank(folder: Path, rank: int, port: int) -> int:
         os._exit(code)
 
 
-def run_to_end(folder: Path) -> Ended:
-    """Train to the end."""
-    began = time.monotonic()
-    children = fork(folder)
-    wait_for_checkpoint(folder, children)
-    saved_s = time.monotonic() - began
-    if any([os.waitpid(child, 0)[1] for child in children]):
-        logs = "".join(path.read_text(encoding="utf-8")[-3000:] for path in folder.glob("run-*.log"))
-        sys.exit(f"a run failed:\n{logs}")
-    first, second = ((folder / f"weights-{rank}.txt").read_text(encoding="utf-8") for rank in range(RANKS))
-    assert first == second
-    return Ended(first, saved_s, time.monotonic() - began)
-
-
-def kill_once(folder: Path, moment: Moment, draw: random.Random) -> Killed:
-    """Kill both ranks of a run at some moment, resume it, and say what was found."""
-    children = fork(folder)
-    moment.wait(folder, children)
-    draw.shuffle(children)
-    for child in children:
-        os.kill(child, signal.SIGKILL)
-        time.sleep(draw.uniform(0, APART_S))
-    were_running = [os.WIFSIGNALED(os.waitpid(child, 0)[1]) for child in children]
-    found: dict[str, Any] = {
-        **asdict(moment),
-        "was_running": any(were_running),
-        "checkpoints": [path.name for path in checkpoints_in(folder / "out")],
-        "unfinished": len(unfinished_in(folder / "out")),
-    }
-    return {**found, "weights": run_to_end(folder).weights}
-
-
 if __name__ == "__main__":
-    write_result(__doc__, run_to_end, kill_once)
+    write_result(__doc__, fork)

@@ -45,7 +45,11 @@ JOB = Job(
 Killed = dict[str, Any]
 """What was found of a run that was killed and resumed."""
 
+Fork = Callable[[Path], list[int]]
+"""Starts a run in a folder, in processes of its own; returns their numbers."""
+
 POLL_S = 0.005
+APART_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -90,11 +94,11 @@ def train(output: str) -> None:
     Path(output).write_text(weights_digest(module.model), encoding="utf-8")
 
 
-def fork(folder: Path) -> int:
+def fork(folder: Path) -> list[int]:
     """Train in a process of its own; returns its number."""
     child = os.fork()
     if child:
-        return child
+        return [child]
     code = 1
     try:
         os.chdir(folder)
@@ -108,38 +112,40 @@ def fork(folder: Path) -> int:
         os._exit(code)
 
 
-def run_to_end(folder: Path) -> Ended:
-    """Train to the end."""
+def run_to_end(folder: Path, fork: Fork) -> Ended:
+    """Train to the end, in all processes with the same weights."""
     began = time.monotonic()
-    child = fork(folder)
-    wait_for_checkpoint(folder, [child])
+    children = fork(folder)
+    wait_for_checkpoint(folder, children)
     saved_s = time.monotonic() - began
-    _, status = os.waitpid(child, 0)
-    if status:
-        sys.exit(f"a run failed:\n{(folder / 'run.log').read_text(encoding='utf-8')[-3000:]}")
-    return Ended((folder / "weights.txt").read_text(encoding="utf-8"), saved_s, time.monotonic() - began)
+    if any([os.waitpid(child, 0)[1] for child in children]):
+        logs = "".join(path.read_text(encoding="utf-8")[-3000:] for path in folder.glob("run*.log"))
+        sys.exit(f"a run failed:\n{logs}")
+    found = [path.read_text(encoding="utf-8") for path in folder.glob("weights*.txt")]
+    assert len(found) == len(children)
+    assert len(set(found)) == 1
+    return Ended(found[0], saved_s, time.monotonic() - began)
 
 
-def kill_once(folder: Path, moment: Moment, draw: random.Random) -> Killed:
-    """Kill a run at some moment, resume it, and say what was found."""
-    child = fork(folder)
-    moment.wait(folder, [child])
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    found = {
+def kill_once(folder: Path, moment: Moment, draw: random.Random, fork: Fork) -> Killed:
+    """Kill a run at some moment, one process a little after the other, resume it, and say what was found."""
+    children = fork(folder)
+    moment.wait(folder, children)
+    draw.shuffle(children)
+    for number, child in enumerate(children):
+        time.sleep(draw.uniform(0, APART_S) if number else 0)
+        os.kill(child, signal.SIGKILL)
+    were_running = [os.WIFSIGNALED(os.waitpid(child, 0)[1]) for child in children]
+    found: dict[str, Any] = {
         **asdict(moment),
-        "was_running": os.WIFSIGNALED(status),
+        "was_running": any(were_running),
         "checkpoints": [path.name for path in checkpoints_in(folder / "out")],
         "unfinished": len(unfinished_in(folder / "out")),
     }
-    return {**found, "weights": run_to_end(folder).weights}
+    return {**found, "weights": run_to_end(folder, fork).weights}
 
 
-def write_result(
-    description: str | None,
-    run_to_end: Callable[[Path], Ended],
-    kill_once: Callable[[Path, Moment, random.Random], Killed],
-) -> None:
+def write_result(description: str | None, fork: Fork) -> None:
     """Kill as often as asked on the command line, and write the result."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
@@ -150,12 +156,12 @@ def write_result(
     draw = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as name:
         folders = (_made(Path(name) / str(i)) for i in itertools.count())
-        run_to_end(next(folders))  # warms up
-        whole = run_to_end(next(folders))
+        run_to_end(next(folders), fork)  # warms up
+        whole = run_to_end(next(folders), fork)
         kills: list[dict[str, Any]] = []
         with tqdm(total=options.kills, unit="kill") as bar:
             while len(kills) < options.kills:
-                found = kill_once(next(folders), _moment(whole, len(kills), draw), draw)
+                found = kill_once(next(folders), _moment(whole, len(kills), draw), draw, fork)
                 if found.pop("was_running"):  # else it came too late, and was none
                     kills.append(found)
                     bar.update()
@@ -183,4 +189,4 @@ def _made(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    write_result(__doc__, run_to_end, kill_once)
+    write_result(__doc__, fork)
