@@ -69,7 +69,7 @@ $(DEV_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	$(call install,torch$(COMMA) transformers$(COMMA) lightning$(COMMA) hfbridge and the test tools,$(DEV_EXTRAS))
 
 COMMA := ,
-DEV_EXTRAS := deepspeed,demo,dev,metrics,optimizers,peft,report,tensorboard
+DEV_EXTRAS := cli,deepspeed,demo,dev,docs,metrics,optimizers,peft,report,tensorboard
 
 $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null 2>&1 || { echo "No $(PYTHON) here; name one with PYTHON=/path/to/python3.11."; exit 1; }

@@ -21,8 +21,8 @@ PACKAGE = ROOT / "hfbridge"
 
 # Path in the package, without .py -> layer. The longest prefix counts; "" is the package's own __init__.
 LAYERS = {
-    "": 6,
-    "__main__": 6,
+    "": 8,
+    "__main__": 8,
     "errors": 0,
     "optional": 0,
     "generators": 0,
@@ -49,9 +49,11 @@ LAYERS = {
     "progress": 3,
     "facts": 3,
     "trainer": 4,
-    "migrate": 4,
-    "compare": 5,
-    "cli": 5,
+    "migrate": 5,
+    "dropin": 6,
+    "explain": 6,
+    "compare": 6,
+    "cli": 7,
 }
 # Rooms whose files have to be named one by one, since they lie in two layers.
 CLOSED_ROOMS = {
@@ -393,9 +395,9 @@ BROKEN = [
     (misplaced_files, {"checkpoints/misc.py": ""}, "checkpoints/misc.py"),
     (upward_imports, {"errors.py": "from hfbridge.settings import Settings"}, "errors.py:1"),
     (upward_imports, {"settings/fields.py": "import hfbridge.data.order"}, "layer 2, from layer 1"),
-    (upward_imports, {"data/order.py": "from hfbridge import Trainer"}, "layer 6"),
+    (upward_imports, {"data/order.py": "from hfbridge import Trainer"}, "layer 8"),
     (upward_imports, {"data/order.py": "from ..trainer import Trainer", "trainer.py": ""}, "layer 4"),
-    (upward_imports, {"data/order.py": "def f():\n    from hfbridge import cli", "cli.py": ""}, "layer 5"),
+    (upward_imports, {"data/order.py": "def f():\n    from hfbridge import cli", "cli.py": ""}, "layer 7"),
     (upward_imports, {"module.py": TYPE_ONLY}, "layer 4, from layer 3"),
     (
         upward_imports,
