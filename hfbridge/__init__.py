@@ -16,6 +16,7 @@ from hfbridge.errors import (
 )
 from hfbridge.evaluation.generate import decode
 from hfbridge.metrics.load import load_metric
+from hfbridge.migrate import from_trainer
 from hfbridge.module import HFModule
 from hfbridge.settings import Settings
 from hfbridge.trainer import Trainer
@@ -37,5 +38,6 @@ __all__ = [
     "Trainer",
     "convert",
     "decode",
+    "from_trainer",
     "load_metric",
 ]

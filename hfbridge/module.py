@@ -229,7 +229,12 @@ class HFModule(pl.LightningModule):
         """Hand Lightning, once, the host of the native state, of TrainerCallbacks and of evaluations."""
         if self._host in self.trainer.callbacks:  # type: ignore[attr-defined]
             return []
-        self._host = CallbackHost(self.evaluator, getattr(self.trainer, "trainer_callbacks", ()))
+        self._host = CallbackHost(
+            self.evaluator,
+            getattr(self.trainer, "trainer_callbacks", ()),
+            told=getattr(self.trainer, "callbacks_told", ()),
+            prints_rows=getattr(self.trainer, "prints_rows", True),
+        )
         return [self._host]
 
     def setup(self, stage: str) -> None:

@@ -62,6 +62,8 @@ class Trainer(pl.Trainer):
         settings: the settings of the run.
         train_batch_size: rows of a micro-batch; `auto_find_batch_size` makes it smaller.
         asynchronous_saving: whether checkpoints are written while training goes on.
+        callbacks_told: TrainerCallbacks that have heard `on_init_end` from another Trainer.
+        prints_rows: whether rows are printed where no bar is shown, as natively.
 
     Raises:
         SettingsError: a setting or argument is unknown, wrong, contradictory or not carried; all are named.
@@ -92,6 +94,8 @@ class Trainer(pl.Trainer):
         kind = self.plan.strategy.kind
         require_environment(self.settings, type(given).__name__ if kind == "given" else kind)
         self.trainer_callbacks: tuple[TrainerCallback | type[TrainerCallback], ...] = tuple(bridged)
+        self.callbacks_told: tuple[TrainerCallback, ...] = ()
+        self.prints_rows = True
         shows_own_bar = not has_native_bar(self.trainer_callbacks) and not is_silenced(self.settings)
         arguments = _with_defaults(self.plan.trainer_arguments, shows_bar=shows_own_bar)
         super().__init__(**_with_strategy(arguments, self.plan.strategy))
