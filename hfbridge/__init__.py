@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from hfbridge.evaluation.generate import decode
     from hfbridge.metrics.load import load_metric
+    from hfbridge.migrate.move import from_trainer
     from hfbridge.module import HFModule
     from hfbridge.settings import Settings
     from hfbridge.trainer import Trainer
@@ -45,6 +46,7 @@ __all__ = [
     "Trainer",
     "convert",
     "decode",
+    "from_trainer",
     "load_metric",
 ]
 
@@ -57,6 +59,7 @@ _HOMES = {
     "Trainer": "trainer",
     "convert": "checkpoints.export",
     "decode": "evaluation.generate",
+    "from_trainer": "migrate.move",
     "load_metric": "metrics.load",
 }
 # Rooms whose public names are reached through them: hfbridge.strategies.FSDP2Strategy().

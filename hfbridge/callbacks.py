@@ -60,14 +60,22 @@ class CallbackHost(EvaluationHooks):
     Args:
         evaluator: what runs the evaluations.
         callbacks: the user's `TrainerCallback` objects or classes, in their order.
+        told: those of them that have heard `on_init_end` already.
+        prints_rows: rows are printed where no bar is shown.
 
     Proved by: tests/parity/test_events.py
     """
 
     def __init__(
-        self, evaluator: Evaluator, callbacks: Sequence[TrainerCallback | type[TrainerCallback]] = ()
+        self,
+        evaluator: Evaluator,
+        callbacks: Sequence[TrainerCallback | type[TrainerCallback]] = (),
+        *,
+        told: Sequence[TrainerCallback] = (),
+        prints_rows: bool = True,
     ) -> None:
         super().__init__(evaluator)
+        self._told, self._prints_rows = tuple(told), prints_rows
         self.callbacks = tuple(callbacks)
         self.state = TrainerState()
         self.control = TrainerControl()
@@ -95,7 +103,7 @@ class CallbackHost(EvaluationHooks):
         if self.handler is not None:
             self.handler.model = module.model
             return
-        printer = [PrinterCallback] if args.disable_tqdm else []
+        printer = [PrinterCallback] if args.disable_tqdm and self._prints_rows else []
         reporters = get_reporting_integration_callbacks(args.report_to)
         reporters += [SigtermCheckpoint()] if args.enable_jit_checkpoint else []
         self.handler = handler = CallbackHandler(
@@ -106,7 +114,10 @@ class CallbackHost(EvaluationHooks):
         )
         self._heard = frozenset(e for e in _EVENTS if any(_overrides(cb, e) for cb in handler.callbacks))
         self.state = self._new_state()
+        everyone = handler.callbacks
+        handler.callbacks = [cb for cb in everyone if not any(cb is other for other in self._told)]
         self.fire("on_init_end")
+        handler.callbacks = everyone
 
     def fire(self, event: str, **extra: Any) -> None:
         """Tell the callbacks of a native event; an event that none of them overrides costs nothing."""

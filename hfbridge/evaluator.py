@@ -71,6 +71,11 @@ class Evaluator:
         """Leave the Trainer out of copies, as Lightning's modules do."""
         return {**self.__dict__, "_trainer": None}
 
+    def follow(self, trainer: pl.Trainer, *, skip_memory_metrics: bool) -> None:
+        """Take a Trainer for one that has run before, as the native Trainer that it stands for has."""
+        self._trainer, self.is_first_run = weakref.ref(trainer), False
+        self.memory = MemoryTracker(skip_memory_metrics)
+
     def begin_run(self, module: Any, args: TrainingArguments) -> None:
         """Measure the setting-up, and see that the module's functions fit the settings.
 

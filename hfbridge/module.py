@@ -57,6 +57,7 @@ from hfbridge.model.optim import (
     learning_rate_of,
 )
 from hfbridge.model_run import ModelRun
+from hfbridge.native import make_native
 from hfbridge.resume import Resumption, fill_checkpoint
 from hfbridge.saving import write_on_first_rank
 from hfbridge.settings import Settings, SettingsSource
@@ -229,7 +230,12 @@ class HFModule(pl.LightningModule):
         """Hand Lightning, once, the host of the native state, of TrainerCallbacks and of evaluations."""
         if self._host in self.trainer.callbacks:  # type: ignore[attr-defined]
             return []
-        self._host = CallbackHost(self.evaluator, getattr(self.trainer, "trainer_callbacks", ()))
+        self._host = CallbackHost(
+            self.evaluator,
+            getattr(self.trainer, "trainer_callbacks", ()),
+            told=getattr(self.trainer, "callbacks_told", ()),
+            prints_rows=getattr(self.trainer, "prints_rows", True),
+        )
         return [self._host]
 
     def setup(self, stage: str) -> None:
@@ -321,6 +327,8 @@ class HFModule(pl.LightningModule):
         if self.model is None:
             raise ModelError("The model is not built yet: train it, or call module.configure_model() first.")
         write_on_first_rank(self, self.model, Path(path), merge=merge)
+
+    to_native = make_native
 
     # One optimizer step.
 
