@@ -7,6 +7,7 @@ BridgeError (Exception)
 ├── MetricsError (TypeError)              compute_metrics did not return what it should
 ├── CheckpointError (OSError)             a checkpoint cannot be written, found or read
 ├── RankError (RuntimeError)              the ranks of a run cannot start, do not agree, or one has failed
+├── ReportError (OSError)                 the files of a comparison are missing, damaged or of another form
 └── MissingDependencyError (ImportError)  a feature was asked for whose package is not installed
 BridgeWarning (UserWarning)               allowed, but probably not meant
 """
@@ -65,6 +66,10 @@ class CheckpointError(BridgeError, OSError):
 
 class RankError(BridgeError, RuntimeError):
     """The ranks of a run cannot start, were given different things, or another one has failed."""
+
+
+class ReportError(BridgeError, OSError):
+    """The files of a comparison are missing, damaged or of another form, so that no report can be made."""
 
 
 class MissingDependencyError(BridgeError, ImportError):
