@@ -94,6 +94,8 @@ def test_the_verdict_stands_on_top_in_a_sentence_and_a_word(page: Page) -> None:
         "to the bit; lightning:deepspeed_stage_2 is close to native (differences of at most 3.9e-07)."
     )
     assert f"job.py differs {sentence}" in page.text
+    assert "<wbr>" not in page.text
+    assert len(page.all("wbr")) > 0
     classes = [attributes.get("class") for attributes in page.all("div")]
     assert "verdict bad" in classes
 
@@ -335,10 +337,11 @@ def test_thinning_keeps_spikes_and_ends() -> None:
         (1.0, 2.0, 0.5),
         (0.0, 1e-30, 1.0),
         (-1.0, 1.0, 2.0),
-        (None, 1.0, None),
+        (None, 1.0, math.inf),
+        (None, None, 0.0),
     ],
 )
-def test_relative_differences(theirs: Any, ours: Any, expected: float | None) -> None:
+def test_relative_differences(theirs: float | None, ours: float | None, expected: float) -> None:
     assert summary.relative_difference(theirs, ours) == expected
 
 

@@ -21,7 +21,7 @@ WIDE, NARROW = (520, 300), (350, 262)
 POINTS = {WIDE: 400, NARROW: 240}
 _PIXELS_PER_INCH = 72
 _SMALL = 11
-_RIGHT, _BELOW = 14, 44
+_RIGHT, _BELOW, _EDGE = 14, 44, 12
 
 
 def plot_library(name: str) -> Any:
@@ -115,8 +115,8 @@ def _as_png(figure: Figure) -> bytes:
     count = max(len(figure.panels), 1)
     columns = min(count, 2)
     per_row = 2 * columns
-    top = 26 * math.ceil(len(figure.engines) / per_row) + 10
-    drawing, axes = _new(figure, WIDE, count, columns=columns, top=top, title=30)
+    top = 19 * math.ceil(len(figure.engines) / per_row) + _EDGE
+    drawing, axes = _new(figure, WIDE, count, columns=columns, top=top, title=30, edge=_EDGE)
     for axis, panel in zip(axes, figure.panels, strict=False):
         axis.set_title(plain(panel.title), pad=9, x=-_left(panel) / _inner(WIDE, panel))
         _draw(axis, panel, figure, POINTS[WIDE])
@@ -192,7 +192,14 @@ def _inner(size: tuple[int, int], panel: Panel) -> int:
 
 
 def _new(
-    figure: Figure, size: tuple[int, int], count: int, *, columns: int = 1, top: int = 0, title: int = 6
+    figure: Figure,
+    size: tuple[int, int],
+    count: int,
+    *,
+    columns: int = 1,
+    top: int = 0,
+    title: int = 6,
+    edge: int = 0,
 ) -> tuple[Any, list[Any]]:
     """An empty drawing and its axes, at fixed places, so that panels below each other are in line.
 
@@ -203,6 +210,7 @@ def _new(
         columns: panels in a row.
         top: pixels above all of them.
         title: pixels above each of them.
+        edge: pixels beside and below all of them.
     """
     bars = [
         len(panel.bars) if isinstance(panel, Bars) else len(panel.boxes)
@@ -210,7 +218,7 @@ def _new(
         if isinstance(panel, Bars | Boxes)
     ]
     high = max(size[1], 40 * max(bars, default=0) + 60)
-    width, height = size[0] * columns, (high + title) * math.ceil(count / columns) + top
+    width, height = size[0] * columns + 2 * edge, (high + title) * math.ceil(count / columns) + top + edge
     drawing = plot_library("matplotlib.figure").Figure(
         figsize=(width / _PIXELS_PER_INCH, height / _PIXELS_PER_INCH), dpi=_PIXELS_PER_INCH
     )
@@ -220,7 +228,12 @@ def _new(
         panel = figure.panels[number] if figure.panels else None
         left, inner = (_left(panel), _inner(size, panel)) if panel else (0, size[0])
         bottom = height - top - (row + 1) * (high + title) + _BELOW
-        place = ((column * size[0] + left) / width, bottom / height, inner / width, (high - _BELOW) / height)
+        place = (
+            (edge + column * size[0] + left) / width,
+            bottom / height,
+            inner / width,
+            (high - _BELOW) / height,
+        )
         axes.append(drawing.add_axes(place))
     return drawing, axes
 
@@ -235,7 +248,7 @@ def _legend(drawing: Any, figure: Figure, columns: int) -> None:
     # A name with an underscore in front would be left out of a legend.
     names = [f"\u200a{plain(name)}" for _, name in figure.engines]
     drawing.legend(
-        handles, names, loc="upper left", ncols=columns, frameon=False, handlelength=3.6, borderaxespad=0.4
+        handles, names, loc="upper left", ncols=columns, frameon=False, handlelength=3.6, borderaxespad=0.8
     )
 
 
@@ -416,6 +429,11 @@ def _rows(axis: Any, panel: Bars | Boxes, names: Sequence[str]) -> bool:
     return True
 
 
+def _share(axis: Any, text: str) -> float:
+    """The share of an axis' width that a text takes beside what it belongs to, at most four fifths."""
+    return float(min((len(text) * 0.58 * _SMALL + 12) / axis.get_window_extent().width, 0.8))
+
+
 def _bars(axis: Any, panel: Bars) -> None:
     """A bar for each engine, from 0, with its value."""
     if not _rows(axis, panel, [bar.engine for bar in panel.bars]):
@@ -425,8 +443,8 @@ def _bars(axis: Any, panel: Bars) -> None:
         axis.annotate(
             bar.text, (bar.value, row), xytext=(5, 0), textcoords="offset points", va="center", ha="left"
         )
-    # Room for the values beside the bars.
-    axis.set_xlim(0, max((bar.value for bar in panel.bars), default=1) * 1.32 or 1)
+    needed = [bar.value / (1 - _share(axis, bar.text)) for bar in panel.bars]
+    axis.set_xlim(0, max(needed) or 1)
 
 
 def _boxes(axis: Any, panel: Boxes) -> None:
@@ -445,4 +463,6 @@ def _boxes(axis: Any, panel: Boxes) -> None:
     lowest = min(box.percentiles[0] for box in panel.boxes)
     highest = max(box.percentiles[4] for box in panel.boxes)
     room = (highest - lowest) or highest or 1
-    axis.set_xlim(max(lowest - 0.05 * room, 0), highest + 0.5 * room)
+    left = max(lowest - 0.05 * room, 0)
+    needed = [left + (box.percentiles[4] - left) / (1 - _share(axis, box.text)) for box in panel.boxes]
+    axis.set_xlim(left, max(*needed, highest + 0.05 * room))

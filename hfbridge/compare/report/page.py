@@ -166,8 +166,8 @@ def largest_of(verdict: Verdict) -> list[tuple[str, str]]:
 
 def breakable(jinja2: Any, name: str) -> Any:
     """A name that may be broken after a colon or slash: markup, with the name's own text escaped."""
-    text = jinja2.filters.do_forceescape(name)
-    return type(text)(text.replace(":", ":<wbr>").replace("/", "/<wbr>"))
+    escaped = jinja2.filters.do_forceescape(name)
+    return type(escaped)(str(escaped).replace(":", ":<wbr>").replace("/", "/<wbr>"))
 
 
 def missing(value: float | None, show: Any) -> str:

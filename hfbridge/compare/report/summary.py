@@ -70,7 +70,7 @@ class Cost:
     peak_bytes: float | None
 
 
-def relative_difference(theirs: Any, ours: Any) -> float | None:
+def relative_difference(theirs: float | None, ours: float | None) -> float:
     """Difference as a share of the larger value; 0 if both are the same to the bit, NaN included.
 
     Args:
@@ -78,10 +78,10 @@ def relative_difference(theirs: Any, ours: Any) -> float | None:
         ours: the number compared.
 
     Returns:
-        From 0 to 2; infinity if one is no number and the other is another; `None` if one is missing.
+        From 0 to 2; infinity if only one is there, or is finite.
     """
     if theirs is None or ours is None:
-        return None
+        return 0.0 if theirs is ours else math.inf
     if theirs == ours or (math.isnan(theirs) and math.isnan(ours)):
         return 0.0
     if not (math.isfinite(theirs) and math.isfinite(ours)):
@@ -90,7 +90,7 @@ def relative_difference(theirs: Any, ours: Any) -> float | None:
 
 
 def differences(reference: Run, run: Run, quantity: str) -> tuple[list[int], list[float]]:
-    """Relative differences at the steps that both have; a checksum's is 0 or infinity."""
+    """Relative differences at the steps of both; a checksum's is 0 or infinity; none where both lack it."""
     at = {step: place for place, step in enumerate(reference.steps)}
     theirs, ours = reference.columns.get(quantity, []), run.columns.get(quantity, [])
     steps, found = [], []
@@ -98,13 +98,13 @@ def differences(reference: Run, run: Run, quantity: str) -> tuple[list[int], lis
         if step not in at:
             continue
         pair = theirs[at[step]], ours[place]
+        if pair == (None, None):
+            continue
+        steps.append(step)
         if quantity in MEASURED:
-            value = relative_difference(*pair)
+            found.append(relative_difference(*pair))
         else:
-            value = None if None in pair else 0.0 if pair[0] == pair[1] else math.inf
-        if value is not None:
-            steps.append(step)
-            found.append(value)
+            found.append(0.0 if pair[0] == pair[1] else math.inf)
     return steps, found
 
 
