@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, ImageStat
 
 import hfbridge
-from hfbridge.compare.report import draw, panels, summary, write_report
+from hfbridge.compare.report import paint, panels, summary, write_report
 from hfbridge.compare.report.files import read_comparison, slug_of
 from hfbridge.compare.report.theme import DARK, LIGHT, MARKER_PATHS, contrast, stroke_of
 from hfbridge.errors import MissingDependencyError, ReportError
@@ -247,9 +247,9 @@ def test_figures_take_the_colours_of_the_readers_scheme(page: Page) -> None:
 def test_the_same_files_give_the_same_report_whatever_matplotlib_was_told(folder: Path) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     with matplotlib.rc_context({"font.size": 31, "text.usetex": True, "svg.fonttype": "path"}):
-        settings = dict(matplotlib.rcParams)
+        settings = matplotlib.rcParams.copy()
         write_report(folder)
-        assert dict(matplotlib.rcParams) == settings
+        assert matplotlib.rcParams.copy() == settings
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
 
 
@@ -540,7 +540,7 @@ def test_values_are_on_a_log_scale_where_they_span_powers_of_ten(tmp_path: Path)
     [(0, "0"), (0.25, "0.25"), (1500, "1,500"), (5e-5, "5e-5"), (2.5e7, "2.5e7"), (-0.5, "-0.5")],
 )
 def test_numbers_at_axes(value: float, text: str) -> None:
-    assert draw.number_as_text(value) == text
+    assert paint.number_as_text(value) == text
 
 
 def test_the_template_is_shipped() -> None:
