@@ -16,7 +16,7 @@ from PIL import Image, ImageStat
 
 import hfbridge
 from hfbridge.compare.report import paint, panels, summary, write_report
-from hfbridge.compare.report.files import read_comparison, slug_of
+from hfbridge.compare.report.files import Recorded, Run, Verdict, read_comparison, slug_of
 from hfbridge.compare.report.theme import DARK, LIGHT, MARKER_PATHS, contrast, stroke_of
 from hfbridge.errors import MissingDependencyError, ReportError
 from tests.compare import browser, recorded
@@ -104,12 +104,11 @@ def test_each_pair_has_its_verdict_with_cause_and_values(page: Page, folder: Pat
     wrong = json.loads((folder / "comparison.json").read_text())["verdicts"][2]
     for text in (
         "step 17, gradient norm",
-        f"accelerate: {wrong['ours_value']!r}",
-        f"native: {wrong['theirs_value']!r}",
+        f"{wrong['ours_value']!r} beside {wrong['theirs_value']!r}",
         "gradient norm 0.5",
         "Likely cause: loss scale: a constant factor of 2",
         "Sums over ranks are taken in another order.",
-        "Tolerance 1.0e-05",
+        "Tolerance of a step's loss 1.0e-05",
     ):
         assert text in page.text
 
@@ -133,7 +132,7 @@ def test_differences_are_told_by_quantity(page: Page) -> None:
         "accelerate unequal at 284 of 300 steps, at most 0.5 at step",
     ):
         assert any(text in (one.get("aria-label") or "") for one in page.all("figure"))
-    assert "step 17 284 of 300 steps up to 0.5" in page.text
+    assert "step 17 284 of 300 up to 0.5" in page.text
     assert "equal to the bit" in page.text
 
 
@@ -164,6 +163,15 @@ def test_settings_that_differ_are_marked_and_the_others_collapsed(page: Page) ->
 def test_notes_are_told_once_with_their_engines(page: Page) -> None:
     assert page.text.count("The model ignores num_items_in_batch") == 1
     assert f"({NATIVE}, {LIGHTNING}, {ZERO})" in page.text
+
+
+def test_numbers_at_the_axes_keep_their_digits(tmp_path: Path) -> None:
+    rows = [{"step": step, "loss": 0.66 + step / 1000, "learning_rate": step / 1000} for step in range(1, 6)]
+    small(tmp_path, [NATIVE, LIGHTNING])
+    for engine in (NATIVE, LIGHTNING):
+        (tmp_path / engine / "steps.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = Page(write_report(tmp_path))
+    assert {"0.661", "0.665", "0.001", "0.005"} <= set(page.texts)
 
 
 def test_the_page_needs_nothing_else(page: Page) -> None:
@@ -310,6 +318,35 @@ def test_thousands_of_steps_make_no_larger_page(tmp_path: Path) -> None:
         assert "thinned to about 400 points" in path.read_text(encoding="utf-8")
     assert sizes[1] < 1.1 * sizes[0]
     assert sizes[1] < 900_000
+
+
+@pytest.mark.parametrize(
+    ("other", "sentence"),
+    [
+        (
+            {"first_step": 0, "quantity": "parameters"},
+            "differs from a before the first step, first in the weights",
+        ),
+        (
+            {"first_step": 1200, "quantity": "eval_f1"},
+            "differs from a from step 1,200 on, first in the eval_f1",
+        ),
+        ({"quantity": "settings"}, "differs from a in the settings"),
+        ({}, "differs from a"),
+        ({"grade": "exact"}, "equals a to the bit, over 300 steps"),
+        (
+            {"grade": "close", "largest": {"loss": 0.0, "x": 1e-6}},
+            "is close to a (differences of at most 1e-06), over 300 steps",
+        ),
+        ({"grade": "same trajectory"}, "follows a's trajectory, over 300 steps"),
+        ({"grade": "failed"}, "failed"),
+    ],
+)
+def test_a_verdict_becomes_a_sentence(other: dict[str, Any], sentence: str) -> None:
+    verdict = Verdict(**{"theirs": "a", "ours": "b", "grade": "differs", **other})
+    done = None if verdict.grade == "failed" else {}
+    runs = [Run("a", [], {}, [], {}, None), Run("b", [], {}, [], done, None)]
+    assert summary.headline(Recorded("job", 1, 300, "", {}, [], [verdict], runs)) == f"b {sentence}."
 
 
 def test_thinning_keeps_spikes_and_ends() -> None:
@@ -591,6 +628,31 @@ def test_a_browser_shows_the_report_in_light_and_dark(
         means[scheme] = ImageStat.Stat(image.convert("L")).mean[0]
     assert means["light"] > 200
     assert means["dark"] < 70
+
+
+@pytest.fixture(scope="module")
+def long_names(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A comparison whose names and values have no place to break."""
+    name = "x" * 300
+    settings = [{"name": name, "values": {NATIVE: name, name: [name]}}]
+    verdict = recorded.verdict(
+        name, "differs", first_step=2, quantity=name, ours_value=name, why=name, cause=name
+    )
+    return small(
+        tmp_path_factory.mktemp("long"),
+        [NATIVE, name],
+        verdicts=[verdict],
+        settings=settings,
+        environment={name: name},
+        job=name,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390])
+def test_long_names_make_no_page_wider(chromium: str, long_names: Path, tmp_path: Path, width: int) -> None:
+    found = browser.measure(chromium, tmp_path / "home", write_report(long_names), width)
+    assert (found["scroll"], found["wide"]) == (width, [])
 
 
 @pytest.mark.slow

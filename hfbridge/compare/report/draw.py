@@ -134,19 +134,23 @@ def _for_page(svg: str, prefix: str) -> str:
     own = {id_: f"{prefix}{number}" for number, id_ in enumerate(used)}
     svg = re.sub(r' id="([^"]*)"', lambda id_: f' id="{own[id_[1]]}"' if id_[1] in own else "", svg)
     svg = re.sub(r'(href="#|url\(#)([^")]+)', lambda reference: reference[1] + own[reference[2]], svg)
-    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
-    svg = re.sub(r' transform="rotate\(-0 [^"]*\)"', "", svg)
-    # A tenth of a pixel is enough for places; sizes of markers and lines are smaller.
-    svg = re.sub(r"(\d\d\.\d)\d+", r"\1", svg)
-    svg = re.sub(r"(\d\.\d\d)\d+", r"\1", svg)
+    # Only tags: what stands between them are texts, numbers at the axes among them.
+    svg = re.sub(r"<[^>]*>", lambda tag: _tag_for_page(tag[0]), svg)
     svg = _USES.sub(_once, svg)
-    names = {colour: name for name, colour in LIGHT.items()}
-    svg = re.sub(
-        r"#[0-9a-f]{6}\b",
-        lambda colour: f"var(--{names[colour[0]]})" if colour[0] in names else colour[0],
-        svg,
-    )
     return re.sub(r"\s*\n\s*", "\n", svg).strip()
+
+
+_VARIABLES = {colour: f"var(--{name})" for name, colour in LIGHT.items()}
+
+
+def _tag_for_page(tag: str) -> str:
+    """One tag without the font and with variables for colours and fewer digits."""
+    tag = re.sub(r"font-family: [^;\"]*;? ?", "", tag)
+    tag = re.sub(r' transform="rotate\(-0 [^"]*\)"', "", tag)
+    # A tenth of a pixel is enough for places; sizes of markers and lines are smaller.
+    tag = re.sub(r"(\d\d\.\d)\d+", r"\1", tag)
+    tag = re.sub(r"(\d\.\d\d)\d+", r"\1", tag)
+    return re.sub(r"#[0-9a-f]{6}\b", lambda colour: _VARIABLES.get(colour[0], colour[0]), tag)
 
 
 # Markers that follow each other, all of one style.

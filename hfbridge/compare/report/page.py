@@ -160,8 +160,12 @@ def _facts(recorded: Recorded) -> list[tuple[str, str]]:
 
 
 def largest_of(verdict: Verdict) -> list[tuple[str, str]]:
-    """The largest relative differences, by the names that the page has for the quantities."""
-    return [(summary.QUANTITIES.get(name, name), relative(value)) for name, value in verdict.largest.items()]
+    """The largest relative differences that are not 0, by the names that the page has for the quantities."""
+    return [
+        (summary.QUANTITIES.get(name, name), relative(value))
+        for name, value in verdict.largest.items()
+        if value != 0
+    ]
 
 
 def breakable(jinja2: Any, name: str) -> Any:
@@ -176,10 +180,11 @@ def missing(value: float | None, show: Any) -> str:
 
 
 def exactly(value: Any) -> str:
-    """A value of a file with all its digits; "n/a" where there is none."""
+    """A number with all its digits, the beginning of a checksum; "n/a" where there is none."""
     if value is None:
         return "n/a"
-    return value if isinstance(value, str) else repr(value)
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= 24 else f"{text[:16]}..."
 
 
 def relative(value: float | None) -> str:
@@ -196,4 +201,4 @@ def environment_rows(environment: dict[str, Any]) -> list[tuple[str, str]]:
         inner = value.items() if isinstance(value, dict) else [(name, value)]
         for key, one in inner:
             found.append((str(key), one if isinstance(one, str) else json.dumps(one, ensure_ascii=False)))
-    return found
+    return list(dict.fromkeys(found))

@@ -22,8 +22,9 @@ def plot_library(name: str) -> Any:
     return require(name, extra="report", for_="the report of a comparison")
 
 
-def plain(text: str) -> str:
-    """A text with escapes for what the figures' font lacks."""
+def plain(text: str, most: int = 40) -> str:
+    """A text, cut to what a figure has room for, with escapes for what its font lacks."""
+    text = text if len(text) <= most else f"{text[: most - 3]}..."
     return "".join(
         letter if letter.isprintable() and ord(letter) < 0x500 else letter.encode("unicode_escape").decode()
         for letter in text
@@ -143,8 +144,8 @@ def number_as_text(value: float) -> str:
 def _distances(axis: Any, panel: Distances, points: int) -> None:
     """Points by powers of ten; below them a strip, with a lane for each engine, for what is equal."""
     found = [value for curve in panel.curves for value in curve.values if value > 0]
-    low = math.floor(math.log10(min(found))) if found else 0
-    high = max(math.ceil(math.log10(max(found))) if found else 0, low + 2)
+    high = math.ceil(math.log10(max(found))) if found else 0
+    low = min(math.floor(math.log10(min(found))) if found else 0, high - 2)
     lanes = len(panel.curves)
     lane = min(0.09 * (high - low), 0.3 * (high - low) / lanes)
     top = low - 0.06 * (high - low)

@@ -148,7 +148,7 @@ def figures(recorded: Recorded, costs: Sequence[Cost]) -> list[Figure]:
 def marks(recorded: Recorded) -> tuple[int, ...]:
     """Steps from which an engine differs."""
     first = {verdict.first_step for verdict in recorded.verdicts if verdict.grade == "differs"}
-    return tuple(sorted(step for step in first if step is not None))
+    return tuple(sorted(step for step in first if step))
 
 
 def _curve(place: int, steps: Sequence[int], values: Sequence[float | None], scale: float = 1.0) -> Curve:

@@ -228,7 +228,9 @@ def engines_with_settings(recorded: Recorded) -> list[str]:
 
 
 def _as_text(value: Any, most: int = 600) -> str:
-    """A value as JSON, so that 1, 1.0, true and "1" stay apart."""
+    """A value as JSON, so that 1, 1.0, true, "1" and none stay apart."""
+    if value is None:
+        return "not set"
     text = json.dumps(value, sort_keys=True, ensure_ascii=False)
     return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
 
@@ -278,6 +280,8 @@ def headline(recorded: Recorded) -> str:
 def _since(verdict: Verdict) -> str:
     """`from step 17 on, first in the gradient norm`."""
     text = "" if verdict.first_step is None else f" from step {verdict.first_step:,} on"
+    if verdict.first_step == 0:
+        text = " before the first step"
     if verdict.quantity:
         name = QUANTITIES.get(verdict.quantity, verdict.quantity)
         text += f", first in the {name}" if text else f" in the {name}"
