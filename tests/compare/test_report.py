@@ -497,6 +497,8 @@ DAMAGED = [
         None,
         r"lightning/done\.json +is missing, and lightning is not known to have failed",
     ),
+    ("lightning/done.json", '{"notes": 7}', "notes has to be a list of texts"),
+    ("lightning/steps.jsonl", '{"step": 1, "loss": ' + "9" * 400 + "}", r"loss =\s+9+\s+has to be a number"),
     ("lightning/done.json", "nope", r"lightning/done\.json +is damaged"),
     (
         "lightning/steps.jsonl",
@@ -509,10 +511,10 @@ DAMAGED = [
     (
         "lightning/steps.jsonl",
         '{"step": 2}\n{"step": 2}\n',
-        r"line 2 +step = 2 is not what stands there after",
+        r"line 2 +step = 2 has to be greater than the one before",
     ),
-    ("lightning/steps.jsonl", '{"step": 1, "loss": "low"}\n', "line 1 +loss = 'low'"),
-    ("lightning/steps.jsonl", '{"step": 1, "samples": 7}\n', "line 1 +samples = 7"),
+    ("lightning/steps.jsonl", '{"step": 1, "loss": "low"}\n', "line 1 +loss = 'low' has to be a number"),
+    ("lightning/steps.jsonl", '{"step": 1, "samples": 7}\n', "line 1 +samples = 7 has to be a text"),
     ("lightning/metrics.jsonl", '{"eval_loss": 1}\n', r"metrics\.jsonl, line 1 +step = None"),
 ]
 
@@ -633,7 +635,7 @@ def test_a_browser_shows_the_report_in_light_and_dark(
 @pytest.fixture(scope="module")
 def long_names(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A comparison whose names and values have no place to break."""
-    name = "x" * 300
+    name = "x" * 200
     settings = [{"name": name, "values": {NATIVE: name, name: [name]}}]
     verdict = recorded.verdict(
         name, "differs", first_step=2, quantity=name, ours_value=name, why=name, cause=name
@@ -656,13 +658,11 @@ def test_long_names_make_no_page_wider(chromium: str, long_names: Path, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("width", "figures"), [(1280, 14), (700, 14), (390, 14)])
-def test_nothing_is_wider_than_the_screen(
-    chromium: str, folder: Path, tmp_path: Path, width: int, figures: int
-) -> None:
+@pytest.mark.parametrize("width", [1280, 1001, 561, 390])
+def test_nothing_is_wider_than_the_screen(chromium: str, folder: Path, tmp_path: Path, width: int) -> None:
     found = browser.measure(chromium, tmp_path / "home", folder / "report.html", width)
     assert found["scroll"] == width
     assert found["wide"] == []
-    assert found["figures"] == figures
+    assert found["figures"] == 14  # each in one of its two sizes
     # Figures are shown about as large as they were drawn, so that their texts can be read.
-    assert found["narrowest"] > 0.95
+    assert found["narrowest"] > 0.85

@@ -168,7 +168,7 @@ def _once(match: re.Match[str]) -> str:
 
 def _left(panel: Panel) -> int:
     """Pixels at the left for what stands at the axis."""
-    return 62 if isinstance(panel, Curves | Distances) else 2
+    return 62 if isinstance(panel, Curves | Distances) else 6
 
 
 def _inner(size: tuple[int, int], panel: Panel) -> int:

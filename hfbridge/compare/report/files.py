@@ -86,7 +86,7 @@ class Run:
     def total(self, name: str) -> float | None:
         """A number of `done.json`; `None` where it is missing."""
         value: Any = (self.done or {}).get(name)
-        return float(value) if _is_number(value) else None
+        return float(value) if is_number(value) else None
 
 
 @dataclass(frozen=True)
@@ -149,12 +149,23 @@ def _refuse(folder: Path, problems: list[Problem]) -> None:
     raise_problems(ReportError, f"The comparison in {folder} cannot be shown; nothing was written.", problems)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def is_number(value: Any) -> bool:
+    """Whether a value of a file is a number, and not a whole one too large to be computed with."""
+    return isinstance(value, float) or (
+        isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1000
+    )
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_absent_or(accepts: Callable[[Any], bool], row: dict[str, Any], name: str) -> bool:
+    return row.get(name) is None or accepts(row[name])
 
 
 def _is_setting(row: Any) -> bool:
@@ -168,7 +179,7 @@ def _is_verdict(row: Any) -> bool:
         and isinstance(row.get("ours"), str)
         and row.get("grade") in GRADES
         and (row.get("first_step") is None or _is_count(row["first_step"]))
-        and (row.get("tolerance") is None or _is_number(row["tolerance"]))
+        and (row.get("tolerance") is None or is_number(row["tolerance"]))
         and isinstance(row.get("largest") or {}, dict)
     )
 
@@ -179,13 +190,14 @@ def _is_list_of(accepts: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 # Key of comparison.json -> what it has to be, in a word and as a function.
 FORM: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "job": ("a text", lambda value: isinstance(value, str)),
+    "job": ("a text", _is_text),
     "engines": (
-        "a list of different names, the first that of the engine compared with",
+        "a list of different names of at most 200 letters, the first that of the engine compared with",
         lambda value: (
             bool(value)
-            and _is_list_of(lambda name: isinstance(name, str))(value)
+            and _is_list_of(_is_text)(value)
             and len(set(map(slug_of, value))) == len(value)
+            and max(map(len, value)) <= 200
         ),
     ),
     "ranks": ("a whole number", _is_count),
@@ -225,7 +237,7 @@ def _verdict(row: dict[str, Any]) -> Verdict:
         name: row[name] for name in Verdict.__dataclass_fields__ if row.get(name) is not None
     }
     told: dict[str, Any] = known.pop("largest", {})
-    largest = {name: value for name, value in told.items() if _is_number(value)}
+    largest = {name: value for name, value in told.items() if is_number(value)}
     for name in {"quantity", "why", "cause"} & known.keys():
         known[name] = str(known[name])
     return Verdict(**known, largest=largest)
@@ -240,6 +252,8 @@ def _read_run(folder: Path, engine: str, has_failed: bool, problems: list[Proble
     if not done_path.exists() and failure is None and not has_failed:
         text = f"is missing, and {engine} is not known to have failed: the comparison stopped; {AGAIN}."
         problems.append(Problem(f"{home.name}/done.json", text))
+    if not isinstance((done or {}).get("notes") or [], list):
+        problems.append(Problem(f"{home.name}/done.json", f"notes has to be a list of texts; {AGAIN}."))
     is_whole = done_path.exists()
     rows = _read_lines(home / "steps.jsonl", problems, needed=is_whole, is_whole=is_whole)
     steps, columns = _columns(home / "steps.jsonl", rows, problems)
@@ -257,14 +271,23 @@ def _columns(
     """Rows as columns, the first row of a wrong form named."""
     last = -1
     for number, row in enumerate(rows, 1):
-        wrong = [name for name in NUMBERS if row.get(name) is not None and not _is_number(row[name])] or [
-            name for name in CHECKSUMS if not isinstance(row.get(name, ""), str | None)
+        wrong = [
+            *(
+                f"{n} = {row[n]!r} has to be a number"
+                for n in NUMBERS
+                if not _is_absent_or(is_number, row, n)
+            ),
+            *(f"{n} = {row[n]!r} has to be a text" for n in CHECKSUMS if not _is_absent_or(_is_text, row, n)),
         ]
-        if not _is_count(row.get("step")) or row["step"] <= last:
-            wrong = ["step"]
+        step: Any = row.get("step")
+        if not _is_count(step):
+            wrong.append(f"step = {step!r} has to be a whole number")
+        elif step <= last:
+            wrong.append(f"step = {step} has to be greater than the one before it, {last}")
         if wrong:
-            text = f"{wrong[0]} = {row.get(wrong[0])!r} is not what stands there after step {last}; {AGAIN}."
-            problems.append(Problem(f"{path.parent.name}/{path.name}, line {number}", text))
+            problems.append(
+                Problem(f"{path.parent.name}/{path.name}, line {number}", f"{wrong[0]}; {AGAIN}.")
+            )
             return [], {}
         last = row["step"]
     return [row["step"] for row in rows], {
@@ -298,9 +321,10 @@ def _read_lines(path: Path, problems: list[Problem], *, needed: bool, is_whole: 
         is_whole: whether the last line must be whole, too; an engine that was killed may have left a part.
     """
     name = f"{path.parent.name}/{path.name}"
-    if not path.exists():
+    again = f"delete {path.parent.name}/done.json and {AGAIN}"
+    if not path.is_file():
         if needed:
-            problems.append(Problem(name, f"is missing; delete {path.parent.name}/done.json and {AGAIN}."))
+            problems.append(Problem(name, f"is missing; {again}."))
         return []
     lines = path.read_bytes().splitlines(keepends=True)
     if lines and not is_whole and not lines[-1].endswith(b"\n"):
@@ -313,10 +337,9 @@ def _read_lines(path: Path, problems: list[Problem], *, needed: bool, is_whole: 
             row = error
         if not isinstance(row, dict):
             reason = row if isinstance(row, Exception) else "no JSON object"
-            text = f"is damaged ({reason}); delete {path.parent.name}/done.json and {AGAIN}."
-            problems.append(Problem(f"{name}, line {number}", text))
+            problems.append(Problem(f"{name}, line {number}", f"is damaged ({reason}); {again}."))
             return []
         rows.append(row)
     if needed and not rows:
-        problems.append(Problem(name, f"is empty; delete {path.parent.name}/done.json and {AGAIN}."))
+        problems.append(Problem(name, f"is empty; {again}."))
     return rows

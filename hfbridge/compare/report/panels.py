@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hfbridge.compare.report.files import Recorded, Run
+from hfbridge.compare.report.files import Recorded, Run, is_number
 from hfbridge.compare.report.summary import (
     MEASURED,
     QUANTITIES,
@@ -200,7 +200,7 @@ def _metrics(runs: Sequence[Run]) -> list[Curves]:
     for name in metric_names(runs)[:MOST_METRICS]:
         curves = []
         for place, run in enumerate(runs):
-            rows = [row for row in run.metrics if isinstance(row.get(name), int | float)]
+            rows = [row for row in run.metrics if is_number(row.get(name))]
             curve = _curve(place, [row["step"] for row in rows], [row[name] for row in rows])
             if curve.steps:
                 curves.append(curve)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hfbridge.compare.report.files import GRADES, Recorded, Run, Verdict
+from hfbridge.compare.report.files import GRADES, Recorded, Run, Verdict, is_number
 
 # What is compared step by step, and what it is called. A checksum is equal or not; a number has a distance.
 QUANTITIES = {
@@ -187,7 +187,7 @@ def metric_names(runs: Iterable[Run]) -> list[str]:
     for run in runs:
         for row in run.metrics:
             for name, value in row.items():
-                if isinstance(value, int | float) and not isinstance(value, bool):
+                if is_number(value):
                     names[name] = None
     chosen = [name for name in names if name not in ("step", "epoch") and not name.endswith(SPEEDS)]
     return sorted(chosen, key=lambda name: (not name.endswith("loss"), chosen.index(name)))
