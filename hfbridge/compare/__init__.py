@@ -1,0 +1,1 @@
+"""The same job on several engines, recorded step by step and compared."""
