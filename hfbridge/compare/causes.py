@@ -1,18 +1,18 @@
 """Why two engines differ, as far as their records tell. Pure.
 
-what differs first                                  evidence                                  cause
-rows, samples                                       the same micro-batches elsewhere, or not  order of samples
-loss                                                a factor, of the gradient norm, too       loss scale
-                                                    random states differ                      dropout
-                                                    of the size of bf16's rounding            precision
-gradient norm, after an equal loss                 a factor                                  loss scale
-                                                    it is max_grad_norm                       clipping
-                                                    random states, size, as above             dropout or precision
-learning rate                                       that of another step, or a factor         schedule
-parameters, after equal loss, norm and rate         the norm is beyond max_grad_norm          clipping
-                                                    it is not                                 optimizer
-metrics, after equal parameters                                                               evaluation
-number of steps                                                                               length
+what differs first                       evidence                                  cause
+rows, samples                            the same micro-batches elsewhere, or not  order of samples
+loss                                     a factor, of the gradient norm, too       loss scale
+                                         random states differ                      dropout
+                                         of the size of bf16's rounding            precision
+gradient norm, the loss being equal      a factor                                  loss scale
+                                         it is max_grad_norm                       clipping
+                                         random states, size, as above             dropout, precision
+learning rate                            that of another step, or a factor         schedule
+parameters, all else being equal         the norm is beyond max_grad_norm          clipping
+                                         it is not                                 optimizer
+metrics, parameters being equal                                                    evaluation
+number of steps                                                                    length
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -135,9 +135,11 @@ def _of_forward(distance: float, their: Step, our: Step, theirs: Run, ours: Run)
     precisions = [run.settings.get("mixed precision") for run in (theirs, ours)]
     if precisions[0] != precisions[1]:
         return f"precision: mixed precision is {precisions[0]} in one and {precisions[1]} in the other"
-    if distance <= _ROUNDING:
+    of_norm = relative(their.grad_norm, our.grad_norm)  # a mean loss may agree by chance
+    if max(distance, of_norm) <= _ROUNDING:
         return "rounding: the difference is that of sums in float32 that are taken in another order"
     if distance <= _OF_BF16:
+        distance = max(distance, of_norm)
         return (
             f"precision: rows and random states are the same, and a relative difference of {distance:.1e} is "
             f"of the size of bf16's rounding (up to {BF16:.1e} a value)"

@@ -1,6 +1,8 @@
 """compare: one job on several engines, one after the other, each in fresh processes; and what came of it."""
 
 import shutil
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -163,6 +165,8 @@ def _run(engine: Engine, job: Path, folder: Path, options: dict[str, Any], bar: 
         return
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
+    began_s = time.monotonic()
+    bar.set_postfix_str("starts")
     with Processes(engine, job, folder, **options) as processes:
         is_well = processes.follow(lambda done, total: _show(bar, done, total))
     shutil.rmtree(folder / "saved", ignore_errors=True)
@@ -176,7 +180,7 @@ def _run(engine: Engine, job: Path, folder: Path, options: dict[str, Any], bar: 
         _show(bar, bar.n, None, end=f"failed: {told.splitlines()[-1]}")
         return
     _finish(engine, job, folder, options)
-    _show(bar, bar.n, None, end="done")
+    _show(bar, bar.n, None, end=f"done in {time.monotonic() - began_s:.0f} s")
 
 
 def _is_done(engine: Engine, job: Path, folder: Path, options: dict[str, Any]) -> bool:
@@ -278,7 +282,9 @@ def _bars(engines: Sequence[Engine], *, is_shown: bool) -> Iterator[list[Any]]:
             unit="step",
             disable=not is_shown,
             dynamic_ncols=True,
-            bar_format="{desc} {n_fmt}/{total_fmt} |{bar}| {elapsed}{postfix}",
+            bar_format="{desc} {n_fmt}/{total_fmt} |{bar}|{postfix}",
+            mininterval=0.1 if sys.stderr.isatty() else 10,  # where lines cannot be drawn over
+            postfix="waits",
         )
         for position, engine in enumerate(engines)
     ]
@@ -292,7 +298,8 @@ def _bars(engines: Sequence[Engine], *, is_shown: bool) -> Iterator[list[Any]]:
 def _show(bar: Any, done: int, total: int | None, *, end: str = "") -> None:
     """Move a bar on, tqdm decides when to draw; at the end say how it was."""
     if total is not None and bar.total != total:
-        bar.reset(total)  # its clock begins with the first step
+        bar.reset(total)
+        bar.set_postfix_str("trains", refresh=False)
     bar.update(done - bar.n)
     if end:
         bar.total = bar.total or done

@@ -7,8 +7,7 @@
     <slug>/steps.jsonl      a line an optimizer step; record.py has the table
     <slug>/metrics.jsonl    a line an evaluation
     <slug>/done.json        engine, seconds_training, seconds_startup, samples_per_second, peak_memory_bytes,
-                            settings, notes, first_parameters, final_parameters; and ranks, steps, versions and
-                            sources that it was made with
+                            settings, notes, first_ and final_parameters; ranks, steps, versions, sources
     <slug>/failed.txt       last lines of an engine that failed, instead
     <slug>/output.txt       everything that its processes have written
 

@@ -1,4 +1,4 @@
-"""The job of a comparison: a script whose `build()` returns a native Trainer or a `Job`; knows both worlds."""
+"""The job of a comparison: a script whose `build()` returns a native Trainer or a Job; knows both worlds."""
 
 import ast
 import functools

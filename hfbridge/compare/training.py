@@ -9,7 +9,7 @@ The Recorder is a TrainerCallback of all three. Only methods of the objects of t
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,7 @@ def train(engine: Engine, trainer: NativeTrainer, recorder: Recorder) -> dict[st
     return {"settings": _settings_of(trainer.args, trainer.model, trainer.optimizer), "notes": notes}
 
 
-def _listen_to_native(trainer: NativeTrainer, recorder: Recorder) -> None:
+def _listen_to_native(trainer: Any, recorder: Recorder) -> None:
     """Have a native Trainer tell of its micro-batches and gradient norms."""
     step, clip, norms = trainer.training_step, trainer.accelerator.clip_grad_norm_, [None]
 
@@ -142,7 +142,7 @@ def _listen_to_native(trainer: NativeTrainer, recorder: Recorder) -> None:
         norms[0] = clip(*given, **named)
         return norms[0]
 
-    trainer.training_step = training_step  # type: ignore[method-assign]
+    trainer.training_step = training_step
     trainer.accelerator.clip_grad_norm_ = clip_grad_norm
     recorder.grad_norm = lambda: norms[0]
     recorder.measure = _measure_in_parts
@@ -151,10 +151,9 @@ def _listen_to_native(trainer: NativeTrainer, recorder: Recorder) -> None:
 def _measure_in_parts(model: nn.Module) -> tuple[str, float] | None:
     """Digest the parameters of a model that ZeRO-3 may have shared out."""
     parts = [p for p in model.parameters() if hasattr(p, "ds_id")]
-    gathered: AbstractContextManager[Any] = nullcontext()
-    if parts:
-        gathered = require("deepspeed", extra="deepspeed", for_="ZeRO-3").zero.GatheredParameters(parts)
-    with gathered:
+    if not parts:
+        return measure(model)
+    with require("deepspeed", extra="deepspeed", for_="ZeRO-3").zero.GatheredParameters(parts):
         return measure(model)
 
 

@@ -1,14 +1,14 @@
 """The verdict on two engines: whether they do the same, and if not, where that begins and why. Pure.
 
-grade              condition
-exact              every step's rows, samples, loss, gradient norm, learning rate and parameters, and every
-                   metric, are equal to the bit
-close              samples and learning rates are equal; no other value differs by more than `CLOSE`, relatively
-same trajectory    samples and learning rates are equal, and differences are to be expected (sums over ranks taken
-                   in another order, less than float32, a GPU): each step is within a tolerance, and so, much
-                   narrower, is the mean of the signed differences, since what drifts to one side is no rounding
-differs            anything else
-failed             one of the two has no end
+grade             condition
+exact             every step's rows, samples, loss, gradient norm, learning rate and parameters, and every
+                  metric, are equal to the bit
+close             samples and learning rates are equal; nothing else differs by more than `CLOSE`
+same trajectory   samples and learning rates are equal, and differences are to be expected (sums over ranks
+                  taken in another order, less than float32, a GPU): each step is within a tolerance, and
+                  so, much narrower, is the mean of the signed differences: what drifts is no rounding
+differs           anything else
+failed            one of the two has no end
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -95,11 +95,11 @@ class Point(NamedTuple):
     """Where two runs are not the same.
 
     Attributes:
-        index: of the step.
+        at: index of the step.
         quantity: what differs in it.
     """
 
-    index: int
+    at: int
     quantity: str
 
 
@@ -155,7 +155,7 @@ def judge(theirs: Run, ours: Run) -> Verdict:
     assert first is not None
     assert agreed is not None
     grade, tolerance, why = agreed
-    step, values = theirs.steps[first.index].step, _values(first, theirs, ours)
+    step, values = theirs.steps[first.at].step, _values(first, theirs, ours)
     return Verdict(*names, grade, step, first.quantity, *values, largest, tolerance, why)
 
 
@@ -197,13 +197,13 @@ def _telling(first: Point, noise: _Noise, theirs: Run, ours: Run) -> Point:
     it is the first that is larger.
     """
     discrete = _discrete(theirs, ours)
-    if not noise.tolerances or first.index >= _FIRST_NOISE or discrete == first:
+    if not noise.tolerances or first.at >= _FIRST_NOISE or discrete == first:
         return first
     if _distance(first, theirs, ours) > max(CLOSE, noise.tolerances["parameter_norm"].step):
         return first
     beyond = [point for point in (discrete, _outside(noise, theirs, ours)) if point is not None]
     if beyond:
-        return min(beyond, key=lambda point: point.index)
+        return min(beyond, key=lambda point: point.at)
     return _drifting(noise, theirs, ours) or first
 
 
@@ -307,22 +307,24 @@ def _first_metric(
     if not beyond:
         return None
     step, name = min(beyond)
-    values = (next((row.get(name) for row in rows if row["step"] == step), None) for rows in (theirs, ours))
-    return int(step), name, tuple(values)  # type: ignore[return-value]
+    their, our = (
+        next((row.get(name) for row in rows if row["step"] == step), None) for rows in (theirs, ours)
+    )
+    return int(step), name, (their, our)
 
 
 def _values(point: Point, theirs: Run, ours: Run) -> tuple[Any, Any]:
-    return tuple(getattr(run.steps[point.index], point.quantity) for run in (theirs, ours))  # type: ignore[return-value]
+    return getattr(theirs.steps[point.at], point.quantity), getattr(ours.steps[point.at], point.quantity)
 
 
 def _distance(point: Point, theirs: Run, ours: Run) -> float:
     name = "parameter_norm" if point.quantity == "parameters" else point.quantity
-    return _apart(*(getattr(run.steps[point.index], name) for run in (theirs, ours)))
+    return _apart(*(getattr(run.steps[point.at], name) for run in (theirs, ours)))
 
 
 def _differs_at(point: Point, largest: Mapping[str, float], theirs: Run, ours: Run) -> Verdict:
-    step, values = theirs.steps[point.index].step, _values(point, theirs, ours)
-    cause = cause_of(point.quantity, point.index, theirs, ours)
+    step, values = theirs.steps[point.at].step, _values(point, theirs, ours)
+    cause = cause_of(point.quantity, point.at, theirs, ours)
     return _differs(theirs, ours, step, point.quantity, values, cause=cause, largest=largest)
 
 

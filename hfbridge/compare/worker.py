@@ -1,7 +1,7 @@
 """One rank of one engine, in a process of its own: `python -m hfbridge.compare.worker`.
 
-It leaves in the engine's folder, of each rank: rank-<n>.jsonl, result-<n>.json, and error-<n>.txt if it fails;
-of the first: begun.json, metrics.jsonl, and refused.txt if it is the job that is wrong.
+It leaves in the engine's folder, of each rank: rank-<n>.jsonl, result-<n>.json, error-<n>.txt if it fails; of
+the first: begun.json, metrics.jsonl, and refused.txt if it is the job that is wrong.
 """
 
 import argparse
