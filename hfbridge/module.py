@@ -57,6 +57,7 @@ from hfbridge.model.optim import (
     learning_rate_of,
 )
 from hfbridge.model_run import ModelRun
+from hfbridge.native import make_native
 from hfbridge.resume import Resumption, fill_checkpoint
 from hfbridge.saving import write_on_first_rank
 from hfbridge.settings import Settings, SettingsSource
@@ -326,6 +327,8 @@ class HFModule(pl.LightningModule):
         if self.model is None:
             raise ModelError("The model is not built yet: train it, or call module.configure_model() first.")
         write_on_first_rank(self, self.model, Path(path), merge=merge)
+
+    to_native = make_native
 
     # One optimizer step.
 

@@ -153,7 +153,9 @@ class Settings:
         settings._read(changes, renaming, base=kept)
         return settings
 
-    def as_training_arguments(self, *, use_cpu: bool | None = None) -> TrainingArguments:
+    def as_training_arguments(
+        self, *, use_cpu: bool | None = None, keeps_deepspeed: bool = False
+    ) -> TrainingArguments:
         """Build the real thing, for the parts of transformers that want one.
 
         Call this only once the process group of the run exists, or when there will be none: constructing a
@@ -161,13 +163,15 @@ class Settings:
 
         Args:
             use_cpu: replaces the setting of that name; None leaves it.
+            keeps_deepspeed: leave `deepspeed` to the native Trainer; hfbridge's own strategy reads it here.
 
         Returns:
             A new `TrainingArguments`; a `Seq2SeqTrainingArguments` if one was the source or one of its
             fields was given.
         """
         values = copy.deepcopy(self._given)
-        values.pop("deepspeed", None)  # it would make a plugin; the strategy reads it
+        if not keeps_deepspeed:
+            values.pop("deepspeed", None)  # it would make a plugin
         if isinstance(values.get("generation_config"), Mapping):
             values["generation_config"] = GenerationConfig.from_dict(values["generation_config"])
         if use_cpu is not None:
