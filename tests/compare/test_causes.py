@@ -63,7 +63,7 @@ def nothing(trainer: Any) -> None:
 
 
 ROWS = make_rows("distilbert", 46)
-RATE = "learning_rate"
+RATE, AHEAD = "learning_rate", At("on_train_begin", steps_schedule)
 IN_TURN, BY_THREE = {"train_sampling_strategy": "sequential"}, {"per_device_train_batch_size": 3}
 PLANTED = [
     ({"settings": IN_TURN}, nothing, 1, "samples", "order of samples: other rows"),
@@ -77,7 +77,7 @@ PLANTED = [
     ({"callbacks": [At("on_step_begin", reseed, step=2)]}, nothing, 3, "loss", "dropout: "),
     ({"settings": {"warmup_steps": 4}}, nothing, 2, RATE, "schedule: "),
     ({"settings": {"learning_rate": 2e-2}}, nothing, 2, RATE, "schedule: the learning rate is 2 times"),
-    ({"callbacks": [At("on_train_begin", steps_schedule)]}, nothing, 1, RATE, "ours are one step ahead"),
+    ({"callbacks": [AHEAD]}, nothing, 1, RATE, "ours are one step ahead"),
     ({"settings": {"max_grad_norm": 0.7}}, nothing, None, "parameters", "no step before was clipped"),
     ({"settings": {"max_grad_norm": 0.0}}, nothing, None, "parameters", "clipping: "),
     ({}, notes_clipped_norm, None, "grad_norm", "clipping: one of the two notes the norm after clipping"),
