@@ -215,7 +215,11 @@ def _check_trainer(path: Path, trainer: NativeTrainer) -> None:
 def _kind(value: Any) -> str:
     if value is None:
         return "None"
-    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+    return (
+        f"the class {value.__name__}"
+        if isinstance(value, type)
+        else f"an object of class {type(value).__name__}"
+    )
 
 
 def sources_of(path: Path) -> dict[str, str]:

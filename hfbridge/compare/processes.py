@@ -40,21 +40,20 @@ class Processes:
     def __init__(self, engine: Engine, job: Path, folder: Path, *, ranks: int, steps: int | None) -> None:
         self._folder = folder
         self._read_to, self._done = 0, 0
-        command = [sys.executable]
-        if ranks > 1 or engine.strategy is not None:
-            command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        command += ["-m", "hfbridge.compare.worker", f"--job={job.resolve()}", f"--engine={engine.name}"]
-        command += [f"--folder={folder.resolve()}", f"--began={time.time()}", f"--parent={os.getpid()}"]
-        command += [] if steps is None else [f"--steps={steps}"]
         with (folder / "output.txt").open("wb") as output:
             self._process = subprocess.Popen(
-                command,
+                _command(engine, job, folder, ranks=ranks, steps=steps),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=_environment(),
                 start_new_session=True,  # Ctrl-C is for the comparison, which ends them itself
             )
+
+    @property
+    def pid(self) -> int:
+        """Number of the process that has started the others, or that is the only one."""
+        return self._process.pid
 
     def __enter__(self) -> "Processes":
         """Return itself."""
@@ -111,6 +110,15 @@ class Processes:
             self._read_to += len(new)
             self._done += new.count(b"\n")
         return self._done
+
+
+def _command(engine: Engine, job: Path, folder: Path, *, ranks: int, steps: int | None) -> list[str]:
+    command = [sys.executable]
+    if ranks > 1 or engine.strategy is not None:
+        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    command += ["-m", "hfbridge.compare.worker", f"--job={job.resolve()}", f"--engine={engine.name}"]
+    command += [f"--folder={folder.resolve()}", f"--began={time.time()}", f"--parent={os.getpid()}"]
+    return command if steps is None else [*command, f"--steps={steps}"]
 
 
 def last_lines(folder: Path) -> str:
