@@ -12,7 +12,6 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
-import hfbridge
 from hfbridge.compare.engines import Engine
 from hfbridge.compare.files import read_json
 
@@ -132,6 +131,6 @@ def last_lines(folder: Path) -> str:
 def _environment() -> Mapping[str, Any]:
     """Make the environment of fresh processes, the same for all engines."""
     kept = {n: v for n, v in os.environ.items() if n not in _OF_RANKS and not n.startswith(_FOREIGN)}
-    package = str(Path(hfbridge.__file__).resolve().parents[1])
+    package = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join([package, *filter(None, [kept.get("PYTHONPATH")])])
     return {"PYTHONHASHSEED": "0", **kept, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
