@@ -5,6 +5,7 @@ BridgeError (Exception)
 ├── DataError (ValueError)                dataset, columns, labels, collator or map function
 ├── ModelError (ValueError)               the model has no loss or cannot be built
 ├── MetricsError (TypeError)              compute_metrics did not return what it should
+├── ReportError (OSError)                 the files of a comparison are missing, damaged or of another form
 ├── CheckpointError (OSError)             a checkpoint cannot be written, found or read
 ├── JobError (ValueError)                 a comparison's job, engines or folder do not fit
 ├── RankError (RuntimeError)              the ranks of a run cannot start, do not agree, or one has failed
@@ -58,6 +59,10 @@ class ModelError(BridgeError, ValueError):
 
 class MetricsError(BridgeError, TypeError):
     """``compute_metrics`` did not return a dictionary of numbers."""
+
+
+class ReportError(BridgeError, OSError):
+    """The files of a comparison are missing, damaged or of another form, so that no report can be made."""
 
 
 class CheckpointError(BridgeError, OSError):

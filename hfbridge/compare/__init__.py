@@ -6,6 +6,7 @@ record.py       what is recorded of each optimizer step; digests.py
 training.py     each engine, recorded; loop.py is the accelerate one
 worker.py       one rank of it, in a process of its own; processes.py starts and ends them
 verdict.py      whether two engines did the same; causes.py names why not
+report/         the page that shows it
 comparison.py   compare, from a script to the verdicts; files.py has the table of the files
 """
 
