@@ -7,6 +7,7 @@ BridgeError (Exception)
 ├── MetricsError (TypeError)              compute_metrics did not return what it should
 ├── ReportError (OSError)                 the files of a comparison are missing, damaged or of another form
 ├── CheckpointError (OSError)             a checkpoint cannot be written, found or read
+├── JobError (ValueError)                 a comparison's job, engines or folder do not fit
 ├── RankError (RuntimeError)              the ranks of a run cannot start, do not agree, or one has failed
 └── MissingDependencyError (ImportError)  a feature was asked for whose package is not installed
 BridgeWarning (UserWarning)               allowed, but probably not meant
@@ -70,6 +71,10 @@ class CheckpointError(BridgeError, OSError):
 
 class RankError(BridgeError, RuntimeError):
     """The ranks of a run cannot start, were given different things, or another one has failed."""
+
+
+class JobError(BridgeError, ValueError):
+    """The job of a comparison cannot be loaded, or its engines or its folder do not fit."""
 
 
 class MissingDependencyError(BridgeError, ImportError):
