@@ -236,13 +236,6 @@ class HFDataModule(pl.LightningDataModule):
         module: Any = self._trainer().lightning_module
         return module.receive(batch, device)
 
-    def as_native(self, split: str) -> Any:
-        """Return a set as the native Trainer would be given it, mapped; `None` if there is none."""
-        if split not in self._raw or split in self._mapped:
-            return self._mapped.get(split)
-        raw = self._raw[split]
-        return raw if self._mapper is None else self._mapper.map(raw, split)
-
     def first_eval_batch(self, split: str) -> MicroBatch:
         """Collate the first rows of an evaluation set, without a loader."""
         return self._loaders.first_batch(self._mapped[split], split)

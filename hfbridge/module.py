@@ -17,7 +17,7 @@ and the backward of all but the last, whose backward, clipping and step are Ligh
 
 import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +31,6 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from transformers import Trainer as NativeTrainer
 from transformers import TrainingArguments
 from transformers.utils.logging import set_verbosity
 
@@ -330,21 +329,7 @@ class HFModule(pl.LightningModule):
             raise ModelError("The model is not built yet: train it, or call module.configure_model() first.")
         write_on_first_rank(self, self.model, Path(path), merge=merge)
 
-    def to_native(
-        self, data: HFDataModule, source: Any = None, *, callbacks: Sequence[Any] = ()
-    ) -> NativeTrainer:
-        """Make the native Trainer that trains the same; native.py has the table.
-
-        Args:
-            data: the data.
-            source: settings, or the `hfbridge.Trainer` that has them and callbacks; `None` takes those of
-                the Trainer that ran last, or of the module or the data.
-            callbacks: further TrainerCallbacks.
-
-        Raises:
-            SettingsError: there are no settings, or something has no native counterpart; all of it is named.
-        """
-        return make_native(self, data, source, callbacks=callbacks)
+    to_native = make_native
 
     # One optimizer step.
 

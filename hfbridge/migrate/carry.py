@@ -18,7 +18,6 @@ from dataclasses import fields
 from types import MethodType
 from typing import Any, Literal
 
-from accelerate.utils import extract_model_from_parallel
 from transformers import Seq2SeqTrainer
 from transformers import Trainer as NativeTrainer
 
@@ -139,12 +138,24 @@ def _module_of(native_trainer: Any, loss_normalization: Literal["exact", "native
 def _take_wrapper_off(model: Any) -> None:
     """Give a model the forward back that accelerate has put under autocast, in `train` or `evaluate`.
 
-    Mirrors: accelerate.Accelerator.unwrap_model
+    `Accelerator.unwrap_model` would take transformers' own decorators off, too.
+
+    Mirrors: accelerate.Accelerator.prepare_model
     """
-    extract_model_from_parallel(model, keep_fp32_wrapper=False)
-    own = vars(model).get("forward")
-    if isinstance(own, MethodType) and own.__func__ is type(model).forward:
-        del model.__dict__["forward"]
+    if vars(model).pop("_original_forward", None) is None:
+        return
+    forward = vars(model).pop("forward")
+    is_method = isinstance(forward, MethodType)
+    while _home_of(forward := getattr(forward, "__func__", forward)) in ("accelerate", "torch"):
+        forward = forward.__wrapped__
+    if forward is not type(model).forward:  # one that the user had set on the object
+        model.forward = MethodType(forward, model) if is_method else forward
+
+
+def _home_of(function: Any) -> str:
+    """Name the package that a function, or an object that is called, was written in."""
+    module = getattr(function, "__globals__", {}).get("__name__", type(function).__module__)
+    return str(module).partition(".")[0]
 
 
 def _data_of(native_trainer: Any) -> HFDataModule:

@@ -38,6 +38,7 @@ LAYERS = {
     "checkpoints/io": 3,
     "checkpoints/export": 3,
     "module": 3,
+    "native": 3,
     "model_run": 3,
     "datamodule": 3,
     "loaders": 3,
