@@ -1,5 +1,6 @@
 """hfbridge.Trainer: a lightning.Trainer run by Hugging Face settings; knows both worlds."""
 
+import dataclasses
 import inspect
 import os
 from collections.abc import Iterator, Mapping
@@ -26,15 +27,18 @@ from hfbridge.evaluator import Evaluator
 from hfbridge.module import HFModule
 from hfbridge.progress import RunProgressBar, has_native_bar, is_silenced
 from hfbridge.settings import (
+    AccelerateConfig,
     Launched,
     Plan,
     Settings,
     SettingsSource,
     StrategyChoice,
+    read_accelerate_config,
     require_environment,
     require_machine,
     translate,
 )
+from hfbridge.settings.accelerate import OF_MACHINES
 from hfbridge.strategies import launched_ranks, make_strategy
 
 DEFAULT_OUTPUT_DIR = "trainer_output"
@@ -52,6 +56,9 @@ class Trainer(pl.Trainer):
         settings: `Settings`, a `transformers.TrainingArguments`, a dict of the same names, or the path of a
             YAML or JSON file that holds one; all are transformers' defaults without them.
         asynchronous_saving: write checkpoints while training goes on, from copies in memory.
+        accelerate_config: path of a file that `accelerate config` has written: processes, machines,
+            precision, FSDP or DeepSpeed; settings/accelerate.py has the table. What settings or arguments
+            say, too, must agree.
         **trainer_arguments: arguments of `lightning.Trainer`. What the settings say, too, must agree.
             `callbacks` takes Lightning callbacks and transformers' `TrainerCallback` objects or classes in
             one list. `strategy` is a name ("ddp", "fsdp", "fsdp2", "deepspeed_stage_2", ...) or an object of
@@ -75,17 +82,26 @@ class Trainer(pl.Trainer):
         settings: SettingsSource = _DEFAULT_SETTINGS,
         *,
         asynchronous_saving: bool = False,
+        accelerate_config: str | os.PathLike[str] | None = None,
         **trainer_arguments: Any,
     ) -> None:
+        settings, config = Settings.of(settings), None
+        if accelerate_config is not None:
+            config = _read_config(accelerate_config)
+            settings, trainer_arguments = config.applied_to(
+                settings, trainer_arguments, environment=os.environ
+            )
         own, bridged = _split_callbacks(trainer_arguments.get("callbacks"))
         if own or bridged:
             trainer_arguments = {**trainer_arguments, "callbacks": own}
         self.plan: Plan = translate(
-            Settings.of(settings),
+            settings,
             trainer_arguments,
             known_arguments=_KNOWN_ARGUMENTS,
             launched=_launched(),
         )
+        if config is not None:
+            self.plan = dataclasses.replace(self.plan, notes=(*config.notes, *self.plan.notes))
         self.settings: Settings = self.plan.settings
         self.train_batch_size: int = self.settings.per_device_train_batch_size
         self.asynchronous_saving = asynchronous_saving
@@ -98,6 +114,7 @@ class Trainer(pl.Trainer):
         self.prints_rows = True
         shows_own_bar = not has_native_bar(self.trainer_callbacks) and not is_silenced(self.settings)
         arguments = _with_defaults(self.plan.trainer_arguments, shows_bar=shows_own_bar)
+        os.environ.update({} if config is None else config.environment)
         super().__init__(**_with_strategy(arguments, self.plan.strategy))
         for note in self.plan.notes:
             rank_zero_info(f"hfbridge: {note}")
@@ -333,6 +350,15 @@ def _with_defaults(arguments: Mapping[str, Any], *, shows_bar: bool) -> dict[str
     if arguments.get("profiler") is None:
         found["profiler"] = _NoProfiler()
     return found
+
+
+def _read_config(path: str | os.PathLike[str]) -> AccelerateConfig:
+    """Read an accelerate config; a launcher has told the ranks already where they meet."""
+    config = read_accelerate_config(path)
+    if _launched() is not None:
+        for name in OF_MACHINES:
+            config.environment.pop(name, None)
+    return config
 
 
 def _launched() -> Launched | None:

@@ -1,5 +1,6 @@
 """What the user asked for, by the names of `transformers.TrainingArguments`, and its translation."""
 
+from hfbridge.settings.accelerate import AccelerateConfig, read_accelerate_config
 from hfbridge.settings.environment import require_environment
 from hfbridge.settings.fields import RULES, Rule
 from hfbridge.settings.machine import require_machine, require_packages
@@ -10,6 +11,7 @@ from hfbridge.settings.translate import translate
 
 __all__ = [
     "RULES",
+    "AccelerateConfig",
     "Launched",
     "Plan",
     "Row",
@@ -17,6 +19,7 @@ __all__ = [
     "Settings",
     "SettingsSource",
     "StrategyChoice",
+    "read_accelerate_config",
     "require_environment",
     "require_machine",
     "require_packages",
