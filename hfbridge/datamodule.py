@@ -39,6 +39,7 @@ from hfbridge.facts import facts_of_run
 from hfbridge.loaders import Loaders
 from hfbridge.ranks import gather, together
 from hfbridge.settings import Settings, SettingsSource
+from hfbridge.sources import ProcessorSource, SetSource, make_processor, make_set
 from hfbridge.strategies import close_group_at_exit
 
 _SPLITS = {"train": ("train",), "eval": ("validation", "eval", "dev"), "predict": ("test",)}
@@ -56,14 +57,15 @@ class HFDataModule(pl.LightningDataModule):
     """Feed Hugging Face datasets to Lightning in the native Trainer's order.
 
     Args:
-        dataset: a DatasetDict, or one Dataset to train on.
+        dataset: a DatasetDict, or one Dataset to train on. A function that returns one does for each set.
         train_dataset: anything with a length and rows, or a stream; wins over `dataset`.
         eval_dataset: evaluated when the settings say so, and by `trainer.validate`; or several by name.
         predict_dataset: for `trainer.predict` and `trainer.predict_dataset`.
         map_function: given to `datasets.map` for every split: rows to columns, a tokenizer's call, say. On
             several ranks one of each node maps, and the others are given what it has made.
         map_kwargs: further arguments of `datasets.map`; `batched=True` unless you say otherwise.
-        processing_class: tokenizer or processor; chooses the default collator. HFModule's without one.
+        processing_class: tokenizer or processor, or the name or folder of one; chooses the default collator.
+            HFModule's without one.
         data_collator: makes a micro-batch (a mapping of tensors) from a list of rows.
         packing: tokens of a row, into which whole examples of the train set are packed, for causal language
             models. `data_collator` then makes the batches of the other sets only, whose rows stay examples.
@@ -77,14 +79,14 @@ class HFDataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        dataset: Any = None,
+        dataset: SetSource | None = None,
         *,
-        train_dataset: Any = None,
-        eval_dataset: Any = None,
-        predict_dataset: Any = None,
+        train_dataset: SetSource | None = None,
+        eval_dataset: SetSource | None = None,
+        predict_dataset: SetSource | None = None,
         map_function: Callable[..., Any] | None = None,
         map_kwargs: Mapping[str, Any] | None = None,
-        processing_class: Any = None,
+        processing_class: ProcessorSource | None = None,
         data_collator: Collator | None = None,
         packing: int | None = None,
         settings: SettingsSource | None = None,
@@ -94,9 +96,10 @@ class HFDataModule(pl.LightningDataModule):
             check_max_tokens(packing)
         self.given_settings = None if settings is None else Settings.of(settings)
         self._settings: Settings | None = None
-        explicit = {"train": train_dataset, "eval": eval_dataset, "predict": predict_dataset}
-        found = _split(dataset, explicit)
-        self._raw = {split: given for split, given in found.items() if given is not None}
+        given = {"train": train_dataset, "eval": eval_dataset, "predict": predict_dataset}
+        explicit = {split: make_set(source, f"{split}_dataset") for split, source in given.items()}
+        found = _split(make_set(dataset, "dataset"), explicit)
+        self._raw = {split: rows for split, rows in found.items() if rows is not None}
         if isinstance(sets := self._raw.get("eval"), Mapping):
             del self._raw["eval"]
             self._raw |= _named(sets)
@@ -104,13 +107,13 @@ class HFDataModule(pl.LightningDataModule):
             raise DataError(
                 "HFDataModule was given no dataset: pass a DatasetDict, or train_dataset= and eval_dataset=."
             )
-        for split, given in self._raw.items():
-            _check_dataset(given, split)
+        for split, rows in self._raw.items():
+            _check_dataset(rows, split)
         self._mapper = None if map_function is None else Mapper(map_function, map_kwargs or {})
         self._mapping_failure: Exception | None = None
         self._mapped: dict[str, Any] = {}
         self._schedule: Schedule | None = None
-        self.processing_class = processing_class
+        self.processing_class = make_processor(processing_class)
         self.data_collator = data_collator
         self.packing = packing
         self._is_packed = False

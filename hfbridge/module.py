@@ -61,6 +61,7 @@ from hfbridge.native import make_native
 from hfbridge.resume import Resumption, fill_checkpoint
 from hfbridge.saving import write_on_first_rank
 from hfbridge.settings import Settings, SettingsSource
+from hfbridge.sources import ProcessorSource, find_factory, make_processor
 from hfbridge.strategies import Sharing
 
 
@@ -69,7 +70,7 @@ class HFModule(pl.LightningModule):
 
     Args:
         model: a model, a function that returns one, or the name or folder of one together with `auto_class`.
-            A named model is built, seeded, when the run begins.
+            A named model is built, seeded, when the run begins; until then `module.model` is `None`.
         auto_class: the `AutoModelFor...` class, or its name, of a named model.
         model_kwargs: further arguments of `from_pretrained`, such as `{"num_labels": 3}`.
         dtype: dtype of a named model's weights; "auto" keeps the one they were saved in. `bf16=True` in the
@@ -77,7 +78,8 @@ class HFModule(pl.LightningModule):
         peft_config: a configuration of PEFT, such as `peft.LoraConfig(r=8)`, or a dict of its fields with
             "peft_type": adapters that are put on the model when the run begins, and trained in its place.
         settings: only under a plain `lightning.Trainer`; also those of the data module.
-        processing_class: tokenizer or processor; the model's special tokens are aligned with it.
+        processing_class: tokenizer or processor, or the name or folder of one; the model's special tokens are
+            aligned with it.
         compute_metrics: function of an `EvalPrediction` that returns a dict of metrics.
         metrics: a torchmetrics `Metric`, `MetricCollection` or dict of these, updated batch by batch with
             logits and labels, so that neither is kept; evaluation/running.py says in what form.
@@ -91,7 +93,6 @@ class HFModule(pl.LightningModule):
             for models that ignore `num_items_in_batch`.
 
     Attributes:
-        model: the Hugging Face model; `None` until a named model is built.
         schedule: the run's learning-rate schedule.
         last_step: gradient norm and learning rate of the epoch's last optimizer step.
         eval_metrics: metrics of the last evaluation, of all its sets.
@@ -117,9 +118,9 @@ class HFModule(pl.LightningModule):
         *,
         model_kwargs: Mapping[str, Any] | None = None,
         dtype: str | torch.dtype = "auto",
-        peft_config: Any = None,
+        peft_config: Mapping[str, Any] | Any = None,
         settings: SettingsSource | None = None,
-        processing_class: Any = None,
+        processing_class: ProcessorSource | None = None,
         compute_metrics: ComputeMetrics | None = None,
         metrics: MetricsSource | None = None,
         preprocess_logits_for_metrics: PreprocessLogits | None = None,
@@ -129,6 +130,7 @@ class HFModule(pl.LightningModule):
         loss_normalization: Literal["exact", "native"] = "exact",
     ) -> None:
         super().__init__()
+        model = find_factory(model, auto_class)
         has_function = compute_loss_func is not None
         check_source(model, auto_class, dtype=dtype, model_kwargs=model_kwargs, has_function=has_function)
         if loss_normalization not in ("exact", "native"):
@@ -166,7 +168,7 @@ class HFModule(pl.LightningModule):
         self.kept_optimizer: Optimizer | None = None
         self.resumption: Resumption | None = None
         self.label_names: list[str] = []
-        self.processing_class = processing_class
+        self.processing_class: Any = make_processor(processing_class)
         self.compute_metrics = compute_metrics
         self.running_metrics = None if metrics is None else RunningMetrics(metrics)
         self.preprocess_logits_for_metrics = preprocess_logits_for_metrics
@@ -244,9 +246,15 @@ class HFModule(pl.LightningModule):
 
         Raises:
             DataError: the data does not come from an HFDataModule.
-            ModelError: `optimizers` was given, and the strategy replaces the parameters in it.
+            ModelError: `optimizers` was given, and the strategy replaces the parameters in it; or
+                LightningCLI has put an optimizer of its own on the module.
         """
         self.resumption = None
+        if "configure_optimizers" in vars(self):
+            raise ModelError(
+                "configure_optimizers was replaced, as LightningCLI does with optimizer: and lr_scheduler:. "
+                "Leave them out, and set optim, learning_rate and lr_scheduler_type in the settings."
+            )
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, HFDataModule):
             raise DataError(

@@ -3,10 +3,11 @@
 import dataclasses
 import inspect
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Unpack
 
 import lightning.pytorch as pl
 from accelerate.utils import find_executable_batch_size
@@ -16,6 +17,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import PredictionOutput
 
+from hfbridge.arguments import AnyCallback, TrainerArguments
 from hfbridge.attach import begin_again
 from hfbridge.checkpoints.io import NewestOf, newest_in
 from hfbridge.checkpoints.layout import checkpoints_in
@@ -44,7 +46,8 @@ from hfbridge.strategies import launched_ranks, make_strategy
 DEFAULT_OUTPUT_DIR = "trainer_output"
 """Where transformers writes when the settings do not say it."""
 
-_DEFAULT_SETTINGS = Settings()
+# None of them is given; a mapping, since LightningCLI writes it into its config.yaml.
+_DEFAULTS: Mapping[str, Any] = MappingProxyType({})
 _OF_VALIDATE = frozenset(inspect.signature(pl.Trainer.validate).parameters)
 _KNOWN_ARGUMENTS = tuple(inspect.signature(pl.Trainer.__init__).parameters)[1:]
 
@@ -56,19 +59,17 @@ class Trainer(pl.Trainer):
         settings: `Settings`, a `transformers.TrainingArguments`, a dict of the same names, or the path of a
             YAML or JSON file that holds one; all are transformers' defaults without them.
         asynchronous_saving: write checkpoints while training goes on, from copies in memory.
+        callbacks: Lightning callbacks and transformers' `TrainerCallback` objects or classes, in one list.
         accelerate_config: path of a file that `accelerate config` has written: processes, machines,
             precision, FSDP or DeepSpeed; settings/accelerate.py has the table. What settings or arguments
             say, too, must agree.
         **trainer_arguments: arguments of `lightning.Trainer`. What the settings say, too, must agree.
-            `callbacks` takes Lightning callbacks and transformers' `TrainerCallback` objects or classes in
-            one list. `strategy` is a name ("ddp", "fsdp", "fsdp2", "deepspeed_stage_2", ...) or an object of
+            `strategy` is a name ("ddp", "fsdp", "fsdp2", "deepspeed_stage_2", ...) or an object of
             `hfbridge.strategies`; settings/strategies.py has the table.
 
     Attributes:
         plan: what the settings became.
-        settings: the settings of the run.
         train_batch_size: rows of a micro-batch; `auto_find_batch_size` makes it smaller.
-        asynchronous_saving: whether checkpoints are written while training goes on.
         callbacks_told: TrainerCallbacks that have heard `on_init_end` from another Trainer.
         prints_rows: whether rows are printed where no bar is shown, as natively.
 
@@ -79,24 +80,22 @@ class Trainer(pl.Trainer):
 
     def __init__(
         self,
-        settings: SettingsSource = _DEFAULT_SETTINGS,
+        settings: SettingsSource = _DEFAULTS,
         *,
         asynchronous_saving: bool = False,
+        callbacks: Sequence[AnyCallback] | AnyCallback | None = None,
         accelerate_config: str | os.PathLike[str] | None = None,
-        **trainer_arguments: Any,
+        **trainer_arguments: Unpack[TrainerArguments],
     ) -> None:
+        own, bridged = _split_callbacks(callbacks)
+        said: Mapping[str, Any] = {**trainer_arguments, **({"callbacks": own} if own or bridged else {})}
         settings, config = Settings.of(settings), None
         if accelerate_config is not None:
             config = _read_config(accelerate_config)
-            settings, trainer_arguments = config.applied_to(
-                settings, trainer_arguments, environment=os.environ
-            )
-        own, bridged = _split_callbacks(trainer_arguments.get("callbacks"))
-        if own or bridged:
-            trainer_arguments = {**trainer_arguments, "callbacks": own}
+            settings, said = config.applied_to(settings, said, environment=os.environ)
         self.plan: Plan = translate(
             settings,
-            trainer_arguments,
+            said,
             known_arguments=_KNOWN_ARGUMENTS,
             launched=_launched(),
         )
@@ -106,7 +105,7 @@ class Trainer(pl.Trainer):
         self.train_batch_size: int = self.settings.per_device_train_batch_size
         self.asynchronous_saving = asynchronous_saving
         require_machine(self.settings)
-        given = trainer_arguments.get("strategy")
+        given = said.get("strategy")
         kind = self.plan.strategy.kind
         require_environment(self.settings, type(given).__name__ if kind == "given" else kind)
         self.trainer_callbacks: tuple[TrainerCallback | type[TrainerCallback], ...] = tuple(bridged)
@@ -225,7 +224,7 @@ class Trainer(pl.Trainer):
         """Evaluate an HFModule: `trainer.validate(module, data)`.
 
         Args:
-            *arguments: those of `lightning.Trainer.validate`.
+            *arguments: those of `lightning.Trainer.validate`; `ckpt_path` as for `fit`.
             **named: likewise; with `predict_with_generate`, also arguments of `generate`, such as
                 `num_beams=4`, which win over the settings.
 
@@ -239,6 +238,8 @@ class Trainer(pl.Trainer):
         if self.settings.predict_with_generate:
             asked = {name: value for name, value in named.items() if name not in _OF_VALIDATE}
             named = {name: value for name, value in named.items() if name not in asked}
+        if "ckpt_path" in named:
+            named["ckpt_path"] = self._resolve(named["ckpt_path"])
         model = named.get("model", arguments[0] if arguments else self.lightning_module)
         with _generating(model, asked):
             found = super().validate(*arguments, **named)
@@ -252,6 +253,7 @@ class Trainer(pl.Trainer):
         datamodule: HFDataModule,
         *,
         metric_key_prefix: str = "test",
+        ckpt_path: Any = None,
         **gen_kwargs: Any,
     ) -> PredictionOutput:
         """Predict a whole set as `transformers.Trainer.predict` does.
@@ -264,6 +266,7 @@ class Trainer(pl.Trainer):
             model: the module.
             datamodule: its `predict_dataset`, or test split.
             metric_key_prefix: what the metrics' names begin with.
+            ckpt_path: whose weights to take, as for `fit`; those of the module without it.
             **gen_kwargs: with `predict_with_generate`, arguments of `generate`, which win over the settings.
 
         Returns:
@@ -287,7 +290,9 @@ class Trainer(pl.Trainer):
         evaluator.predicts, evaluator.prediction = metric_key_prefix, None
         try:
             with _generating(model, gen_kwargs):
-                self.predict(model, datamodule=datamodule, return_predictions=False)
+                self.predict(
+                    model, datamodule=datamodule, return_predictions=False, ckpt_path=self._resolve(ckpt_path)
+                )
         finally:
             evaluator.predicts = None
         output, evaluator.prediction = evaluator.prediction, None

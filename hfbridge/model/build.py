@@ -35,7 +35,9 @@ _HEADS = frozenset(
     for name in ([entry] if isinstance(entry, str) else entry)
 )
 
-ModelSource = nn.Module | Callable[..., nn.Module] | str | Path
+# A module can be called, too; named by itself, LightningCLI's help would list all modules there are.
+ModelSource = str | Path | Callable[..., Any]
+"""A model, a function that returns one, or the name or folder of one."""
 
 
 def check_function(name: str, given: object, of: str) -> None:

@@ -20,7 +20,7 @@ from hfbridge.errors import ModelError
 from hfbridge.model.failures import FAILURES, explain
 from hfbridge.model.items import Inputs, LossTraits
 
-LossFunction = Callable[..., Tensor]
+LossFunction = Callable[..., Any]
 
 
 @dataclass(frozen=True)

@@ -203,9 +203,10 @@ def convert(name: str, value: object) -> tuple[object, str]:
     if value is None and type(None) in kinds:
         return value, ""
     if possible:
+        if value is False and "no" in possible:
+            return "no", f'{name}=False is read as "no", which YAML takes for it'
         if value not in possible:
-            unquoted = '; unquoted, YAML reads "no" as False' if value is False and "no" in possible else ""
-            raise ValueError(f"is not one of {', '.join(possible)}{unquoted}{suggest(value, possible)}")
+            raise ValueError(f"is not one of {', '.join(possible)}{suggest(value, possible)}")
         return value, ""
     if isinstance(value, str) and float in kinds:
         return _number_in(name, value)

@@ -26,6 +26,9 @@ from hfbridge.settings.together import check_together
 # Names that transformers keeps as mirrors of new ones.
 _MIRRORS = {name: OLD_NAMES[name].new for name in OLD_NAMES if name in DEFAULTS}
 
+# Where LightningCLI has read a mapping, which it puts beside what it has read.
+_ORIGIN = "__path__"
+
 
 class Settings:
     """The settings of a run, by the names of `transformers.TrainingArguments`.
@@ -73,7 +76,7 @@ class Settings:
         if isinstance(source, TrainingArguments):
             values = native.read(source)
         elif isinstance(source, Mapping):
-            values = {str(name): value for name, value in source.items()}
+            values = {str(name): value for name, value in source.items() if name != _ORIGIN}
         else:
             kind = f"the class {source.__name__}" if isinstance(source, type) else type(source).__name__
             raise SettingsError(
@@ -300,5 +303,5 @@ def _refuse(complaints: list[tuple[str, str]], values: Mapping[str, Any], renami
     raise_problems(SettingsError, headline, problems)
 
 
-SettingsSource = Settings | TrainingArguments | Mapping[str, Any] | str | os.PathLike[str]
+SettingsSource = Mapping[str, Any] | str | os.PathLike[str] | Settings | TrainingArguments
 """What settings are taken from; a path is that of a YAML or JSON file."""

@@ -91,7 +91,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"optim": "adamw_hf"}, "optim", "did you mean adamw_"),
     ({"lr_scheduler_type": "cosin"}, "lr_scheduler_type", "did you mean cosine?"),
     ({"eval_strategy": "step"}, "eval_strategy", "did you mean steps?"),
-    ({"eval_strategy": False}, "eval_strategy", 'YAML reads "no" as False'),
+    ({"eval_strategy": True}, "eval_strategy", "is not one of no, steps, epoch"),
     ({"logging_strategy": "epochs"}, "logging_strategy", "did you mean epoch?"),
     ({"train_sampling_strategy": "shuffle"}, "train_sampling_strategy", "random, sequential"),
     ({"report_to": "tensorbord"}, "report_to", "did you mean tensorboard?"),

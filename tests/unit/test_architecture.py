@@ -49,6 +49,8 @@ LAYERS = {
     "saving": 3,
     "progress": 3,
     "facts": 3,
+    "arguments": 3,
+    "sources": 3,
     "trainer": 4,
     "migrate": 5,
     "dropin": 6,

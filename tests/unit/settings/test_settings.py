@@ -396,7 +396,7 @@ class TestChecks:
             ("optim", "adamw_hf", "did you mean adamw_torch?"),
             ("lr_scheduler_type", "cosin", "did you mean cosine?"),
             ("eval_strategy", "step", "is not one of no, steps, epoch; did you mean steps?"),
-            ("eval_strategy", False, 'YAML reads "no" as False'),
+            ("eval_strategy", True, "is not one of no, steps, epoch"),
             ("train_sampling_strategy", "shuffle", "is not one of random, sequential, group_by_length"),
             ("dataloader_multiprocessing_context", "thread", "is not one of fork, spawn, forkserver"),
         ],

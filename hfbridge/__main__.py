@@ -1,0 +1,7 @@
+"""`python -m hfbridge`: the same as the command `hfbridge`."""
+
+import sys
+
+from hfbridge.cli import main
+
+sys.exit(main())

@@ -1,0 +1,231 @@
+"""What `hfbridge` is told, which command does it, and how it ends.
+
+    ends with   when
+    0           done
+    1           failed, something was refused, or parity was lost
+    2           the command line is wrong
+    130         interrupted
+
+This file imports neither torch nor transformers: help, versions and wrong command lines are answered at once.
+Each command has a file of its own, which is imported when it is asked for.
+
+    command                   file          options are read by
+    fit, validate, predict    fit.py        LightningCLI
+    the others                their own     this file
+"""
+
+import argparse
+import importlib
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from hfbridge.errors import BridgeError
+
+STACK = ("hfbridge", "torch", "lightning", "transformers", "accelerate", "datasets")
+"""The packages whose versions `--version` tells, with Python's."""
+
+_DONE, _FAILED, _INTERRUPTED = 0, 1, 130
+
+_OF_LIGHTNING = {
+    "fit": "train a model",
+    "validate": "evaluate a model",
+    "predict": "predict a set, and write what comes of it to output_dir",
+}
+_FILES = {
+    **dict.fromkeys(_OF_LIGHTNING, "fit"),
+    "explain": "explain",
+    "compare": "compare",
+    "convert": "convert",
+    "run": "run",
+}
+_EPILOG = """\
+fit, validate and predict take a YAML of Lightning's form: hfbridge fit --config config.yaml
+their options, in a few seconds: hfbridge fit --help; a YAML to begin with: hfbridge fit --print_config
+
+exit codes: 0 done; 1 failed, refused, or parity lost; 2 wrong command line; 130 interrupted
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what a command line says.
+
+    Args:
+        argv: the arguments; those of the process without it.
+
+    Returns:
+        What the process is to end with.
+
+    Raises:
+        SystemExit: the command line is wrong (2), or help or versions were asked for (0).
+        BridgeError: with `--debug`, or where `HFBRIDGE_DEBUG=1` is set; else its text is printed.
+    """
+    given = list(sys.argv[1:] if argv is None else argv)
+    given, has_flag = _take_debug(given)
+    is_debugging = has_flag or os.environ.get("HFBRIDGE_DEBUG", "") not in ("", "0")
+    try:
+        return _command_of(given)()
+    except BridgeError as error:
+        if is_debugging:
+            raise
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return _FAILED
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except SystemExit as end:
+        # Lightning ends an interrupted run so.
+        if isinstance(end.__context__, KeyboardInterrupt):
+            return _INTERRUPTED
+        raise
+
+
+def stack() -> list[tuple[str, str]]:
+    """List the packages that a run stands on, each with its version, and Python."""
+    found = []
+    for package in STACK:
+        try:
+            found.append((package, version(package)))
+        except PackageNotFoundError:
+            found.append((package, "not installed"))
+    return [*found, ("python", platform.python_version())]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of everything but what LightningCLI reads."""
+    parser = argparse.ArgumentParser(
+        prog="hfbridge",
+        description="Train Hugging Face models with PyTorch Lightning, with the native Trainer's numbers.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    versions = "\n".join(f"{package} {found}" for package, found in stack())
+    parser.add_argument(
+        "--version", action="version", version=versions, help="print the versions of the stack"
+    )
+    parser.add_argument("--debug", action="store_true", help="show errors with their traceback")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in _OF_LIGHTNING.items():
+        commands.add_parser(name, help=text, add_help=False)
+    _add_explain(commands)
+    _add_compare(commands)
+    _add_convert(commands)
+    _add_run(commands)
+    return parser
+
+
+def _take_debug(arguments: list[str]) -> tuple[list[str], bool]:
+    """Take `--debug` out of what stands before the arguments of a script; every command has it."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    ours = [argument for argument in arguments[:end] if argument != "--debug"]
+    return [*ours, *arguments[end:]], len(ours) < end
+
+
+def _command_of(arguments: list[str]) -> Callable[[], int]:
+    """Read a command line, and bind the function that does it to what it says."""
+    name = arguments[0] if arguments else ""
+    said: Any = arguments
+    if name not in _OF_LIGHTNING:
+        end = arguments.index("--") if "--" in arguments else len(arguments)
+        parser = make_parser()
+        said = parser.parse_args(arguments[:end])
+        name, said.script_arguments = said.command, arguments[end + 1 :]
+        if said.script_arguments and name != "run":
+            parser.error(f"{name} takes nothing after --")
+    # By name, and not at the top: a command's file imports what the command stands on, which takes seconds.
+    run: Callable[[Any], int] = importlib.import_module(f"hfbridge.cli.{_FILES[name]}").run
+    return lambda: run(said)
+
+
+def _add_explain(commands: Any) -> None:
+    explain = commands.add_parser(
+        "explain",
+        help="what settings become, what differs from the native Trainer, what is refused",
+        description="Say what each setting becomes, what differs from the native Trainer, and what is "
+        "refused. Nothing is loaded, and no script is executed. Ends with 1 if something is refused.",
+    )
+    explain.add_argument(
+        "source", help="settings (YAML or JSON), a config of `hfbridge fit`, or a script that makes settings"
+    )
+    explain.add_argument(
+        "--strategy", help='how ranks share the work: "ddp", "fsdp2", "deepspeed_stage_2", ...'
+    )
+    explain.add_argument("--devices", type=_count, help="ranks on each node")
+    explain.add_argument("--num-nodes", type=_count, help="nodes")
+    explain.add_argument("--accelerate-config", help="a file that `accelerate config` has written")
+    explain.add_argument(
+        "--loss-normalization", choices=("exact", "native"), help="that of the HFModule; exact without it"
+    )
+    explain.add_argument("--json", action="store_true", help="print the same as JSON")
+
+
+def _add_compare(commands: Any) -> None:
+    compare = commands.add_parser(
+        "compare",
+        help="one job on several engines, step by step, with a report",
+        description="Run one job on several engines in fresh processes, compare every optimizer step, and "
+        "write a report. Ends with 1 if one engine's trajectory is not that of the first.",
+    )
+    compare.add_argument(
+        "job", help="a script whose build() returns a native Trainer, or a hfbridge.compare.Job"
+    )
+    compare.add_argument(
+        "--engines",
+        type=_listed,
+        default=["native", "lightning"],
+        help="separated by commas; the first is what the others are compared with: native, accelerate, "
+        "lightning, lightning:deepspeed_stage_2, ... (default: native,lightning)",
+    )
+    compare.add_argument("--ranks", type=_count, default=1, help="processes of each engine (default: 1)")
+    compare.add_argument("--out", default="comparison", help="folder to write to (default: comparison)")
+    compare.add_argument("--steps", type=_count, help="optimizer steps; as many as the job has without it")
+    compare.add_argument("--no-resume", action="store_true", help="run engines again that are done already")
+    compare.add_argument("--no-progress", action="store_true", help="no progress bar")
+    compare.add_argument("--no-report", action="store_true", help="write the records only, and no HTML page")
+
+
+def _add_convert(commands: Any) -> None:
+    convert = commands.add_parser(
+        "convert",
+        help="a checkpoint-N directory to a Lightning .ckpt, and back",
+        description="Turn a checkpoint-N directory of either engine into a Lightning .ckpt, or back.",
+    )
+    convert.add_argument(
+        "source", help="a checkpoint-N directory, or a .ckpt that a run of HFModule has written"
+    )
+    convert.add_argument("target", help="what to write: a name ending in .ckpt, or a directory")
+
+
+def _add_run(commands: Any) -> None:
+    run = commands.add_parser(
+        "run",
+        help="an unmodified script of transformers.Trainer, on Lightning",
+        description="Run a script with transformers.Trainer and Seq2SeqTrainer replaced by Trainers whose "
+        "train() runs on Lightning.",
+        usage="hfbridge run [-h] [--strategy STRATEGY] [--devices DEVICES] script [-- ARGUMENTS ...]",
+        epilog="What stands after -- is given to the script.",
+    )
+    run.add_argument("script", help="the script, as it is")
+    run.add_argument("--strategy", help='how ranks share the work: "ddp", "fsdp2", "deepspeed_stage_2", ...')
+    run.add_argument("--devices", type=_count, help="ranks on this node")
+
+
+def _count(text: str) -> int:
+    """Read a number that is one at least."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+    return number
+
+
+def _listed(text: str) -> list[str]:
+    """Read names that are separated by commas."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError("names no engine")
+    return names
