@@ -45,7 +45,7 @@ class EngineSharing(Sharing):
         self.save_parts = self._save_parts
 
     def autocasts(self, model: nn.Module, *, trains: bool) -> bool:
-        """Whether bf16 is for autocast to do; an engine casts the weights, and they stay so after training."""
+        """Whether bf16 is for autocast to do; an engine casts the weights, for evaluations after it, too."""
         return not trains and not self.is_sharded and self.forward_through(model) is model
 
     def train(
