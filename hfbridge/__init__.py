@@ -1,24 +1,32 @@
-"""hfbridge runs the Hugging Face training stack under PyTorch Lightning, with the same numbers."""
+"""hfbridge runs the Hugging Face training stack under PyTorch Lightning, with the same numbers.
 
-from hfbridge.checkpoints.export import convert
-from hfbridge.data.spans import DataCollatorForT5MLM
-from hfbridge.datamodule import HFDataModule
-from hfbridge.errors import (
-    BridgeError,
-    BridgeWarning,
-    CheckpointError,
-    DataError,
-    MetricsError,
-    MissingDependencyError,
-    ModelError,
-    RankError,
-    SettingsError,
-)
-from hfbridge.evaluation.generate import decode
-from hfbridge.metrics.load import load_metric
-from hfbridge.module import HFModule
-from hfbridge.settings import Settings
-from hfbridge.trainer import Trainer
+`import hfbridge` imports nothing else: each name brings its module, and what that stands on, when it is first
+asked for. So commands that train nothing answer at once.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hfbridge.checkpoints.export import convert
+    from hfbridge.data.spans import DataCollatorForT5MLM
+    from hfbridge.datamodule import HFDataModule
+    from hfbridge.errors import (
+        BridgeError,
+        BridgeWarning,
+        CheckpointError,
+        DataError,
+        MetricsError,
+        MissingDependencyError,
+        ModelError,
+        RankError,
+        SettingsError,
+    )
+    from hfbridge.evaluation.generate import decode
+    from hfbridge.metrics.load import load_metric
+    from hfbridge.module import HFModule
+    from hfbridge.settings import Settings
+    from hfbridge.trainer import Trainer
 
 __all__ = [
     "BridgeError",
@@ -39,3 +47,31 @@ __all__ = [
     "decode",
     "load_metric",
 ]
+
+# Where each name is at home; the errors are all in one module.
+_HOMES = {
+    "DataCollatorForT5MLM": "data.spans",
+    "HFDataModule": "datamodule",
+    "HFModule": "module",
+    "Settings": "settings",
+    "Trainer": "trainer",
+    "convert": "checkpoints.export",
+    "decode": "evaluation.generate",
+    "load_metric": "metrics.load",
+}
+# Rooms whose public names are reached through them: hfbridge.strategies.FSDP2Strategy().
+_ROOMS = ("strategies",)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"hfbridge.{name}")
+    if name not in __all__:
+        raise AttributeError(f"module 'hfbridge' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"hfbridge.{_HOMES.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *_ROOMS})

@@ -10,13 +10,14 @@ import hfbridge
 
 
 def public_names(module: ModuleType) -> set[str]:
-    """Names without underscore that are in the module, other than its own submodules."""
+    """Names without underscore that are in the module, other than its submodules and its lazy machinery."""
     submodules = {
         name.removeprefix(f"{module.__name__}.")
         for name in sys.modules
         if name.startswith(f"{module.__name__}.")
     }
-    return {name for name in dir(module) if not name.startswith("_")} - submodules
+    machinery = {"Any", "TYPE_CHECKING", "importlib"}
+    return {name for name in vars(module) if not name.startswith("_")} - submodules - machinery
 
 
 def test_all_is_sorted_and_without_duplicates() -> None:
@@ -77,3 +78,18 @@ def test_import_has_no_side_effects() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+IMPORTS_NOTHING = """
+import sys
+import hfbridge
+heavy = {"accelerate", "datasets", "lightning", "peft", "torch", "transformers"} & set(sys.modules)
+assert not heavy, heavy
+assert hfbridge.strategies.FSDP2Strategy and {"Trainer", "strategies"} <= set(dir(hfbridge))
+"""
+
+
+def test_importing_the_package_imports_no_library() -> None:
+    subprocess.run(
+        [sys.executable, "-c", IMPORTS_NOTHING], cwd=Path(hfbridge.__file__).parents[1], check=True
+    )
