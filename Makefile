@@ -16,7 +16,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTEST_TIMEOUT=600
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --cov --cov-report=term
 
-.PHONY: help demo test test-all lint types bench clean
+.PHONY: help demo test test-all lint types bench docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -26,6 +26,7 @@ help:
 	@echo "make lint       ruff format --check and ruff check"
 	@echo "make types      mypy --strict on hfbridge/"
 	@echo "make bench      overhead, then fine-tuning: both sides, results as JSON"
+	@echo "make docs       the documentation as a site, in site/; a warning is an error"
 	@echo "make clean      remove caches and build output; .venv stays"
 
 demo: $(DEMO_STAMP)
@@ -48,8 +49,12 @@ bench: $(DEV_STAMP)
 	$(BIN)/python benchmarks/overhead.py $(ARGS)
 	$(BIN)/python benchmarks/finetune.py $(ARGS)
 
+docs: $(DEV_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file docs/mkdocs/mkdocs.yml
+	@echo "Open site/index.html."
+
 clean:
-	rm -rf build dist *.egg-info .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf site build dist *.egg-info .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find hfbridge tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # torch goes first, alone: what follows then keeps the build that was chosen. The demo's model package declares a second

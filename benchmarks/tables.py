@@ -1,4 +1,7 @@
-"""Make the README's tables from the committed results, between their markers."""
+"""Make the tables of the README and of docs/ from the committed results, between their markers.
+
+The README has a place for each of them.
+"""
 
 import argparse
 import json
@@ -173,31 +176,44 @@ def about(results: dict[str, Any]) -> str:
 
 
 def render(text: str) -> str:
-    for name, table in TABLES.items():
+    """Fill the places that a text has."""
+
+    def fill(match: re.Match[str]) -> str:
+        name = match.group(2)
         results = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
-        body = "\n".join([*table(results), "", about(results), ""])
-        pattern = re.compile(rf"(<!-- results:{name} -->\n).*?(<!-- /results -->)", re.DOTALL)
-        if not pattern.search(text):
+        body = "\n".join([*TABLES[name](results), "", about(results), ""])
+        return match.group(1) + body + match.group(3)
+
+    return re.sub(r"(<!-- results:(\w+) -->\n).*?(<!-- /results -->)", fill, text, flags=re.DOTALL)
+
+
+def require_places(readme: str) -> None:
+    """See that the README has a place for each table."""
+    for name in TABLES:
+        if f"<!-- results:{name} -->" not in readme:
             raise SystemExit(
                 f"README.md has no place for {name}: <!-- results:{name} --> ... <!-- /results -->"
             )
-        text = pattern.sub(lambda match, body=body: match.group(1) + body + match.group(2), text)
-    return text
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="exit 1 if README.md is not up to date")
+    parser.add_argument("--check", action="store_true", help="exit 1 if a page is not up to date")
     arguments = parser.parse_args()
-    readme = ROOT / "README.md"
-    before = readme.read_text()
-    after = render(before)
-    if arguments.check:
-        if before != after:
-            print("README.md does not show the committed results: run python benchmarks/tables.py")
-        return int(before != after)
-    readme.write_text(after)
-    return 0
+    require_places((ROOT / "README.md").read_text())
+    is_old = False
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        before = page.read_text()
+        after = render(before)
+        if before == after:
+            continue
+        is_old = True
+        if arguments.check:
+            name = page.relative_to(ROOT)
+            print(f"{name} does not show the committed results: run python benchmarks/tables.py")
+        else:
+            page.write_text(after)
+    return int(is_old and arguments.check)
 
 
 if __name__ == "__main__":

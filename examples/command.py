@@ -14,7 +14,13 @@ SPEEDS = ("runtime", "per_second", "preparation_time", "epoch")  # of metrics th
 
 
 def parse(
-    description: str | None, *, files: Sequence[str] = (), expected: str = "", model: str = ""
+    description: str | None,
+    *,
+    files: Sequence[str] = (),
+    expected: str = "",
+    model: str = "",
+    other_model: str = "",
+    switches: Mapping[str, str] | None = None,
 ) -> argparse.Namespace:
     """Read the command line of an example; a task without files has no `--data`.
 
@@ -23,6 +29,8 @@ def parse(
         files: what has to be in the folder.
         expected: what these files are, and where such can be had.
         model: what `--model` has to be, where the user brings it.
+        other_model: what `--model` may be, where the example has one of its own.
+        switches: further options without a value, and what they do.
     """
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="a few steps on a few rows")
@@ -31,6 +39,10 @@ def parse(
         parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help=expected)
     if model:
         parser.add_argument("--model", required=True, metavar="NAME_OR_FOLDER", help=model)
+    if other_model:
+        parser.add_argument("--model", metavar="NAME_OR_FOLDER", help=other_model)
+    for switch, does in (switches or {}).items():
+        parser.add_argument(f"--{switch}", action="store_true", help=does)
     given = parser.parse_args()
     missing = [name for name in files if not (given.data / name).is_file()]
     if missing:

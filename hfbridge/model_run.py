@@ -148,7 +148,7 @@ class ModelRun:
             processing_class=module.processing_class,
             device_type=self._device.type,
             trains=is_fit,
-            autocasts=self.sharing.autocasts(trains=is_fit),
+            autocasts=self.sharing.autocasts(model, trains=is_fit),
         )
         other = weights_dtypes(model) - {torch.float32}
         if is_fit and other and self._zero is None:

@@ -44,9 +44,9 @@ class EngineSharing(Sharing):
         self.is_sharded, self.zero_config = is_sharded, config
         self.save_parts = self._save_parts
 
-    def autocasts(self, *, trains: bool) -> bool:
-        """Whether bf16 is for autocast to do; an engine casts the weights."""
-        return not trains and not self.is_sharded
+    def autocasts(self, model: nn.Module, *, trains: bool) -> bool:
+        """Whether bf16 is for autocast to do; an engine casts the weights, for evaluations after it, too."""
+        return not trains and not self.is_sharded and self.forward_through(model) is model
 
     def train(
         self,

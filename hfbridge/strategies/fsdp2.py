@@ -131,7 +131,7 @@ class FSDP2Sharing(Sharing):
         self._reshards, self._offloads, self._recomputes = reshards, offloads, recomputes
         self._units = units
 
-    def autocasts(self, *, trains: bool) -> bool:
+    def autocasts(self, model: nn.Module, *, trains: bool) -> bool:
         """Leave bf16 to FSDP's own mixed precision, as natively."""
         return False
 

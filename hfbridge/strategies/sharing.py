@@ -64,7 +64,7 @@ class Sharing:
             dtype: in which a forward computes under mixed precision; `None` without.
         """
 
-    def autocasts(self, *, trains: bool) -> bool:
+    def autocasts(self, model: nn.Module, *, trains: bool) -> bool:
         """Whether bf16 is for autocast to do, in a run that trains or in one that does not."""
         return True
 

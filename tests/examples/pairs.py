@@ -1,7 +1,11 @@
 """Which pairs of examples there are, what they read, and what they are judged by."""
 
+import runpy
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -35,12 +39,42 @@ PAIRS = {
     "tones": Pair("audio classification, tones", ("accuracy", "f1")),
 }
 
+# What the usual tutorial on the native Trainer and Accelerate shows, on the reviews of examples/data.
+TUTORIAL = {
+    "configuration": Pair("every kind of setting", ("accuracy", "best_step")),
+    "distilbert": Pair("DistilBERT from start to end", ("accuracy",)),
+    "callbacks": Pair("TrainerCallbacks", ("accuracy", "steps")),
+    "accelerate_loop": Pair("a loop with Accelerate", ("accuracy",)),
+    "four_metrics": Pair("four metrics", ("accuracy", "f1", "precision", "recall")),
+    "resuming": Pair("stopping and resuming", ("accuracy", "steps")),
+    "two_processes": Pair("two processes", ("accuracy",)),
+}
+OWN_FILES = (
+    "task",
+    "command",
+    "reviews",
+)  # modules that scripts import from their own folder and the one above
+
+
+def run_script(script: Path, arguments: Sequence[str]) -> None:
+    """Run a script of examples/ in this process, as the main module."""
+    with (
+        mock.patch.object(sys, "argv", [str(script), *arguments]),
+        mock.patch.object(sys, "path", sys.path[:]),
+    ):
+        sys.path.insert(0, str(script.parent))
+        try:
+            runpy.run_path(str(script), run_name="__main__")
+        finally:
+            for name in OWN_FILES:  # the next script has its own
+                sys.modules.pop(name, None)
+
 
 def arguments_of(task: str, folder: Path) -> list[str]:
     """What a script is told of the places of its data and model."""
     options = ("--data", "--model")
     return [
         word
-        for name, place in zip(options, PAIRS[task].reads, strict=False)
+        for name, place in zip(options, (PAIRS | TUTORIAL)[task].reads, strict=False)
         for word in (name, str(folder / place))
     ]

@@ -1,0 +1,22 @@
+"""What the ranks of a pool run of examples/."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from tests.examples.pairs import EXAMPLES, run_script
+
+
+def score_sides(task: str, *arguments: str) -> dict[str, dict[str, Any]]:
+    """Run both sides of a pair in their shortest form; the first rank returns their scores."""
+    found = {}
+    for side in ("native", "bridge"):
+        out = Path(f"{side}.json").absolute()
+        run_script(EXAMPLES / task / f"{side}.py", ["--tiny", "--out", str(out), *arguments])
+        dist.barrier()
+        if os.environ["RANK"] == "0":
+            found[side] = json.loads(out.read_text())
+    return found

