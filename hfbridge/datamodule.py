@@ -10,6 +10,7 @@ map_function                     datasets.map, once on each node; data/mapping.p
 the columns                      those the model's forward takes
 data_collator                    the native default without one
 packing                          rows of the train set become rows of several; data/packing.py
+regroup                          rows of an optimizer step are dealt by length; data/regroup.py
 """
 
 from collections.abc import Callable, Mapping, Sized
@@ -25,6 +26,7 @@ from hfbridge.data.loader import EvalLoader, WindowLoader
 from hfbridge.data.mapping import Mapper, pack, unpack
 from hfbridge.data.order import micro_batches_of, rows_of_micro_batch, splits_batches
 from hfbridge.data.packing import check_max_tokens, pack_set
+from hfbridge.data.regroup import check_regroup, check_regrouped
 from hfbridge.data.streams import (
     StreamEvalLoader,
     StreamLoader,
@@ -67,10 +69,14 @@ class HFDataModule(pl.LightningDataModule):
         data_collator: makes a micro-batch (a mapping of tensors) from a list of rows.
         packing: tokens of a row, into which whole examples of the train set are packed, for causal language
             models. `data_collator` then makes the batches of the other sets only, whose rows stay examples.
+        regroup: deal the rows of each optimizer step to its micro-batches by length, for less padding: the
+            same rows and steps. A number is the most tokens that a micro-batch may hold, padding included,
+            in place of a fixed number of rows.
         settings: only under a plain `lightning.Trainer`, unless HFModule has them.
 
     Raises:
-        DataError: no dataset, or something that is none; or a `packing` that is no number of tokens.
+        DataError: no dataset, or something that is none; or a `packing` or `regroup` that is no number of
+            tokens.
 
     Mirrors: transformers.Trainer.get_train_dataloader
     """
@@ -87,6 +93,7 @@ class HFDataModule(pl.LightningDataModule):
         processing_class: Any = None,
         data_collator: Collator | None = None,
         packing: int | None = None,
+        regroup: bool | int = False,
         settings: SettingsSource | None = None,
     ) -> None:
         super().__init__()
@@ -113,6 +120,7 @@ class HFDataModule(pl.LightningDataModule):
         self.processing_class = processing_class
         self.data_collator = data_collator
         self.packing = packing
+        self.regroup = check_regroup(regroup)
         self._is_packed = False
         self._checked: set[str] = set()
 
@@ -248,6 +256,7 @@ class HFDataModule(pl.LightningDataModule):
             data_collator=self.data_collator,
             processing_class=self.processing_class,
             checked=self._checked,
+            regroup=self.regroup,
         )
 
     def _begin(self, stage: str) -> None:
@@ -259,6 +268,14 @@ class HFDataModule(pl.LightningDataModule):
             raise DataError(f"There is {_MISSING[required]}")
         if stage == "fit":
             self._check_evaluation(settings)
+            if self.regroup:
+                module: Any = self._trainer().lightning_module
+                check_regrouped(
+                    settings,
+                    loss_normalization=module.loss_normalization,
+                    is_stream=self.is_streamed("train"),
+                    is_packed=self.packing is not None,
+                )
         if self._mapping_failure is not None:
             raise self._mapping_failure
 

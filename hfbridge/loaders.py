@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, TensorDataset
 from transformers.trainer_utils import seed_worker, unwrap_peft_model
 
 from hfbridge.data.columns import Collator, accepted_columns, check_labels, default_collator, keep_columns
@@ -12,6 +12,7 @@ from hfbridge.data.limits import Limits, check_padding, check_rows, check_tensor
 from hfbridge.data.loader import EvalLoader, WindowLoader
 from hfbridge.data.order import NativeSamplers
 from hfbridge.data.packing import PackCollator, Packed, check_packs
+from hfbridge.data.regroup import Regroup, Regrouped, lengths_in
 from hfbridge.data.streams import StreamEvalLoader, StreamLoader, WatchedCollator, is_stream, read_stream
 from hfbridge.data.window import MicroBatch, Schedule
 from hfbridge.errors import DataError
@@ -30,6 +31,7 @@ class Loaders:
         data_collator: the user's; `None` chooses the native default.
         processing_class: tokenizer or processor; HFModule's is used without one.
         checked: sets of the run whose rows have been looked at; added to.
+        regroup: whether, or within how many tokens, rows of an optimizer step are dealt by length.
 
     Mirrors: transformers.Trainer.get_train_dataloader
     """
@@ -42,8 +44,9 @@ class Loaders:
         data_collator: Collator | None,
         processing_class: Any,
         checked: set[str],
+        regroup: Regroup = False,
     ) -> None:
-        self._checked = checked
+        self._checked, self._regroup = checked, regroup
         self._trainer, self._settings = trainer, settings
         self._module: Any = trainer.lightning_module
         self._given_collator = data_collator
@@ -60,6 +63,7 @@ class Loaders:
             schedule: of the run.
             is_packed: rows hold several examples each.
         """
+        whole = dataset  # with the column of lengths
         if is_packed:
             collator = self._collator_of_packs(dataset, batch_size)
         else:
@@ -68,7 +72,10 @@ class Loaders:
         if is_stream(dataset):
             windows = self._windows_of_stream(dataset, collator, batch_size, schedule)
         else:
-            windows = self._windows_of_rows(dataset, collator, batch_size)
+            sampling = self._samplers().of_training(dataset, batch_size)
+            if self._regroup:
+                sampling = {"batch_sampler": self._regrouped(whole, sampling)}
+            windows = self._windows_of_rows(dataset, collator, sampling)
         if self._module.resumption is not None:
             windows.start_at(self._module.resumption.start)
         return windows
@@ -82,12 +89,23 @@ class Loaders:
             check_packs(dataset, positions=positions_of(module.model), accepted=accepted)
         return PackCollator(getattr(config, "pad_token_id", None) or 0)
 
-    def _windows_of_rows(self, dataset: Any, collator: Collator, batch_size: int) -> WindowLoader:
+    def _regrouped(self, dataset: Any, sampling: dict[str, Any]) -> Regrouped:
+        """Deal the rows of each optimizer step to its micro-batches by length."""
+        args, names = self._module.args, getattr(self._processing_class, "model_input_names", None)
+        input_name = names[0] if names else "input_ids"
+        return Regrouped(
+            sampling.get("batch_sampler") or BatchSampler(**sampling),
+            lengths_in(dataset, column=args.length_column_name, input_name=input_name),
+            accumulation=args.gradient_accumulation_steps,
+            max_tokens=None if self._regroup is True else self._regroup,
+        )
+
+    def _windows_of_rows(self, dataset: Any, collator: Collator, sampling: dict[str, Any]) -> WindowLoader:
         settings = self._settings
         workers = settings.dataloader_num_workers
         loader: DataLoader[Any] = DataLoader(
             dataset,
-            **self._samplers().of_training(dataset, batch_size),
+            **sampling,
             collate_fn=collator,
             worker_init_fn=partial(seed_worker, num_workers=workers, rank=self._trainer.global_rank),
             **self._loading(),

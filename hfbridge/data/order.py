@@ -24,6 +24,7 @@ from transformers import Trainer as NativeTrainer
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
+from hfbridge.data.regroup import Regrouped
 from hfbridge.errors import DataError
 
 
@@ -179,14 +180,35 @@ def depends_on_the_cut(settings: Any) -> bool:
     return bool(strategy != "sequential" and (strategy != "random" or not seedable))
 
 
-def batches_from(loader: DataLoader[Any], first_row: int) -> Iterator[list[int]]:
-    """Draw the order of a pass, and deal this rank its batches of what comes behind some rows."""
+def batches_from(
+    loader: DataLoader[Any], first_row: int, *, windows: int = 0, accumulation: int = 1
+) -> Iterator[list[int]]:
+    """Draw the order of a pass, and deal this rank its batches of what comes behind some rows.
+
+    Args:
+        loader: of the micro-batches.
+        first_row: row at which the present cut begins.
+        windows: optimizer steps behind that row, which are left out now.
+        accumulation: micro-batches of each.
+    """
     batches: Any = loader.batch_sampler
-    if first_row == 0:
-        return iter(batches)
     whole = getattr(batches, "batch_sampler", batches)
-    rest = BatchSampler(islice(whole.sampler, first_row, None), whole.batch_size, whole.drop_last)
-    if whole is batches:
+    rest = whole
+    if first_row > 0:
+        rest = BatchSampler(islice(whole.sampler, first_row, None), whole.batch_size, whole.drop_last)
+    if isinstance(batches, Regrouped):
+        return batches.batches_of(rest, behind=windows)
+    share = _share_of(batches, rest)
+    for _ in islice(share, windows * accumulation):
+        pass
+    return share
+
+
+def _share_of(batches: Any, rest: Any) -> Iterator[list[int]]:
+    """Deal a rank its batches of what is left of all."""
+    if rest is getattr(batches, "batch_sampler", batches):
+        return iter(batches)
+    if not isinstance(batches, BatchSamplerShard):
         return iter(rest)
     shard = BatchSamplerShard(
         rest,
