@@ -13,7 +13,7 @@ knows how to go on in the middle of a pass, with every draw as if it had never s
     training                            from the state at the checkpoint
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Any
@@ -303,18 +303,26 @@ class EvalLoader:
         batch_size: rows of a full batch.
         is_first_pass: whether its workers, if they live on, are yet to be made; a resumed run has made its
             own before, and draws no seed for those that take their place.
+        order: the rows' numbers in the order they are read in; `None` is that of the set.
 
     Proved by: tests/unit/data/test_loader.py
     """
 
     def __init__(
-        self, batches: DataLoader[Any], *, prefix: str, batch_size: int, is_first_pass: bool = True
+        self,
+        batches: DataLoader[Any],
+        *,
+        prefix: str,
+        batch_size: int,
+        is_first_pass: bool = True,
+        order: Sequence[int] | None = None,
     ) -> None:
         self.batches = batches
         if batches.persistent_workers and not is_first_pass:
             batches.generator = torch.Generator()
         self.prefix = prefix
         self.batch_size = batch_size
+        self.order = order
 
     def __len__(self) -> int:
         """Batches of one pass."""

@@ -13,7 +13,7 @@ BatchSamplerShard, which fills the last round with rows from the beginning of th
 batches to ranks itself.
 """
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
 from itertools import islice
 from typing import Any
 
@@ -67,7 +67,9 @@ class NativeSamplers(NativeTrainer):
         drop_last = self.args.dataloader_drop_last
         return self._sharded(sampler, batch_size, drop_last)
 
-    def of_evaluation(self, dataset: Sized, split: str, *, repeats: bool) -> dict[str, Any]:
+    def of_evaluation(
+        self, dataset: Sized, split: str, *, repeats: bool, order: Sequence[int] | None = None
+    ) -> dict[str, Any]:
         """Choose the sampler of an evaluation or prediction set, in the same form.
 
         Args:
@@ -75,12 +77,15 @@ class NativeSamplers(NativeTrainer):
             split: its name.
             repeats: rows from the beginning fill up a rank's last batch, as natively; otherwise only a batch
                 that has no others.
+            order: the rows' numbers in the order they are to be read in, in place of the native one.
 
         Raises:
             DataError: lengths are needed, and the rows do not have them.
         """
         # Natively, several ranks leave the choice to torch's DataLoader, which takes the dataset's order.
-        sampler = self._choose(self._get_eval_sampler, dataset, split) or SequentialSampler(dataset)
+        sampler: Any = order
+        if order is None:
+            sampler = self._choose(self._get_eval_sampler, dataset, split) or SequentialSampler(dataset)
         args = self.args
         return self._sharded(sampler, args.eval_batch_size, args.dataloader_drop_last, repeats=repeats)
 

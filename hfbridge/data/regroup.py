@@ -10,19 +10,17 @@ gradient is the same where the loss does not depend on the cut.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Iterator, Sequence
 from itertools import islice, tee
 from typing import Any, Literal
 
-import pyarrow as pa  # type: ignore[import-untyped]
-import pyarrow.compute as pc  # type: ignore[import-untyped]
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler
 
+from hfbridge.data.lengths import Lengths
 from hfbridge.errors import DataError, Problem, SettingsError, raise_problems
 
 Regroup = bool | int
-Lengths = Callable[[Sequence[int]], list[int]]
 
 
 class Regrouped:
@@ -228,40 +226,3 @@ def check_regrouped(
         problems.append(Problem("packing", text))
     if problems:
         raise_problems(SettingsError, "regroup cannot be honoured. Nothing was started.", problems)
-
-
-def lengths_in(dataset: Any, *, column: str, input_name: str) -> Lengths:
-    """Find out how the lengths of rows are known.
-
-    Args:
-        dataset: the training set, mapped.
-        column: holds the lengths, if the rows have it (`length_column_name`).
-        input_name: the column whose length counts otherwise, "input_ids" mostly.
-
-    Returns:
-        A function of row numbers. Of a `datasets.Dataset` it reads this column alone.
-
-    Raises:
-        DataError: the rows have neither.
-    """
-    names = getattr(dataset, "column_names", None)
-    is_table = isinstance(names, list) and hasattr(dataset, "with_format")
-    row = {} if is_table else dataset[0]
-    known = names if isinstance(names, list) and is_table else list(row)
-    name = next((name for name in (column, input_name) if name in known), None)
-    if name is not None and is_table:
-        read = dataset.select_columns(name).with_format("arrow")
-        kind = read[:1].column(name).type
-        if pa.types.is_integer(kind):
-            return lambda rows: read[list(rows)].column(name).to_pylist()
-        if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-            return lambda rows: pc.list_value_length(read[list(rows)].column(name)).to_pylist()
-    elif name is not None and name == column:
-        return lambda rows: [int(dataset[number][name]) for number in rows]
-    elif name is not None and isinstance(row[name], Sized):
-        return lambda rows: [len(dataset[number][name]) for number in rows]
-    raise DataError(
-        f"regroup needs the length of every row, and the rows have neither numbers in a column {column!r} "
-        f"(length_column_name) nor lists in {input_name!r}. They have {', '.join(map(str, known))}. Give "
-        "them one of these."
-    )
