@@ -5,7 +5,7 @@ sorted within the optimizer step, rows of like lengths stand together. The step 
 gradient is the same where the loss does not depend on the cut.
 
     regroup=True         as many micro-batches as without, of as many rows
-    regroup=4096         as many as it takes, none of more than 4096 tokens with its padding
+    regroup=4096         as few as it takes, none of more than 4096 tokens with its padding
     on several ranks     rows change ranks, too; each has as many micro-batches, and about as many tokens
 """
 
@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice, tee
 from typing import Any, Literal
 
+import numpy as np
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler
 
@@ -21,6 +22,7 @@ from hfbridge.data.lengths import Lengths
 from hfbridge.errors import DataError, Problem, SettingsError, raise_problems
 
 Regroup = bool | int
+_PLANNED = 512  # rows of a step that are cut for the least padding; the effort grows with their square
 
 
 class Regrouped:
@@ -178,7 +180,7 @@ def _even(rows: int, groups: int) -> list[int]:
 
 
 def _within(lengths: Sequence[int], max_tokens: int, ranks: int) -> list[int]:
-    """Cut rows, the longest first, into groups within a budget; a multiple of the ranks."""
+    """Cut rows, the longest first, into groups within a budget: as few as can be, a multiple of the ranks."""
     sizes, start = [], 0
     while start < len(lengths):
         sizes.append(min(max(max_tokens // max(lengths[start], 1), 1), len(lengths) - start))
@@ -186,7 +188,30 @@ def _within(lengths: Sequence[int], max_tokens: int, ranks: int) -> list[int]:
     while len(sizes) % ranks:
         largest = max(range(len(sizes)), key=sizes.__getitem__)
         sizes[largest : largest + 1] = [-(-sizes[largest] // 2), sizes[largest] // 2]
-    return sizes
+    if len(lengths) > _PLANNED:
+        return sizes
+    return _least_padding(lengths, max_tokens, groups=len(sizes))
+
+
+def _least_padding(lengths: Sequence[int], max_tokens: int, *, groups: int) -> list[int]:
+    """Cut rows, the longest first, into groups within a budget, so that they hold the fewest tokens."""
+    rows = np.arange(len(lengths))
+    counts = rows[None, :] + 1 - rows[:, None]  # [first, last] row of a group
+    tokens = (np.asarray(lengths)[:, None] * counts).astype(float)
+    tokens[(counts < 1) | ((counts > 1) & (tokens > max_tokens))] = np.inf
+    fewest, firsts = np.full(len(lengths) + 1, np.inf), []
+    fewest[0] = 0
+    for _ in range(groups):
+        # Of every first row the last group may have, for every number of rows that are cut.
+        totals = fewest[:-1, None] + tokens
+        firsts.append(totals.argmin(axis=0))
+        fewest = np.concatenate([[np.inf], totals.min(axis=0)])
+    sizes, end = [], len(lengths)
+    for first_of in reversed(firsts):
+        first = int(first_of[end - 1])
+        sizes.append(end - first)
+        end = first
+    return sizes[::-1]
 
 
 def check_regroup(regroup: Any) -> Regroup:

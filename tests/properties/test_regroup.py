@@ -137,6 +137,29 @@ def test_padding_never_grows_and_ranks_carry_alike(lengths: list[int], ranks: in
     assert max(loads) - min(loads) <= size * LONGEST
 
 
+@settings(deadline=None)
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=7), budget=st.integers(1, 40))
+def test_a_budget_is_kept_with_the_fewest_micro_batches_and_then_the_least_padding(
+    lengths: list[int], budget: int
+) -> None:
+    """Every way of cutting the sorted rows is tried."""
+    order = sorted(lengths, reverse=True)
+    ways = []
+    for cuts in range(2 ** (len(order) - 1)):
+        parts, part = [], [order[0]]
+        for place, length in enumerate(order[1:]):
+            if cuts >> place & 1:
+                parts.append(part)
+                part = []
+            part.append(length)
+        parts.append(part)
+        if all(len(part) == 1 or len(part) * part[0] <= budget for part in parts):
+            ways.append((len(parts), sum(len(part) * part[0] for part in parts)))
+    (dealt,) = deal(range(len(lengths)), lengths, ranks=1, micro_batches=1, max_tokens=budget)
+    found = [[lengths[row] for row in batch] for batch in dealt]
+    assert (len(found), sum(len(batch) * max(batch) for batch in found)) == min(ways)
+
+
 @pytest.mark.parametrize("kind", [kind for kind in LAW_KINDS if kind != "bert-qa"])
 @settings(max_examples=10, deadline=None)
 @given(data=st.data())
