@@ -10,6 +10,8 @@ map_function                     datasets.map, once on each node; data/mapping.p
 the columns                      those the model's forward takes
 data_collator                    the native default without one
 packing                          rows of the train set become rows of several; data/packing.py
+regroup                          rows of an optimizer step are dealt by length; data/regroup.py
+eval_by_length                   evaluations take the longest rows first; data/lengths.py
 """
 
 from collections.abc import Callable, Mapping, Sized
@@ -21,10 +23,12 @@ import torch
 from hfbridge.agreement import compare, explain, has_ranks
 from hfbridge.attach import end_with, settings_of, take_over
 from hfbridge.data.columns import Collator
+from hfbridge.data.lengths import check_sorted
 from hfbridge.data.loader import EvalLoader, WindowLoader
 from hfbridge.data.mapping import Mapper, pack, unpack
 from hfbridge.data.order import micro_batches_of, rows_of_micro_batch, splits_batches
 from hfbridge.data.packing import check_max_tokens, pack_set
+from hfbridge.data.regroup import check_regroup, check_regrouped
 from hfbridge.data.streams import (
     StreamEvalLoader,
     StreamLoader,
@@ -69,10 +73,16 @@ class HFDataModule(pl.LightningDataModule):
         data_collator: makes a micro-batch (a mapping of tensors) from a list of rows.
         packing: tokens of a row, into which whole examples of the train set are packed, for causal language
             models. `data_collator` then makes the batches of the other sets only, whose rows stay examples.
+        regroup: deal the rows of each optimizer step to its micro-batches by length, for less padding: the
+            same rows and steps. A number is the most tokens that a micro-batch may hold, padding included,
+            in place of a fixed number of rows.
+        eval_by_length: evaluate the longest rows first, for less padding, and put predictions back in order.
+            Sums are taken in another order, and padding changes the last digits of logits.
         settings: only under a plain `lightning.Trainer`, unless HFModule has them.
 
     Raises:
-        DataError: no dataset, or something that is none; or a `packing` that is no number of tokens.
+        DataError: no dataset, or something that is none; or a `packing` or `regroup` that is no number of
+            tokens.
 
     Mirrors: transformers.Trainer.get_train_dataloader
     """
@@ -89,6 +99,8 @@ class HFDataModule(pl.LightningDataModule):
         processing_class: ProcessorSource | None = None,
         data_collator: Collator | None = None,
         packing: int | None = None,
+        regroup: bool | int = False,
+        eval_by_length: bool = False,
         settings: SettingsSource | None = None,
     ) -> None:
         super().__init__()
@@ -116,6 +128,8 @@ class HFDataModule(pl.LightningDataModule):
         self.processing_class = make_processor(processing_class)
         self.data_collator = data_collator
         self.packing = packing
+        self.regroup = check_regroup(regroup)
+        self.eval_by_length = eval_by_length
         self._is_packed = False
         self._checked: set[str] = set()
 
@@ -231,8 +245,10 @@ class HFDataModule(pl.LightningDataModule):
         return loaders[0] if len(loaders) == 1 else loaders
 
     def predict_dataloader(self) -> EvalLoader | StreamEvalLoader:
-        """Make the loader of the prediction set."""
-        return self._loaders.evaluation(self._mapped["predict"], "predict", prefix="test")
+        """Make the loader of the prediction set; Lightning's own `predict` keeps the order of the set."""
+        module: Any = self._trainer().lightning_module
+        dataset, keeps_order = self._mapped["predict"], module.evaluator.predicts is None
+        return self._loaders.evaluation(dataset, "predict", prefix="test", keeps_order=keeps_order)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Let the module take a window or a batch in: it knows what to count before it is moved."""
@@ -251,6 +267,8 @@ class HFDataModule(pl.LightningDataModule):
             data_collator=self.data_collator,
             processing_class=self.processing_class,
             checked=self._checked,
+            regroup=self.regroup,
+            eval_by_length=self.eval_by_length,
         )
 
     def _begin(self, stage: str) -> None:
@@ -262,8 +280,24 @@ class HFDataModule(pl.LightningDataModule):
             raise DataError(f"There is {_MISSING[required]}")
         if stage == "fit":
             self._check_evaluation(settings)
+        self._check_lengths(stage, settings)
         if self._mapping_failure is not None:
             raise self._mapping_failure
+
+    def _check_lengths(self, stage: str, settings: Settings) -> None:
+        """See that rows can be dealt by length, where they are to be."""
+        module: Any = self._trainer().lightning_module
+        exactly = module.loss_normalization
+        if self.regroup and stage == "fit":
+            check_regrouped(
+                settings,
+                loss_normalization=exactly,
+                is_stream=self.is_streamed("train"),
+                is_packed=self.packing is not None,
+            )
+        if self.eval_by_length:
+            streams = [split for split in self._needed(stage) if split != "train" and self.is_streamed(split)]
+            check_sorted(settings, loss_normalization=exactly, is_stream=bool(streams))
 
     def _needed(self, stage: str) -> tuple[str, ...]:
         """The sets of a stage that are there."""

@@ -344,6 +344,7 @@ def _set_in(
         loader.batch_size,
         ranks=args.world_size,
         splits=config.split_batches,
+        order=loader.order,
     )
 
 

@@ -4,14 +4,16 @@ from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, TensorDataset
 from transformers.trainer_utils import seed_worker, unwrap_peft_model
 
 from hfbridge.data.columns import Collator, accepted_columns, check_labels, default_collator, keep_columns
+from hfbridge.data.lengths import Lengths, lengths_in, longest_first
 from hfbridge.data.limits import Limits, check_padding, check_rows, check_tensors, is_known
 from hfbridge.data.loader import EvalLoader, WindowLoader
 from hfbridge.data.order import NativeSamplers
 from hfbridge.data.packing import PackCollator, Packed, check_packs
+from hfbridge.data.regroup import Regroup, Regrouped
 from hfbridge.data.streams import StreamEvalLoader, StreamLoader, WatchedCollator, is_stream, read_stream
 from hfbridge.data.window import MicroBatch, Schedule
 from hfbridge.errors import DataError
@@ -30,6 +32,8 @@ class Loaders:
         data_collator: the user's; `None` chooses the native default.
         processing_class: tokenizer or processor; HFModule's is used without one.
         checked: sets of the run whose rows have been looked at; added to.
+        regroup: whether, or within how many tokens, rows of an optimizer step are dealt by length.
+        eval_by_length: whether evaluations take rows by length.
 
     Mirrors: transformers.Trainer.get_train_dataloader
     """
@@ -42,8 +46,10 @@ class Loaders:
         data_collator: Collator | None,
         processing_class: Any,
         checked: set[str],
+        regroup: Regroup = False,
+        eval_by_length: bool = False,
     ) -> None:
-        self._checked = checked
+        self._checked, self._regroup, self._eval_by_length = checked, regroup, eval_by_length
         self._trainer, self._settings = trainer, settings
         self._module: Any = trainer.lightning_module
         self._given_collator = data_collator
@@ -60,6 +66,7 @@ class Loaders:
             schedule: of the run.
             is_packed: rows hold several examples each.
         """
+        whole = dataset  # with the column of lengths
         if is_packed:
             collator = self._collator_of_packs(dataset, batch_size)
         else:
@@ -68,7 +75,10 @@ class Loaders:
         if is_stream(dataset):
             windows = self._windows_of_stream(dataset, collator, batch_size, schedule)
         else:
-            windows = self._windows_of_rows(dataset, collator, batch_size)
+            sampling = self._samplers().of_training(dataset, batch_size)
+            if self._regroup:
+                sampling = {"batch_sampler": self._regrouped(whole, sampling)}
+            windows = self._windows_of_rows(dataset, collator, sampling)
         if self._module.resumption is not None:
             windows.start_at(self._module.resumption.start)
         return windows
@@ -82,12 +92,26 @@ class Loaders:
             check_packs(dataset, positions=positions_of(module.model), accepted=accepted)
         return PackCollator(getattr(config, "pad_token_id", None) or 0)
 
-    def _windows_of_rows(self, dataset: Any, collator: Collator, batch_size: int) -> WindowLoader:
+    def _regrouped(self, dataset: Any, sampling: dict[str, Any]) -> Regrouped:
+        """Deal the rows of each optimizer step to its micro-batches by length."""
+        return Regrouped(
+            sampling.get("batch_sampler") or BatchSampler(**sampling),
+            self._lengths_in(dataset),
+            accumulation=self._settings.gradient_accumulation_steps,
+            max_tokens=None if self._regroup is True else self._regroup,
+        )
+
+    def _lengths_in(self, dataset: Any) -> Lengths:
+        names = getattr(self._processing_class, "model_input_names", None)
+        input_name = names[0] if names else "input_ids"
+        return lengths_in(dataset, column=self._settings.length_column_name, input_name=input_name)
+
+    def _windows_of_rows(self, dataset: Any, collator: Collator, sampling: dict[str, Any]) -> WindowLoader:
         settings = self._settings
         workers = settings.dataloader_num_workers
         loader: DataLoader[Any] = DataLoader(
             dataset,
-            **self._samplers().of_training(dataset, batch_size),
+            **sampling,
             collate_fn=collator,
             worker_init_fn=partial(seed_worker, num_workers=workers, rank=self._trainer.global_rank),
             **self._loading(),
@@ -118,7 +142,7 @@ class Loaders:
         return read_stream(dataset, args=self._module.args, device=device, **loading, **self._loading())
 
     def evaluation(
-        self, dataset: Any, split: str, *, prefix: str | None = None
+        self, dataset: Any, split: str, *, prefix: str | None = None, keeps_order: bool = False
     ) -> EvalLoader | StreamEvalLoader:
         """Make the loader of an evaluation or prediction set.
 
@@ -126,16 +150,20 @@ class Loaders:
             dataset: mapped.
             split: its name.
             prefix: what the names of its metrics begin with; `None` is the split's name.
+            keeps_order: rows are read in the order of the set, whatever the data module says.
         """
+        whole = dataset  # with the column of lengths
         dataset, collator = self._prepare(dataset, split)
         size = self._settings.per_device_eval_batch_size
         if is_stream(dataset):
             make = partial(self._read, dataset, collate_fn=collator, batch_size=size)
             return StreamEvalLoader(make, prefix=prefix or split, batch_size=size)
-        repeats = self._module.loss_normalization == "native"
+        repeats, order = self._module.loss_normalization == "native", None
+        if self._eval_by_length and not keeps_order:
+            order = longest_first(self._lengths_in(whole), len(whole))
         batches: DataLoader[Any] = DataLoader(
             dataset,
-            **self._samplers().of_evaluation(dataset, split, repeats=repeats),
+            **self._samplers().of_evaluation(dataset, split, repeats=repeats, order=order),
             collate_fn=collator,
             **self._loading(),
         )
@@ -145,6 +173,7 @@ class Loaders:
             prefix=prefix,
             batch_size=size,
             is_first_pass=resumption is None or not resumption.has_evaluated(prefix),
+            order=order,
         )
 
     def first_batch(self, dataset: Any, split: str) -> MicroBatch:

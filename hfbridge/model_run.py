@@ -198,7 +198,6 @@ class ModelRun:
         if self._tries_packing:
             with together():
                 check_apart(self._module.model, micro_batches[0]["input_ids"])
-            self._has_looked = False
         self._tries_packing = False
 
     def moved(self, inputs: Any, device: torch.device) -> Any:

@@ -13,9 +13,9 @@ knows how to go on in the middle of a pass, with every draw as if it had never s
     training                            from the state at the checkpoint
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from hfbridge import generators
 from hfbridge.data.order import batches_from, sampler_of
+from hfbridge.data.regroup import Regrouped
 from hfbridge.data.window import MicroBatch, Place, Window, cut_into_windows
 from hfbridge.generators import RandomStates
 
@@ -149,9 +150,12 @@ class WindowLoader:
         self, micro_batches: Iterator[MicroBatch], *, done: int, in_hand: MicroBatch | None = None
     ) -> Iterator[Window]:
         """Cut a pass into windows, each with the place behind it."""
-        windows = cut_into_windows(micro_batches, self.accumulation, done=done, in_hand=in_hand)
         of_pass, behind = len(self.micro_batches), self._place
+        windows = cut_into_windows(
+            micro_batches, self.accumulation, done=done, in_hand=in_hand, sizes=self._sizes()
+        )
         for window in windows:
+            window.done_micro_batches = min(window.done_micro_batches, of_pass)
             behind = replace(behind, windows=behind.windows + 1)
             if window.done_micro_batches == of_pass:
                 behind = Place(epoch=behind.epoch + 1, extra=behind.extra)
@@ -160,7 +164,7 @@ class WindowLoader:
 
     def _rest_of_pass(self, start: Start) -> Iterator[Window]:
         """Go on behind the batches that were trained."""
-        behind, done, record = start.place.windows * self.accumulation, start.done, start.record
+        behind, done, record = start.place.windows, start.done, start.record
         if record is None:
             # As natively: the random states are set when the first window has been fetched.
             self.record = PassRecord(generators.capture(), self.sampler_state)
@@ -180,8 +184,7 @@ class WindowLoader:
         _draw_worker_seed()
         if self._collates_randomly_in_workers():
             micro_batches = iter(self._without(0, seeds_workers))
-            for _ in range(behind):
-                next(micro_batches)
+            self._leave_out(micro_batches, behind)
         else:
             micro_batches = iter(self._without(behind, seeds_workers))
         generators.restore(record.in_hand or start.states)
@@ -190,12 +193,23 @@ class WindowLoader:
         following = self._watched(micro_batches, draws=record.in_hand is not None)
         yield from self._windows(following, done=done, in_hand=in_hand)
 
-    def _without(self, batches: int, generator: torch.Generator | None = None) -> DataLoader[Any]:
+    def _sizes(self) -> Iterator[int]:
+        """Tell how many micro-batches each window has; the last one may have fewer."""
+        batches = self.micro_batches.batch_sampler
+        return batches.sizes() if isinstance(batches, Regrouped) else repeat(self.accumulation)
+
+    def _leave_out(self, micro_batches: Iterator[MicroBatch], windows: int) -> None:
+        """Collate the first windows again, for the draws that takes."""
+        sizes = self._sizes()
+        for _ in range(windows):
+            next(micro_batches)  # then the size of its window is known
+            for _ in range(next(sizes) - 1):
+                next(micro_batches)
+
+    def _without(self, windows: int, generator: torch.Generator | None = None) -> DataLoader[Any]:
         """Make a loader of the rest of a pass; the order is drawn here, nothing is collated."""
-        loader = self.micro_batches
-        rest = batches_from(loader, self._place.first_row)
-        for _ in islice(rest, batches):
-            pass
+        loader, first_row = self.micro_batches, self._place.first_row
+        rest = batches_from(loader, first_row, windows=windows, accumulation=self.accumulation)
         return DataLoader(
             loader.dataset,
             batch_sampler=_Rest(rest),
@@ -289,18 +303,26 @@ class EvalLoader:
         batch_size: rows of a full batch.
         is_first_pass: whether its workers, if they live on, are yet to be made; a resumed run has made its
             own before, and draws no seed for those that take their place.
+        order: the rows' numbers in the order they are read in; `None` is that of the set.
 
     Proved by: tests/unit/data/test_loader.py
     """
 
     def __init__(
-        self, batches: DataLoader[Any], *, prefix: str, batch_size: int, is_first_pass: bool = True
+        self,
+        batches: DataLoader[Any],
+        *,
+        prefix: str,
+        batch_size: int,
+        is_first_pass: bool = True,
+        order: Sequence[int] | None = None,
     ) -> None:
         self.batches = batches
         if batches.persistent_workers and not is_first_pass:
             batches.generator = torch.Generator()
         self.prefix = prefix
         self.batch_size = batch_size
+        self.order = order
 
     def __len__(self) -> int:
         """Batches of one pass."""

@@ -13,7 +13,7 @@ BatchSamplerShard, which fills the last round with rows from the beginning of th
 batches to ranks itself.
 """
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
 from itertools import islice
 from typing import Any
 
@@ -24,6 +24,7 @@ from transformers import Trainer as NativeTrainer
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
+from hfbridge.data.regroup import Regrouped
 from hfbridge.errors import DataError
 
 
@@ -66,7 +67,9 @@ class NativeSamplers(NativeTrainer):
         drop_last = self.args.dataloader_drop_last
         return self._sharded(sampler, batch_size, drop_last)
 
-    def of_evaluation(self, dataset: Sized, split: str, *, repeats: bool) -> dict[str, Any]:
+    def of_evaluation(
+        self, dataset: Sized, split: str, *, repeats: bool, order: Sequence[int] | None = None
+    ) -> dict[str, Any]:
         """Choose the sampler of an evaluation or prediction set, in the same form.
 
         Args:
@@ -74,12 +77,15 @@ class NativeSamplers(NativeTrainer):
             split: its name.
             repeats: rows from the beginning fill up a rank's last batch, as natively; otherwise only a batch
                 that has no others.
+            order: the rows' numbers in the order they are to be read in, in place of the native one.
 
         Raises:
             DataError: lengths are needed, and the rows do not have them.
         """
         # Natively, several ranks leave the choice to torch's DataLoader, which takes the dataset's order.
-        sampler = self._choose(self._get_eval_sampler, dataset, split) or SequentialSampler(dataset)
+        sampler: Any = order
+        if order is None:
+            sampler = self._choose(self._get_eval_sampler, dataset, split) or SequentialSampler(dataset)
         args = self.args
         return self._sharded(sampler, args.eval_batch_size, args.dataloader_drop_last, repeats=repeats)
 
@@ -179,14 +185,35 @@ def depends_on_the_cut(settings: Any) -> bool:
     return bool(strategy != "sequential" and (strategy != "random" or not seedable))
 
 
-def batches_from(loader: DataLoader[Any], first_row: int) -> Iterator[list[int]]:
-    """Draw the order of a pass, and deal this rank its batches of what comes behind some rows."""
+def batches_from(
+    loader: DataLoader[Any], first_row: int, *, windows: int = 0, accumulation: int = 1
+) -> Iterator[list[int]]:
+    """Draw the order of a pass, and deal this rank its batches of what comes behind some rows.
+
+    Args:
+        loader: of the micro-batches.
+        first_row: row at which the present cut begins.
+        windows: optimizer steps behind that row, which are left out now.
+        accumulation: micro-batches of each.
+    """
     batches: Any = loader.batch_sampler
-    if first_row == 0:
-        return iter(batches)
     whole = getattr(batches, "batch_sampler", batches)
-    rest = BatchSampler(islice(whole.sampler, first_row, None), whole.batch_size, whole.drop_last)
-    if whole is batches:
+    rest = whole
+    if first_row > 0:
+        rest = BatchSampler(islice(whole.sampler, first_row, None), whole.batch_size, whole.drop_last)
+    if isinstance(batches, Regrouped):
+        return batches.batches_of(rest, behind=windows)
+    share = _share_of(batches, rest)
+    for _ in islice(share, windows * accumulation):
+        pass
+    return share
+
+
+def _share_of(batches: Any, rest: Any) -> Iterator[list[int]]:
+    """Deal a rank its batches of what is left of all."""
+    if rest is getattr(batches, "batch_sampler", batches):
+        return iter(batches)
+    if not isinstance(batches, BatchSamplerShard):
         return iter(rest)
     shard = BatchSamplerShard(
         rest,

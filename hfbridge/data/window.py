@@ -93,6 +93,7 @@ def cut_into_windows(
     *,
     done: int = 0,
     in_hand: MicroBatch | None = None,
+    sizes: Iterator[int] | None = None,
 ) -> Iterator[Window]:
     """Yield windows of `size` micro-batches; the last one holds what is left.
 
@@ -105,19 +106,24 @@ def cut_into_windows(
         size: micro-batches of a full window.
         done: micro-batches of the pass that are behind; full windows of them.
         in_hand: the first micro-batch, collated already.
+        sizes: how many micro-batches each window really holds, asked for when its first one is there; each
+            counts as `size` of the pass.
 
     Mirrors: transformers.Trainer.get_batch_samples
     Mirrors: accelerate.data_loader.DataLoaderShard.__iter__
     """
     window: list[MicroBatch] = []
+    full = size
     for micro_batch in _one_in_hand(iter(micro_batches), in_hand):
+        if sizes is not None and not window:
+            full = next(sizes)
         window.append(micro_batch)
-        done += 1
-        if len(window) == size:
+        if len(window) == full:
+            done += size
             yield Window(window, done_micro_batches=done)
             window = []
     if window:
-        yield Window(window, done_micro_batches=done)
+        yield Window(window, done_micro_batches=done + len(window))
 
 
 def _one_in_hand(micro_batches: Iterator[MicroBatch], in_hand: MicroBatch | None) -> Iterator[MicroBatch]:

@@ -9,11 +9,12 @@ at the end      numpy arrays over the whole set, padded with -100 where lengths 
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils.operations import recursively_apply
 from torch import Tensor
 from transformers.trainer_pt_utils import EvalLoopContainer, nested_numpify
 
@@ -32,6 +33,7 @@ class EvalSet:
         batch_size: rows of a full batch, as the settings have it.
         ranks: ranks that share the set.
         splits: the batches of a round are one of that size, split (`split_batches`).
+        order: the rows' numbers in the order they are evaluated in; `None` is that of the set.
     """
 
     prefix: str
@@ -40,6 +42,7 @@ class EvalSet:
     batch_size: int
     ranks: int = 1
     splits: bool = False
+    order: Sequence[int] | None = None
 
     @property
     def steps(self) -> int:
@@ -84,6 +87,7 @@ class StreamedSet:
 
     def __init__(self, prefix: str, batch_size: int, source: Any, *, ranks: int = 1) -> None:
         self.prefix, self.batch_size, self.ranks = prefix, batch_size, ranks
+        self.order = None
         self._source = source
 
     @property
@@ -155,6 +159,27 @@ class Collected:
     losses: Any
     means: np.ndarray[Any, Any] | None
     items: np.ndarray[Any, np.dtype[np.int64]]
+
+    def put_back(self, order: Sequence[int]) -> "Collected":
+        """Put what was collected of the rows into the order of the set.
+
+        Args:
+            order: the row's number in the set, for each row that was collected.
+        """
+        places = np.argsort(np.asarray(order), kind="stable")
+        rows = {name: getattr(self, name) for name in ("predictions", "label_ids", "inputs", "losses")}
+        return replace(
+            self,
+            **{
+                name: recursively_apply(lambda array: array[places], value, test_type=_is_array)
+                for name, value in rows.items()
+                if value is not None
+            },
+        )
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray)
 
 
 class Collector:

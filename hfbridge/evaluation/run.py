@@ -261,7 +261,10 @@ class Evaluation:
                 of one name.
         """
         options, of = self.options, self.of
-        self.collected = found = self._collector.finish()
+        found = self._collector.finish()
+        if of.order is not None:
+            found = found.put_back(of.order)
+        self.collected = found
         has_both = found.predictions is not None and found.label_ids is not None
         if self.compute_metrics is not None and has_both and not options.by_batch:
             given = prediction_of(found, includes=options.includes)
