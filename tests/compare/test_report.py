@@ -170,8 +170,11 @@ def test_numbers_at_the_axes_keep_their_digits(tmp_path: Path) -> None:
     small(tmp_path, [NATIVE, LIGHTNING])
     for engine in (NATIVE, LIGHTNING):
         (tmp_path / engine / "steps.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for engine in (NATIVE, LIGHTNING):
+        (tmp_path / engine / "metrics.jsonl").write_text('{"step": 7, "eval_loss": 0.5}')
     page = Page(write_report(tmp_path))
     assert {"0.661", "0.665", "0.001", "0.005"} <= set(page.texts)
+    assert page.texts.count("7") == 2  # the only evaluation, in both sizes
 
 
 def test_the_page_needs_nothing_else(page: Page) -> None:

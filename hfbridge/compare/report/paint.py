@@ -92,7 +92,7 @@ def _by_step(axis: Any, panel: Curves | Distances, marks: Sequence[int]) -> None
     last = max(curve.steps[-1] for curve in panel.curves)
     room = max((last - first) * 0.02, 0.5)
     axis.set_xlim(first - room, last + room)
-    axis.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
+    axis.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True, min_n_ticks=1))
     axis.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
     axis.set_xlabel("optimizer step", loc="right")
     axis.grid(axis="y")
