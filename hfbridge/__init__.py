@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         MissingDependencyError,
         ModelError,
         RankError,
+        ReportError,
         SettingsError,
     )
     from hfbridge.evaluation.generate import decode
@@ -43,6 +44,7 @@ __all__ = [
     "MissingDependencyError",
     "ModelError",
     "RankError",
+    "ReportError",
     "Settings",
     "SettingsError",
     "Trainer",
@@ -65,7 +67,7 @@ _HOMES = {
     "load_metric": "metrics.load",
 }
 # Rooms whose public names are reached through them: hfbridge.strategies.FSDP2Strategy().
-_ROOMS = ("compare", "strategies")
+_ROOMS = ("compare", "dropin", "strategies")
 
 
 def __getattr__(name: str) -> Any:

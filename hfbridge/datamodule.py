@@ -280,24 +280,9 @@ class HFDataModule(pl.LightningDataModule):
             raise DataError(f"There is {_MISSING[required]}")
         if stage == "fit":
             self._check_evaluation(settings)
-        self._check_lengths(stage, settings)
+        _check_lengths(self, stage, settings)
         if self._mapping_failure is not None:
             raise self._mapping_failure
-
-    def _check_lengths(self, stage: str, settings: Settings) -> None:
-        """See that rows can be dealt by length, where they are to be."""
-        module: Any = self._trainer().lightning_module
-        exactly = module.loss_normalization
-        if self.regroup and stage == "fit":
-            check_regrouped(
-                settings,
-                loss_normalization=exactly,
-                is_stream=self.is_streamed("train"),
-                is_packed=self.packing is not None,
-            )
-        if self.eval_by_length:
-            streams = [split for split in self._needed(stage) if split != "train" and self.is_streamed(split)]
-            check_sorted(settings, loss_normalization=exactly, is_stream=bool(streams))
 
     def _needed(self, stage: str) -> tuple[str, ...]:
         """The sets of a stage that are there."""
@@ -423,3 +408,19 @@ def _check_dataset(dataset: Any, split: str) -> None:
         raise DataError(
             f"The {split} set has no rows of columns ({type(dataset).__name__}, length {len(dataset)})."
         )
+
+
+def _check_lengths(data: HFDataModule, stage: str, settings: Settings) -> None:
+    """See that rows can be dealt by length, where they are to be."""
+    module: Any = data._trainer().lightning_module
+    exactly = module.loss_normalization
+    if data.regroup and stage == "fit":
+        check_regrouped(
+            settings,
+            loss_normalization=exactly,
+            is_stream=data.is_streamed("train"),
+            is_packed=data.packing is not None,
+        )
+    if data.eval_by_length:
+        streams = [split for split in data._needed(stage) if split != "train" and data.is_streamed(split)]
+        check_sorted(settings, loss_normalization=exactly, is_stream=bool(streams))
