@@ -14,15 +14,17 @@ DEV_STAMP := $(VENV)/.installed-dev
 
 # One thread per process, so that sums are taken in one order; nothing is fetched; a hanging test ends.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTEST_TIMEOUT=600
-PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --cov --cov-report=term
+PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --durations=40 --durations-min=10
+# Measuring coverage takes a third of the time again, so it is left to test-all, or asked for: make test COVERAGE=--cov
+COVERAGE ?=
 
 .PHONY: help demo test test-all lint types bench docs clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       fine-tune a small model on film reviews, native and bridged (ARGS=... goes to the script)"
-	@echo "make test       format, lint, types, and the tests but those marked gpu or long, with coverage"
-	@echo "make test-all   the same with the long tests"
+	@echo "make test       format, lint, types, and the tests but those marked gpu or long"
+	@echo "make test-all   the same with the long tests, and coverage"
 	@echo "make lint       ruff format --check and ruff check"
 	@echo "make types      mypy --strict on hfbridge/"
 	@echo "make bench      overhead, then fine-tuning: both sides, results as JSON"
@@ -33,10 +35,10 @@ demo: $(DEMO_STAMP)
 	$(BIN)/python examples/demo.py $(ARGS)
 
 test: lint types
-	$(PYTEST) -m "not gpu and not long"
+	$(PYTEST) $(COVERAGE) -m "not gpu and not long"
 
 test-all: lint types
-	$(PYTEST) -m "not gpu"
+	$(PYTEST) --cov --cov-report=term -m "not gpu"
 
 lint: $(DEV_STAMP)
 	$(BIN)/ruff format --check .
