@@ -17,7 +17,7 @@ what else `train` natively calls       not: refused by name when an object is ma
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import transformers
 from transformers.trainer_utils import PredictionOutput, TrainOutput
@@ -67,8 +67,8 @@ class Trainer(transformers.Trainer):
     Proved by: tests/dropin/test_train.py
     """
 
-    strategy: ClassVar[str] = "auto"
-    loss_normalization: ClassVar[Literal["native", "exact"]] = "native"
+    strategy: str = "auto"
+    loss_normalization: Literal["native", "exact"] = "native"
 
     _run: NativeHost | None = None
     _shared: SharedRun | None = None

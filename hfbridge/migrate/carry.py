@@ -153,6 +153,7 @@ def _take_wrapper_off(model: Any) -> None:
     if vars(model).pop("_original_forward", None) is None:
         return
     forward = vars(model).pop("forward")
+    vars(model).pop("_is_accelerate_prepared", None)  # or a native Trainer would not put autocast back
     is_method = isinstance(forward, MethodType)
     while _home_of(forward := getattr(forward, "__func__", forward)) in ("accelerate", "torch"):
         forward = forward.__wrapped__

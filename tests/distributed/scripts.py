@@ -17,10 +17,10 @@ from hfbridge.errors import BridgeWarning
 SCRIPT = Path(__file__).parents[1] / "dropin" / "user_script.py"
 
 
-def run_natively(folder: Path) -> dict[str, Any]:
+def run_natively(folder: Path, *arguments: str) -> dict[str, Any]:
     """Run the script as python does; returns what it has written."""
     argv, path = sys.argv, sys.path
-    sys.argv, sys.path = [str(SCRIPT), "--out", "theirs"], [str(SCRIPT.parent), *path]
+    sys.argv, sys.path = [str(SCRIPT), "--out", "theirs", *arguments], [str(SCRIPT.parent), *path]
     try:
         with chdir(folder), suppress(SystemExit):
             runpy.run_path(str(SCRIPT), run_name="__main__")
@@ -29,13 +29,14 @@ def run_natively(folder: Path) -> dict[str, Any]:
     return facts_in(folder / "theirs")
 
 
-def run_bridged(folder: Path, strategy: str) -> dict[str, Any]:
+def run_bridged(folder: Path, strategy: str | None, *arguments: str) -> dict[str, Any]:
     """Run the script by hfbridge, on the ranks that are there; returns what it has written."""
+    out = strategy or "ours"
     with chdir(folder), warnings.catch_warnings():
         warnings.simplefilter("ignore", BridgeWarning)  # this process has imported transformers.Trainer
-        assert run(SCRIPT, ["--out", strategy], strategy=strategy) == 0
+        assert run(SCRIPT, ["--out", out, *arguments], strategy=strategy) == 0
     assert "LOCAL_RANK" in os.environ
-    return facts_in(folder / strategy)
+    return facts_in(folder / out)
 
 
 def facts_in(folder: Path) -> dict[str, Any]:

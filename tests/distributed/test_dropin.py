@@ -1,5 +1,6 @@
 """Unmodified scripts on two ranks, with hfbridge's Trainer in the place of transformers'."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,19 @@ def test_ranks_that_share_the_model(ranks, tmp_path: Path, strategy: str) -> Non
         assert found == pytest.approx(expected, rel=1e-4)
     final = {"final/model.safetensors", "final/config.json", "final/training_args.bin"}
     assert final <= set(names_in(tmp_path / strategy))
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed_of_the_script(ranks, tmp_path: Path, stage: int) -> None:
+    auto = dict.fromkeys(("train_micro_batch_size_per_gpu", "gradient_accumulation_steps"), "auto")
+    config = {"zero_optimization": {"stage": stage}, "zero_force_ds_cpu_optimizer": False, **auto}
+    (tmp_path / "ds.json").write_text(json.dumps(config))
+    arguments = ("--deepspeed", str(tmp_path / "ds.json"))
+    theirs = ranks(2).run(run_natively, tmp_path, *arguments)[0]
+    ours = ranks(2).run(run_bridged, tmp_path, None, *arguments)[0]
+    assert ours["trainer"] == OURS
+    assert ours["rows"] == theirs["rows"]
+    assert ours["predictions"] == theirs["predictions"]
 
 
 @pytest.mark.long

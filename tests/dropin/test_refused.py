@@ -1,5 +1,7 @@
 """What hfbridge.dropin's Trainers refuse, by name, and what not."""
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -80,3 +82,10 @@ def test_exact_normalisation_is_an_attribute() -> None:
         trainer.train()
         losses.append(trainer.state.log_history[0]["loss"])
     assert losses[0] == pytest.approx(2 * losses[1], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_the_room_is_reached_by_its_name() -> None:
+    program = "import hfbridge; print(hfbridge.dropin.Trainer.__mro__[1].__module__)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["transformers.trainer"]
