@@ -67,6 +67,8 @@ class AccelerateLoop:
     Args:
         trainer: holds the job; its state and control are those of the loop.
         recorder: is told of the micro-batches.
+
+    Proved by: tests/compare/test_record.py
     """
 
     def __init__(self, trainer: NativeTrainer, recorder: Recorder) -> None:

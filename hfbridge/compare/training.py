@@ -114,6 +114,8 @@ def train(engine: Engine, trainer: NativeTrainer, recorder: Recorder) -> dict[st
 
     Returns:
         The settings that it trained with, under "settings", and what it had to tell, under "notes".
+
+    Proved by: tests/compare/test_record.py, tests/compare/test_live.py
     """
     trainer.add_callback(recorder)
     if engine.kind == "lightning":

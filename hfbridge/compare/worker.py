@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +64,15 @@ def _run(engine: Engine, job: Path, folder: Path, *, rank: int, last_step: int |
         raise
     trainer = make_native(engine, built)
     silence(trainer, folder / "saved")
-    steps, metrics = StepWriter(folder / f"rank-{rank}.jsonl"), list[Metrics]()
+    metrics = list[Metrics]()
 
     def begin(total: int) -> None:
         if rank == 0:
             write_json(folder / "begun.json", {"steps": total})
 
-    recorder = Recorder(steps.write, keep_metrics=metrics.append, on_begin=begin, last_step=last_step)
-    told = train(engine, trainer, recorder)
-    steps.close()
+    with closing(StepWriter(folder / f"rank-{rank}.jsonl")) as steps:
+        recorder = Recorder(steps.write, keep_metrics=metrics.append, on_begin=begin, last_step=last_step)
+        told = train(engine, trainer, recorder)
     if ranks.rank() == 0:
         write_lines(folder / "metrics.jsonl", merge_metrics(metrics))
     return {

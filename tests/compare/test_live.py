@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -53,7 +54,8 @@ def build():
     )
 """
 CALL = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in the background
 from pathlib import Path
 from hfbridge.compare import compare
 compare(Path("job.py"), engines=sys.argv[1:], ranks=2, out=Path("out"), show_progress=False)
@@ -94,15 +96,14 @@ def test_the_engines_are_equal_to_the_bit_in_processes_of_their_own() -> None:
 def test_two_ranks_go_on_after_an_interruption_and_a_fault_is_named() -> None:
     engines = ["native", "accelerate", "lightning", "native:deepspeed_stage_2", "lightning:deepspeed_stage_2"]
     write_script(rows=92, spoiled="accelerate")
-    killed = start(engines)
-    wait_for(lambda: Path("out/native/output.txt").exists() and len(workers()) == 3, killed)
-    killed.kill()
-    wait_for(lambda: not workers())
-    interrupted = start(engines)
-    wait_for(lambda: Path("out/accelerate/output.txt").exists() and len(workers()) == 3, interrupted)
-    interrupted.send_signal(signal.SIGINT)
-    assert interrupted.wait(30) != 0
-    assert not workers()
+    with started(engines) as killed:
+        wait_for(lambda: Path("out/native/output.txt").exists() and len(workers()) == 3, killed)
+    wait_for(lambda: not workers())  # which have seen that nobody waits for them
+    with started(engines) as interrupted:
+        wait_for(lambda: Path("out/accelerate/output.txt").exists() and len(workers()) == 3, interrupted)
+        interrupted.send_signal(signal.SIGINT)
+        assert interrupted.wait(60) != 0
+        assert not workers()
     recorded = Path("out/native/done.json").stat().st_mtime_ns
     found = compare(Path("job.py"), engines=engines, ranks=2, out=Path("out"), show_progress=False)
     assert Path("out/native/done.json").stat().st_mtime_ns == recorded
@@ -135,13 +136,16 @@ def test_shared_weights_are_compared_whole() -> None:
     assert all(result["steps_done"] == 3 for result in found.results.values())
 
 
-def start(engines: Sequence[str]) -> subprocess.Popen[bytes]:
-    """Start a comparison in a process of its own."""
-    return subprocess.Popen([sys.executable, "-c", CALL, *engines], env=_environment())
-
-
-def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
+@contextmanager
+def started(engines: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a comparison in a process of its own, which is killed in the end if it is still there."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", CALL, *engines], env=environment)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def workers() -> list[int]:

@@ -77,11 +77,9 @@ def test_what_is_recorded_is_what_the_native_trainer_logs_at_each_step() -> None
 
 
 JOBS = [
-    ("distilbert", {}),
     ("distilbert", {"gradient_accumulation_steps": 5, "max_steps": 7}),
     ("llama", {"max_grad_norm": 0.0}),
     ("gpt2", {"bf16": True, "lr_scheduler_type": "cosine"}),
-    ("t5", {}),
     ("bert-token", {"label_smoothing_factor": 0.1}),
     ("bert-qa", {"train_sampling_strategy": "group_by_length", "num_train_epochs": 1.5}),
 ]
