@@ -11,6 +11,9 @@ attributes.py says what is read of the object. What `Trainer.__init__` has done 
     callbacks made of report_to and disable_tqdm      left behind; the host makes its own
     on_init_end fired                                 not fired again for the same objects
     random states seeded                              seeded again before the first run
+
+Two settings are read by nobody natively: resume_from_checkpoint, which is for scripts, and what a subclass of
+TrainingArguments adds. They are left behind, and told of.
 """
 
 from collections.abc import Collection
@@ -94,6 +97,11 @@ def _settings_of(
         )
     if not isinstance(native_trainer, Seq2SeqTrainer):  # which alone reads them
         values = {name: value for name, value in values.items() if name not in SEQ2SEQ_FIELDS}
+    if values.pop("resume_from_checkpoint", None):
+        notes.append(
+            "resume_from_checkpoint is read by scripts, not by the native Trainer: pass it to trainer.fit as "
+            "ckpt_path=."
+        )
     values |= changed_settings(native_trainer) | callbacks.settings
     _take_out_steps(values)
     try:

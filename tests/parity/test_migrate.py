@@ -129,9 +129,6 @@ JOBS = {
             "max_steps": 8,
         },
     ),
-    "the native Trainer does not read what Seq2SeqTrainer does": Job(
-        kind="t5", settings={"max_steps": 3, "eval_strategy": "epoch"}
-    ),
 }
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -115,3 +116,25 @@ def test_model_init_of_a_trainer_that_has_trained_is_refused() -> None:
     native.train()
     with pytest.raises(SettingsError, match="would build the model anew"):
         hfbridge.from_trainer(native)
+
+
+@dataclass
+class OwnArguments(transformers.TrainingArguments):
+    """With a field of the script's."""
+
+    data_folder: str = "."
+
+
+def test_what_no_native_trainer_reads_is_left_behind_and_told_of() -> None:
+    args = make_arguments(OwnArguments, data_folder="rows", resume_from_checkpoint="out/checkpoint-1")
+    trainer, module, _ = hfbridge.from_trainer(make_native(args=args))
+    assert trainer.settings.resume_from_checkpoint is None
+    assert [note.split()[0] for note in module.notes] == ["data_folder", "resume_from_checkpoint"]
+
+
+def test_what_only_seq2seq_trainers_read_is_left_to_them() -> None:
+    args = make_arguments(transformers.Seq2SeqTrainingArguments, predict_with_generate=True)
+    trainer, _, _ = hfbridge.from_trainer(make_native(args=args))
+    assert trainer.settings.predict_with_generate is False
+    trainer, _, _ = hfbridge.from_trainer(make_native(transformers.Seq2SeqTrainer, args))
+    assert trainer.settings.predict_with_generate is True
