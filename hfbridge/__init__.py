@@ -63,7 +63,7 @@ _HOMES = {
     "load_metric": "metrics.load",
 }
 # Rooms whose public names are reached through them: hfbridge.strategies.FSDP2Strategy().
-_ROOMS = ("strategies",)
+_ROOMS = ("dropin", "strategies")
 
 
 def __getattr__(name: str) -> Any:

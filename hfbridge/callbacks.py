@@ -49,7 +49,7 @@ from hfbridge.model.optim import follows_metric, learning_rate_of
 from hfbridge.resume import check_optimizer_state, take_up_state
 from hfbridge.saving import RunCheckpoints
 
-_EVENTS = tuple(name for name in vars(TrainerCallback) if name.startswith("on_"))
+EVENTS = frozenset(name for name in vars(TrainerCallback) if name.startswith("on_"))
 
 
 class CallbackHost(EvaluationHooks):
@@ -63,8 +63,15 @@ class CallbackHost(EvaluationHooks):
         told: those of them that have heard `on_init_end` already.
         prints_rows: rows are printed where no bar is shown.
 
+    Attributes:
+        knows_loss: a run that goes on counts the loss since the last row of the one before it, too; natively
+            it is forgotten.
+        tells_of_earlier_runs: checkpoints of another run in `output_dir` are warned of.
+
     Proved by: tests/parity/test_events.py
     """
+
+    knows_loss = tells_of_earlier_runs = True
 
     def __init__(
         self,
@@ -112,7 +119,7 @@ class CallbackHost(EvaluationHooks):
             module.processing_class,
             *module.given_optimizers,
         )
-        self._heard = frozenset(e for e in _EVENTS if any(_overrides(cb, e) for cb in handler.callbacks))
+        self._heard = frozenset(e for e in EVENTS if any(_overrides(cb, e) for cb in handler.callbacks))
         self.state = self._new_state()
         everyone = handler.callbacks
         handler.callbacks = [cb for cb in everyone if not any(cb is other for other in self._told)]
@@ -158,7 +165,8 @@ class CallbackHost(EvaluationHooks):
             self.end_micro_batch = self._counter.settle
         handler.optimizer = trainer.optimizers[0]
         handler.lr_scheduler = module.schedule
-        self.checkpoints.open(trainer, is_resumed=module.resumption is not None)
+        is_told = module.resumption is not None or not self.tells_of_earlier_runs
+        self.checkpoints.open(trainer, is_resumed=is_told)
 
     def _begin_state(self, module: Any, train_batch_size: int) -> None:
         """Make a new native state, or take up the one of a checkpoint.
@@ -182,7 +190,7 @@ class CallbackHost(EvaluationHooks):
                 module.schedule.load_state_dict(resumption.schedule)
             self.state = resumption.new_state()
             self.control = take_up_state(self.state, args, self.handler, self.control)
-            self.logged.resume(self.state.global_step, resumption.loss)
+            self.logged.resume(self.state.global_step, resumption.loss if self.knows_loss else None)
         self._first_step, self._first_tokens = self.state.global_step, self.state.num_input_tokens_seen
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -384,7 +392,14 @@ class CallbackHost(EvaluationHooks):
         self._log(trainer, logs, start_s=self._start_s)
 
     def _log(self, trainer: pl.Trainer, logs: dict[str, Any], *, start_s: float | None = None) -> None:
-        """Add a row to the history, tell the callbacks and Lightning's loggers.
+        """Add a row to the history, tell the callbacks and Lightning's loggers."""
+        row = self._add_row(logs, start_s)
+        numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
+        for lightning_logger in trainer.loggers if trainer.state.fn == TrainerFn.FITTING else ():
+            lightning_logger.log_metrics(rewrite_logs(numbers), step=self.state.global_step)
+
+    def _add_row(self, logs: dict[str, Any], start_s: float | None) -> dict[str, Any]:
+        """Complete a row, add it to the history and tell the callbacks; returns it as it was before that.
 
         Mirrors: transformers.Trainer.log
         """
@@ -397,17 +412,22 @@ class CallbackHost(EvaluationHooks):
             if start_s is not None:
                 tokens = state.num_input_tokens_seen - self._first_tokens
                 logs.update(speed_metrics("train", start_s, num_tokens=tokens))
-        state.log_history.append({**logs, "step": state.global_step})
+        row = dict(logs)
+        state.log_history.append({**row, "step": state.global_step})
         self.control.should_log = False
-        numbers = {name: value for name, value in logs.items() if isinstance(value, (int, float))}
         self.fire("on_log", logs=logs)
-        for lightning_logger in trainer.loggers if trainer.state.fn == TrainerFn.FITTING else ():
-            lightning_logger.log_metrics(rewrite_logs(numbers), step=state.global_step)
+        return row
 
     def store_flops(self) -> None:
         """Take the operations counted since the last time into the state."""
         assert self._counter is not None
         self.state.total_flos += self._counter.drain_flops()
+
+
+def host_of(evaluator: Evaluator, trainer: pl.Trainer) -> CallbackHost | None:
+    """Find the host of an evaluator's module that a Trainer has already."""
+    listed: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((cb for cb in listed if isinstance(cb, CallbackHost) and cb.evaluator is evaluator), None)
 
 
 def _nothing() -> None:

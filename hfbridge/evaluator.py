@@ -48,6 +48,7 @@ class Evaluator:
         predicts: the next prediction run makes a `PredictionOutput`, whose metrics begin with this.
         prediction: what that run has made.
         generate_arguments: what the next runs give `generate` beside the settings.
+        rehearses: a run that evaluates tries that on a few rows before it begins.
 
     Proved by: tests/parity/test_evaluation_options.py
     """
@@ -58,6 +59,7 @@ class Evaluator:
         self.predicts: str | None = None
         self.prediction: PredictionOutput | None = None
         self.generate_arguments: dict[str, Any] = {}
+        self.rehearses = True
         self._trainer: weakref.ref[pl.Trainer] | None = None
         self._evaluated = False
         self._setup_s = 0.0
@@ -71,9 +73,18 @@ class Evaluator:
         """Leave the Trainer out of copies, as Lightning's modules do."""
         return {**self.__dict__, "_trainer": None}
 
-    def follow(self, trainer: pl.Trainer, *, skip_memory_metrics: bool) -> None:
-        """Take a Trainer for one that has run before, as the native Trainer that it stands for has."""
+    def follow(
+        self, trainer: pl.Trainer, *, skip_memory_metrics: bool, preparation_s: float | None = None
+    ) -> None:
+        """Take a Trainer for one that has run before, as the native Trainer that it stands for has.
+
+        Args:
+            trainer: the Trainer.
+            skip_memory_metrics: measure nothing.
+            preparation_s: what that one's first evaluation has told; `None` if it began with training.
+        """
         self._trainer, self.is_first_run = weakref.ref(trainer), False
+        self._preparation_s = preparation_s
         self.memory = MemoryTracker(skip_memory_metrics)
 
     def begin_run(self, module: Any, args: TrainingArguments) -> None:
@@ -105,7 +116,7 @@ class Evaluator:
         """
         args, wanted = module.args, module.args.metric_for_best_model
         follows = wanted is not None and args.eval_strategy != "no"
-        if any(data.is_streamed(split) for split in data.eval_splits):
+        if not self.rehearses or any(data.is_streamed(split) for split in data.eval_splits):
             return
         batches = {
             split: module.receive(data.first_eval_batch(split), module.device) for split in data.eval_splits

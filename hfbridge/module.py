@@ -35,7 +35,7 @@ from transformers import TrainingArguments
 from transformers.utils.logging import set_verbosity
 
 from hfbridge.attach import has_plain_backward
-from hfbridge.callbacks import CallbackHost
+from hfbridge.callbacks import CallbackHost, host_of
 from hfbridge.checkpoints.io import read_directories
 from hfbridge.data.window import MicroBatch, Window
 from hfbridge.datamodule import HFDataModule
@@ -230,7 +230,8 @@ class HFModule(pl.LightningModule):
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """Hand Lightning, once, the host of the native state, of TrainerCallbacks and of evaluations."""
-        if self._host in self.trainer.callbacks:  # type: ignore[attr-defined]
+        if host := host_of(self.evaluator, self.trainer):
+            self._host = host
             return []
         self._host = CallbackHost(
             self.evaluator,

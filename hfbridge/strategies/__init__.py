@@ -4,7 +4,12 @@ from hfbridge.strategies.ddp import DDPStrategy
 from hfbridge.strategies.deepspeed import DeepSpeedStrategy
 from hfbridge.strategies.fsdp import FSDPStrategy
 from hfbridge.strategies.fsdp2 import FSDP2Strategy
-from hfbridge.strategies.launcher import close_group_at_exit, launched_ranks, rank_variables
+from hfbridge.strategies.launcher import (
+    ScriptLauncher,
+    close_group_at_exit,
+    launched_ranks,
+    rank_variables,
+)
 from hfbridge.strategies.make import make_strategy
 from hfbridge.strategies.sharing import Sharing, sharing_of
 
@@ -13,6 +18,7 @@ __all__ = [
     "DeepSpeedStrategy",
     "FSDP2Strategy",
     "FSDPStrategy",
+    "ScriptLauncher",
     "Sharing",
     "close_group_at_exit",
     "launched_ranks",

@@ -14,6 +14,7 @@ RANK, WORLD_SIZE and LOCAL_RANK are set     so does a TrainingArguments that is 
 import atexit
 import errno
 import logging
+import math
 import os
 import signal
 import socket
@@ -93,6 +94,15 @@ class ScriptLauncher(_SubprocessScriptLauncher):
         finally:
             self._runs.clear()
 
+    def wait(self) -> int:
+        """Wait for the ranks that were started here, which may have more to do than this one.
+
+        Returns:
+            0 if all of them have ended well, else 1.
+        """
+        self._children.end(grace_s=math.inf)
+        return int(self._children.have_failed)
+
     def _call_children_scripts(self) -> None:
         """Start this script again for each further rank of this node; `RANK` is the global rank.
 
@@ -157,6 +167,11 @@ class Children:
                 process.kill()
                 process.wait()
         self._tell()
+
+    @property
+    def have_failed(self) -> bool:
+        """Whether one of them has."""
+        return any(process.poll() for process in self._processes.values())
 
     def _look(self, is_needed: Callable[[], bool]) -> None:
         while not self._tell():

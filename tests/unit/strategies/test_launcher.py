@@ -19,6 +19,7 @@ from hfbridge import RankError
 from hfbridge.strategies import launched_ranks, launcher, rank_variables
 from hfbridge.strategies.launcher import (
     Children,
+    ScriptLauncher,
     agree_on_attempt,
     name_end,
     open_group,
@@ -100,6 +101,15 @@ def test_the_end_of_a_child_is_named():
     assert name_end(-9) == "killed by SIGKILL"
     assert name_end(-99) == "killed by signal 99"
     assert name_end(3) == "exit code 3; its output says why"
+
+
+@pytest.mark.parametrize(("codes", "expected"), [((0, 0), 0), ((0, 3), 1), ((), 0)])
+def test_a_launcher_waits_as_long_as_its_ranks_need(codes, expected):
+    starts = ScriptLauncher(LightningEnvironment(), 1 + len(codes), 1)
+    processes = [sleeper(0.3, code) for code in codes]
+    starts._children = Children(processes, first_rank=1)
+    assert starts.wait() == expected
+    assert [process.returncode for process in processes] == list(codes)
 
 
 def test_children_are_waited_for_and_killed_if_they_stay(caplog):

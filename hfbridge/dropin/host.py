@@ -1,0 +1,228 @@
+"""NativeHost: the native state of a run, kept on the native Trainer that it belongs to; knows both worlds.
+
+CallbackHost's own                    here
+state, control, args, callbacks       those of the Trainer, live: callbacks and metrics may look at it
+a row of the history                  Trainer.log
+the best metric so far                Trainer._determine_best_metric
+an evaluation                         the Trainer's own, if its class replaces a part of that
+on_init_end                           has been fired when the Trainer was made
+the loss since the last row           forgotten when a run goes on, as natively
+memory of the stages                  measured by the Trainer's own tracker
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+from accelerate.state import AcceleratorState, PartialState
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities.seed import isolate_rng
+from transformers import Trainer as NativeTrainer
+from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import CallbackHandler
+from transformers.trainer_jit_checkpoint import JITCheckpointCallback
+from transformers.trainer_utils import TrainerMemoryTracker
+
+from hfbridge.callbacks import EVENTS, CallbackHost
+from hfbridge.checkpoints.sigterm import SigtermCheckpoint
+from hfbridge.evaluation.memory import MemoryTracker, Stage
+from hfbridge.evaluation.metrics import metric_name
+from hfbridge.evaluator import Evaluator
+from hfbridge.model.optim import follows_metric
+
+
+class NativeHost(CallbackHost):
+    """Keep the state of a run on a native Trainer, whose callbacks and methods it calls.
+
+    Args:
+        native: the Trainer.
+        evaluator: what runs the evaluations.
+        evaluates_itself: the Trainer's own methods evaluate.
+        ignore_keys: of the model's outputs, not to be gathered by these.
+
+    Attributes:
+        is_silent: on_predict is not fired, since an evaluation predicts.
+        row: the last row that was logged, as callbacks have left it.
+        train_loss: mean loss of the run, once it has ended.
+
+    Proved by: tests/dropin/test_train.py
+    """
+
+    knows_loss = tells_of_earlier_runs = False
+
+    def __init__(
+        self,
+        native: NativeTrainer,
+        evaluator: Evaluator,
+        *,
+        evaluates_itself: bool,
+        ignore_keys: list[str] | None,
+    ) -> None:
+        self._native: Any = native
+        kept = native.state, native.control
+        super().__init__(evaluator)
+        native.state, native.control = kept
+        self._heard = EVENTS  # callbacks may be added while the run goes on
+        self._evaluates_itself, self._ignore_keys = evaluates_itself, ignore_keys
+        self._trainer: pl.Trainer | None = None
+        self._shared = [(kind, dict(kind._shared_state)) for kind in (PartialState, AcceleratorState)]
+        self.is_silent = False
+        self.row: dict[str, Any] = {}
+        self.train_loss = 0.0
+        evaluator.memory = NativeMemory(native._memory_tracker)
+
+    @property
+    def state(self) -> TrainerState:
+        """The Trainer's."""
+        state: TrainerState = self._native.state
+        return state
+
+    @state.setter
+    def state(self, value: TrainerState) -> None:
+        self._native.state = value
+
+    @property
+    def control(self) -> TrainerControl:
+        """The Trainer's."""
+        control: TrainerControl = self._native.control
+        return control
+
+    @control.setter
+    def control(self, value: TrainerControl) -> None:
+        self._native.control = value
+
+    @property
+    def args(self) -> TrainingArguments:
+        """The Trainer's."""
+        args: TrainingArguments = self._native.args
+        return args
+
+    @args.setter
+    def args(self, value: TrainingArguments | None) -> None:
+        """Keep the Trainer's."""
+
+    @property
+    def handler(self) -> CallbackHandler:
+        """The Trainer's."""
+        handler: CallbackHandler = self._native.callback_handler
+        return handler
+
+    @handler.setter
+    def handler(self, value: CallbackHandler | None) -> None:
+        """Keep the Trainer's."""
+
+    def join(self, trainer: pl.Trainer) -> None:
+        """Stand where the host of a run stands among Lightning's callbacks: before those that save."""
+        listed: Iterable[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        others = [cb for cb in listed if not isinstance(cb, Checkpoint)]
+        savers = [cb for cb in listed if isinstance(cb, Checkpoint)]
+        trainer.callbacks = [*others, self, *savers]  # type: ignore[attr-defined]
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Have SIGTERM heard by hfbridge's callback in place of transformers', which saves within a step."""
+        handler = self.handler
+        natives = [cb for cb in handler.callbacks if type(cb) is JITCheckpointCallback]
+        others = {id(cb): SigtermCheckpoint() for cb in natives}
+        handler.callbacks = [others.get(id(cb), cb) for cb in handler.callbacks]
+        try:
+            yield
+        finally:
+            back = dict(zip(map(id, others.values()), natives, strict=True))
+            handler.callbacks = [back.get(id(cb), cb) for cb in handler.callbacks]
+
+    def save(self) -> None:
+        """Write a checkpoint of this step."""
+        assert self._trainer is not None
+        self.checkpoints.save(self._trainer, self._trainer.lightning_module, waits=True)
+
+    def attach(self, module: Any, args: TrainingArguments) -> None:
+        """Show the model of the run to the Trainer and its callbacks, and give it its accelerator back.
+
+        All accelerators of a process share a state, which the `TrainingArguments` of the run have emptied.
+        """
+        super().attach(module, args)
+        for kind, kept in self._shared:
+            kind._shared_state.clear()
+            kind._shared_state.update(kept)
+        self._native.model = self._native.model_wrapped = module.model
+
+    def fire(self, event: str, **extra: Any) -> None:
+        """Tell the callbacks of a native event."""
+        if event == "on_train_begin":  # not Lightning's loader, whose batches are windows
+            with isolate_rng():
+                self.handler.train_dataloader = self._native.get_train_dataloader()
+        if not (self.is_silent and event == "on_predict"):
+            super().fire(event, **extra)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin a new native state, and show the Trainer what the run works with."""
+        self._trainer = trainer
+        super().on_fit_start(trainer, pl_module)
+        module, native = pl_module, self._native
+        native.lr_scheduler = module.schedule
+        native.optimizer = native.accelerator.prepare_optimizer(trainer.optimizers[0], device_placement=False)
+        self.handler.optimizer = native.optimizer
+        native._train_batch_size = self.state.train_batch_size
+        native._initial_num_input_tokens_seen = self.state.num_input_tokens_seen
+        native._initial_global_step = self.state.global_step
+        native.accelerator._models.append(native.model)  # prepared: evaluations shall leave it as it is
+
+    def _add_row(self, logs: dict[str, Any], start_s: float | None) -> dict[str, Any]:
+        self.row, self.train_loss = logs, logs.get("train_loss", self.train_loss)
+        self._native.log(logs, *([] if start_s is None else [start_s]))
+        return dict(logs)
+
+    def _evaluate(self, trainer: pl.Trainer) -> None:
+        if not self._evaluates_itself:
+            super()._evaluate(trainer)
+            self._native.model.eval()  # as natively, until the next window
+            return
+        self.checkpoints.before_step()
+        native, follows = self._native, self._follows_metric
+        metrics = native._evaluate(None, self._ignore_keys, skip_scheduler=not follows)
+        self._is_new_best = bool(follows and native._determine_best_metric(metrics, None))
+
+    def _follow_metric(self, module: Any) -> None:
+        """Keep the best value of `metric_for_best_model`, and step a schedule that follows it.
+
+        Raises:
+            KeyError: the evaluation did not give that metric.
+
+        Mirrors: transformers.Trainer._evaluate
+        """
+        metrics, wanted = module.eval_metrics, self.args.metric_for_best_model
+        self._is_new_best = self._native._determine_best_metric(metrics, None)
+        if wanted is not None and follows_metric(module.schedule):
+            module.schedule.step(metrics[metric_name(wanted)])
+
+
+class NativeMemory(MemoryTracker):
+    """Measure a run by the tracker of a native Trainer, which `train` has told to begin.
+
+    Args:
+        tracker: of the Trainer.
+    """
+
+    def __init__(self, tracker: TrainerMemoryTracker) -> None:
+        super().__init__(True)
+        self._tracker: Any = tracker
+
+    def begin(self, stage: Stage) -> None:
+        """Do nothing: the tracker has begun, and does not measure evaluations within a run."""
+
+    def end(self, stage: Stage, metrics: dict[str, Any] | None = None) -> None:
+        """End the run, and add what was measured to its metrics."""
+        if stage == "train":
+            _finalize_training(self._tracker, metrics)
+
+    def abandon(self) -> None:
+        """Stop measuring after an error."""
+        self._tracker.peak_monitoring = False
+        self._tracker.cur_stage = None
+
+
+def _finalize_training(tracker: Any, metrics: dict[str, Any] | None) -> None:
+    """End the run; the tracker takes its stage from the name of the function that calls it."""
+    tracker.stop_and_update_metrics(metrics)

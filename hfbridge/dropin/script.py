@@ -1,0 +1,155 @@
+"""run: an unmodified script, with hfbridge's classes in place of transformers' Trainer; knows both worlds.
+
+    in the script, while it runs                          is
+    transformers.Trainer, transformers.trainer.Trainer    hfbridge.dropin.Trainer
+    transformers.Seq2SeqTrainer,
+      transformers.trainer_seq2seq.Seq2SeqTrainer         hfbridge.dropin.Seq2SeqTrainer
+    __name__, sys.argv, sys.path                          as under `python script.py`
+    RANK, WORLD_SIZE, LOCAL_RANK, ...                     with several devices, as under torchrun
+
+So from-imports, subclasses, and libraries that the script imports get them, too.
+"""
+
+import os
+import runpy
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import transformers
+import transformers.trainer
+import transformers.trainer_seq2seq
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
+from hfbridge.dropin.trainer import Seq2SeqTrainer, Trainer
+from hfbridge.errors import BridgeWarning, SettingsError
+from hfbridge.settings.checks import suggest
+from hfbridge.settings.strategies import NAMES
+from hfbridge.strategies import ScriptLauncher, launched_ranks
+
+_NATIVE = transformers.Trainer
+_PLACES: tuple[tuple[Any, str, type], ...] = (
+    (transformers, "Trainer", Trainer),
+    (transformers, "Seq2SeqTrainer", Seq2SeqTrainer),
+    (transformers.trainer, "Trainer", Trainer),
+    (transformers.trainer_seq2seq, "Trainer", Trainer),
+    (transformers.trainer_seq2seq, "Seq2SeqTrainer", Seq2SeqTrainer),
+)
+
+
+def run(
+    script: Path, arguments: Sequence[str] = (), *, strategy: str | None = None, devices: int | None = None
+) -> int:
+    """Run a script as `python script.py` does, with its Trainers trained by Lightning.
+
+    Where no launcher has started the ranks, this starts them: each further one runs the command of this
+    process again, so call this where that comes to the same point.
+
+    Args:
+        script: a Python file that uses `transformers.Trainer` or `Seq2SeqTrainer`.
+        arguments: its command line.
+        strategy: how ranks share the work, as of `hfbridge.Trainer`; `None` leaves it to the settings.
+        devices: ranks on this machine; `None` is what a launcher has started, or one.
+
+    Returns:
+        The script's exit code; 1 if it ends well, and another rank does not. Exceptions of the script pass.
+
+    Raises:
+        SettingsError: the script is not there, there is no such strategy, or the number of ranks is wrong.
+
+    Proved by: tests/dropin/test_run.py, tests/distributed/test_dropin.py
+    """
+    _check(script, strategy, devices)
+    with _in_place(strategy):
+        if devices is None or devices == 1 or _are_started():
+            return _run_as_main(script, arguments)
+        environment = LightningEnvironment()
+        launcher = ScriptLauncher(environment, devices, 1)
+        code: int = launcher.launch(_run_as_main, script, arguments)
+    return launcher.wait() or code if code == 0 else code
+
+
+def _check(script: Path, strategy: str | None, devices: int | None) -> None:
+    if not Path(script).is_file():
+        raise SettingsError(
+            f"script={str(script)!r}: there is no such file. Give the path of a Python script."
+        )
+    if strategy not in (None, "auto", *NAMES):
+        hint = suggest(str(strategy), tuple(NAMES))
+        raise SettingsError(f"strategy={strategy!r} is unknown{hint}; there are auto, {', '.join(NAMES)}.")
+    if devices is None:
+        return
+    if type(devices) is not int or devices < 1:
+        raise SettingsError(f"devices={devices!r}: the number of ranks on this machine is 1 or more.")
+    started = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if _are_started() else devices
+    if started != devices:
+        raise SettingsError(
+            f"devices={devices}, and a launcher has started {started} on this machine: set through both; "
+            "leave devices out, or the launcher."
+        )
+
+
+def _are_started() -> bool:
+    return launched_ranks() is not None or "LOCAL_RANK" in os.environ
+
+
+def _run_as_main(script: Path, arguments: Sequence[str]) -> int:
+    """Run a script as `__main__`; returns its exit code."""
+    argv, path = sys.argv, sys.path
+    sys.argv, sys.path = [str(script), *arguments], [str(Path(script).resolve().parent), *path]
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    except SystemExit as error:
+        return _code_of(error)
+    finally:
+        sys.argv, sys.path = argv, path
+    return 0
+
+
+def _code_of(error: SystemExit) -> int:
+    """Read an exit code as the interpreter does: a text is written to stderr, and means 1."""
+    if error.code is None or isinstance(error.code, int):
+        return error.code or 0
+    sys.stderr.write(f"{error.code}\n")
+    return 1
+
+
+@contextmanager
+def _in_place(strategy: str | None) -> Iterator[None]:
+    """Put hfbridge's classes in the place of transformers'."""
+    _tell_of_earlier_imports()
+    before = [(module, name, vars(module)[name]) for module, name, _ in _PLACES]
+    chosen = Trainer.strategy
+    Trainer.strategy = chosen if strategy is None else strategy
+    for module, name, kind in _PLACES:
+        setattr(module, name, kind)
+    try:
+        yield
+    finally:
+        Trainer.strategy = chosen
+        for module, name, kind in before:
+            setattr(module, name, kind)
+
+
+def _tell_of_earlier_imports() -> None:
+    """Warn of modules that have a native Trainer, or a subclass of it, already."""
+    holders = set()
+    for name, module in list(sys.modules.items()):
+        package = name.partition(".")[0]
+        if package in ("transformers", "hfbridge", "__main__"):
+            continue
+        for value in list(getattr(module, "__dict__", {}).values()):
+            # type(value), since asking a value of torch.distributed for its __class__ warns.
+            if not issubclass(type(value), type) or not issubclass(value, _NATIVE):
+                continue
+            if not issubclass(value, Trainer):
+                holders.add(package)
+    if holders:
+        rank_zero_warn(
+            f"hfbridge run: {', '.join(sorted(holders))} had imported transformers.Trainer before; Trainers "
+            "that are made there stay native. Import it in the script.",
+            category=BridgeWarning,
+        )

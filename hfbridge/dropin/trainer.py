@@ -1,0 +1,333 @@
+"""transformers' Trainer and Seq2SeqTrainer, whose `train` runs on Lightning; knows both worlds.
+
+called on the object                   is
+Trainer(...), its arguments            transformers' own; then replaced methods are looked for
+train                                  from_trainer, hfbridge.Trainer.fit, and the state left as natively
+evaluate, predict, save_model          transformers' own; where ranks share the weights, shared.py
+a checkpoint within train              hfbridge's, in the native files
+hyperparameter_search, train(trial=)   refused
+all else                               transformers' own
+
+a subclass replaces                    it is called
+log, evaluate, evaluation_loop, prediction_step, predict, get_eval_dataloader,
+  get_test_dataloader, num_examples, call_model_init, ...
+what else `train` natively calls       not: refused by name when an object is made
+"""
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import transformers
+from transformers.trainer_utils import PredictionOutput, TrainOutput
+
+from hfbridge.dropin.begin import as_natively, carry_trainer, find_checkpoint, make_model_anew, take_back
+from hfbridge.dropin.host import NativeHost
+from hfbridge.dropin.shared import SharedRun
+from hfbridge.errors import SettingsError, raise_problems
+from hfbridge.migrate.methods import find_replaced
+
+_EVALUATES = (
+    "_evaluate",
+    "_get_eval_sampler",
+    "evaluate",
+    "evaluation_loop",
+    "get_eval_dataloader",
+    "num_examples",
+    "prediction_step",
+)
+# What a subclass may replace, beside what only users call.
+_CALLED = frozenset(
+    {*_EVALUATES, "_determine_best_metric", "call_model_init", "get_test_dataloader", "log", "predict"}
+)
+
+
+class Trainer(transformers.Trainer):
+    """`transformers.Trainer`, trained by Lightning: the same arguments, methods, numbers, files and errors.
+
+    `train` does what it does natively, to the bit, and leaves the object as natively: `state`, `model`,
+    `optimizer`, `lr_scheduler`, `callback_handler` and `control` are those of the run, while it goes on, too.
+    Two things are as hfbridge does them: checkpoints are whole or not there, and errors about data, model or
+    settings may come earlier and say more (they are ValueErrors, or what else `hfbridge.errors` says).
+
+    The ranks of a run are the processes that torchrun, `accelerate launch`, SLURM or `hfbridge run` has
+    started; without one of these it is one.
+
+    Attributes:
+        strategy: how ranks share the work, by a name of `hfbridge.Trainer(strategy=)`. "auto" is what the
+            environment variable HFBRIDGE_STRATEGY names; without it, what the settings say (`fsdp`,
+            `deepspeed`); else one device, or DDP. Set it on the class or on an object, before `train`.
+        loss_normalization: "native", or "exact": HFModule says what that is.
+
+    Raises:
+        SettingsError: a method is replaced that Lightning would not call; all are named.
+
+    Mirrors: transformers.Trainer
+    Proved by: tests/dropin/test_train.py
+    """
+
+    strategy: str = "auto"
+    loss_normalization: Literal["native", "exact"] = "native"
+
+    _run: NativeHost | None = None
+    _shared: SharedRun | None = None
+
+    @functools.wraps(transformers.Trainer.__init__)  # type: ignore[misc]
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        problems = list(find_replaced(self, called=_CALLED))
+        if problems:
+            headline = (
+                f"{type(self).__name__} cannot be trained on Lightning: {len(problems)} of its methods would "
+                "not be called."
+            )
+            raise_problems(SettingsError, headline, problems)
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """Train on Lightning.
+
+        Args:
+            resume_from_checkpoint: a `checkpoint-N` directory of either engine, or True for the newest.
+            trial: refused.
+            ignore_keys_for_eval: outputs of the model that evaluations while training do not gather.
+
+        Returns:
+            Steps, training loss and metrics.
+
+        Raises:
+            SettingsError: something cannot be carried to Lightning; all of it is named.
+            ValueError: nothing to train on, or the checkpoint is not there.
+
+        Mirrors: transformers.Trainer.train
+        """
+        if trial is not None:
+            raise SettingsError(f"trial={trial!r}: {_NO_SEARCH}")
+        self._memory_tracker.start()
+        self.is_in_train = True
+        make_model_anew(self)
+        checkpoint = find_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
+        if self.train_dataset is None:
+            raise ValueError("Trainer: training requires a train_dataset.")
+        self.accelerator.free_memory()
+        trainer, module, data, host = self._make_run(ignore_keys_for_eval)
+        self._run = host
+        try:
+            with as_natively(), host.listening():
+                trainer.fit(module, data, ckpt_path=checkpoint)
+        finally:
+            self._run = None
+            take_back(self)
+        self.is_in_train = False
+        return TrainOutput(self.state.global_step, host.train_loss, host.row)
+
+    def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse.
+
+        Raises:
+            SettingsError: always.
+        """
+        raise SettingsError(f"hyperparameter_search: {_NO_SEARCH}")
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+        **gen_kwargs: Any,
+    ) -> dict[str, float]:
+        """Evaluate, as natively; where the ranks share the model, all of them call this together.
+
+        Args:
+            eval_dataset: a set, several by name, or the name of one; the Trainer's without it.
+            ignore_keys: of the model's outputs, not to be gathered.
+            metric_key_prefix: what the metrics' names begin with.
+            **gen_kwargs: of `Seq2SeqTrainer` alone: arguments of `generate`.
+
+        Returns:
+            The metrics.
+
+        Raises:
+            SettingsError: `ignore_keys`, and the ranks share the model.
+
+        Mirrors: transformers.Trainer.evaluate
+        """
+        if not self._is_shared:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **gen_kwargs)
+        sets: Any = self.eval_dataset
+        given = sets if eval_dataset is None else eval_dataset
+        if isinstance(given, dict):
+            metrics: dict[str, float] = {}
+            for name, one in given.items():
+                prefix = f"{metric_key_prefix}_{name}"
+                metrics |= self.evaluate(one, ignore_keys, prefix, **gen_kwargs)
+            return metrics
+        if isinstance(given, str):
+            given = sets[given]
+        if given is None:
+            raise ValueError("Trainer: evaluation requires an eval_dataset.")
+        output = self._predict_shared(given, ignore_keys, metric_key_prefix, gen_kwargs, is_evaluation=True)
+        found: dict[str, float] = output.metrics or {}
+        self.log(found)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        return found
+
+    def predict(
+        self,
+        test_dataset: Any,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "test",
+        **gen_kwargs: Any,
+    ) -> PredictionOutput:
+        """Predict, as natively; where the ranks share the model, all of them call this together.
+
+        Args:
+            test_dataset: the set.
+            ignore_keys: of the model's outputs, not to be gathered.
+            metric_key_prefix: what the metrics' names begin with.
+            **gen_kwargs: of `Seq2SeqTrainer` alone: arguments of `generate`.
+
+        Returns:
+            Predictions, label ids and metrics.
+
+        Raises:
+            SettingsError: `ignore_keys`, and the ranks share the model.
+
+        Mirrors: transformers.Trainer.predict
+        """
+        if not self._is_shared:
+            return super().predict(test_dataset, ignore_keys, metric_key_prefix, **gen_kwargs)
+        return self._predict_shared(
+            test_dataset, ignore_keys, metric_key_prefix, gen_kwargs, is_evaluation=False
+        )
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the model, as natively; where the ranks share it, all of them call this together.
+
+        Args:
+            output_dir: the folder; that of the settings without it.
+
+        Mirrors: transformers.Trainer.save_model
+        """
+        if self._is_shared:
+            self._shared_run().save(self, Path(str(output_dir or self.args.output_dir)))
+        else:
+            super().save_model(output_dir, _internal_call)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save a checkpoint of a run, for a callback that asks for it by this name."""
+        if self._run is None:
+            super()._save_checkpoint(model, trial)
+        else:
+            self._run.save()
+
+    # Parts of the above.
+
+    def _make_run(self, ignore_keys: list[str] | None = None) -> tuple[Any, Any, Any, NativeHost]:
+        """Make Trainer, module, data and host of a run.
+
+        Raises:
+            SettingsError: something cannot be carried to Lightning, or the ranks share the model already.
+        """
+        if self._shared is not None:
+            raise SettingsError(
+                "train: the ranks share the model since the last run, and cannot share it anew. Save it, "
+                "load it into a new Trainer, and train that."
+            )
+        trainer, module, data = carry_trainer(
+            self, called=_CALLED, strategy=self.strategy, loss_normalization=self.loss_normalization
+        )
+        has_own = ignore_keys is not None or self._replaces(*_EVALUATES)
+        is_shared = trainer.plan.strategy.kind in ("fsdp", "fsdp2", "deepspeed")
+        host = NativeHost(
+            self,
+            module.evaluator,
+            evaluates_itself=not is_shared and (has_own or self._weighs_rounds),
+            ignore_keys=ignore_keys,
+        )
+        host.join(trainer)
+        if is_shared:
+            if has_own and self.args.eval_strategy != "no":
+                raise SettingsError(
+                    f"{type(self).__name__} has an evaluation of its own (methods, or ignore_keys_for_eval), "
+                    f'and strategy="{trainer.plan.strategy.kind}" shares the model among the ranks: only '
+                    'Lightning evaluates that. Use "ddp", or leave the evaluation to compute_metrics.'
+                )
+            self._shared = SharedRun(trainer, module, host)
+        return trainer, module, data, host
+
+    @property
+    def _is_shared(self) -> bool:
+        """Whether the model has to be reached through the strategy of a run."""
+        return self._shared is not None or bool(self.is_deepspeed_enabled)
+
+    @property
+    def _weighs_rounds(self) -> bool:
+        """Whether evaluations count a last round as a whole one, which `Seq2SeqTrainer` does."""
+        is_seq2seq = isinstance(self, transformers.Seq2SeqTrainer)
+        return is_seq2seq and not getattr(self.args, "predict_with_generate", False)
+
+    def _shared_run(self) -> SharedRun:
+        if self._shared is None:
+            self._make_run()
+        assert self._shared is not None
+        return self._shared
+
+    def _predict_shared(
+        self,
+        dataset: Any,
+        ignore_keys: list[str] | None,
+        prefix: str,
+        gen_kwargs: dict[str, Any],
+        *,
+        is_evaluation: bool,
+    ) -> PredictionOutput:
+        if self._run is not None:
+            raise SettingsError(
+                "evaluate or predict within train: the ranks share the model, and are in the middle of a "
+                "run. Set eval_strategy, or control.should_evaluate in a TrainerCallback."
+            )
+        if ignore_keys is not None:
+            raise SettingsError(
+                f"ignore_keys={ignore_keys!r}: the ranks share the model, whose outputs Lightning gathers. "
+                "Set model.config.keys_to_ignore_at_inference."
+            )
+        return self._shared_run().predict(self, dataset, prefix, is_evaluation=is_evaluation, **gen_kwargs)
+
+    def _replaces(self, *names: str) -> bool:
+        """Tell whether a subclass, or somebody on the object, has replaced one of these methods."""
+        own = {name for kind in _own_classes(type(self)) for name in vars(kind)} | set(vars(self))
+        return not own.isdisjoint(names)
+
+
+class Seq2SeqTrainer(Trainer, transformers.Seq2SeqTrainer):
+    """`transformers.Seq2SeqTrainer`, trained by Lightning; all that is said of `Trainer` holds.
+
+    Raises:
+        SettingsError: a method is replaced that Lightning would not call; all are named.
+
+    Mirrors: transformers.Seq2SeqTrainer
+    Proved by: tests/dropin/test_seq2seq.py
+    """
+
+    @functools.wraps(transformers.Seq2SeqTrainer.__init__)  # type: ignore[misc]
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+
+_NO_SEARCH = (
+    "searches for hyperparameters are not carried to Lightning. Make a Trainer for each of the settings you "
+    "want to try, or search with transformers.Trainer."
+)
+
+
+def _own_classes(kind: type) -> Iterator[type]:
+    """List the classes of an object's that neither transformers nor hfbridge has written."""
+    for ancestor in kind.__mro__:
+        if ancestor.__module__.partition(".")[0] not in ("transformers", "hfbridge", "builtins"):
+            yield ancestor
