@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         BridgeWarning,
         CheckpointError,
         DataError,
+        JobError,
         MetricsError,
         MissingDependencyError,
         ModelError,
@@ -37,6 +38,7 @@ __all__ = [
     "DataError",
     "HFDataModule",
     "HFModule",
+    "JobError",
     "MetricsError",
     "MissingDependencyError",
     "ModelError",
@@ -63,7 +65,7 @@ _HOMES = {
     "load_metric": "metrics.load",
 }
 # Rooms whose public names are reached through them: hfbridge.strategies.FSDP2Strategy().
-_ROOMS = ("dropin", "strategies")
+_ROOMS = ("compare", "dropin", "explain", "strategies")
 
 
 def __getattr__(name: str) -> Any:

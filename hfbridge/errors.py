@@ -5,7 +5,9 @@ BridgeError (Exception)
 ├── DataError (ValueError)                dataset, columns, labels, collator or map function
 ├── ModelError (ValueError)               the model has no loss or cannot be built
 ├── MetricsError (TypeError)              compute_metrics did not return what it should
+├── ReportError (OSError)                 the files of a comparison are missing, damaged or of another form
 ├── CheckpointError (OSError)             a checkpoint cannot be written, found or read
+├── JobError (ValueError)                 a comparison's job, engines or folder do not fit
 ├── RankError (RuntimeError)              the ranks of a run cannot start, do not agree, or one has failed
 └── MissingDependencyError (ImportError)  a feature was asked for whose package is not installed
 BridgeWarning (UserWarning)               allowed, but probably not meant
@@ -59,12 +61,20 @@ class MetricsError(BridgeError, TypeError):
     """``compute_metrics`` did not return a dictionary of numbers."""
 
 
+class ReportError(BridgeError, OSError):
+    """The files of a comparison are missing, damaged or of another form, so that no report can be made."""
+
+
 class CheckpointError(BridgeError, OSError):
     """A checkpoint cannot be written, found or read."""
 
 
 class RankError(BridgeError, RuntimeError):
     """The ranks of a run cannot start, were given different things, or another one has failed."""
+
+
+class JobError(BridgeError, ValueError):
+    """The job of a comparison cannot be loaded, or its engines or its folder do not fit."""
 
 
 class MissingDependencyError(BridgeError, ImportError):

@@ -15,6 +15,7 @@ from hfbridge.errors import Problem, SettingsError, describe_problems, raise_pro
         ("DataError", ValueError),
         ("ModelError", ValueError),
         ("MetricsError", TypeError),
+        ("JobError", ValueError),
         ("MissingDependencyError", ImportError),
     ],
 )

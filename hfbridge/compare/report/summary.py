@@ -1,0 +1,306 @@
+"""What the report says in numbers: differences, speed, memory, settings; the verdict in a sentence. Pure."""
+
+import itertools
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hfbridge.compare.report.files import GRADES, Recorded, Run, Verdict
+
+# What is compared step by step, and what it is called. A checksum is equal or not; a number has a distance.
+QUANTITIES = {
+    "samples": "samples",
+    "loss": "loss",
+    "grad_norm": "gradient norm",
+    "random": "random states",
+    "learning_rate": "learning rate",
+    "parameters": "weights",
+    "parameter_norm": "norm of the weights",
+}
+MEASURED = ("loss", "grad_norm", "learning_rate", "parameter_norm")
+# Rows of an evaluation that tell how fast it was, and not how good the model is.
+SPEEDS = ("_runtime", "_per_second", "_time")
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How one quantity of an engine compares with that of the reference.
+
+    Attributes:
+        quantity: a key of `QUANTITIES`.
+        compared: at how many steps both have it.
+        first_step: the first step where they are not equal; `None` where there is none.
+        differing: at how many steps they are not equal.
+        largest: the largest relative difference; `None` for checksums.
+    """
+
+    quantity: str
+    compared: int
+    first_step: int | None
+    differing: int
+    largest: float | None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one engine took.
+
+    Attributes:
+        run: of which engine.
+        samples_per_second: over the whole training.
+        throughput: the same as a share of the reference's.
+        step_s: the 5th, 25th, 50th, 75th and 95th percentile of the time of a step, without the first.
+        overhead: the median step's time as a ratio of the reference's.
+        startup_s: before the first step.
+        training_s: from the first step to the last.
+        peak_bytes: memory at its fullest.
+    """
+
+    run: Run
+    samples_per_second: float | None
+    throughput: float | None
+    step_s: tuple[float, ...] | None
+    overhead: float | None
+    startup_s: float | None
+    training_s: float | None
+    peak_bytes: float | None
+
+
+def relative_difference(theirs: float | None, ours: float | None) -> float:
+    """Difference as a share of the larger value; 0 if both are the same to the bit, NaN included.
+
+    Args:
+        theirs: the number compared with; `None` if there is none.
+        ours: the number compared.
+
+    Returns:
+        From 0 to 2; infinity if only one is there, or is finite.
+    """
+    if theirs is None or ours is None:
+        return 0.0 if theirs is ours else math.inf
+    if theirs == ours or (math.isnan(theirs) and math.isnan(ours)):
+        return 0.0
+    if not (math.isfinite(theirs) and math.isfinite(ours)):
+        return math.inf
+    return float(abs(ours - theirs) / max(abs(theirs), abs(ours)))
+
+
+def differences(reference: Run, run: Run, quantity: str) -> tuple[list[int], list[float]]:
+    """Relative differences at the steps of both; a checksum's is 0 or infinity; none where both lack it."""
+    at = {step: place for place, step in enumerate(reference.steps)}
+    theirs, ours = reference.columns.get(quantity, []), run.columns.get(quantity, [])
+    steps, found = [], []
+    for place, step in enumerate(run.steps):
+        if step not in at:
+            continue
+        pair = theirs[at[step]], ours[place]
+        if pair == (None, None):
+            continue
+        steps.append(step)
+        if quantity in MEASURED:
+            found.append(relative_difference(*pair))
+        else:
+            found.append(0.0 if pair[0] == pair[1] else math.inf)
+    return steps, found
+
+
+def agreement(reference: Run, run: Run) -> list[Agreement]:
+    """How each quantity that both recorded compares, in the order in which one leads to the next."""
+    rows = []
+    for quantity in QUANTITIES:
+        steps, found = differences(reference, run, quantity)
+        if not steps:
+            continue
+        unequal = [step for step, value in zip(steps, found, strict=True) if value != 0]
+        first = unequal[0] if unequal else None
+        largest = max(found) if quantity in MEASURED else None
+        rows.append(Agreement(quantity, len(steps), first, len(unequal), largest))
+    return rows
+
+
+def costs(recorded: Recorded) -> list[Cost]:
+    """What each engine that reached its end took, the reference first."""
+    found: list[Cost] = []
+    done = [run for run in recorded.runs if run.done is not None]
+    steps_s = {run.engine: _percentiles(run.columns.get("seconds", [])) for run in done}
+    reference = recorded.runs[0]
+    base, base_s = reference.total("samples_per_second"), steps_s.get(reference.engine)
+    for run in done:
+        rate, step_s = run.total("samples_per_second"), steps_s[run.engine]
+        found.append(
+            Cost(
+                run,
+                samples_per_second=rate,
+                throughput=_ratio(rate, base),
+                step_s=step_s,
+                overhead=_ratio(step_s[2], base_s[2]) if step_s and base_s else None,
+                startup_s=run.total("seconds_startup"),
+                training_s=run.total("seconds_training"),
+                peak_bytes=run.total("peak_memory_bytes"),
+            )
+        )
+    return found
+
+
+def _ratio(value: float | None, base: float | None) -> float | None:
+    return value / base if value is not None and base else None
+
+
+def _percentiles(seconds: Sequence[Any]) -> tuple[float, ...] | None:
+    """The five numbers of a box; the first step, which warms up, counts only where it is the only one."""
+    known = [value for value in (seconds[1:] or seconds) if value is not None and math.isfinite(value)]
+    return tuple(map(float, np.percentile(known, [5, 25, 50, 75, 95]))) if known else None
+
+
+def thin(steps: Sequence[int], values: Sequence[float], most: int) -> tuple[list[int], list[float]]:
+    """Take the smallest and the largest value of each of `most / 2` stretches, so that no spike is lost.
+
+    Equal curves keep equal points. The first and the last point stay.
+
+    Args:
+        steps: ascending.
+        values: as many.
+        most: points that may be left, at least 4.
+
+    Returns:
+        Steps and values, in order; all of them if they are no more than `most`.
+    """
+    if len(steps) <= most:
+        return list(steps), list(values)
+    edges = np.linspace(1, len(steps) - 1, (most - 2) // 2 + 1).astype(int)
+    kept = {0, len(steps) - 1}
+    for begin, end in itertools.pairwise(edges):
+        stretch = [place for place in range(begin, end) if math.isfinite(values[place])]
+        if stretch:
+            kept |= {min(stretch, key=values.__getitem__), max(stretch, key=values.__getitem__)}
+    order = sorted(kept)
+    return [steps[place] for place in order], [values[place] for place in order]
+
+
+def metric_names(runs: Iterable[Run]) -> list[str]:
+    """Numbers that evaluations gave, the loss first."""
+    names: dict[str, None] = {}
+    for run in runs:
+        for row in run.metrics:
+            for name, value in row.items():
+                if isinstance(value, int | float) and not isinstance(value, bool):
+                    names[name] = None
+    chosen = [name for name in names if name not in ("step", "epoch") and not name.endswith(SPEEDS)]
+    return sorted(chosen, key=lambda name: (not name.endswith("loss"), chosen.index(name)))
+
+
+@dataclass(frozen=True)
+class SettingRow:
+    """One setting and its value on each engine, as text; `None` on an engine that does not tell it."""
+
+    name: str
+    values: list[str | None]
+
+    @property
+    def differs(self) -> bool:
+        """Whether two engines were told different things."""
+        return len(set(self.values)) > 1
+
+    def is_other(self, place: int) -> bool:
+        """Whether the engine at this place has another value than the first one."""
+        return self.values[place] != self.values[0]
+
+
+def setting_rows(recorded: Recorded, engines: Sequence[str]) -> list[SettingRow]:
+    """The settings of these engines, in the order in which they were recorded."""
+    return [
+        SettingRow(
+            str(row["name"]),
+            [_as_text(row["values"][engine]) if engine in row["values"] else None for engine in engines],
+        )
+        for row in recorded.settings
+    ]
+
+
+def engines_with_settings(recorded: Recorded) -> list[str]:
+    """Engines that told any; one that failed early did not, which is no difference."""
+    told = {engine for row in recorded.settings for engine in row["values"]}
+    return [run.engine for run in recorded.runs if run.engine in told]
+
+
+def _as_text(value: Any, most: int = 600) -> str:
+    """A value as JSON, so that 1, 1.0, true, "1" and none stay apart."""
+    if value is None:
+        return "not set"
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
+
+
+def notes(runs: Iterable[Run]) -> list[tuple[str, list[str]]]:
+    """Each note once, with the engines that gave it."""
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        for note in run.notes:
+            engines = found.setdefault(note, [])
+            if run.engine not in engines:
+                engines.append(run.engine)
+    return list(found.items())
+
+
+def worst_grade(verdicts: Iterable[Verdict]) -> str | None:
+    """The grade of the pair that agrees least; `None` without pairs."""
+    return max((verdict.grade for verdict in verdicts), key=GRADES.index, default=None)
+
+
+def headline(recorded: Recorded) -> str:
+    """The verdict in one sentence."""
+    verdicts, reference = recorded.verdicts, recorded.runs[0].engine
+    if not verdicts:
+        return f"Only {reference} ran, so there is nothing to compare it with."
+    parts = []
+    for verdict in verdicts:
+        if verdict.grade == "differs":
+            parts.append(f"{verdict.ours} differs from {verdict.theirs}{_since(verdict)}")
+    failed = [verdict for verdict in verdicts if verdict.grade == "failed"]
+    if failed:
+        broken = [run.engine for run in recorded.runs if run.done is None]
+        parts.append(f"{_several(broken or [verdict.ours for verdict in failed])} failed")
+    by_grade = {
+        grade: [v for v in verdicts if v.grade == grade] for grade in ("exact", "close", "same trajectory")
+    }
+    for grade, found in by_grade.items():
+        if found:
+            theirs = _several(sorted({verdict.theirs for verdict in found}))
+            parts.append(f"{_several([v.ours for v in found])} {_agrees(grade, found, theirs)}")
+    sentence = "; ".join(parts)
+    if recorded.steps and not failed and worst_grade(verdicts) in ("exact", "close", "same trajectory"):
+        sentence += f", over {recorded.steps:,} steps" if recorded.steps > 1 else ", over 1 step"
+    return f"{sentence}."
+
+
+def _since(verdict: Verdict) -> str:
+    """`from step 17 on, first in the gradient norm`."""
+    text = "" if verdict.first_step is None else f" from step {verdict.first_step:,} on"
+    if verdict.first_step == 0:
+        text = " before the first step"
+    if verdict.quantity:
+        name = QUANTITIES.get(verdict.quantity, verdict.quantity)
+        text += f", first in the {name}" if text else f" in the {name}"
+    return text
+
+
+def _agrees(grade: str, verdicts: list[Verdict], theirs: str) -> str:
+    verb = "s" if len(verdicts) == 1 else ""
+    if grade == "exact":
+        return f"equal{verb} {theirs} to the bit"
+    largest = max((value for verdict in verdicts for value in verdict.largest.values()), default=None)
+    within = "" if largest is None else f" (differences of at most {largest:.2g})"
+    if grade == "close":
+        return f"{'is' if verb else 'are'} close to {theirs}{within}"
+    return f"follow{verb} {theirs}'s trajectory{within}"
+
+
+def _several(names: Sequence[str]) -> str:
+    """Names in a sentence; their number where there are many."""
+    if len(names) > 3:
+        return f"{len(names)} engines"
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
