@@ -53,8 +53,9 @@ ProcessorSource = str | Path | Callable[..., Any]
 
 _DESCRIBES = {"class_path", "init_args", "dict_kwargs"}
 _SETS = (
-    "Write package.module.function, of a function without arguments that returns the set, or class_path: "
-    "datasets.load_dataset with its arguments as init_args; in Python give the set itself."
+    "It must be a datasets.Dataset, or anything with a length and rows; or in YAML package.module.function, "
+    "of a function without arguments that returns one, or class_path: datasets.load_dataset with its "
+    "arguments as init_args."
 )
 
 

@@ -1,7 +1,11 @@
 """`hfbridge fit`, `validate` and `predict` in this process."""
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,7 @@ from hfbridge import HFDataModule, HFModule, ModelError, Trainer
 from tests.cli.conftest import SETTINGS, write
 from tests.tiny import make_dataset, make_model, make_tokenizer
 
+ROOT = Path(__file__).parents[2]
 Command = Callable[..., tuple[int, str, str]]
 
 # lightning 2.6 calls jsonargparse's instantiate_classes, which 4.49 has renamed.
@@ -240,3 +245,30 @@ def test_an_optimizer_of_lightning_cli_is_refused(project: dict[str, Any]) -> No
     trainer = Trainer({**SETTINGS, "eval_strategy": "no"})
     with pytest.raises(ModelError, match="as LightningCLI does"):
         trainer.fit(module, HFDataModule(train_dataset=make_dataset("distilbert", 8)))
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_ends_quietly(project: dict[str, Any]) -> None:
+    project["trainer"]["settings"] |= {"max_steps": 100_000, "eval_strategy": "no", "save_strategy": "no"}
+    write("config.yaml", project)
+    # A shell that starts it in the background has it ignore interrupts.
+    code = (
+        "import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from hfbridge.cli import main\nsys.exit(main(['fit', '--config', 'config.yaml']))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    with (
+        Path("err.txt").open("w") as err,
+        subprocess.Popen(
+            [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=err, text=True
+        ) as run,
+    ):
+        assert run.stdout is not None
+        try:
+            assert any("'loss'" in line for line in run.stdout), Path("err.txt").read_text()
+            run.send_signal(signal.SIGINT)
+            run.communicate(timeout=60)
+        finally:
+            run.kill()
+    assert run.returncode == 130
+    assert "Traceback" not in Path("err.txt").read_text()
