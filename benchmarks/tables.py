@@ -150,11 +150,12 @@ def tasks(results: dict[str, Any]) -> list[str]:
         theirs, ours = row["native"], row["hfbridge"]
         scores = " | ".join(f"{side['scores'][row['metric']]:.4g}" for side in (theirs, ours))
         equal = "to the last bit" if theirs["scores"] == ours["scores"] else "no"
-        lines.append(f"| `examples/{name}` | {row['metric']} | {scores} | {equal} |")
+        lines.append(f"| [{row['title']}](examples/{name}) | {row['metric']} | {scores} | {equal} |")
     return lines
 
 
 TABLES = {
+    "tasks": tasks,
     "matrix": matrix,
     "memory": memory,
     "scaling": scaling,

@@ -10,7 +10,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,15 @@ SIDES = {"native": "native", "hfbridge": "bridge"}
 def measure(task: str, data: Path, *, tiny: bool) -> dict[str, Any]:
     """Run both scripts of a task."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT)
-    found: dict[str, Any] = {"metric": PAIRS[task].metrics[0], "commit": commit.stdout.strip() or None}
+    pair = PAIRS[task]
+    found: dict[str, Any] = {"title": pair.title, "metric": pair.metrics[0]}
+    found["commit"] = commit.stdout.strip() or None
     options = [*arguments_of(task, data), *(["--tiny"] if tiny else [])]
     with tempfile.TemporaryDirectory() as folder:
         for side, script in SIDES.items():
-            began, out = time.perf_counter(), Path(folder) / f"{side}.json"
+            out = Path(folder) / f"{side}.json"
             run_fresh(EXAMPLES / task / f"{script}.py", *options, "--out", out)
-            scores = json.loads(out.read_text())
-            found[side] = {"scores": scores, "seconds": round(time.perf_counter() - began, 1)}
+            found[side] = {"scores": json.loads(out.read_text())}
     return found
 
 

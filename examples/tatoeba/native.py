@@ -2,13 +2,13 @@
 
 import transformers
 from task import SETTINGS, SIZES, Bleu, arguments, read, report, train_tokenizer
-from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq, T5Config
+from transformers import AutoModelForSeq2SeqLM, BartConfig, DataCollatorForSeq2Seq
 
 given = arguments()
 dataset = read(given)
 tokenizer = train_tokenizer(dataset["train"])
 transformers.set_seed(SETTINGS["seed"])
-model = AutoModelForSeq2SeqLM.from_config(T5Config(**SIZES, vocab_size=len(tokenizer)))
+model = AutoModelForSeq2SeqLM.from_config(BartConfig(**SIZES, vocab_size=len(tokenizer)))
 collator = DataCollatorForSeq2Seq(tokenizer, model)
 
 
