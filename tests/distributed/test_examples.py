@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.distributed.example_scripts import score_sides
 from tests.distributed.launch import Started
-from tests.distributed.pairs import score_sides
 from tests.examples.pairs import EXAMPLES, TUTORIAL
 
 pytestmark = [

@@ -108,6 +108,13 @@ def test_blocks_that_are_not_run_say_why_and_are_few() -> None:
     assert sum(bool(block.reason) for block in blocks) <= MOST_NOT_RUN
 
 
+@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.name)
+def test_a_line_of_code_fits_the_column_of_the_site(page: Path) -> None:
+    for block in blocks_of(page):
+        for line in block.text.splitlines():
+            assert len(line) <= 100, f"{block.place}: {line}"
+
+
 class Loads(HTMLParser):
     """Collect what a page loads, and its links to other pages."""
 
