@@ -23,6 +23,7 @@ from hfbridge.datamodule import HFDataModule
 from hfbridge.errors import DataError, ModelError, SettingsError
 from hfbridge.evaluation.generate import decode
 from hfbridge.evaluator import Evaluator
+from hfbridge.lean import LeanEpochLoop
 from hfbridge.module import HFModule
 from hfbridge.progress import RunProgressBar, has_native_bar, is_silenced
 from hfbridge.settings import (
@@ -95,6 +96,8 @@ class Trainer(pl.Trainer):
         shows_own_bar = not has_native_bar(self.trainer_callbacks) and not is_silenced(self.settings)
         arguments = _with_defaults(self.plan.trainer_arguments, shows_bar=shows_own_bar)
         super().__init__(**_with_strategy(arguments, self.plan.strategy))
+        loop = self.fit_loop.epoch_loop
+        self.fit_loop.epoch_loop = LeanEpochLoop(self, min_steps=loop.min_steps, max_steps=loop.max_steps)
         for note in self.plan.notes:
             rank_zero_info(f"hfbridge: {note}")
 

@@ -47,6 +47,7 @@ LAYERS = {
     "resume": 3,
     "saving": 3,
     "progress": 3,
+    "lean": 3,
     "facts": 3,
     "trainer": 4,
     "migrate": 5,
