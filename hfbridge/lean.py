@@ -25,6 +25,7 @@ Lightning's.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
@@ -59,6 +60,16 @@ _OF_MODULES = (
 _OF_DATA = ("on_before_batch_transfer", "on_after_batch_transfer")
 
 
+class NoProfiler(PassThroughProfiler):
+    """A profiler that costs nothing: Lightning asks it for some sixty context managers a step."""
+
+    _nothing = nullcontext()
+
+    def profile(self, action_name: str) -> AbstractContextManager[Any]:  # type: ignore[override]
+        """Return one shared empty context."""
+        return self._nothing
+
+
 class LeanEpochLoop(_TrainingEpochLoop):
     """Lightning's loop over the steps of an epoch, which goes the short way where nobody would notice.
 
@@ -85,7 +96,7 @@ class LeanEpochLoop(_TrainingEpochLoop):
         ready, completed, length = progress.current, steps.total, trainer.fit_loop.max_batches
         while True:
             lean.take()
-            if trainer.callbacks != lean.callbacks:  # type: ignore[attr-defined]
+            if trainer.callbacks != lean.callbacks:
                 self._lean = lean_step(self, data_fetcher)
                 return
             is_last = progress.is_last_batch or ready.ready == length or completed.completed == self.max_steps
@@ -130,7 +141,7 @@ def _is_plain(trainer: pl.Trainer) -> bool:
     schedules = trainer.lr_scheduler_configs
     return (
         plain_strategy
-        and isinstance(trainer.profiler, PassThroughProfiler)
+        and type(trainer.profiler) in (PassThroughProfiler, NoProfiler)  # type: ignore[attr-defined]
         and type(trainer.precision_plugin) is Precision
         and len(trainer.optimizers) == 1
         and trainer.accumulate_grad_batches == 1
@@ -169,12 +180,17 @@ class LeanStep:
 
     def __init__(self, loop: _TrainingEpochLoop, fetcher: Any, windows: Iterator[Window]) -> None:
         trainer, module = loop.trainer, loop.trainer.lightning_module
-        self.callbacks: list[pl.Callback] = list(trainer.callbacks)  # type: ignore[attr-defined]
+        self.callbacks: list[pl.Callback] = list(trainer.callbacks)
         self._loop, self._trainer, self._module, self._fetcher = loop, trainer, module, fetcher
         self._windows = windows
         self._optimizer, self._epoch = trainer.optimizers[0], trainer.current_epoch
         self._schedules: list[Any] = [config.scheduler for config in trainer.lr_scheduler_configs]
         self._device = trainer.strategy.root_device
+        batches: Any = loop.batch_progress
+        of_optimizer: Any = loop.automatic_optimization.optim_progress.optimizer
+        self._batches = batches.total, batches.current
+        self._steps = of_optimizer.step.total, of_optimizer.step.current
+        self._clearings = of_optimizer.zero_grad.total, of_optimizer.zero_grad.current
         self._talks = trainer.world_size > 1
         self._at_start = self._hooks("on_train_batch_start")
         self._at_end = self._hooks("on_train_batch_end")
@@ -194,8 +210,8 @@ class LeanStep:
         if self._talks:
             loop._broadcast_sigterm_tensor()
         window = module.receive(self._next_window(), self._device)
-        progress, running = loop.batch_progress, vars(module)
-        total, current = progress.total, progress.current
+        running = vars(module)
+        total, current = self._batches
         index = current.ready
         total.ready, current.ready = total.ready + 1, index + 1
         connector, results = trainer._logger_connector, loop._results
@@ -207,12 +223,11 @@ class LeanStep:
         total.started, current.started = total.started + 1, current.started + 1
         loss = self._step(window, index, running)
         total.processed, current.processed = total.processed + 1, current.processed + 1
+        running["_current_fx_name"] = "lr_scheduler_step"
         for schedule in self._schedules:
-            counted = loop.scheduler_progress
-            counted.total.ready, counted.current.ready = counted.total.ready + 1, counted.current.ready + 1
-            running["_current_fx_name"] = "lr_scheduler_step"
+            loop.scheduler_progress.increment_ready()
             schedule.step()
-            counted.total.completed, counted.current.completed = counted.total.ready, counted.current.ready
+            loop.scheduler_progress.increment_completed()
         running["_current_fx_name"] = "on_train_batch_end"
         for hook in self._at_end:
             hook(trainer, module, {"loss": loss}, window, index)
@@ -230,12 +245,11 @@ class LeanStep:
         Mirrors: lightning.pytorch.loops.optimization.automatic._AutomaticOptimization.run
         """
         module, optimizer = self._module, self._optimizer
-        counted = self._loop.automatic_optimization.optim_progress.optimizer
-        steps, cleared = counted.step, counted.zero_grad
-        steps.total.ready, steps.current.ready = steps.total.ready + 1, steps.current.ready + 1
+        total, current = self._steps
+        total.ready, current.ready = total.ready + 1, current.ready + 1
         running["_current_fx_name"] = "training_step"
         loss = module.training_step(window, index)
-        for of in (cleared.total, cleared.current):  # gradients are cleared by the host, after the step
+        for of in self._clearings:  # gradients are cleared by the host, after the step
             of.ready, of.started, of.completed = of.ready + 1, of.started + 1, of.completed + 1
         running["_current_fx_name"] = "backward"
         loss.backward()
@@ -243,10 +257,7 @@ class LeanStep:
         module.configure_gradient_clipping(optimizer)
         running["_current_fx_name"] = "optimizer_step"
         module.optimizer_step(self._epoch, index, optimizer)
-        steps.total.completed, steps.current.completed = (
-            steps.total.completed + 1,
-            steps.current.completed + 1,
-        )
+        total.completed, current.completed = total.completed + 1, current.completed + 1
         return loss.detach()
 
     def _next_window(self) -> Window:

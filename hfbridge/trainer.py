@@ -3,14 +3,13 @@
 import inspect
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from accelerate.utils import find_executable_batch_size
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.profilers import PassThroughProfiler
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import PredictionOutput
@@ -23,7 +22,7 @@ from hfbridge.datamodule import HFDataModule
 from hfbridge.errors import DataError, ModelError, SettingsError
 from hfbridge.evaluation.generate import decode
 from hfbridge.evaluator import Evaluator
-from hfbridge.lean import LeanEpochLoop
+from hfbridge.lean import LeanEpochLoop, NoProfiler
 from hfbridge.module import HFModule
 from hfbridge.progress import RunProgressBar, has_native_bar, is_silenced
 from hfbridge.settings import (
@@ -313,16 +312,6 @@ def _generating(model: Any, arguments: dict[str, Any]) -> Iterator[None]:
         evaluator.generate_arguments = {}
 
 
-class _NoProfiler(PassThroughProfiler):
-    """A profiler that costs nothing: Lightning asks it for some sixty context managers a step."""
-
-    _nothing = nullcontext()
-
-    def profile(self, action_name: str) -> AbstractContextManager[Any]:  # type: ignore[override]
-        """Return one shared empty context."""
-        return self._nothing
-
-
 def _with_defaults(arguments: Mapping[str, Any], *, shows_bar: bool) -> dict[str, Any]:
     """Add hfbridge's profiler, and its progress bar where the user brings none."""
     found = {**arguments, "callbacks": list(arguments.get("callbacks") or [])}
@@ -330,7 +319,7 @@ def _with_defaults(arguments: Mapping[str, Any], *, shows_bar: bool) -> dict[str
         found["enable_progress_bar"] = shows_bar
         found["callbacks"] += [RunProgressBar()] if shows_bar else []
     if arguments.get("profiler") is None:
-        found["profiler"] = _NoProfiler()
+        found["profiler"] = NoProfiler()
     return found
 
 

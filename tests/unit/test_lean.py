@@ -6,7 +6,7 @@ import signal
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import pytest
@@ -16,7 +16,7 @@ from lightning.pytorch.core.hooks import CheckpointHooks, ModelHooks
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
-from lightning.pytorch.profilers import SimpleProfiler
+from lightning.pytorch.profilers import PassThroughProfiler, SimpleProfiler
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.combined_loader import CombinedLoader, _MaxSizeCycle
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -425,6 +425,18 @@ def test_a_profiler_sees_lightnings_own_loop(taken: list[int]) -> None:
     profiler = SimpleProfiler()
     fit(settings=SHORT, profiler=profiler)
     assert len(profiler.recorded_durations["run_training_batch"]) == 3
+    assert taken[0] == 0
+
+
+def test_a_profiler_of_the_users_that_passes_through_does_not(taken: list[int]) -> None:
+    class Notes(PassThroughProfiler):
+        seen: ClassVar[list[str]] = []
+
+        def start(self, action_name: str) -> None:
+            self.seen.append(action_name)
+
+    fit(settings=SHORT, profiler=Notes())
+    assert Notes.seen.count("run_training_batch") == 3
     assert taken[0] == 0
 
 
