@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Unpack
@@ -12,7 +12,6 @@ from typing import Any, Unpack
 import lightning.pytorch as pl
 from accelerate.utils import find_executable_batch_size
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.profilers import PassThroughProfiler
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import PredictionOutput
@@ -26,6 +25,7 @@ from hfbridge.datamodule import HFDataModule
 from hfbridge.errors import DataError, ModelError, SettingsError
 from hfbridge.evaluation.generate import decode
 from hfbridge.evaluator import Evaluator
+from hfbridge.lean import LeanEpochLoop, NoProfiler
 from hfbridge.module import HFModule
 from hfbridge.progress import RunProgressBar, has_native_bar, is_silenced
 from hfbridge.settings import (
@@ -115,6 +115,8 @@ class Trainer(pl.Trainer):
         arguments = _with_defaults(self.plan.trainer_arguments, shows_bar=shows_own_bar)
         os.environ.update({} if config is None else config.environment)
         super().__init__(**_with_strategy(arguments, self.plan.strategy))
+        loop = self.fit_loop.epoch_loop
+        self.fit_loop.epoch_loop = LeanEpochLoop(self, min_steps=loop.min_steps, max_steps=loop.max_steps)
         for note in self.plan.notes:
             rank_zero_info(f"hfbridge: {note}")
 
@@ -336,16 +338,6 @@ def _generating(model: Any, arguments: dict[str, Any]) -> Iterator[None]:
         evaluator.generate_arguments = {}
 
 
-class _NoProfiler(PassThroughProfiler):
-    """A profiler that costs nothing: Lightning asks it for some sixty context managers a step."""
-
-    _nothing = nullcontext()
-
-    def profile(self, action_name: str) -> AbstractContextManager[Any]:  # type: ignore[override]
-        """Return one shared empty context."""
-        return self._nothing
-
-
 def _with_defaults(arguments: Mapping[str, Any], *, shows_bar: bool) -> dict[str, Any]:
     """Add hfbridge's profiler, and its progress bar where the user brings none."""
     found = {**arguments, "callbacks": list(arguments.get("callbacks") or [])}
@@ -353,7 +345,7 @@ def _with_defaults(arguments: Mapping[str, Any], *, shows_bar: bool) -> dict[str
         found["enable_progress_bar"] = shows_bar
         found["callbacks"] += [RunProgressBar()] if shows_bar else []
     if arguments.get("profiler") is None:
-        found["profiler"] = _NoProfiler()
+        found["profiler"] = NoProfiler()
     return found
 
 

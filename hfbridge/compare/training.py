@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PrinterCallback, ProgressCallback, Seq2SeqTrainer
+from transformers import PrinterCallback, ProgressCallback, Seq2SeqTrainer, TrainingArguments
 from transformers import Trainer as NativeTrainer
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_callback import DefaultFlowCallback
@@ -47,6 +47,20 @@ def make_native(engine: Engine, built: NativeTrainer | Job) -> NativeTrainer:
     if isinstance(built, Job):
         return built.make_trainer(deepspeed=deepspeed)
     return built if deepspeed is None else made_again(built, deepspeed=deepspeed)
+
+
+def check_world_size(args: TrainingArguments, *, ranks: int) -> None:
+    """See that a native Trainer shares its work with the other ranks.
+
+    Raises:
+        JobError: each rank would train alone, on all rows, as natively on a machine without a GPU.
+    """
+    if args.world_size != ranks:
+        raise JobError(
+            f"The native Trainer's world_size is {args.world_size}, on {ranks} ranks: each would train alone, on "
+            f"all rows. Without a GPU it shares the work with use_cpu=True only, and the job has "
+            f"use_cpu={args.use_cpu!r}: set it."
+        )
 
 
 def _configuration(engine: Engine) -> dict[str, Any] | None:

@@ -11,8 +11,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from hfbridge.compare.engines import Engine
 from hfbridge.compare.files import StepWriter, write_json, write_lines
 from hfbridge.compare.job import build_job, folder_on_path, load_build, sources_of
 from hfbridge.compare.record import Metrics, Recorder, merge_metrics
-from hfbridge.compare.training import closing_group, make_native, silence, train
+from hfbridge.compare.training import check_world_size, closing_group, make_native, silence, train
 from hfbridge.errors import BridgeError, JobError
 
 SEED = 42
@@ -55,14 +55,14 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(engine: Engine, job: Path, folder: Path, *, rank: int, last_step: int | None) -> dict[str, Any]:
-    try:
+    with _telling_refusals(folder):
         build = load_build(job)
         set_seed(SEED)
         built = build_job(job, build)
-    except JobError as error:
-        (folder / "refused.txt").write_text(str(error), encoding="utf-8")
-        raise
     trainer = make_native(engine, built)
+    if engine.kind != "lightning":
+        with _telling_refusals(folder):
+            check_world_size(trainer.args, ranks=int(os.environ.get("WORLD_SIZE", "1")))
     silence(trainer, folder / "saved")
     metrics = list[Metrics]()
 
@@ -83,6 +83,16 @@ def _run(engine: Engine, job: Path, folder: Path, *, rank: int, last_step: int |
         "first_parameters": recorder.first_parameters,
         "sources": sources_of(job),
     }
+
+
+@contextmanager
+def _telling_refusals(folder: Path) -> Iterator[None]:
+    """Leave a note if the job is wrong, so that no other engine is tried."""
+    try:
+        yield
+    except JobError as error:
+        (folder / "refused.txt").write_text(str(error), encoding="utf-8")
+        raise
 
 
 def _parse(arguments: Sequence[str]) -> Any:

@@ -14,7 +14,7 @@ knows how to go on in the middle of a pass, with every draw as if it had never s
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import repeat
 from typing import Any
 
@@ -156,7 +156,7 @@ class WindowLoader:
         )
         for window in windows:
             window.done_micro_batches = min(window.done_micro_batches, of_pass)
-            behind = replace(behind, windows=behind.windows + 1)
+            behind = behind.next()
             if window.done_micro_batches == of_pass:
                 behind = Place(epoch=behind.epoch + 1, extra=behind.extra)
             window.place = self._place = behind

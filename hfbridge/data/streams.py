@@ -13,7 +13,6 @@ The native Trainer calls the whole run one pass if the length is unknown: epochs
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import datasets
@@ -347,7 +346,7 @@ class StreamLoader:
                 return
             if is_last:
                 self._see_that_it_is_whole(window, done)
-            place = Place(place.epoch + 1) if is_last else replace(place, windows=place.windows + 1)
+            place = Place(place.epoch + 1) if is_last else place.next()
             cut = Window(window, done_micro_batches=done)
             cut.place, window = place, []
             assert self.record is not None

@@ -53,6 +53,10 @@ class Place:
     first_row: int = 0
     extra: int = 0
 
+    def next(self) -> "Place":
+        """Return the place one window on; `dataclasses.replace` would cost five times as much."""
+        return Place(self.epoch, self.windows + 1, self.first_row, self.extra)
+
 
 class Window:
     """The micro-batches of one optimizer step.

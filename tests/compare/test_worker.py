@@ -5,8 +5,11 @@ import os
 from pathlib import Path
 
 import pytest
+from transformers import TrainingArguments
 
+from hfbridge import JobError
 from hfbridge.compare import worker
+from hfbridge.compare.training import check_world_size
 
 SCRIPT = """
 from tests.compare.planted import make_trainer
@@ -47,6 +50,12 @@ def test_a_wrong_job_is_told_as_one() -> None:
     assert work(text="def build():\n    return 3\n") == 1
     assert left() == ["error-0.txt", "refused.txt"]
     assert "build() returns an object of class int" in Path("out/refused.txt").read_text()
+
+
+def test_a_native_trainer_that_would_train_alone_on_each_rank_is_refused() -> None:
+    """As natively, without use_cpu=True, where there is no GPU."""
+    with pytest.raises(JobError, match=r"world_size is 1, on 2 ranks.*has use_cpu=False: set it"):
+        check_world_size(TrainingArguments(output_dir="out"), ranks=2)
 
 
 def test_an_engine_that_cannot_train_the_job_tells_its_error_alone() -> None:

@@ -48,6 +48,7 @@ LAYERS = {
     "resume": 3,
     "saving": 3,
     "progress": 3,
+    "lean": 3,
     "facts": 3,
     "arguments": 3,
     "sources": 3,

@@ -11,8 +11,9 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 import hfbridge
+from hfbridge.lean import NoProfiler
 from hfbridge.progress import RunProgressBar
-from hfbridge.trainer import _NoProfiler, _split_callbacks
+from hfbridge.trainer import _split_callbacks
 
 SETTINGS: dict[str, Any] = {"output_dir": "out", "use_cpu": True, "save_strategy": "no", "max_steps": 3}
 
@@ -97,7 +98,7 @@ def test_what_was_taken_over_is_told(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_without_a_profiler_it_costs_nothing() -> None:
     trainer = make()
-    assert isinstance(trainer.profiler, _NoProfiler)
+    assert isinstance(trainer.profiler, NoProfiler)
     assert trainer.profiler.profile("a") is trainer.profiler.profile("b")
     with trainer.profiler.profile("a"), trainer.profiler.profile("b"):
         pass

@@ -1,0 +1,201 @@
+"""What a step costs above a hand-written loop, in calls of Python functions: counted, so that a busy machine
+does not matter. benchmarks/overhead.py measures the time.
+
+The counts are of Python 3.11 and the pinned packages; what is held is their ratio to the native Trainer's, of
+the same run in the same process.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader
+from transformers import PreTrainedConfig, PreTrainedModel, TrainingArguments
+from transformers import Trainer as NativeTrainer
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.trainer_callback import PrinterCallback
+
+import hfbridge
+
+BATCH, LOGGING, RATE = 4, 20, 5e-5
+FIRST, LAST, STEPS = 22, 38, 40  # measured steps lie between two rows
+LIMIT = 0.3  # of calls; found: 0.26 and 0.25
+Rows = list[dict[str, Any]]
+
+
+class StubConfig(PreTrainedConfig):
+    """Of a model that costs nothing."""
+
+    model_type = "counting-stub"
+
+
+class Stub(PreTrainedModel):
+    """One linear layer."""
+
+    config_class = StubConfig
+    main_input_name = "values"
+
+    def __init__(self, config: StubConfig) -> None:
+        super().__init__(config)
+        self.head = nn.Linear(8, 2)
+        self.post_init()
+
+    def forward(self, values: Any, labels: Any = None, **kwargs: Any) -> SequenceClassifierOutput:
+        """Classify."""
+        logits = self.head(values)
+        return SequenceClassifierOutput(loss=nn.functional.cross_entropy(logits, labels), logits=logits)
+
+
+class Collator:
+    """Collate, and switch something on and off when the measured steps begin and end."""
+
+    def __init__(self, accumulation: int, switch: Callable[[bool], None]) -> None:
+        self._first, self._last = FIRST * accumulation, LAST * accumulation
+        self._calls, self._switch = 0, switch
+
+    def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
+        self._calls += 1
+        if self._calls in (self._first, self._last):
+            self._switch(self._calls == self._first)
+        return {name: torch.tensor([row[name] for row in rows]) for name in ("values", "labels")}
+
+
+def make_rows(accumulation: int) -> Rows:
+    """Make as many rows as the run takes, and some more."""
+    count = (STEPS + 2) * BATCH * accumulation
+    return [{"values": [i % 7 / 7] * 8, "labels": i % 2} for i in range(count)]
+
+
+def settings_of(accumulation: int) -> dict[str, Any]:
+    """What both engines are told."""
+    return {
+        "output_dir": "out",
+        "use_cpu": True,
+        "save_strategy": "no",
+        "per_device_train_batch_size": BATCH,
+        "gradient_accumulation_steps": accumulation,
+        "max_steps": STEPS,
+        "logging_steps": LOGGING,
+        "learning_rate": RATE,
+        "remove_unused_columns": False,
+    }
+
+
+def run_loop(collator: Collator, accumulation: int) -> None:
+    """Train by hand."""
+    model = Stub(StubConfig())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / STEPS)
+    rows = make_rows(accumulation)
+    batches = iter(DataLoader(rows, batch_size=BATCH, shuffle=True, collate_fn=collator))  # type: ignore[arg-type]
+    total = torch.zeros(())
+    for step in range(1, STEPS + 1):
+        for _ in range(accumulation):
+            loss = model(**next(batches)).loss / accumulation
+            loss.backward()
+            total += loss.detach()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        model.zero_grad()
+        if step % LOGGING == 0:
+            total.item()
+
+
+def run_native(collator: Collator, accumulation: int) -> None:
+    """Train with the native Trainer."""
+    arguments = TrainingArguments(**settings_of(accumulation), disable_tqdm=True)
+    rows: Any = make_rows(accumulation)
+    trainer = NativeTrainer(Stub(StubConfig()), arguments, train_dataset=rows, data_collator=collator)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+
+
+def run_hfbridge(collator: Collator, accumulation: int, *callbacks: Any, **arguments: Any) -> None:
+    """Train with hfbridge, of which nothing is switched off but what the others do not have."""
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = hfbridge.Trainer(settings_of(accumulation), callbacks=list(callbacks), **{**quiet, **arguments})
+    module = hfbridge.HFModule(Stub(StubConfig()), loss_normalization="native")
+    data = hfbridge.HFDataModule(train_dataset=make_rows(accumulation), data_collator=collator)
+    trainer.fit(module, data)
+
+
+def calls_per_step(run: Callable[..., None], accumulation: int, *more: Any, **named: Any) -> float:
+    """Count the Python functions that are called in a step."""
+    count = 0
+
+    def note(frame: FrameType, event: str, argument: Any) -> None:
+        nonlocal count
+        count += event == "call"
+
+    def switch(on: bool) -> None:
+        sys.setprofile(note if on else None)
+
+    try:
+        run(Collator(accumulation, switch), accumulation, *more, **named)
+    finally:
+        sys.setprofile(None)
+    return count / (LAST - FIRST)
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_a_step_costs_a_third_of_the_native_trainers(accumulation: int) -> None:
+    loop, native, ours = (calls_per_step(run, accumulation) for run in (run_loop, run_native, run_hfbridge))
+    assert loop < ours < native
+    share = (ours - loop) / (native - loop)
+    assert share < LIMIT, f"{ours:.0f} calls a step, {native:.0f} natively, {loop:.0f} by hand: {share:.2f}"
+
+
+def test_a_progress_bar_and_a_callback_at_the_end_of_a_step_cost_little() -> None:
+    class Ends(pl.Callback):
+        def on_train_batch_end(self, *hook: Any) -> None:
+            pass
+
+    alone = calls_per_step(run_hfbridge, 1)
+    assert calls_per_step(run_hfbridge, 1, Ends()) == alone + 1
+
+
+class Listener(TorchDispatchMode):
+    """Count operations that are of interest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name
+        if "local_scalar" in name or "nonzero" in name or name.startswith(("c10d::", "_c10d")):
+            self.seen[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def waits_of(run: Callable[..., None], accumulation: int) -> Counter[str]:
+    """Count what the host waits for in the measured steps: values of tensors, and collectives."""
+    listener = Listener()
+
+    def switch(on: bool) -> None:
+        if on:
+            listener.__enter__()
+        else:
+            listener.__exit__(None, None, None)
+
+    run(Collator(accumulation, switch), accumulation)
+    return listener.seen
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_no_more_values_are_waited_for_than_natively(accumulation: int) -> None:
+    # On the CPU, where nothing is waited for, two a micro-batch: whether its loss is finite, and its items.
+    steps = LAST - FIRST
+    assert waits_of(run_loop, accumulation) == {}
+    ours = waits_of(run_hfbridge, accumulation)
+    assert set(ours) <= {"aten::_local_scalar_dense"}
+    assert ours.total() <= waits_of(run_native, accumulation).total() + steps * accumulation
+    assert ours.total() == 2 * steps * accumulation
