@@ -88,7 +88,23 @@ def problem_of(command: list[str]) -> str:
         from accelerate.commands.launch import launch_command_parser
 
         return _problem_of_launcher(launch_command_parser(), words[1:])
+    if program == "hfbridge":
+        return _problem_of_hfbridge(words)
     return f"nobody knows {program}"
+
+
+def _problem_of_hfbridge(words: list[str]) -> str:
+    """See that the parser takes the words; fit and its like, which LightningCLI parses, take a config."""
+    from hfbridge.cli.command import make_parser
+
+    if words[0] in ("fit", "validate", "predict"):
+        return "" if words[1:] == ["--config", "config.yaml"] else f"{words[0]} is told more than a config"
+    ended = words.index("--") if "--" in words else len(words)
+    try:
+        make_parser().parse_args(words[:ended])
+    except SystemExit as end:  # with 0 after --version
+        return f"hfbridge does not take {' '.join(words)}" if end.code else ""
+    return ""
 
 
 def _problem_of_pip(words: list[str]) -> str:
@@ -113,6 +129,8 @@ def _problem_of_script(words: list[str]) -> str:
         return f"there is no {words[0]}"
     beside = [script, *script.parent.glob("*.py"), ROOT / "examples" / "command.py"]
     known = " ".join(path.read_text() for path in beside if path.is_file())
+    if "LightningCLI(" in script.read_text():
+        return "" if words[1:] and words[1] == "fit" else f"{words[0]} is not told to fit"
     for option in _OPTION.findall(" ".join(words[1:])):
         name = option.removeprefix("--")
         if f'"{option}"' not in known and f'"{name}"' not in known:

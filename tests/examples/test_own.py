@@ -46,6 +46,20 @@ def test_a_sweep_ends_in_a_table_with_the_best_first(
     assert losses[0] < losses[-1]
 
 
+# lightning 2.6 calls jsonargparse's instantiate_classes, which 4.49 has renamed.
+@pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
+def test_a_project_of_lightning_cli_trains_by_two_yamls(model: Path | None) -> None:
+    folder = EXAMPLES / "lightning_cli"
+    configs = [word for name in ("config", "tiny") for word in ("--config", str(folder / f"{name}.yaml"))]
+    run_script(folder / "main.py", ["fit", *configs], model=model)
+    (kept,) = Path("out/lightning_cli/best").glob("*.ckpt")
+    assert zipfile.is_zipfile(kept)
+    with Path("out/lightning_cli/lightning_logs/version_0/metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["train/loss"]) for row in rows if row.get("train/loss")] != []
+    assert sum(bool(row["eval/accuracy"]) for row in rows) == 1
+
+
 @pytest.mark.distributed
 @pytest.mark.long
 def test_two_nodes_of_one_machine_train_together(tmp_path: Path) -> None:
