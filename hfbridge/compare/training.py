@@ -57,8 +57,8 @@ def check_world_size(args: TrainingArguments, *, ranks: int) -> None:
     """
     if args.world_size != ranks:
         raise JobError(
-            f"The native Trainer's world_size is {args.world_size}, on {ranks} ranks: each would train alone, "
-            "on all rows. Without a GPU it shares the work with use_cpu=True only, and the job has "
+            f"The native Trainer's world_size is {args.world_size}, on {ranks} ranks: each would train "
+            "alone, on all rows. Without a GPU it shares the work with use_cpu=True only, and the job has "
             f"use_cpu={args.use_cpu!r}: set it."
         )
 
