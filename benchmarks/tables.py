@@ -154,7 +154,23 @@ def tasks(results: dict[str, Any]) -> list[str]:
     return lines
 
 
+def comparison(results: dict[str, Any]) -> list[str]:
+    """One row an engine: its verdict beside the first one, and the largest differences of all steps."""
+    first = f"{results['ranks']} ranks, beside `{results['verdicts'][0]['theirs']}`"
+    lines = [
+        f"| {first} | verdict | steps | loss | gradient norm | parameters' norm |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for row in results["verdicts"]:
+        largest = [row["largest"][name] for name in ("loss", "grad_norm", "parameter_norm")]
+        cells = " | ".join("0" if value == 0 else f"{value:.0e}" for value in largest)
+        grade = row["grade"] if row["cause"] is None else f"{row['grade']}: {row['cause'].split(':')[0]}"
+        lines.append(f"| `{row['ours']}` | {grade} | {results['steps'].get(row['ours'], 0)} | {cells} |")
+    return lines
+
+
 TABLES = {
+    "comparison": comparison,
     "tasks": tasks,
     "matrix": matrix,
     "memory": memory,
