@@ -1,7 +1,7 @@
 """The comparison that the README shows: the job of examples/comparing on several engines, two ranks.
 
-It is what `hfbridge compare` does; the verdicts and a figure of the report are kept. Times and memory stand in the
-report alone: each engine runs once.
+It is what `hfbridge compare` does; the verdicts and a figure of the report are kept. Times and memory stand
+in the report alone: each engine runs once.
 """
 
 import argparse
@@ -25,7 +25,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--folder", type=Path, help="of the whole comparison; one that was interrupted goes on")
+    parser.add_argument(
+        "--folder", type=Path, help="of the whole comparison; one that was interrupted goes on"
+    )
     parser.add_argument("--out", type=Path, help="JSON file; default benchmarks/results/comparison.json")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
