@@ -59,6 +59,7 @@ class Evaluator:
         self.predicts: str | None = None
         self.prediction: PredictionOutput | None = None
         self.generate_arguments: dict[str, Any] = {}
+        self.keeps_repeated = False
         self.rehearses = True
         self._trainer: weakref.ref[pl.Trainer] | None = None
         self._evaluated = False
@@ -277,7 +278,9 @@ class Evaluator:
         return Evaluation(
             model=module.model,
             of=of,
-            options=EvalOptions.of(args, by_rows=by_rows, is_first=is_first),
+            options=EvalOptions.of(
+                args, by_rows=by_rows, is_first=is_first, keeps_repeated=self.keeps_repeated
+            ),
             loss_of=lambda model, batch: normalization.loss_for(model, [batch]).evaluate(
                 model, {**batch, **extra}
             ),

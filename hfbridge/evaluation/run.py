@@ -63,13 +63,16 @@ class EvalOptions:
     keeps_repeated: bool = False
 
     @classmethod
-    def of(cls, args: TrainingArguments, *, by_rows: bool, is_first: bool) -> "EvalOptions":
+    def of(
+        cls, args: TrainingArguments, *, by_rows: bool, is_first: bool, keeps_repeated: bool = False
+    ) -> "EvalOptions":
         """Read the settings.
 
         Args:
             args: the settings.
             by_rows: as above.
             is_first: no evaluation went before; natively `eval_use_gather_object` is forgotten after it.
+            keeps_repeated: as above, also without generation.
         """
         return cls(
             by_rows=by_rows,
@@ -79,7 +82,7 @@ class EvalOptions:
             by_batch=args.batch_eval_metrics,
             includes=frozenset(args.include_for_metrics),
             as_objects=args.eval_use_gather_object and is_first and not generates(args),
-            keeps_repeated=generates(args),
+            keeps_repeated=keeps_repeated or generates(args),
         )
 
 

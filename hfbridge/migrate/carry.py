@@ -76,6 +76,7 @@ def carry_over(
     trainer.prints_rows = found.prints_rows
     trainer.train_batch_size = _train_batch_size(native_trainer)
     module, data = _module_of(native_trainer, loss_normalization), _data_of(native_trainer)
+    module.evaluator.keeps_repeated = isinstance(native_trainer, Seq2SeqTrainer)
     for note in notes:
         module.tell(note)
     if has_trained(native_trainer):

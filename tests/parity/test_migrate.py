@@ -117,6 +117,9 @@ JOBS = {
             "metric_for_best_model": "mean",
         },
     ),
+    "Seq2SeqTrainer that does not generate": Job(
+        kind="t5", settings={"predict_with_generate": False, "eval_strategy": "epoch", "max_steps": 6}
+    ),
     "Seq2SeqTrainer": Job(
         kind="t5",
         settings={
