@@ -3,7 +3,7 @@
     ends with   when
     0           done
     1           failed, something was refused, or parity was lost
-    2           the command line is wrong
+    2           the command line is wrong, or names a job, engine or strategy that cannot be compared
     130         interrupted
 
 This file imports neither torch nor transformers: help, versions and wrong command lines are answered at once.
@@ -23,12 +23,13 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from hfbridge.errors import BridgeError
+from hfbridge.errors import BridgeError, JobError
+from hfbridge.optional import require
 
 STACK = ("hfbridge", "torch", "lightning", "transformers", "accelerate", "datasets")
 """The packages whose versions `--version` tells, with Python's."""
 
-_DONE, _FAILED, _INTERRUPTED = 0, 1, 130
+_FAILED, _WRONG_USAGE, _INTERRUPTED = 1, 2, 130
 
 _OF_LIGHTNING = {
     "fit": "train a model",
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if is_debugging:
             raise
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return _FAILED
+        return _WRONG_USAGE if isinstance(error, JobError) else _FAILED
     except KeyboardInterrupt:
         return _INTERRUPTED
     except SystemExit as end:
@@ -130,10 +131,19 @@ def _command_of(arguments: list[str]) -> Callable[[], int]:
     if name not in _OF_LIGHTNING:
         end = arguments.index("--") if "--" in arguments else len(arguments)
         parser = make_parser()
-        said = parser.parse_args(arguments[:end])
+        said, unknown = parser.parse_known_args(arguments[:end])
+        if unknown:
+            own = (
+                ""
+                if said.command != "run"
+                else f"; what is the script's stands after --: -- {' '.join(unknown)}"
+            )
+            parser.error(f"{said.command} does not know {' '.join(unknown)}{own}")
         name, said.script_arguments = said.command, arguments[end + 1 :]
         if said.script_arguments and name != "run":
             parser.error(f"{name} takes nothing after --")
+    if name in _OF_LIGHTNING:
+        require("jsonargparse", extra="cli", for_=f"hfbridge {name}")
     # By name, and not at the top: a command's file imports what the command stands on, which takes seconds.
     run: Callable[[Any], int] = importlib.import_module(f"hfbridge.cli.{_FILES[name]}").run
     return lambda: run(said)

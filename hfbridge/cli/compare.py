@@ -5,6 +5,7 @@ from pathlib import Path
 
 from hfbridge.compare import compare
 from hfbridge.compare.report import write_report
+from hfbridge.optional import require
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -15,7 +16,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     Raises:
         BridgeError: the job or an engine cannot be run.
+        MissingDependencyError: the report needs a package that is not installed.
     """
+    if not arguments.no_report:
+        for package in ("jinja2", "matplotlib"):
+            require(package, extra="report", for_="the report of a comparison (--no-report leaves it out)")
     out = Path(arguments.out)
     comparison = compare(
         Path(arguments.job),

@@ -57,7 +57,8 @@ def explain(
         devices: ranks on each node; likewise.
         num_nodes: nodes; likewise.
         accelerate_config: that of the Trainer; likewise.
-        loss_normalization: that of the HFModule; likewise. "exact" without one.
+        loss_normalization: that of the HFModule; likewise. "exact" without one; "native" for a script that
+            makes a `TrainingArguments`, which `hfbridge run` and `from_trainer` move with its numbers.
 
     Returns:
         The explanation. Nothing is loaded, and no script is executed.
@@ -117,7 +118,9 @@ def _of_config(where: str, config: Mapping[str, Any]) -> _Part:
 def _of_call(path: Path, call: Call) -> _Part:
     where = f"{path}, line {call.line}: {call.name}(...)"
     arguments = dict(call.trainer_arguments)
-    return _Part(where, dict(call.values), arguments, call.loss_normalization, call.open, call.notes)
+    # A script of the native Trainer is moved by `hfbridge run` or from_trainer, which keep its numbers.
+    normalization = call.loss_normalization or ("exact" if call.name.endswith("Settings") else "native")
+    return _Part(where, dict(call.values), arguments, normalization, call.open, call.notes)
 
 
 def _explain(part: _Part) -> Explained:

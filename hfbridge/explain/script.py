@@ -226,8 +226,8 @@ class _Reader:
                     loss_normalization = value
                 elif last in ("Trainer", "from_trainer") and keyword.arg not in _NO_ARGUMENTS:
                     arguments[keyword.arg] = value
-            if last == "from_trainer" and loss_normalization is None:
-                loss_normalization = "native"
+            if last in ("from_trainer", "HFModule") and loss_normalization is None:
+                loss_normalization = "native" if last == "from_trainer" else "exact"
         return arguments, loss_normalization
 
     def _overridden(self) -> Iterator[Problem]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from hfbridge import CheckpointError, SettingsError
+from hfbridge import CheckpointError, JobError, SettingsError
 from hfbridge.cli import main
 from tests.cli.conftest import SETTINGS, write
 
@@ -120,7 +120,8 @@ def test_every_option_of_a_command_is_explained(command: str) -> None:
         (["convert", "a"], "required: target"),
         (["compare", "job.py", "--engines", ","], "names no engine"),
         (["compare", "job.py", "--ranks", "-1"], "'-1' is no number from 1 on"),
-        (["run", "script.py", "--lr", "1"], "unrecognized arguments: --lr 1"),
+        (["run", "script.py", "--lr", "1"], "stands after --: -- --lr 1"),
+        (["convert", "a", "b", "--lr"], "convert does not know --lr"),
     ],
 )
 def test_a_wrong_command_line_ends_with_2(hfbridge: Command, arguments: list[str], says: str) -> None:
@@ -233,6 +234,20 @@ def test_errors_have_their_traceback_if_it_is_asked_for(flag: str, monkeypatch: 
 def test_the_text_of_an_error_is_all_there_is(hfbridge: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     raising(SettingsError("2 of 3 settings"), monkeypatch)
     assert hfbridge("explain", "a.yaml") == (1, "", "SettingsError: 2 of 3 settings\n")
+
+
+def test_a_job_that_cannot_be_compared_is_wrong_usage(
+    hfbridge: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raising(JobError("no build()"), monkeypatch)
+    assert hfbridge("explain", "a.yaml") == (2, "", "JobError: no build()\n")
+
+
+def test_a_missing_extra_is_named(hfbridge: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jsonargparse", None)
+    code, _, err = hfbridge("fit", "--config", "run.yaml")
+    assert code == 1
+    assert 'pip install "hfbridge[cli]"' in err
 
 
 def test_other_errors_are_pythons(monkeypatch: pytest.MonkeyPatch) -> None:
