@@ -63,11 +63,6 @@ class Regrouped:
     def __iter__(self) -> Iterator[list[int]]:
         return self.batches_of(self.batch_sampler)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Give the number of the pass to what deals the batches."""
-        if hasattr(self._batches, "set_epoch"):
-            self._batches.set_epoch(epoch)
-
     def batches_of(self, whole: Any, *, behind: int = 0) -> Iterator[list[int]]:
         """Deal the rows of a pass, or of what is left of it.
 
