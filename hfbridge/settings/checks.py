@@ -16,6 +16,8 @@ a dictionary                     the same as a JSON string                 the d
 fsdp_config                      the path of a JSON file                   the dictionary in it
 """
 
+import contextlib
+import datetime
 import difflib
 import json
 import math
@@ -28,6 +30,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from types import UnionType
 
+import yaml
 from accelerate.utils import DynamoBackend
 from transformers import GenerationConfig, Seq2SeqTrainingArguments
 from transformers.debug_utils import DebugOption
@@ -204,9 +207,10 @@ def convert(name: str, value: object) -> tuple[object, str]:
         return value, ""
     if possible:
         if value is False and "no" in possible:
-            return "no", f'{name}=False is read as "no", which YAML takes for it'
+            return "no", f'{name}=False is read as "no": to YAML a bare no is False; write {name}: "no"'
         if value not in possible:
-            raise ValueError(f"is not one of {', '.join(possible)}{suggest(value, possible)}")
+            listed = ", ".join(f'"{word}"' if word == "no" else word for word in possible)
+            raise ValueError(f"is not one of {listed}{suggest(value, possible)}{_in_yaml(name, value)}")
         return value, ""
     if isinstance(value, str) and float in kinds:
         return _number_in(name, value)
@@ -275,7 +279,27 @@ def _wrong_type(name: str, value: object, kinds: tuple[type, ...]) -> str:
     ]
     names += ["a list of strings"] if list in kinds else []
     names += ["None"] if type(None) in kinds else []
-    return f"must be {' or '.join(names)}, not {type(value).__name__}"
+    return f"must be {' or '.join(names)}, not {type(value).__name__}{_in_yaml(name, value)}"
+
+
+def _in_yaml(name: str, value: object) -> str:
+    """Say how to write a value in YAML that was probably written without quotes, or with, by mistake."""
+    kinds, words = _TYPES[name], choices(name)
+    if isinstance(value, str):
+        # "true", "10": in quotes a word, without them what is wanted.
+        with contextlib.suppress(yaml.YAMLError):
+            meant = yaml.safe_load(value)
+            if type(meant) in kinds and not isinstance(meant, str) and meant is not None:
+                return f"; in YAML without quotes: {name}: {json.dumps(meant)}"
+        return ""
+    if not words and (str not in kinds or name in _IN_JSON):
+        return ""
+    if isinstance(value, bool):
+        word = "none" if name == "report_to" else "no" if "no" in words else (*words, "on")[0]
+        return f'; to YAML a bare no or on is False or True; write words in quotes: {name}: "{word}"'
+    if isinstance(value, int | float | datetime.date) and not words:
+        return f'; in YAML with quotes: {name}: "{value}"'
+    return ""
 
 
 def check_range(name: str, value: object) -> str:
