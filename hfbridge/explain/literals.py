@@ -39,16 +39,21 @@ class Names:
 
     Attributes:
         assignments: all of the script.
+        outside: reads what an attribute has from outside of the script, such as its command line; returns
+            whether that is known, and the value.
     """
 
     def __init__(self, tree: ast.Module, path: Path, outer: frozenset[Path] = frozenset()) -> None:
         self._tree, self._folder = tree, path.parent
         self._opened = outer | {path.resolve()}
+        self.outside: Callable[[ast.expr], tuple[bool, Any]] = lambda node: (False, None)
         self._beside: dict[str, Names | None] = {}
         self._imported: dict[str, str] = {}
         self._values: dict[str, ast.expr] = {}
         nodes = list(ast.walk(tree))
-        self.assignments = [node for node in nodes if isinstance(node, ast.Assign)]
+        self.assignments = [
+            node for node in nodes if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign)
+        ]
         for node in nodes:
             self._note_import(node)
             for name, value in _bindings(node):
@@ -92,7 +97,8 @@ class Names:
             found = [self.read(entry, seen) for entry in node.elts]
             return all(is_known for is_known, _ in found), [value for _, value in found]
         if isinstance(node, ast.Attribute):
-            return _member(node)
+            outside = self.outside(node)
+            return outside if outside[0] else _member(node)
         entries = self.entries(node, seen)
         if entries is None:
             return False, None
