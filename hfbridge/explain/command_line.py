@@ -14,20 +14,21 @@ import ast
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn, TypeGuard
 
 import transformers
 
-from hfbridge.errors import Problem, SettingsError
-from hfbridge.explain.literals import Names, dotted
+from hfbridge.errors import Problem, SettingsError, raise_problems
+from hfbridge.explain.literals import ENUMS, Names, dotted
 from hfbridge.explain.scopes import Scopes
 from hfbridge.settings.checks import suggest
 from hfbridge.settings.fields import DEFAULTS
 from hfbridge.settings.files import read_file
 from hfbridge.settings.legacy import OLD_NAMES
 
-_TYPES: Mapping[str, type] = {"int": int, "float": float, "str": str, "bool": bool}
+_TYPES: Mapping[str, type] = {"int": int, "float": float, "str": str, "bool": bool, **ENUMS}
 _UNSAID = object()
 _FILES = (".json", ".yaml", ".yml")
 
@@ -140,8 +141,9 @@ class CommandLine:
         unread = set() if all(is_known for is_known, _ in flags) else {"flags"}
         for keyword in call.keywords:
             name, (is_known, value) = keyword.arg or "**", self._names.read(keyword.value)
-            if name == "type" and dotted(keyword.value) in _TYPES:
-                is_known, value = True, _TYPES[dotted(keyword.value)]
+            kind = dotted(keyword.value).rpartition(".")[2]
+            if name == "type" and kind in _TYPES:
+                is_known, value = True, _TYPES[kind]
             if name == "action" and dotted(keyword.value).endswith("BooleanOptionalAction"):
                 is_known, value = True, argparse.BooleanOptionalAction
             if name in ("help", "metavar"):
@@ -174,9 +176,10 @@ class CommandLine:
             if kind is None:
                 return None
             try:
-                return kind(value), value
+                read = kind(value)
             except ValueError:
                 return None
+            return (read.value if isinstance(read, Enum) else read), value
         is_short = isinstance(nodes["default"], ast.Constant | ast.UnaryOp)
         return value, (is_short and ast.get_source_segment(self._text, nodes["default"])) or repr(value)
 
@@ -260,15 +263,15 @@ def read_settings(
     if len(given) == 1 and Path(given[0]).suffix.lower() in _FILES:
         values = read_file(given[0])
         mine = {name: value for name, value in values.items() if name in DEFAULTS or name in OLD_NAMES}
-        _refuse_rest([f"--{name}" for name in values if name not in mine], own, is_whole=is_whole)
         left = [name for name in values if name not in mine]
+        _refuse_rest([f"--{name}" for name in left], {*own, *DEFAULTS}, is_whole=is_whole)
     else:
         parser = _SettingsParser(kind, prog="", add_help=False, allow_abbrev=False)
         unsaid = {field.name: _UNSAID for field in dataclasses.fields(kind)}
         found, rest = parser.parse_known_args(given, argparse.Namespace(**unsaid))
         mine = {name: value for name, value in vars(found).items() if value is not _UNSAID}
-        _refuse_rest(rest, own, is_whole=is_whole)
-        left = [_name_of(word) for word in rest if word.startswith("--")]
+        _refuse_rest(rest, {*own, *DEFAULTS}, is_whole=is_whole)
+        left = [_field_of(word) for word in rest if word.startswith("--")]
     listed = ", ".join(dict.fromkeys(left))
     return mine, (f"left to the script, which is not run: {listed}",) if left else ()
 
@@ -279,22 +282,33 @@ def _refuse_rest(rest: Sequence[str], known: Collection[str], *, is_whole: bool)
     Raises:
         SettingsError: with all of them.
     """
-    wrong = [word for word in rest if word.startswith("--") and _name_of(word) not in known]
+    wrong = [
+        word for word in rest if word.startswith("--") and {_name_of(word), _field_of(word)}.isdisjoint(known)
+    ]
     if not wrong or not is_whole:
         return
-    names = {*known, *DEFAULTS, *OLD_NAMES}
-    error = SettingsError(
-        "The script does not take "
-        + "; nor ".join(f"{word.partition('=')[0]}{suggest(_name_of(word), names)}" for word in wrong)
-        + ". What stands after -- is the script's command line."
+    problems = [Problem(word.partition("=")[0], _wrong_name(_name_of(word), known)) for word in wrong]
+    raise_problems(
+        SettingsError, "What stands after -- does not fit the script; nothing was loaded.", problems
     )
-    error.problems = tuple(Problem(word, "is not taken by the script") for word in wrong)
-    raise error
+
+
+def _wrong_name(name: str, known: Collection[str]) -> str:
+    """Say of an argument that nobody takes what it may have been meant for."""
+    if name not in OLD_NAMES or DEFAULTS.keys().isdisjoint(known):
+        return f"is not taken by the script{suggest(name, known)}"
+    new = OLD_NAMES[name].new
+    return f"is a name of transformers 4; {f'write --{new}' if new else 'leave it out'}"
 
 
 def _name_of(word: str) -> str:
-    """Name what an option sets."""
-    return word.partition("=")[0].lstrip("-").replace("-", "_").removeprefix("no_")
+    """Name what an option sets, as it is written."""
+    return word.partition("=")[0].lstrip("-").replace("-", "_")
+
+
+def _field_of(word: str) -> str:
+    """Name the field that an option of HfArgumentParser sets; --no_... sets one to False."""
+    return _name_of(word).removeprefix("no_")
 
 
 def _is_parse(node: ast.AST, *methods: str) -> TypeGuard[ast.Call]:

@@ -1,5 +1,6 @@
 """Explanation: what was found out about settings, as a page and as data."""
 
+import shlex
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -217,7 +218,7 @@ def _strategy(plan: Plan) -> dict[str, Any] | None:
 def _by_command_line(source: str) -> Iterator[str]:
     """Say that nothing could be checked, and how it can be."""
     yield "  The settings come from the command line, so nothing could be checked. To check, give them:"
-    yield f"    hfbridge explain {source} -- --output_dir out --learning_rate 1e-4"
+    yield f"    hfbridge explain {shlex.quote(source)} -- --output_dir out --learning_rate 1e-4"
     yield "    hfbridge explain settings.yaml"
 
 

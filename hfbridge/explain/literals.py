@@ -12,10 +12,12 @@ from transformers import SchedulerType
 from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy
 from transformers.training_args import OptimizerNames
 
-_ENUMS: Mapping[str, type[Enum]] = {
+ENUMS: Mapping[str, type[Enum]] = {
     kind.__name__: kind
     for kind in (IntervalStrategy, SaveStrategy, HubStrategy, SchedulerType, OptimizerNames)
 }
+"""transformers' enumerations, by name."""
+
 _OPERATORS: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -214,7 +216,7 @@ def _is_literal(node: ast.expr) -> bool:
 
 def _member(node: ast.Attribute) -> tuple[bool, Any]:
     """Read a member of one of transformers' enumerations."""
-    kind = _ENUMS.get(dotted(node.value).rpartition(".")[2])
+    kind = ENUMS.get(dotted(node.value).rpartition(".")[2])
     return (True, kind[node.attr].value) if kind and node.attr in kind.__members__ else (False, None)
 
 

@@ -36,11 +36,13 @@ def parse():
     parser.add_argument("--optim", default="adalomo", choices=["adalomo", "sgd"])
     parser.add_argument("--seed", type=int)
     parser.add_argument("--decay", type=float, default="0.1")
+    parser.add_argument("--schedule", type=transformers.SchedulerType, default="cosine")
     return parser.parse_args()
 def main(given):
     return TrainingArguments(
         learning_rate=given.lr, num_train_epochs=given.epochs, bf16=given.bf16, optim=given.optim,
         data_seed=given.seed, weight_decay=given.decay, adam_epsilon=given.other_lr, max_steps=given.nothing,
+        lr_scheduler_type=given.schedule,
     )
 if __name__ == "__main__":
     main(parse())
@@ -118,7 +120,12 @@ class TestHfArgumentParser:
     @pytest.mark.parametrize(
         ("arguments", "says"),
         [
-            (["--learning_rat", "1"], "does not take --learning_rat; did you mean learning_rate?"),
+            (
+                ["--learning_rat", "1"],
+                "--learning_rat +is not taken by the script; did you mean learning_rate?",
+            ),
+            (["--overwrite_output_dir"], "--overwrite_output_dir +is a name of transformers 4; leave it out"),
+            (["--no_cuda"], "--no_cuda +is a name of transformers 4; write --use_cpu"),
             (["--learning_rate", "fast"], "argument --learning_rate.*: invalid float value: 'fast'"),
             (["args.json"], r"'args\.json' cannot be read"),
         ],
@@ -165,7 +172,7 @@ class TestArgparse:
         found = script(ARGPARSE)
         known = opened(found)
         line = (
-            "learning_rate = given.lr (line 18), 3e-4 unless the command line says otherwise -> the optimizer"
+            "learning_rate = given.lr (line 19), 3e-4 unless the command line says otherwise -> the optimizer"
         )
         assert line in " ".join(str(found).split())
         defaults = {name: one.default and one.default[0] for name, one in known.items()}
@@ -178,6 +185,7 @@ class TestArgparse:
             "weight_decay": 0.1,
             "adam_epsilon": 3e-4,
             "max_steps": None,
+            "lr_scheduler_type": "cosine",
         }
         assert known["num_train_epochs"].default is None
         assert known["data_seed"].default == (None, "None")
@@ -205,6 +213,7 @@ class TestArgparse:
             "data_seed": None,
             "weight_decay": 0.1,
             "adam_epsilon": 3e-4,
+            "lr_scheduler_type": "cosine",
         }
         assert opened(found).keys() == {"max_steps"}
         assert "num_train_epochs" not in values(script(ARGPARSE, "--bf16"))
@@ -214,7 +223,7 @@ class TestArgparse:
         [
             (["--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
             (["--optim", "lion"], "argument --optim: invalid choice: 'lion'"),
-            (["--epoch_s", "1"], "does not take --epoch_s; did you mean epochs?"),
+            (["--epoch_s", "1"], "--epoch_s +is not taken by the script; did you mean epochs?"),
         ],
     )
     def test_wrong_arguments(self, arguments: list[str], says: str) -> None:
