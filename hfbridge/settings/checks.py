@@ -30,11 +30,11 @@ from numbers import Integral, Real
 from pathlib import Path
 from types import UnionType
 
+import transformers
 import yaml
 from accelerate.utils import DynamoBackend
 from transformers import GenerationConfig, Seq2SeqTrainingArguments
 from transformers.debug_utils import DebugOption
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 _TYPE_NAMES = {
@@ -55,7 +55,6 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     ),
     "torch_compile_mode": ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
 }
-_REPORTERS = tuple(INTEGRATION_TO_CALLBACK)
 _DEBUG_OPTIONS = tuple(option.value for option in DebugOption)
 
 
@@ -231,7 +230,8 @@ def _wrong_words(name: str, value: object) -> str:
     elif name == "report_to" and value is None:
         return 'must be a list of names, "all" or "none", not NoneType'
     elif name == "report_to" and isinstance(value, list):
-        words, known = value, _REPORTERS
+        # By transformers' own lazy name: without peft, its module takes more time than all the others.
+        words, known = value, tuple(transformers.integrations.integration_utils.INTEGRATION_TO_CALLBACK)
     elif name == "fsdp_config" and isinstance(value, str):
         return "is neither a dictionary nor the path of a JSON file that holds one"
     else:

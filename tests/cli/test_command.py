@@ -149,15 +149,18 @@ def test_explain_ends_with_1_if_something_is_refused(hfbridge: Command) -> None:
 
 
 @pytest.mark.slow
-def test_explain_imports_neither_lightning_nor_data() -> None:
-    """What it stands on is transformers' TrainingArguments, and what that imports."""
+def test_explain_imports_no_more_than_the_settings_need() -> None:
+    """Lightning, datasets and models are not; transformers imports peft where it finds it."""
     write("run.yaml", SETTINGS)
     Path("run.py").write_text("from transformers import TrainingArguments\nTrainingArguments(seed=1)")
     code = (
-        "import sys\nfrom hfbridge.cli import main\n"
+        "import sys, transformers.utils as utils, transformers.utils.import_utils as import_utils\n"
+        "utils.is_peft_available = import_utils.is_peft_available = lambda: False\n"
+        "from hfbridge.cli import main\n"
         "for path in ('run.yaml', 'run.py'): main(['explain', path])\n"
-        "libraries = {'lightning', 'datasets', 'torchmetrics', 'evaluate', 'deepspeed'}\n"
-        "heavy = (libraries | {'transformers.trainer'}) & set(sys.modules)\n"
+        "libraries = {'lightning', 'datasets', 'torchmetrics', 'evaluate', 'deepspeed', 'peft'}\n"
+        "of_transformers = {'transformers.trainer', 'transformers.modeling_utils'}\n"
+        "heavy = (libraries | of_transformers) & set(sys.modules)\n"
         "sys.exit(repr(sorted(heavy)) if heavy else 0)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
