@@ -98,6 +98,11 @@ class CommandLine:
         self._values = None if given is None or not self.is_read else self._parse(given)
 
     @property
+    def names(self) -> frozenset[str]:
+        """The names of the script's options."""
+        return frozenset(self._options)
+
+    @property
     def is_read(self) -> bool:
         """Whether the script has options, and reads them."""
         return self._reads and bool(self._options)

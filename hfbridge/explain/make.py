@@ -49,12 +49,13 @@ class _Part:
     open: tuple[Open, ...] = ()
     notes: tuple[str, ...] = ()
     is_by_command_line: bool = False
+    made_later: frozenset[str] = frozenset()
 
     @property
     def open_arguments(self) -> frozenset[str]:
         """The arguments of the Trainer whose values nobody knows yet."""
         found = {match[1] for one in self.open if (match := _ARGUMENT.match(one.name))}
-        return frozenset(found - self.arguments.keys())
+        return (self.made_later | found) - self.arguments.keys()
 
     @property
     def undecided(self) -> frozenset[str]:
@@ -146,13 +147,14 @@ def _of_config(where: str, config: Mapping[str, Any]) -> _Part:
     described = [name for name in ("callbacks", "logger", "profiler", "plugins") if arguments.pop(name, None)]
     arguments.pop("asynchronous_saving", None)
     notes = [f"trainer.{name} is made when it runs" for name in described]
-    if isinstance(arguments.get("strategy"), Mapping):
-        notes.append("trainer.strategy is made when it runs")
-        del arguments["strategy"]
+    made_later = frozenset({"strategy"} if isinstance(arguments.get("strategy"), Mapping) else ())
+    for name in made_later:
+        notes.append(f"trainer.{name} is made when it runs")
+        del arguments[name]
     model = config.get("model")
     normalization = model.get("loss_normalization") if isinstance(model, Mapping) else None
     values = read_file(settings) if isinstance(settings, str) else settings
-    return _Part(where, values, arguments, normalization, notes=tuple(notes))
+    return _Part(where, values, arguments, normalization, notes=tuple(notes), made_later=made_later)
 
 
 def _of_call(path: Path, call: Call) -> _Part:

@@ -115,10 +115,14 @@ class _Reader:
     def __init__(self, tree: ast.Module, path: Path, text: str, arguments: Sequence[str] | None) -> None:
         self._tree, self._path, self._names = tree, path, Names(tree, path)
         self._classes = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
-        self._given, self._line = arguments, CommandLine(tree, self._names, text, arguments)
-        self._names.outside = self._line.value
         self._kinds = dict(self._subclasses(tuple(_ARGUMENTS)))
         self._trainers = dict(self._subclasses(_NATIVE_TRAINERS))
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        self._parsers = [node for node in calls if self._parsed_kind(node)]
+        # Where an HfArgumentParser reads the command line, no other parser does.
+        others = None if self._parsers else arguments
+        self._given, self._line = arguments, CommandLine(tree, self._names, text, others)
+        self._names.outside = self._line.value
 
     def read(self) -> Script:
         """Find calls and replaced methods.
@@ -130,15 +134,14 @@ class _Reader:
         found = [node for node in nodes if isinstance(node, ast.Call) and self._makes(node) is not None]
         calls = [self._read(node) for node in sorted(found, key=lambda node: node.lineno)]
         overridden = (*self._overridden(), *self._patched(nodes))
-        parsed = [node for node in nodes if isinstance(node, ast.Call) and self._parsed_kind(node)]
-        calls += [self._parse(node) for node in parsed]
+        calls += [self._parse(node) for node in self._parsers]
         if not calls and not overridden:
             raise SettingsError(
                 f"The script {str(self._path)!r} makes no settings: there is no TrainingArguments(...), "
                 "Seq2SeqTrainingArguments(...), hfbridge.Settings(...) or hfbridge.Trainer({...}) in it. "
                 "Name the file that does."
             )
-        if self._given is not None and not parsed and not self._line.is_read:
+        if self._given is not None and not self._parsers and not self._line.is_read:
             raise SettingsError(
                 f"The script {str(self._path)!r} reads no arguments that can be followed: neither "
                 "HfArgumentParser(TrainingArguments) nor argparse's add_argument and parse_args. Leave out "
@@ -202,7 +205,7 @@ class _Reader:
             return call
         kind = _ARGUMENTS[self._kind_of(name) or ""]
         others = [other for other in self._parsed_classes(node) if other != name]
-        own = {field for other in (*others, name) for field, _ in self._fields(other)}
+        own = {*self._line.names, *(field for one in (*others, name) for field, _ in self._fields(one))}
         values, call.notes = read_settings(
             kind, self._given, own=own - DEFAULTS.keys(), is_whole=self._classes.keys() >= set(others)
         )

@@ -242,6 +242,17 @@ class TestConfig:
         assert "4·2 = 8 times" in texts(found, alike=True)
         assert "4·3 = 12 times" in texts(explain("config.yaml", devices=3), alike=True)
 
+    def test_a_strategy_that_is_made_when_it_runs(self) -> None:
+        config = {"settings": VALUES, "strategy": {"class_path": "hfbridge.strategies.FSDP2Strategy"}}
+        Path("config.yaml").write_text(yaml.safe_dump({"trainer": config}))
+        found = explain("config.yaml")
+        plan = only(found).plan
+        assert plan is not None
+        assert plan.undecided == {"strategy": (), "devices": ()}
+        assert "4·W (W: the number of ranks; known when it runs)" in texts(found, alike=False)
+        assert "trainer.strategy is made when it runs" in only(found).notes
+        assert "4·2 = 8" in texts(explain("config.yaml", devices=2), alike=False)
+
     def test_its_settings_may_be_a_file(self) -> None:
         Path("settings.json").write_text(json.dumps(VALUES))
         Path("config.yaml").write_text(

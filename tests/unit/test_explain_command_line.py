@@ -147,6 +147,12 @@ class TestHfArgumentParser:
         for path in ("args.json", "args.yaml"):
             assert values(script(PARSED, path)) == {"warmup_steps": 0.1, "seed": 4}
 
+    def test_options_beside_the_classes(self) -> None:
+        text = PARSED.replace("model_args, ", "parser.add_argument('--own', default=1)\nmodel_args, ")
+        found = script(text, "--own", "2", "--seed", "3")
+        assert values(found) == {"seed": 3}
+        assert any("left to the script" in note and "own" in note for note in only(found).notes)
+
     def test_changes_afterwards_and_defaults_of_a_subclass(self) -> None:
         text = """
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments
