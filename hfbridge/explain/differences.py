@@ -251,9 +251,12 @@ def _alike(run: Run) -> Iterator[Difference]:
             is_alike=True,
         )
     if settings.save_only_model and (run.waits_for("save_strategy") or settings.save_strategy != "no"):
+        saved = "Checkpoints"
+        if run.waits_for("save_strategy"):
+            saved = f"Checkpoints, if there are any (save_strategy: {UNDECIDED}),"
         yield Difference(
             ("save_only_model",),
-            "Checkpoints hold no optimizer, schedule and random states: no run goes on from them exactly.",
+            f"{saved} hold no optimizer, schedule and random states: no run goes on from them exactly.",
             is_alike=True,
         )
 

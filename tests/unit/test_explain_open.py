@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from hfbridge.explain import Explained, Explanation, explain
+from tests.unit.settings.test_fields import CARRIED
 
 FROM = "from transformers import TrainingArguments\n"
 
@@ -219,3 +220,54 @@ def test_a_strategy_on_cpus_or_not() -> None:
     found = script(f"{FROM}TrainingArguments(use_cpu=c())", strategy="fsdp2", devices=2)
     (text,) = told(found, "use_cpu")
     assert text.startswith("With use_cpu (known when it runs), natively FSDP is not there on CPUs")
+
+
+RICH = {
+    "output_dir": "out",
+    "gradient_accumulation_steps": 4,
+    "warmup_steps": 10,
+    "num_train_epochs": 2,
+    "eval_strategy": "epoch",
+    "eval_steps": 7,
+    "save_strategy": "epoch",
+    "save_steps": 9,
+    "save_only_model": True,
+    "logging_steps": 5,
+    "train_sampling_strategy": "group_by_length",
+    "data_seed": 1,
+    "generation_max_length": 5,
+    "optim": "sgd",
+    "adam_beta1": 0.8,
+    "ddp_bucket_cap_mb": 9,
+    "fsdp_config": {"version": 2},
+}
+
+
+def facts(values: dict[str, Any], given: dict[str, Any], name: str = "") -> tuple[set[str], set[str]]:
+    """What is told as a fact of a script with these values, and what is refused; `name` is open."""
+    opened = f", {name}=given()" if name else ""
+    part = only(script(f"{FROM}TrainingArguments(**{values!r}{opened})", **given))
+    plan = part.plan
+    assert plan is not None
+    found = {one.text for one in part.differences} | set(part.notes) | set(plan.notes)
+    found |= {note for row in plan.rows for note in row.note.split("; ")}
+    found |= {f"{argument} = {value!r}" for argument, value in plan.trainer_arguments.items()}
+    found |= set() if "strategy" in plan.undecided else {f"strategy {plan.strategy.kind}"}
+    return found, {problem.subject for problem in part.refused}
+
+
+@pytest.mark.parametrize(
+    ("values", "given"),
+    [({}, {}), (RICH, {"devices": 2}), (RICH, {"devices": 2, "strategy": "fsdp2"})],
+    ids=["plain", "rich", "fsdp2"],
+)
+@pytest.mark.parametrize("name", CARRIED)
+def test_no_fact_is_the_defaults(name: str, values: dict[str, Any], given: dict[str, Any]) -> None:
+    """What is told of a script whose value is open would be told with another value than the default, too."""
+    values = {other: value for other, value in values.items() if other != name}
+    told, refused = facts(values, given, name)
+    by_default, _ = facts(values, given)
+    with_another, refused_with_another = facts({**values, name: CARRIED[name]}, given)
+    assert refused <= refused_with_another
+    if not refused_with_another:
+        assert told & by_default <= with_another
