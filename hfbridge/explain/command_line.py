@@ -4,6 +4,7 @@
     parser.add_argument("--lr", default=3e-4)      the default of args.lr
     args = parser.parse_args()                     args: by name, returned by a function, handed to a function
     args, rest = parser.parse_known_args()         likewise
+    vars(args), args.__dict__                      every option, by its name
     HfArgumentParser((A, TrainingArguments))       the arguments that are settings; others are the script's
 
 Nothing of the script is executed: its options are rebuilt from what is literal in it.
@@ -122,6 +123,20 @@ class CommandLine:
         """Read the default of an expression such as `args.lr`, and how the script writes it."""
         option = self._option_at(node) if isinstance(node, ast.Attribute) else None
         return option.default if option is not None else None
+
+    def entries(self, node: ast.expr) -> list[tuple[str, ast.expr]] | None:
+        """Name the options in `vars(args)`; `None` for anything else."""
+        if isinstance(node, ast.Call) and dotted(node.func) == "vars" and len(node.args) == 1:
+            inner = node.args[0]
+        elif isinstance(node, ast.Attribute) and node.attr == "__dict__":
+            inner = node.value
+        else:
+            return None
+        if not self._options or not self._is_namespace(inner, frozenset()):
+            return None
+        return [
+            (name, ast.copy_location(ast.Attribute(inner, name, ast.Load()), node)) for name in self._options
+        ]
 
     def _option_at(self, node: ast.Attribute) -> Option | None:
         option = self._options.get(node.attr)

@@ -43,12 +43,14 @@ class Names:
         assignments: all of the script.
         outside: reads what an attribute has from outside of the script, such as its command line; returns
             whether that is known, and the value.
+        unpacked: names the entries of such a thing taken as a dict; `None` if it is none.
     """
 
     def __init__(self, tree: ast.Module, path: Path, outer: frozenset[Path] = frozenset()) -> None:
         self._tree, self._folder = tree, path.parent
         self._opened = outer | {path.resolve()}
         self.outside: Callable[[ast.expr], tuple[bool, Any]] = lambda node: (False, None)
+        self.unpacked: Callable[[ast.expr], list[tuple[str, ast.expr]] | None] = lambda node: None
         self._beside: dict[str, Names | None] = {}
         self._imported: dict[str, str] = {}
         self._values: dict[str, ast.expr] = {}
@@ -134,7 +136,7 @@ class Names:
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
             parts = [self.entries(side, seen) for side in (node.left, node.right)]
             return None if None in parts else [entry for part in parts for entry in part or ()]
-        return None
+        return self.unpacked(node)
 
     def settle(self, entry: tuple[str, ast.expr], *, at: ast.expr) -> tuple[str, ast.expr]:
         """Make an entry of a dict mean in another script what it means here.

@@ -122,7 +122,7 @@ class _Reader:
         # Where an HfArgumentParser reads the command line, no other parser does.
         others = None if self._parsers else arguments
         self._given, self._line = arguments, CommandLine(tree, self._names, text, others)
-        self._names.outside = self._line.value
+        self._names.outside, self._names.unpacked = self._line.value, self._line.entries
 
     def read(self) -> Script:
         """Find calls and replaced methods.

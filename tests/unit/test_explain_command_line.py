@@ -277,6 +277,25 @@ other(config, known=args)
         assert [one.default for one in first.open] == [None]
         assert [one.default for one in second.open] == [None, (1e-3, "1e-3")]
 
+    @pytest.mark.parametrize("unpacked", ["vars(args)", "args.__dict__"])
+    def test_all_options_at_once(self, unpacked: str) -> None:
+        text = f"""
+from transformers import TrainingArguments
+parser.add_argument("--learning_rate", type=float, default=1e-3)
+parser.add_argument("--seed", type=int)
+parser.add_argument("--model", default="gpt2")
+args = parser.parse_args()
+TrainingArguments(max_steps=5, **{unpacked})
+"""
+        found = script(text)
+        assert values(found) == {"max_steps": 5}
+        assert opened(found)["learning_rate"].default == (1e-3, "1e-3")
+        assert opened(found).keys() == {"learning_rate", "seed", "model"}
+        assert [problem.subject for problem in found.refused] == ["model = args.model"]
+        assert values(script(text, "--seed", "3")) == {"max_steps": 5, "learning_rate": 1e-3, "seed": 3}
+        (one,) = script(text.replace("parser.parse_args()", "others()")).parts[0].open
+        assert one.name == ""
+
     def test_options_that_cannot_be_made_are_left_open(self) -> None:
         text = """
 import argparse
