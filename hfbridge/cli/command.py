@@ -48,7 +48,7 @@ _FILES = {
 }
 _EPILOG = """\
 fit, validate and predict take a YAML of Lightning's form: hfbridge fit --config config.yaml
-their options, in a few seconds: hfbridge fit --help; a YAML to begin with: hfbridge fit --print_config
+their options, in a few seconds: hfbridge fit --help; a form to begin with: hfbridge fit --print_config
 
 exit codes: 0 done; 1 failed, refused, or parity lost; 2 wrong command line; 130 interrupted
 """
@@ -169,6 +169,11 @@ def _command_of(arguments: list[str]) -> Callable[[], int]:
         if said.script_arguments and name == "explain" and not said.source.endswith(".py"):
             parser.error(f"explain takes something after -- for a script only, and {said.source} is none")
     if name in _OF_LIGHTNING:
+        if said == [name]:
+            make_parser().error(
+                f"{name} was not told what to do: hfbridge {name} --config config.yaml; hfbridge {name} "
+                "--print_config prints a form to begin with"
+            )
         require("jsonargparse", extra="cli", for_=f"hfbridge {name}")
     # By name, and not at the top: a command's file imports what the command stands on, which takes seconds.
     run: Callable[[Any], int] = importlib.import_module(f"hfbridge.cli.{_FILES[name]}").run
