@@ -63,7 +63,7 @@ class Settings:
                 field and left alone; a mapping with the names of transformers 5 or 4; or the path of a YAML
                 or JSON file that holds one.
             undecided: of a mapping, names of transformers 5 whose values nobody knows yet, as in a script
-                that is read and not run: what depends on one of them is neither checked nor noted.
+                that is only read; what depends on one of them is neither checked nor noted.
 
         Returns:
             The settings.
