@@ -64,7 +64,26 @@ class Start:
     sampler: torch.Tensor | None = None
 
 
-class WindowLoader:
+class KeepsWorkers:
+    """A loader around a DataLoader: Lightning ends the workers that live on when it is done with the run.
+
+    It looks for the iterator of a DataLoader under torch's private name. Workers that nobody ends are ended
+    by the garbage collector, some time later, which may wait five seconds for each.
+    """
+
+    _inner: DataLoader[Any] | None
+
+    @property
+    def _iterator(self) -> Any:
+        return None if self._inner is None else self._inner._iterator
+
+    @_iterator.setter
+    def _iterator(self, value: None) -> None:
+        if self._inner is not None:
+            self._inner._iterator = value
+
+
+class WindowLoader(KeepsWorkers):
     """Iterate a training DataLoader one optimizer step at a time.
 
     Args:
@@ -78,7 +97,7 @@ class WindowLoader:
     """
 
     def __init__(self, micro_batches: DataLoader[Any], *, accumulation: int) -> None:
-        self.micro_batches = micro_batches
+        self.micro_batches = self._inner = micro_batches
         self.accumulation = accumulation
         self.record: PassRecord | None = None
         self._start: Start | None = None
@@ -291,7 +310,7 @@ class _Rest:
         return self._batches
 
 
-class EvalLoader:
+class EvalLoader(KeepsWorkers):
     """Iterate an evaluation DataLoader batch by batch.
 
     As accelerate's loaders do, it fetches each batch before the one in front of it is used; a collator that
@@ -317,7 +336,7 @@ class EvalLoader:
         is_first_pass: bool = True,
         order: Sequence[int] | None = None,
     ) -> None:
-        self.batches = batches
+        self.batches = self._inner = batches
         if batches.persistent_workers and not is_first_pass:
             batches.generator = torch.Generator()
         self.prefix = prefix

@@ -25,7 +25,7 @@ from transformers.trainer_utils import has_length
 
 from hfbridge import generators, ranks
 from hfbridge.agreement import Fact
-from hfbridge.data.loader import PassRecord, Start
+from hfbridge.data.loader import KeepsWorkers, PassRecord, Start
 from hfbridge.data.window import MicroBatch, Place, Schedule, Window
 from hfbridge.errors import CheckpointError, DataError, SettingsError
 from hfbridge.generators import RandomStates
@@ -250,7 +250,7 @@ class WatchedCollator:
         return batch
 
 
-class StreamLoader:
+class StreamLoader(KeepsWorkers):
     """Iterate a stream one optimizer step at a time, as `WindowLoader` does a set with rows.
 
     Args:
@@ -279,6 +279,7 @@ class StreamLoader:
         keeps_short: bool,
     ) -> None:
         self.loader, self.accumulation = loader, accumulation
+        self._inner = loader
         self.record: PassRecord | None = None
         self._collator, self._steps, self._keeps_short = collator, schedule.steps_per_epoch, keeps_short
         self._has_length = has_length(loader)
@@ -385,7 +386,7 @@ class StreamLoader:
         )
 
 
-class StreamEvalLoader:
+class StreamEvalLoader(KeepsWorkers):
     """Iterate a stream for evaluation, and count what it gives.
 
     Args:
@@ -402,7 +403,7 @@ class StreamEvalLoader:
     """
 
     def __init__(self, make: Callable[[], Any], *, prefix: str, batch_size: int) -> None:
-        self._make, self._kept = make, None
+        self._make, self._inner = make, None
         self.prefix, self.batch_size = prefix, batch_size
         self.rounds: list[tuple[int, int]] = []
         self.is_complete = False
@@ -414,9 +415,9 @@ class StreamEvalLoader:
 
     def __iter__(self) -> Iterator[MicroBatch]:
         self.rounds, self.is_complete = [], False
-        loader: Any = self._kept or self._make()
+        loader: Any = self._make() if self._inner is None else self._inner
         if loader.persistent_workers:
-            self._kept = loader
+            self._inner = loader
         for batch in loader:
             share = find_batch_size(batch) or self.batch_size
             self.is_complete = bool(loader.end_of_dataloader)

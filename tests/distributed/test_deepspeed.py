@@ -71,6 +71,7 @@ def test_bf16_equals_native(ranks, kind, stage):
     ranks(2).run(run_zero_job, job)
 
 
+@pytest.mark.long  # three minutes for DeepSpeed to compile that optimizer
 @pytest.mark.parametrize("stage", [2, 3])
 def test_an_optimizer_on_the_host_equals_native(ranks, stage):
     config = zero(stage, offload_optimizer={"device": "cpu"})

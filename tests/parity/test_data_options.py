@@ -3,13 +3,14 @@
 Grade: exact. What is compared stands in tests/parity/engines.py.
 """
 
+import multiprocessing
 from typing import Any
 
 import datasets
 import pytest
 
 import hfbridge
-from tests.parity.engines import Job, run_both, run_ours
+from tests.parity.engines import Job, make_ours, run_both, run_ours
 from tests.tiny import PadRows, make_rows, make_tokenizer
 
 EVALUATED = {
@@ -133,6 +134,15 @@ def test_an_accelerator_config_that_is_not_carried(config: dict[str, Any]) -> No
 )
 def test_workers(workers: dict[str, Any]) -> None:
     run_both(Job("distilbert", {**EVALUATED, **workers}, rows=30))
+
+
+@pytest.mark.slow
+def test_workers_that_live_on_end_with_the_run() -> None:
+    before = set(multiprocessing.active_children())
+    workers = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+    trainer, module, data, _, _ = make_ours(Job("distilbert", {**EVALUATED, **workers}, rows=30))
+    trainer.fit(module, data)
+    assert set(multiprocessing.active_children()) == before  # though trainer and data are still there
 
 
 @pytest.mark.parametrize("label_names", [["labels"], []], ids=str)
