@@ -12,7 +12,6 @@ run of Lightning's validation loop evaluates all sets, one after the other:
     on_predict, PredictionOutput             on_predict_epoch_end
 """
 
-import time
 import weakref
 from collections.abc import Iterable
 from typing import Any
@@ -63,7 +62,6 @@ class Evaluator:
         self.rehearses = True
         self._trainer: weakref.ref[pl.Trainer] | None = None
         self._evaluated = False
-        self._setup_s = 0.0
         self._preparation_s: float | None = None
         self._current: Evaluation | None = None
         self._loaders: list[EvalLoader | StreamEvalLoader] = []
@@ -165,7 +163,6 @@ class Evaluator:
         if self.is_first_run:
             self._trainer = weakref.ref(trainer)
             self._evaluated, self._preparation_s = False, None
-        self._setup_s = time.time()
         # No inference tensors, as natively, under a plain lightning.Trainer, too.
         trainer.validate_loop.inference_mode = trainer.predict_loop.inference_mode = False
 
@@ -177,7 +174,7 @@ class Evaluator:
         """Begin with the first set."""
         self._metrics, self._speed = {}, {}
         self._loaders = _listed(trainer.val_dataloaders)
-        self._start(trainer)
+        self._start(trainer, pl_module)
         self._begin(pl_module, "eval")
 
     def on_validation_batch_end(
@@ -219,7 +216,7 @@ class Evaluator:
         """Begin to collect, if a `PredictionOutput` is asked for."""
         if self.predicts is not None:
             self._loaders = _listed(trainer.predict_dataloaders)
-            self._start(trainer)
+            self._start(trainer, pl_module)
             self._begin(pl_module, "test", prefix=self.predicts)
 
     def on_predict_batch_end(
@@ -296,7 +293,7 @@ class Evaluator:
             shifts=normalization.traits.shift,
         )
 
-    def _start(self, trainer: pl.Trainer) -> None:
+    def _start(self, trainer: pl.Trainer, module: Any) -> None:
         """Put an optimizer's averaged weights in; outside of training be what a new native Trainer is."""
         for optimizer in trainer.optimizers:
             if hasattr(optimizer, "eval"):
@@ -304,7 +301,7 @@ class Evaluator:
         if trainer.state.fn == TrainerFn.FITTING:
             return
         if trainer.global_step == 0 and self._preparation_s is None:
-            self._preparation_s = time.time() - self._setup_s
+            self._preparation_s = module.run.preparation_s
 
     def _begin(self, module: Any, stage: Stage, *, prefix: str | None = None) -> None:
         loader = self._loaders.pop(0)
