@@ -33,8 +33,7 @@ from hfbridge.model.prepare import takes_skip_logits
 
 _JOINS_CROSSWISE = (
     "eval_use_gather_object=True: natively, the first evaluation on several ranks joins the rounds row by "
-    "row, the first rows of all rounds and so on, and drops rows. Leave it out, or pass "
-    'loss_normalization="exact" to HFModule.'
+    "row, the first rows of all rounds and so on, and drops rows. Leave it out, or "
 )
 
 
@@ -96,7 +95,7 @@ class Evaluator:
             check_called_by_batch(module.compute_metrics)
         crosses = args.eval_use_gather_object and args.world_size > 1 and not generates(args)
         if crosses and module.loss_normalization == "native":
-            module.tell(_JOINS_CROSSWISE)
+            module.tell(f"{_JOINS_CROSSWISE}{module.advice.exact}.")
         if self.is_first_run:
             self.memory = MemoryTracker(args.skip_memory_metrics)
             self.memory.begin("init")

@@ -159,7 +159,7 @@ class ModelRun:
         if is_fit and other and self._zero is None:
             module.tell(
                 f"The weights are {', '.join(sorted(map(str, other)))} and are trained as such; for float32 "
-                "weights pass dtype=torch.float32 to HFModule or to from_pretrained."
+                "weights pass dtype=torch.float32 to from_pretrained, or to HFModule."
             )
         if not is_fit and self._zero is not None and self._zero.is_sharded:
             self._engines.serve(model, self._zero.for_evaluation(model))
