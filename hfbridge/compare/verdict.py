@@ -204,7 +204,10 @@ def _telling(first: Point, noise: _Noise, theirs: Run, ours: Run) -> Point:
     discrete = _discrete(theirs, ours)
     if not noise.tolerances or first.at >= _FIRST_NOISE or discrete == first:
         return first
-    if _distance(first, theirs, ours) > max(CLOSE, noise.tolerances["parameter_norm"].step):
+    bound = max(CLOSE, noise.tolerances["parameter_norm"].step)
+    if first.quantity == "parameters" and noise.tolerances is _OF_SUMS:
+        bound = CLOSE  # the norm is equal to the bit: no sum of gradients was taken otherwise
+    if _distance(first, theirs, ours) > bound:
         return first
     beyond = [point for point in (discrete, _outside(noise, theirs, ours)) if point is not None]
     if beyond:

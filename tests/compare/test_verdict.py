@@ -138,6 +138,15 @@ def test_behind_rounding_the_first_larger_difference_is_told() -> None:
     assert "the number of ranks, 2" in str(found.cause)
 
 
+def test_an_update_that_differs_alone_is_no_rounding_of_sums() -> None:
+    """Gradients that were summed in another order would show in their norm."""
+    run = make_run(ranks=2)
+    found = judge(run, changed(run, {"parameter_norm": lambda index: 1 + 3e-5 * (index + 1)}))
+    assert (found.grade, found.first_step, found.quantity) == ("differs", 1, "parameters")
+    rounded = {"grad_norm": wave(1e-7), "parameter_norm": lambda index: 1 + 3e-5 * (index + 1)}
+    assert judge(run, changed(run, rounded)).first_step == 4  # where the norm is beyond its tolerance
+
+
 def test_after_steps_that_are_equal_the_first_difference_is_told_however_small() -> None:
     run = make_run(ranks=2)
     begun = changed(run, {"parameter_norm": 1 + 1e-8}, first=9)
