@@ -9,7 +9,7 @@ from typing import Any
 from hfbridge.compare.engines import Engine
 from hfbridge.compare.report import files as recorded
 from hfbridge.compare.report.panels import seconds_as_text
-from hfbridge.compare.report.summary import sentence_of, too_few
+from hfbridge.compare.report.summary import QUANTITIES, sentence_of, too_few
 from hfbridge.compare.verdict import Verdict
 
 _AGREE = ("exact", "close", "same trajectory")
@@ -79,7 +79,8 @@ class Comparison:
             yield f"  {verdict.why}"
             if verdict.cause is not None:
                 yield f"  Likely cause: {verdict.cause}."
-            shown = [f"{name} {value:.1e}" for name, value in verdict.largest.items() if value]
+            largest = {QUANTITIES.get(name, name): value for name, value in verdict.largest.items()}
+            shown = [f"{name} {value:.1e}" for name, value in largest.items() if value]
             if shown:
                 yield f"  Largest relative differences: {', '.join(shown)}."
 

@@ -66,9 +66,9 @@ class StandIn:
         return True
 
     def _step(self, number: int, rank: int) -> Step:
-        """Make a step, whose loss is so many times that of others."""
-        loss = STEP.loss * self.other.get(self._engine.name, 1.0)
-        return replace(STEP, step=number, samples=f"{number}{rank}", loss=loss)
+        """Make a step, whose gradient norm is so many times that of others."""
+        norm = (STEP.grad_norm or 0.0) * self.other.get(self._engine.name, 1.0)
+        return replace(STEP, step=number, samples=f"{number}{rank}", grad_norm=norm)
 
 
 @pytest.fixture(autouse=True)
@@ -212,10 +212,10 @@ def test_an_engine_of_lightning_is_judged_beside_the_native_one_of_its_strategy(
     ]
     assert str(found).startswith(
         "lightning:ddp equals native:ddp to the bit; lightning:ddp and native:ddp are close to native "
-        "(differences of at most 9.5e-07), over 3 steps."
+        "(differences of at most 1e-06), over 3 steps."
     )
     assert "lightning:ddp beside native:ddp: exact" in str(found)
-    assert "  Largest relative differences: loss 9.5e-07.\n" in str(found)
+    assert "  Largest relative differences: gradient norm 1.0e-06.\n" in str(found)
     page = write_report(Path("out")).read_text()
     assert "lightning:ddp equals native:ddp to the bit; lightning:ddp and native:ddp are close" in page
     assert "beside native:ddp</span>" in page
