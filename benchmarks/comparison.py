@@ -17,7 +17,14 @@ from hfbridge.compare.report import write_report
 
 ROOT = Path(__file__).parents[1]
 JOB = ROOT / "examples" / "comparing" / "job.py"
-ENGINES = ("native", "accelerate", "lightning", "lightning:deepspeed_stage_2", "lightning:fsdp2@exact")
+ENGINES = (
+    "native",
+    "accelerate",
+    "lightning",
+    "native:deepspeed_stage_2",
+    "lightning:deepspeed_stage_2",
+    "lightning:fsdp2@exact",
+)
 FIGURE = ROOT / "docs" / "figures" / "comparison.png"
 
 

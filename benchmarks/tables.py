@@ -155,8 +155,9 @@ def tasks(results: dict[str, Any]) -> list[str]:
 
 
 def comparison(results: dict[str, Any]) -> list[str]:
-    """One row an engine: its verdict beside the first one, and the largest differences of all steps."""
-    first = f"{results['ranks']} ranks, beside `{results['verdicts'][0]['theirs']}`"
+    """One row a pair: verdict, beside the first engine if no other is named, and largest differences."""
+    reference = results["verdicts"][0]["theirs"]
+    first = f"{results['ranks']} ranks, beside `{reference}`"
     lines = [
         f"| {first} | verdict | steps | loss | gradient norm | parameters' norm |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
@@ -165,7 +166,10 @@ def comparison(results: dict[str, Any]) -> list[str]:
         largest = [row["largest"][name] for name in ("loss", "grad_norm", "parameter_norm")]
         cells = " | ".join("0" if value == 0 else f"{value:.0e}" for value in largest)
         grade = row["grade"] if row["cause"] is None else f"{row['grade']}: {row['cause'].split(':')[0]}"
-        lines.append(f"| `{row['ours']}` | {grade} | {results['steps'].get(row['ours'], 0)} | {cells} |")
+        beside = "" if row["theirs"] == reference else f", beside `{row['theirs']}`"
+        lines.append(
+            f"| `{row['ours']}`{beside} | {grade} | {results['steps'].get(row['ours'], 0)} | {cells} |"
+        )
     return lines
 
 

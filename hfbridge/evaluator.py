@@ -12,7 +12,6 @@ run of Lightning's validation loop evaluates all sets, one after the other:
     on_predict, PredictionOutput             on_predict_epoch_end
 """
 
-import time
 import weakref
 from collections.abc import Iterable
 from typing import Any
@@ -34,8 +33,7 @@ from hfbridge.model.prepare import takes_skip_logits
 
 _JOINS_CROSSWISE = (
     "eval_use_gather_object=True: natively, the first evaluation on several ranks joins the rounds row by "
-    "row, the first rows of all rounds and so on, and drops rows. Leave it out, or pass "
-    'loss_normalization="exact" to HFModule.'
+    "row, the first rows of all rounds and so on, and drops rows. Leave it out, or "
 )
 
 
@@ -63,7 +61,6 @@ class Evaluator:
         self.rehearses = True
         self._trainer: weakref.ref[pl.Trainer] | None = None
         self._evaluated = False
-        self._setup_s = 0.0
         self._preparation_s: float | None = None
         self._current: Evaluation | None = None
         self._loaders: list[EvalLoader | StreamEvalLoader] = []
@@ -98,7 +95,7 @@ class Evaluator:
             check_called_by_batch(module.compute_metrics)
         crosses = args.eval_use_gather_object and args.world_size > 1 and not generates(args)
         if crosses and module.loss_normalization == "native":
-            module.tell(_JOINS_CROSSWISE)
+            module.tell(f"{_JOINS_CROSSWISE}{module.advice.exact}.")
         if self.is_first_run:
             self.memory = MemoryTracker(args.skip_memory_metrics)
             self.memory.begin("init")
@@ -165,7 +162,6 @@ class Evaluator:
         if self.is_first_run:
             self._trainer = weakref.ref(trainer)
             self._evaluated, self._preparation_s = False, None
-        self._setup_s = time.time()
         # No inference tensors, as natively, under a plain lightning.Trainer, too.
         trainer.validate_loop.inference_mode = trainer.predict_loop.inference_mode = False
 
@@ -177,7 +173,7 @@ class Evaluator:
         """Begin with the first set."""
         self._metrics, self._speed = {}, {}
         self._loaders = _listed(trainer.val_dataloaders)
-        self._start(trainer)
+        self._start(trainer, pl_module)
         self._begin(pl_module, "eval")
 
     def on_validation_batch_end(
@@ -219,7 +215,7 @@ class Evaluator:
         """Begin to collect, if a `PredictionOutput` is asked for."""
         if self.predicts is not None:
             self._loaders = _listed(trainer.predict_dataloaders)
-            self._start(trainer)
+            self._start(trainer, pl_module)
             self._begin(pl_module, "test", prefix=self.predicts)
 
     def on_predict_batch_end(
@@ -296,7 +292,7 @@ class Evaluator:
             shifts=normalization.traits.shift,
         )
 
-    def _start(self, trainer: pl.Trainer) -> None:
+    def _start(self, trainer: pl.Trainer, module: Any) -> None:
         """Put an optimizer's averaged weights in; outside of training be what a new native Trainer is."""
         for optimizer in trainer.optimizers:
             if hasattr(optimizer, "eval"):
@@ -304,7 +300,7 @@ class Evaluator:
         if trainer.state.fn == TrainerFn.FITTING:
             return
         if trainer.global_step == 0 and self._preparation_s is None:
-            self._preparation_s = time.time() - self._setup_s
+            self._preparation_s = module.run.preparation_s
 
     def _begin(self, module: Any, stage: Stage, *, prefix: str | None = None) -> None:
         loader = self._loaders.pop(0)

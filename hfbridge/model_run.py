@@ -6,6 +6,7 @@ shared           cut into the ranks' parts, if the strategy does that: strategie
 optimised        optimizer and schedule, or the DeepSpeed engine that holds them: model/zero.py
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -56,6 +57,8 @@ class ModelRun:
         sharing: how the ranks share the model.
         normalization: how losses are normalised; known once the model is built.
         preparation: what was done to the model, to be undone; likewise.
+        preparation_s: how long what is put around the model took, with the ranks' shares; natively the
+            evaluation of a model that has not trained tells of it.
         parameters: how many the model has, and how many of them are trained; likewise.
 
     Raises:
@@ -64,6 +67,7 @@ class ModelRun:
 
     normalization: Normalization
     preparation: Preparation
+    preparation_s: float
     parameters: ParameterCounts
 
     def __init__(self, module: Any, settings: Settings) -> None:
@@ -142,6 +146,7 @@ class ModelRun:
             ranks=module.trainer.world_size,
             counts_all=args.average_tokens_across_devices,
         )
+        began_s = time.perf_counter()
         self.preparation = Preparation(
             model,
             args,
@@ -154,13 +159,14 @@ class ModelRun:
         if is_fit and other and self._zero is None:
             module.tell(
                 f"The weights are {', '.join(sorted(map(str, other)))} and are trained as such; for float32 "
-                "weights pass dtype=torch.float32 to HFModule or to from_pretrained."
+                "weights pass dtype=torch.float32 to from_pretrained, or to HFModule."
             )
         if not is_fit and self._zero is not None and self._zero.is_sharded:
             self._engines.serve(model, self._zero.for_evaluation(model))
         elif not is_fit:
             cast_for_evaluation(model, args)
         self.sharing.shard(model, dtype=self._mixed)
+        self.preparation_s = time.perf_counter() - began_s
 
     def configure_optimizers(self, *, max_steps: int) -> Any:
         """Make optimizer and schedule as the native Trainer does; returns what Lightning wants of them."""

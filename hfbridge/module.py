@@ -34,6 +34,7 @@ from torch.optim import Optimizer
 from transformers import TrainingArguments
 from transformers.utils.logging import set_verbosity
 
+from hfbridge.advice import OF_MODULE, Advice
 from hfbridge.attach import has_plain_backward
 from hfbridge.callbacks import CallbackHost, host_of
 from hfbridge.checkpoints.io import read_directories
@@ -101,6 +102,7 @@ class HFModule(pl.LightningModule):
         evaluator: runs the evaluations.
         label_names: names under which labels reach the model; known once the run is set up.
         notes: what the run had to tell, once each.
+        advice: how the user of the tool that made the module does what notes tell him to.
 
     Raises:
         ModelError: `model` and `auto_class` do not name a model with a head, the folder does not exist, or
@@ -178,6 +180,7 @@ class HFModule(pl.LightningModule):
         self.last_step = StepRecord()
         self.eval_metrics: dict[str, Any] = {}
         self.notes: list[str] = []
+        self.advice: Advice = OF_MODULE
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; Lightning's name of the current hook, set twice a hook, goes the short way."""
@@ -370,7 +373,7 @@ class HFModule(pl.LightningModule):
         every = run.args.torch_empty_cache_steps
         empties_cache = every is not None and host.state.global_step % every == 0
         if host.state.global_step == 0:
-            self.tell(run.normalization.compare(window.micro_batches))
+            self.tell(run.normalization.compare(window.micro_batches, advice=self.advice))
         last = len(window) - 1
         to_training = getattr(optimizer, "train", None)  # of schedule-free optimizers
         model.train()

@@ -1,6 +1,10 @@
-"""The job of a comparison: MiniLM learns to tell good film reviews from bad.
+r"""The job of a comparison: MiniLM learns to tell good film reviews from bad.
 
 hfbridge compare examples/comparing/job.py --engines native,accelerate,lightning --out report/
+
+ZeRO beside the native Trainer's own, on two ranks:
+hfbridge compare examples/comparing/job.py --ranks 2 \
+    --engines native:deepspeed_stage_2,lightning:deepspeed_stage_2
 """
 
 import sys

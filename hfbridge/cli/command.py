@@ -228,6 +228,11 @@ def _add_compare(commands: Any) -> None:
     compare.add_argument("--out", default="comparison", help="folder to write to (default: comparison)")
     compare.add_argument("--steps", type=_count, help="optimizer steps; as many as the job has without it")
     compare.add_argument("--no-resume", action="store_true", help="run engines again that are done already")
+    compare.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace records in the folder that are of another job, other options or versions",
+    )
     compare.add_argument("--no-progress", action="store_true", help="no progress bar")
     compare.add_argument("--no-report", action="store_true", help="write the records only, and no HTML page")
 

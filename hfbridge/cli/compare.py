@@ -29,6 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
         out=out,
         steps=arguments.steps,
         resume=not arguments.no_resume,
+        overwrite=arguments.overwrite,
         show_progress=not arguments.no_progress,
     )
     print(comparison)

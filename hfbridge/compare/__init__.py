@@ -8,11 +8,14 @@ worker.py       one rank of it, in a process of its own; processes.py starts and
 verdict.py      whether two engines did the same; causes.py names why not
 report/         the page that shows it
 comparison.py   compare, from a script to the verdicts; files.py has the table of the files
+earlier.py      what is in the folder already
+progress.py     what is told meanwhile; outcome.py in the end
 """
 
-from hfbridge.compare.comparison import Comparison, compare
+from hfbridge.compare.comparison import compare
 from hfbridge.compare.engines import ENGINES
 from hfbridge.compare.job import Job
+from hfbridge.compare.outcome import Comparison
 from hfbridge.compare.verdict import Verdict
 
 __all__ = ["ENGINES", "Comparison", "Job", "Verdict", "compare"]

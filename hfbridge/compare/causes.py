@@ -6,6 +6,7 @@ loss                                     a factor, of the gradient norm, too    
                                          random states differ                      dropout
                                          of the size of bf16's rounding            precision
 gradient norm, the loss being equal      a factor                                  loss scale
+                                         one of the two shares its gradients       norm of shards
                                          it is max_grad_norm                       clipping
                                          random states, size, as above             dropout, precision
 learning rate                            that of another step, or a factor         schedule
@@ -60,6 +61,11 @@ def relative(theirs: float | None, ours: float | None) -> float:
     if theirs != theirs or ours != ours or float("inf") in (abs(theirs), abs(ours)):
         return float("inf")
     return abs(ours - theirs) / max(abs(theirs), abs(ours))
+
+
+def is_sharded(run: Run) -> bool:
+    """Whether the ranks of a run shared its gradients, so that none has seen all of them."""
+    return str(run.settings.get("strategy") or "").startswith(("deepspeed", "fsdp"))
 
 
 def cause_of(quantity: str, index: int, theirs: Run, ours: Run) -> str:
@@ -153,6 +159,9 @@ def _of_forward(distance: float, their: Step, our: Step, theirs: Run, ours: Run)
 def _of_norm(index: int, theirs: Run, ours: Run) -> str:
     their, our = theirs.steps[index], ours.steps[index]
     factor, limit = _ratio(their.grad_norm, our.grad_norm), _limit(ours) or _limit(theirs)
+    distance = relative(their.grad_norm, our.grad_norm)
+    if is_sharded(theirs) != is_sharded(ours) and their.random == our.random and distance <= _OF_BF16:
+        return _of_shards(distance, theirs, ours)
     if limit and any(
         relative(one.grad_norm, limit) < _SAME_FACTOR < relative(other.grad_norm, limit)
         and (other.grad_norm or 0) > limit
@@ -166,13 +175,22 @@ def _of_norm(index: int, theirs: Run, ours: Run) -> str:
             f"{theirs.engine}'s{known}: the gradients are scaled after the loss was noted, or those of ranks "
             "or micro-batches are summed and not averaged"
         )
-    distance = relative(their.grad_norm, our.grad_norm)
     if their.random == our.random and distance > _OF_BF16:
         return (
             "gradients: the loss is equal and the gradient is not: those of some micro-batches or ranks are "
             "missing, or some were not cleared"
         )
     return _of_forward(distance, their, our, theirs, ours)
+
+
+def _of_shards(distance: float, theirs: Run, ours: Run) -> str:
+    whole, shared = (ours, theirs) if is_sharded(theirs) else (theirs, ours)
+    return (
+        f"norm of shards: loss and samples are equal, and the gradient norms are {distance:.1e} apart. "
+        f"In {whole.engine} each rank has the whole gradient and sums its squares; in {shared.engine} each "
+        "has a part, sums the squares of that, and the ranks' sums are added: another order, which rounds "
+        "otherwise"
+    )
 
 
 def _of_rate(index: int, theirs: Run, ours: Run) -> str:

@@ -1,73 +1,24 @@
 """compare: one job on several engines, one after the other, each in fresh processes; and what came of it."""
 
 import shutil
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
-
 from hfbridge.compare import files
 from hfbridge.compare.causes import Run
-from hfbridge.compare.engines import Engine, parse_engines
+from hfbridge.compare.earlier import is_recorded, open_folder
+from hfbridge.compare.engines import Engine, pairs_of, parse_engines
 from hfbridge.compare.job import check_script, digest_of
+from hfbridge.compare.outcome import Comparison
 from hfbridge.compare.processes import Processes, last_lines
+from hfbridge.compare.progress import Progress, progress_of
 from hfbridge.compare.record import Step, merge
+from hfbridge.compare.report.panels import seconds_as_text
 from hfbridge.compare.verdict import Verdict, judge
 from hfbridge.errors import JobError, Problem, raise_problems
-
-_AGREE = ("exact", "close", "same trajectory")
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What came of a comparison; `str` of it is a table.
-
-    Attributes:
-        folder: where its files are; files.py has the table.
-        engines: in the order in which they were given.
-        verdicts: on each engine but the first, beside the first.
-        results: what each engine that has an end tells of itself, by its name; its `done.json`.
-    """
-
-    folder: Path
-    engines: tuple[str, ...]
-    verdicts: tuple[Verdict, ...]
-    results: dict[str, dict[str, Any]]
-
-    @property
-    def agrees(self) -> bool:
-        """Whether all engines go the same way, to the bit or within the tolerance that is stated."""
-        return all(verdict.grade in _AGREE for verdict in self.verdicts)
-
-    def __str__(self) -> str:
-        """Lay out speed and memory of the engines, then the verdicts."""
-        width = max(len(name) for name in self.engines)
-        lines = [f"{'':{width}}  steps  samples/s  seconds  peak MiB"]
-        for name in self.engines:
-            lines.append(f"{name:{width}}  {_measured(self.results.get(name))}")
-        for verdict in self.verdicts:
-            lines += ["", f"{verdict.ours} beside {verdict.theirs}: {verdict.grade}", f"  {verdict.why}"]
-            if verdict.cause is not None:
-                lines.append(f"  Likely cause: {verdict.cause}.")
-            if verdict.largest:
-                shown = (f"{name} {value:.1e}" for name, value in verdict.largest.items())
-                lines.append(f"  Largest relative differences: {', '.join(shown)}")
-        return "\n".join(lines)
-
-
-def _measured(result: dict[str, Any] | None) -> str:
-    if result is None:
-        return "failed"
-    return (
-        f"{result['steps_done']:>5}  {result['samples_per_second']:>9.1f}  "
-        f"{result['seconds_training']:>7.1f}  {result['peak_memory_bytes'] / 2**20:>8.0f}"
-    )
 
 
 def compare(
@@ -78,6 +29,7 @@ def compare(
     out: Path,
     steps: int | None = None,
     resume: bool = True,
+    overwrite: bool = False,
     show_progress: bool = True,
 ) -> Comparison:
     """Train a job on several engines and compare every optimizer step.
@@ -89,15 +41,16 @@ def compare(
         ranks: processes of each engine.
         out: the folder of the comparison; a new one, or that of an earlier comparison of this job.
         steps: end each run after this optimizer step; settings and schedule stay those of the whole job.
-        resume: take over what an earlier comparison has recorded of an engine, if job, versions and options
-            are still the same.
-        show_progress: draw a bar for each engine.
+        resume: take over what an earlier comparison has recorded of an engine.
+        overwrite: delete records in the folder that were made of another job, with other options or versions.
+        show_progress: tell how far each engine is: by bars on a terminal, elsewhere by lines.
 
     Returns:
-        The verdicts. An engine that fails has one, too, and the others go on.
+        The verdicts: on each engine beside the first, and on each Lightning engine beside the native one of
+        the same strategy. An engine that fails has one, too, and the others go on.
 
     Raises:
-        JobError: job, engines, ranks, steps or folder do not fit.
+        JobError: job, engines, ranks, steps or folder do not fit, or records in it would be lost.
         MissingDependencyError: a strategy needs a package that is not installed.
 
     Proved by: tests/compare/test_comparison.py
@@ -106,18 +59,23 @@ def compare(
     parsed = parse_engines(engines)
     _check_numbers(ranks=ranks, steps=steps)
     check_script(job)
-    _open_folder(out, job)
     options = {"ranks": ranks, "steps": steps}
+    open_folder(out, job, parsed, options, overwrites=overwrite)
     files.write_json(out / files.COMPARISON, _described(out, job, parsed, (), options))
-    with _bars(parsed, is_shown=show_progress) as bars:
-        for engine, bar in zip(parsed, bars, strict=True):
-            _run(engine, job, out / engine.slug, options, bar, resume=resume)
-    runs = [_read_run(engine, out / engine.slug) for engine in parsed]
-    verdicts = tuple(judge(runs[0], run) for run in runs[1:])
+    with progress_of([engine.name for engine in parsed], is_shown=show_progress) as told:
+        for engine, progress in zip(parsed, told, strict=True):
+            _run(engine, job, out / engine.slug, options, progress, resume=resume)
+    runs = {engine: _read_run(engine, out / engine.slug) for engine in parsed}
+    verdicts = tuple(judge(runs[theirs], runs[ours]) for theirs, ours in pairs_of(parsed))
     files.write_json(out / files.COMPARISON, _described(out, job, parsed, verdicts, options))
-    found = {engine.name: _result(out / engine.slug) for engine in parsed}
-    results = {name: result for name, result in found.items() if result is not None}
-    return Comparison(out, tuple(engine.name for engine in parsed), verdicts, results)
+    found = {engine.name: files.read_done(out / engine.slug) for engine in parsed}
+    return Comparison(
+        out,
+        tuple(engine.name for engine in parsed),
+        verdicts,
+        {name: result for name, result in found.items() if result is not None},
+        {run.engine: run.failure for run in runs.values() if run.failure},
+    )
 
 
 def _check_numbers(**numbers: Any) -> None:
@@ -130,45 +88,32 @@ def _check_numbers(**numbers: Any) -> None:
         raise_problems(JobError, "The comparison cannot begin; nothing was started.", problems)
 
 
-def _open_folder(out: Path, job: Path) -> None:
-    """Make the folder, or see that it is that of an earlier comparison of the same job.
-
-    Raises:
-        JobError: something else is there.
-    """
-    if out.exists() and not out.is_dir():
-        raise JobError(f"{out}: is a file; the results of a comparison need a folder. Choose another name.")
-    found = out / files.COMPARISON
-    if found.exists():
-        other = files.read_json(found).get("job")
-        if other != job.name:
-            raise JobError(
-                f"{out}: holds the comparison of another job, {other}, and not of {job.name}. Choose another "
-                "folder, or delete this one."
-            )
-    elif out.exists() and any(out.iterdir()):
-        raise JobError(f"{out}: holds other files, and no comparison. Choose a new or empty folder.")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise JobError(f"{out}: cannot be made ({error.strerror}). Choose another folder.") from error
-
-
-def _run(engine: Engine, job: Path, folder: Path, options: dict[str, Any], bar: Any, *, resume: bool) -> None:
+def _run(
+    engine: Engine,
+    job: Path,
+    folder: Path,
+    options: dict[str, Any],
+    progress: Progress,
+    *,
+    resume: bool,
+) -> None:
     """Train one engine, unless an earlier comparison has; leaves done.json or failed.txt.
 
     Raises:
         JobError: the job itself is wrong, so that no other engine could train it.
     """
-    if resume and _is_done(engine, job, folder, options):
-        _show(bar, len(files.read_steps(folder)), None, end="recorded before")
+    if resume and is_recorded(engine, job, folder, options):
+        steps = len(files.read_steps(folder))
+        progress.show(steps, steps)
+        progress.end("recorded before")
         return
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     began_s = time.monotonic()
-    bar.set_postfix_str("starts")
+    progress.begin()
     with Processes(engine, job, folder, **options) as processes:
-        is_well = processes.follow(lambda done, total: _show(bar, done, total))
+        is_well = processes.follow(progress.show)
+    taken_s = time.monotonic() - began_s
     shutil.rmtree(folder / "saved", ignore_errors=True)
     if (folder / "refused.txt").exists():
         refused = (folder / "refused.txt").read_text(encoding="utf-8")
@@ -177,30 +122,13 @@ def _run(engine: Engine, job: Path, folder: Path, options: dict[str, Any], bar: 
     if not is_well:
         told = last_lines(folder)
         (folder / "failed.txt").write_text(told + "\n", encoding="utf-8")
-        _show(bar, bar.n, None, end=f"failed: {told.splitlines()[-1]}")
+        progress.end(f"failed after {seconds_as_text(taken_s)}: {told.splitlines()[-1]}")
         return
-    _finish(engine, job, folder, options)
-    _show(bar, bar.n, None, end=f"done in {time.monotonic() - began_s:.0f} s")
+    _finish(engine, folder, options, taken_s=taken_s)
+    progress.end(f"done in {seconds_as_text(taken_s)}")
 
 
-def _is_done(engine: Engine, job: Path, folder: Path, options: dict[str, Any]) -> bool:
-    result = _result(folder)
-    if result is None or any(result.get(name) != value for name, value in options.items()):
-        return False
-    if result["engine"] != engine.name or result["versions"] != files.versions():
-        return False
-    near = job.resolve().parent
-    sources: dict[str, str] = result["sources"]
-    return job.name in sources and all(
-        (near / name).is_file() and digest_of(near / name) == digest for name, digest in sources.items()
-    )
-
-
-def _result(folder: Path) -> dict[str, Any] | None:
-    return files.read_json(folder / "done.json") if (folder / "done.json").exists() else None
-
-
-def _finish(engine: Engine, job: Path, folder: Path, options: dict[str, Any]) -> None:
+def _finish(engine: Engine, folder: Path, options: dict[str, Any], *, taken_s: float) -> None:
     """Put together what the ranks have left."""
     numbers = range(options["ranks"])
     of_ranks = [files.read_json(folder / f"result-{rank}.json") for rank in numbers]
@@ -215,6 +143,7 @@ def _finish(engine: Engine, job: Path, folder: Path, options: dict[str, Any]) ->
         "steps_done": len(steps),
         "seconds_training": max(result["seconds_training"] for result in of_ranks),
         "seconds_startup": max(result["seconds_startup"] for result in of_ranks),
+        "seconds_in_all": taken_s,
         "samples_per_second": sum(step.rows for step in steps) / seconds if seconds else 0.0,
         "peak_memory_bytes": max(result["peak_memory_bytes"] for result in of_ranks),
         "settings": first["settings"],
@@ -230,7 +159,7 @@ def _finish(engine: Engine, job: Path, folder: Path, options: dict[str, Any]) ->
 
 
 def _read_run(engine: Engine, folder: Path) -> Run:
-    result = _result(folder)
+    result = files.read_done(folder)
     if result is None:
         return Run(engine.name, failure=(folder / "failed.txt").read_text(encoding="utf-8").strip())
     return Run(
@@ -246,7 +175,7 @@ def _described(
     out: Path, job: Path, engines: Sequence[Engine], verdicts: Sequence[Verdict], options: dict[str, Any]
 ) -> dict[str, Any]:
     """Describe a comparison, as far as its engines have run."""
-    given = {engine.name: _result(out / engine.slug) or {} for engine in engines}
+    given = {engine.name: files.read_done(out / engine.slug) or {} for engine in engines}
     settings = {name: result.get("settings", {}) for name, result in given.items()}
     names = sorted({name for of_engine in settings.values() for name in of_engine})
     done = [result["steps_done"] for result in given.values() if result]
@@ -268,39 +197,3 @@ def _described(
         ],
         "verdicts": [verdict.as_row() for verdict in verdicts],
     }
-
-
-@contextmanager
-def _bars(engines: Sequence[Engine], *, is_shown: bool) -> Iterator[list[Any]]:
-    """Draw a line for each engine."""
-    width = max(len(engine.name) for engine in engines)
-    bars = [
-        Tqdm(
-            desc=f"{engine.name:{width}}",
-            position=position,
-            total=None,
-            unit="step",
-            disable=not is_shown,
-            dynamic_ncols=True,
-            bar_format="{desc} {n_fmt}/{total_fmt} |{bar}|{postfix}",
-            mininterval=0.1 if sys.stderr.isatty() else 10,  # where lines cannot be drawn over
-            postfix="waits",
-        )
-        for position, engine in enumerate(engines)
-    ]
-    try:
-        yield bars
-    finally:
-        for bar in bars:
-            bar.close()
-
-
-def _show(bar: Any, done: int, total: int | None, *, end: str = "") -> None:
-    """Move a bar on, tqdm decides when to draw; at the end say how it was."""
-    if total is not None and bar.total != total:
-        bar.reset(total)
-        bar.set_postfix_str("trains", refresh=False)
-    bar.update(done - bar.n)
-    if end:
-        bar.total = bar.total or done
-        bar.set_postfix_str(end)

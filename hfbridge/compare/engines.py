@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from hfbridge.advice import Advice
 from hfbridge.errors import JobError, MissingDependencyError, Problem, raise_problems
 from hfbridge.settings.checks import suggest
 from hfbridge.settings.strategies import NAMES
@@ -55,6 +56,12 @@ class Engine:
     def needs_deepspeed(self) -> bool:
         """Whether its strategy is DeepSpeed's."""
         return (self.strategy or "").startswith("deepspeed")
+
+    @property
+    def advice(self) -> Advice:
+        """What its user does where an HFModule's would choose the loss, or go on from a checkpoint."""
+        name = self.name.partition("@")[0]
+        return Advice(f"compare the engine {name}@exact", f"compare the engine {name}", None)
 
     @classmethod
     def parse(cls, name: str) -> "Engine":
@@ -105,6 +112,23 @@ def parse_engines(names: Sequence[str]) -> list[Engine]:
                 name="deepspeed",
             )
     return found
+
+
+def pairs_of(engines: Sequence[Engine]) -> list[tuple[Engine, Engine]]:
+    """Say which engines are judged beside which, theirs and ours.
+
+    Each one beside the first; and, since that may be by another strategy, each Lightning engine beside the
+    native one of its own.
+
+    Args:
+        engines: of a comparison.
+    """
+    pairs = [(engines[0], other) for other in engines[1:]]
+    natives = {engine.strategy: engine for engine in engines[1:] if engine.kind == "native"}
+    for engine in engines[1:]:
+        if engine.kind == "lightning" and engine.normalization == "native" and engine.strategy in natives:
+            pairs.append((natives[engine.strategy], engine))
+    return pairs
 
 
 def _problems(names: Sequence[str]) -> Iterator[Problem]:

@@ -6,8 +6,9 @@
     <slug>/rank-<n>.jsonl   steps of a rank while it trains; removed at the end
     <slug>/steps.jsonl      a line an optimizer step; record.py has the table
     <slug>/metrics.jsonl    a line an evaluation
-    <slug>/done.json        engine, seconds_training, seconds_startup, samples_per_second, peak_memory_bytes,
-                            settings, notes, first_ and final_parameters; ranks, steps, versions, sources
+    <slug>/done.json        engine, seconds_training, _startup and _in_all, samples_per_second,
+                            peak_memory_bytes, settings, notes, first_ and final_parameters; ranks, steps,
+                            versions, sources
     <slug>/failed.txt       last lines of an engine that failed, instead
     <slug>/output.txt       everything that its processes have written
 
@@ -50,6 +51,15 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise JobError(f"{path}: holds no object. Delete it, and compare again.")
     return found
+
+
+def read_done(folder: Path) -> dict[str, Any] | None:
+    """Read what an engine has told at its end; `None` if it has not come to one.
+
+    Raises:
+        JobError: the file is damaged.
+    """
+    return read_json(folder / "done.json") if (folder / "done.json").exists() else None
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

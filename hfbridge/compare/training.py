@@ -3,7 +3,7 @@
     engine       trains by                         losses are told by             gradient norm by
     native       Trainer.train                     Trainer.training_step          Accelerator.clip_grad_norm_
     accelerate   AccelerateLoop                    the loop                       the loop
-    lightning    from_trainer, hfbridge's fit      CallbackHost.add_micro_batch   HFModule.last_step
+    lightning    carry_over, hfbridge's fit        CallbackHost.add_micro_batch   HFModule.last_step
 
 The Recorder is a TrainerCallback of all three. Only methods of the objects of this run are put into others.
 """
@@ -27,7 +27,7 @@ from hfbridge.compare.engines import Engine
 from hfbridge.compare.job import Job, native_arguments
 from hfbridge.compare.record import Recorder, described, measure
 from hfbridge.errors import JobError
-from hfbridge.migrate import from_trainer
+from hfbridge.migrate import carry_over
 from hfbridge.optional import require
 from hfbridge.settings import native as native_settings
 from hfbridge.settings.deepspeed import preset
@@ -141,7 +141,17 @@ def train(engine: Engine, trainer: NativeTrainer, recorder: Recorder) -> dict[st
         notes = []
         _listen_to_native(trainer, recorder)
         trainer.train()
-    return {"settings": _settings_of(trainer.args, trainer.model, trainer.optimizer), "notes": notes}
+    settings = _settings_of(trainer.args, trainer.model, trainer.optimizer)
+    return {"settings": {**settings, "strategy": _strategy_of(trainer)}, "notes": notes}
+
+
+def _strategy_of(trainer: NativeTrainer) -> str:
+    """Name how the ranks of a native Trainer share the work, by the word that hfbridge has for it."""
+    if trainer.is_deepspeed_enabled:
+        return "deepspeed"
+    if trainer.is_fsdp_enabled:
+        return "fsdp2" if trainer.accelerator.is_fsdp2 else "fsdp"
+    return "ddp" if trainer.args.world_size > 1 else "single"
 
 
 def _listen_to_native(trainer: Any, recorder: Recorder) -> None:
@@ -174,12 +184,14 @@ def _measure_in_parts(model: nn.Module) -> tuple[str, float] | None:
 
 
 def _train_lightning(engine: Engine, native: NativeTrainer, recorder: Recorder) -> dict[str, Any]:
-    arguments: dict[str, Any] = {"logger": False, "enable_model_summary": False, "enable_progress_bar": False}
-    trainer, module, data = from_trainer(
+    trainer, module, data = carry_over(
         native,
-        strategy=engine.strategy or "auto",
         loss_normalization=engine.normalization,
-        **arguments,
+        advice=engine.advice,
+        changed={"disable_tqdm": True},  # the comparison tells how far it is
+        strategy=engine.strategy or "auto",
+        logger=False,
+        enable_model_summary=False,
     )
 
     def connect() -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from hfbridge.compare.causes import Run, cause_of, of_first_parameters, relative
+from hfbridge.compare.causes import Run, cause_of, is_sharded, of_first_parameters, relative
 from hfbridge.compare.record import Metrics, Step
 
 Grade = Literal["exact", "close", "same trajectory", "differs", "failed"]
@@ -53,6 +53,10 @@ _OF_LOW_PRECISION = {
     "grad_norm": Tolerance(2e-1, 2e-2),
     "parameter_norm": Tolerance(1e-3, 1e-4),
 }
+_SHARDED = (
+    "Sums over ranks are taken in another order, that of the gradient norm, too: where the ranks share the "
+    "gradients, each sums the squares of its part, and these sums are added."
+)
 _METRIC = 5e-2  # of a trajectory: a row or two of a small set that change sides
 
 
@@ -125,9 +129,10 @@ def judge(theirs: Run, ours: Run) -> Verdict:
     Proved by: tests/compare/test_verdict.py, tests/compare/test_causes.py
     """
     names = theirs.engine, ours.engine
-    for run in (theirs, ours):
-        if run.failure:
-            return Verdict(*names, "failed", why=f"{run.engine} has failed: {run.failure.splitlines()[-1]}")
+    failed = [run for run in (theirs, ours) if run.failure]
+    if failed:
+        told = (f"{run.engine} has failed: {run.failure.splitlines()[-1]}" for run in failed)
+        return Verdict(*names, "failed", why="; ".join(told))
     largest = _largest(theirs, ours)
     if None not in (theirs.first_parameters, ours.first_parameters):
         begun = theirs.first_parameters, ours.first_parameters
@@ -199,7 +204,10 @@ def _telling(first: Point, noise: _Noise, theirs: Run, ours: Run) -> Point:
     discrete = _discrete(theirs, ours)
     if not noise.tolerances or first.at >= _FIRST_NOISE or discrete == first:
         return first
-    if _distance(first, theirs, ours) > max(CLOSE, noise.tolerances["parameter_norm"].step):
+    bound = max(CLOSE, noise.tolerances["parameter_norm"].step)
+    if first.quantity == "parameters" and noise.tolerances is _OF_SUMS:
+        bound = CLOSE  # the norm is equal to the bit: no sum of gradients was taken otherwise
+    if _distance(first, theirs, ours) > bound:
         return first
     beyond = [point for point in (discrete, _outside(noise, theirs, ours)) if point is not None]
     if beyond:
@@ -254,6 +262,8 @@ def _noise(theirs: Run, ours: Run) -> _Noise:
     if reasons:
         same = len(precisions) == len(dtypes) == 1
         return _Noise(_OF_LOW_PRECISION if same else {}, " ".join(reasons))
+    if is_sharded(theirs) != is_sharded(ours):
+        return _Noise(_OF_SUMS, _SHARDED)
     if any((run.settings.get("ranks") or 1) > 1 for run in runs):
         return _Noise(_OF_SUMS, "Sums over ranks are taken in another order.")
     if len({run.settings.get("loss_normalization", "native") for run in runs}) > 1:

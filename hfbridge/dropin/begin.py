@@ -21,6 +21,7 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from transformers import enable_full_determinism, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
+from hfbridge.advice import Advice
 from hfbridge.datamodule import HFDataModule
 from hfbridge.errors import SettingsError
 from hfbridge.migrate.carry import carry_over
@@ -29,6 +30,14 @@ from hfbridge.trainer import Trainer
 
 STRATEGY_VARIABLE = "HFBRIDGE_STRATEGY"
 """Environment variable that names a strategy where the class says "auto"."""
+
+ADVICE = Advice(
+    exact='set loss_normalization = "exact" on the Trainer, before train',
+    native='set loss_normalization = "native" on the Trainer, before train',
+    resume=None,
+    tells_of_fields=False,  # callbacks are given the native object's own arguments
+)
+"""For scripts that go on with their native Trainers: what they do not say is as natively."""
 
 
 def make_model_anew(native: Any) -> None:
@@ -94,10 +103,11 @@ def carry_trainer(
         trainer, module, data = carry_over(
             native,
             loss_normalization=loss_normalization,
+            advice=ADVICE,
             called=called,
+            changed={"disable_tqdm": True},  # the native object's own callbacks draw
             strategy=os.environ.get(STRATEGY_VARIABLE, "auto") if strategy == "auto" else strategy,
             logger=False,
-            enable_progress_bar=False,
             enable_model_summary=False,
             **_ranks(native.args),
         )

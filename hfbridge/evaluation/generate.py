@@ -200,7 +200,7 @@ def make_ready(model: Any, args: Any, *, processing_class: Any, is_first: bool, 
     if _pad_token_of(model, processing_class) is None:
         raise ModelError(
             f"predict_with_generate=True pads what {kind} generates, and there is no pad token. Set "
-            "tokenizer.pad_token and pass processing_class=tokenizer to HFModule, or set "
+            "tokenizer.pad_token and pass processing_class=tokenizer, or set "
             "model.config.pad_token_id."
         )
     _check_start(model)

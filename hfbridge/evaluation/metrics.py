@@ -1,7 +1,7 @@
 """From collected predictions to the metrics the native Trainer reports; knows Hugging Face.
 
 <prefix>_loss                     weighted mean of the batches' losses
-<prefix>_model_preparation_time   seconds before an evaluation that no training precedes
+<prefix>_model_preparation_time   seconds that the model took to be made ready; where no training precedes
 <prefix>_<name>                   what compute_metrics returns
 <prefix>_runtime, _samples_per_second, _steps_per_second
 """
@@ -178,7 +178,7 @@ def mean_loss(collected: Collected, *, drop_non_finite: bool) -> float | None:
         if any(part.ndim == 0 for part in losses):
             raise MetricsError(
                 "eval_use_gather_object=True: on several ranks the losses of a set of a single round cannot "
-                'be joined that way. Leave it out, or pass loss_normalization="exact" to HFModule.'
+                'be joined that way. Leave it out, or use loss_normalization="exact".'
             )
         losses = np.concatenate(losses)
     (losses,) = _finite(drop_non_finite, losses)

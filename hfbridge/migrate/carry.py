@@ -16,14 +16,15 @@ Two settings are read by nobody natively: resume_from_checkpoint, which is for s
 TrainingArguments adds. They are left behind, and told of.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import fields
-from types import MethodType
+from types import MappingProxyType, MethodType
 from typing import Any, Literal
 
 from transformers import Seq2SeqTrainer
 from transformers import Trainer as NativeTrainer
 
+from hfbridge.advice import OF_MODULE, Advice
 from hfbridge.datamodule import HFDataModule
 from hfbridge.errors import Problem, SettingsError, raise_problems
 from hfbridge.migrate.attributes import changed_settings, find_unfit, has_trained
@@ -39,7 +40,9 @@ def carry_over(
     native_trainer: NativeTrainer,
     *,
     loss_normalization: Literal["exact", "native"],
+    advice: Advice = OF_MODULE,
     called: Collection[str] = (),
+    changed: Mapping[str, Any] = MappingProxyType({}),
     **trainer_arguments: Any,
 ) -> tuple[Trainer, HFModule, HFDataModule]:
     """Do the work of `from_trainer`, for one that calls some of the native Trainer's methods itself.
@@ -47,7 +50,9 @@ def carry_over(
     Args:
         native_trainer: the object.
         loss_normalization: of HFModule.
+        advice: how the caller's user does what notes tell him to.
         called: methods that may be replaced, since the caller calls them.
+        changed: settings that are others than the object's.
         **trainer_arguments: of `hfbridge.Trainer`.
 
     Raises:
@@ -62,7 +67,7 @@ def carry_over(
         raise SettingsError(f"from_trainer takes a transformers.Trainer object, and was given {kind}.")
     found = sort_callbacks(native_trainer)
     problems = [*find_replaced(native_trainer, called=called), *find_unfit(native_trainer), *found.problems]
-    settings, notes = _settings_of(native_trainer, found, problems)
+    settings, notes = _settings_of(native_trainer, found, problems, changed=changed, advice=advice)
     if problems:
         kind, noun = type(native_trainer).__name__, "part" if len(problems) == 1 else "parts"
         headline = (
@@ -76,6 +81,7 @@ def carry_over(
     trainer.prints_rows = found.prints_rows
     trainer.train_batch_size = _train_batch_size(native_trainer)
     module, data = _module_of(native_trainer, loss_normalization), _data_of(native_trainer)
+    module.advice = advice
     module.evaluator.keeps_repeated = isinstance(native_trainer, Seq2SeqTrainer)
     for note in notes:
         module.tell(note)
@@ -85,25 +91,30 @@ def carry_over(
 
 
 def _settings_of(
-    native_trainer: NativeTrainer, callbacks: CarriedCallbacks, problems: list[Problem]
+    native_trainer: NativeTrainer,
+    callbacks: CarriedCallbacks,
+    problems: list[Problem],
+    *,
+    changed: Mapping[str, Any],
+    advice: Advice,
 ) -> tuple[Settings, list[str]]:
     """Read the settings, with what was changed on the object; problems are added to those known."""
     args, notes = native_trainer.args, list[str]()
     values = native.read(args)
     for name in [field.name for field in fields(args) if field.name in values and field.name not in DEFAULTS]:
         del values[name]
-        notes.append(
-            f"{name} is a field of {type(args).__name__} that transformers.TrainingArguments does not have; "
-            "neither Trainer reads it, and the arguments that callbacks are given are without it."
-        )
+        if advice.tells_of_fields:
+            notes.append(
+                f"{name} is a field of {type(args).__name__} that transformers.TrainingArguments does not "
+                "have; neither Trainer reads it, and the arguments that callbacks are given are without it."
+            )
     if not isinstance(native_trainer, Seq2SeqTrainer):  # which alone reads them
         values = {name: value for name, value in values.items() if name not in SEQ2SEQ_FIELDS}
-    if values.pop("resume_from_checkpoint", None):
+    if values.pop("resume_from_checkpoint", None) and advice.resume is not None:
         notes.append(
-            "resume_from_checkpoint is read by scripts, not by the native Trainer: pass it to trainer.fit as "
-            "ckpt_path=."
+            f"resume_from_checkpoint is read by scripts, not by the native Trainer: {advice.resume}."
         )
-    values |= changed_settings(native_trainer) | callbacks.settings
+    values |= {**changed_settings(native_trainer), **callbacks.settings, **changed}
     _take_out_steps(values)
     try:
         return Settings.of(values), notes

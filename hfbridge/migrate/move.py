@@ -4,10 +4,16 @@ from typing import Any, Literal
 
 from transformers import Trainer as NativeTrainer
 
+from hfbridge.advice import Advice
 from hfbridge.datamodule import HFDataModule
 from hfbridge.migrate.carry import carry_over
 from hfbridge.module import HFModule
 from hfbridge.trainer import Trainer
+
+_ADVICE = Advice(
+    exact='pass loss_normalization="exact" to from_trainer',
+    native='pass loss_normalization="native" to from_trainer',
+)
 
 
 def from_trainer(
@@ -48,5 +54,9 @@ def from_trainer(
     Proved by: tests/parity/test_migrate.py
     """
     return carry_over(
-        native_trainer, loss_normalization=loss_normalization, strategy=strategy, **trainer_arguments
+        native_trainer,
+        loss_normalization=loss_normalization,
+        advice=_ADVICE,
+        strategy=strategy,
+        **trainer_arguments,
     )

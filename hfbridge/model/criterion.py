@@ -94,7 +94,7 @@ class Criterion:
         shape, what = tuple((outputs if is_bare else loss).shape), "a bare tensor" if is_bare else "a loss"
         raise ModelError(
             f"{type(unwrap_peft_model(model)).__name__} returned {what} of shape {shape}; training needs one "
-            "number. Pass compute_loss_func=... to HFModule, which gets the outputs and returns it: "
+            "number. Pass compute_loss_func=..., which gets the outputs and returns it: "
             "lambda outputs, labels, num_items_in_batch: outputs.loss.mean(), say."
         )
 
@@ -159,6 +159,6 @@ def loss_in(outputs: Any, inputs: Inputs, model: nn.Module) -> Tensor:
             f"{type(model).__name__} returned no loss, only {got}. It was given {', '.join(inputs)}. A "
             "model returns a loss when it has a head and gets labels: use an AutoModelFor... class of your "
             "task, and see that the dataset or the data_collator makes a 'labels' column; for a model "
-            "without a loss of its own pass compute_loss_func=... to HFModule."
+            "without a loss of its own pass compute_loss_func=..."
         )
     return loss

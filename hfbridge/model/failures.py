@@ -114,13 +114,13 @@ def explain(error: Exception, model: nn.Module, inputs: Mapping[str, Any]) -> Br
     if _NO_TRAINING.search(text):
         return ModelError(
             f"{_name(model)} was given labels and does not train in the installed transformers, which says: "
-            f"{text!r}. Pass compute_loss_func=... to HFModule, which gets the outputs and the labels and "
+            f"{text!r}. Pass compute_loss_func=..., which gets the outputs and the labels and "
             "returns the loss, or use a class that has a loss."
         )
     if "padding token" in text or "pad token" in text:
         return ModelError(
             f"{_name(model)} needs to know the pad token to find the end of a row, and its config has "
-            "pad_token_id=None. Set model.config.pad_token_id, or give HFModule as processing_class a "
+            "pad_token_id=None. Set model.config.pad_token_id, or pass as processing_class a "
             "tokenizer that has a pad_token."
         )
     try:

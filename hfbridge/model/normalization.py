@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from hfbridge.advice import OF_MODULE, Advice
 from hfbridge.model.criterion import OWN_LOSS, Criterion
 from hfbridge.model.items import Inputs, LossTraits, count_items, native_items
 from hfbridge.model.loss import ExactLoss, Loss, NativeLoss, device_of
@@ -148,13 +149,14 @@ class Normalization:
             self._split = describe_split(model, inputs, parts, self._loss)
         return self._loss
 
-    def compare(self, micro_batches: Sequence[Inputs]) -> str:
+    def compare(self, micro_batches: Sequence[Inputs], *, advice: Advice = OF_MODULE) -> str:
         """Say by which factor native's gradient of a window differs from the exact one, if it does.
 
         Where the loss is no mean over items, that is said as well.
 
         Args:
             micro_batches: the window; only labels and sizes are read.
+            advice: how the user chooses the other loss.
         """
         if self._probe is None:
             return ""
@@ -162,11 +164,11 @@ class Normalization:
         if abs(least - 1) < 1e-9 and abs(most - 1) < 1e-9:
             return self._split
         factor = f"{most:.4g}" if most - least < 1e-9 else f"{least:.4g} to {most:.4g} (by micro-batch)"
-        other = "native" if self.name == "exact" else "exact"
+        choosing = advice.choosing("native" if self.name == "exact" else "exact")
         return (
             f'loss_normalization="{self.name}" is used. In "native" the loss and gradient of the first '
             f'window are {factor} times those of "exact", which is the mean over all its items. '
-            f'Pass loss_normalization="{other}" to HFModule for the other.'
+            f"For the other {choosing}."
             f"{' ' if self._split else ''}{self._split}"
         )
 

@@ -255,6 +255,7 @@ def test_compare(hfbridge: Command, calls: list[Any]) -> None:
             "out": Path("report"),
             "steps": 5,
             "resume": True,
+            "overwrite": False,
             "show_progress": True,
         },
     )
@@ -262,10 +263,13 @@ def test_compare(hfbridge: Command, calls: list[Any]) -> None:
 
 
 def test_compare_ends_with_1_if_parity_is_lost(hfbridge: Command, calls: list[Any]) -> None:
-    options = ("--no-report", "--no-resume", "--no-progress")
+    options = ("--no-report", "--no-resume", "--no-progress", "--overwrite")
     assert hfbridge("compare", "job.py", "--engines=native,wrong", *options)[:2] == (1, "the verdicts\n")
     assert [call[0] for call in calls] == ["compare"]
-    assert calls[0][2] | {"resume": False, "show_progress": False, "steps": None, "ranks": 1} == calls[0][2]
+    assert (
+        calls[0][2] | {"resume": False, "overwrite": True, "show_progress": False, "steps": None, "ranks": 1}
+        == calls[0][2]
+    )
 
 
 def test_run_gives_the_script_what_stands_after_the_dashes(hfbridge: Command, calls: list[Any]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +16,7 @@ from hfbridge.compare import Comparison, compare, comparison, files
 from hfbridge.compare.engines import Engine
 from hfbridge.compare.job import digest_of
 from hfbridge.compare.record import Step
+from hfbridge.compare.report import write_report
 
 SCRIPT = "from rows import ROWS\n\n\ndef build():\n    return ROWS\n"
 ENGINES = ("native", "accelerate", "lightning:deepspeed_stage_2")
@@ -26,6 +28,8 @@ class StandIn:
 
     started: list[str]
     plans: dict[str, Callable[[Path], bool]]
+    steps = 3
+    other: dict[str, float]
 
     def __init__(self, engine: Engine, job: Path, folder: Path, *, ranks: int, steps: int | None) -> None:
         self.started.append(engine.name)
@@ -44,7 +48,7 @@ class StandIn:
             return self.plans[self._engine.name](self._folder)
         near = self._job.resolve().parent
         for rank in range(self._ranks):
-            rows = [replace(STEP, step=n, samples=f"{n}{rank}").as_row() for n in (1, 2, 3)]
+            rows = [self._step(n, rank).as_row() for n in range(1, self.steps + 1)]
             files.write_lines(self._folder / f"rank-{rank}.jsonl", rows)
             result = {
                 "settings": {"learning_rate": 0.1, "kind": self._engine.kind},
@@ -61,6 +65,11 @@ class StandIn:
         show(3, 3)
         return True
 
+    def _step(self, number: int, rank: int) -> Step:
+        """Make a step, whose gradient norm is so many times that of others."""
+        norm = (STEP.grad_norm or 0.0) * self.other.get(self._engine.name, 1.0)
+        return replace(STEP, step=number, samples=f"{number}{rank}", grad_norm=norm)
+
 
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
@@ -69,6 +78,8 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
     Path("rows.py").write_text("ROWS = 3\n")
     monkeypatch.setattr(StandIn, "started", [], raising=False)
     monkeypatch.setattr(StandIn, "plans", {}, raising=False)
+    monkeypatch.setattr(StandIn, "other", {}, raising=False)
+    monkeypatch.setattr(StandIn, "steps", 3)
     monkeypatch.setattr(comparison, "Processes", StandIn)
     return StandIn
 
@@ -89,6 +100,12 @@ def fail(folder: Path) -> bool:
     (folder / "error-1.txt").write_text("Traceback\nValueError: rank 1 has no rows\n")
     os.utime(folder / "error-1.txt", (1, 1))
     (folder / "error-0.txt").write_text("RuntimeError: connection closed\n")
+    return False
+
+
+def fail_otherwise(folder: Path) -> bool:
+    lines = "".join(f"line {n}\n" for n in range(10))
+    (folder / "error-0.txt").write_text(f"Traceback\n{lines}KeyError: 'labels'\n")
     return False
 
 
@@ -145,24 +162,77 @@ def test_no_paths_and_no_names_of_machines_are_written(tmp_path: Path) -> None:
     assert socket.gethostname() not in text
 
 
-def test_the_table_can_be_read() -> None:
+def test_what_came_of_it_can_be_read() -> None:
     StandIn.plans["accelerate"] = fail
-    text = str(run())
-    assert "native                           3       16.0      3.0         2" in text
-    assert "accelerate                   failed" in text
+    lines = str(run()).splitlines()
+    assert lines[0] == "accelerate failed; lightning:deepspeed_stage_2 equals native to the bit."
+    assert [line.split() for line in lines[2:7]] == [
+        ["steps", "samples/s", "start-up", "training", "in", "all", "peak", "MiB"],
+        ["native", "3", "n/a", "1", "s", "3", "s", lines[3].split()[7], lines[3].split()[8], "2"],
+        ["accelerate", "failed"],
+        [ENGINES[2], "3", "n/a", "1", "s", "3", "s", lines[5].split()[7], lines[5].split()[8], "2"],
+        ["Too", "few", "steps", "for", "a", "speed", "(3;", "20", "are", "needed)."],
+    ]
+    text = "\n".join(lines)
     assert "lightning:deepspeed_stage_2 beside native: exact\n  All 3 steps are equal to the bit" in text
-    assert "  accelerate has failed: ValueError: rank 1 has no rows" in text
+    assert "0.0e+00" not in text
+    assert "accelerate beside native: failed\n  accelerate has failed: ValueError: rank 1 has no rows" in text
+
+
+def test_speeds_are_told_of_enough_steps() -> None:
+    StandIn.steps = 20
+    text = str(run())
+    assert "16.0" in text
+    assert "Too few" not in text
+    assert text.splitlines()[0] == (
+        "accelerate and lightning:deepspeed_stage_2 equal native to the bit, over 20 steps."
+    )
+
+
+def test_each_failed_engine_tells_its_own_error_and_where_all_of_it_is() -> None:
+    StandIn.plans |= {"native": fail, "accelerate": fail_otherwise}
+    text = str(run())
+    first, second = text.index("native has failed; all"), text.index("accelerate has failed; all")
+    assert f"is in {Path('out/native/output.txt')}, and its error ends with:" in text[first:second]
+    assert "  ValueError: rank 1 has no rows" in text[first:second]
+    assert "  KeyError: 'labels'" in text[second:]
+    assert "  line 9\n" in text[second:]
+    assert "  line 2\n" not in text[second:]  # but the end alone
+    assert "native has failed: ValueError: rank 1 has no rows; accelerate has failed: KeyError" in text
+    assert text.startswith("native and accelerate failed.")
+
+
+def test_an_engine_of_lightning_is_judged_beside_the_native_one_of_its_strategy() -> None:
+    StandIn.other["native:ddp"] = StandIn.other["lightning:ddp"] = 1 + 1e-6
+    found = run(engines=["native", "lightning:ddp", "native:ddp"])
+    assert [(v.theirs, v.ours, v.grade) for v in found.verdicts] == [
+        ("native", "lightning:ddp", "close"),
+        ("native", "native:ddp", "close"),
+        ("native:ddp", "lightning:ddp", "exact"),
+    ]
+    assert str(found).startswith(
+        "lightning:ddp equals native:ddp to the bit; lightning:ddp and native:ddp are close to native "
+        "(differences of at most 1e-06), over 3 steps."
+    )
+    assert "lightning:ddp beside native:ddp: exact" in str(found)
+    assert "  Largest relative differences: gradient norm 1.0e-06.\n" in str(found)
+    page = write_report(Path("out")).read_text()
+    assert "lightning:ddp equals native:ddp to the bit; lightning:ddp and native:ddp are close" in page
+    assert "beside native:ddp</span>" in page
 
 
 def test_progress_is_told_of_each_engine(capsys: pytest.CaptureFixture[str]) -> None:
     StandIn.plans["accelerate"] = fail
     run(show_progress=True)
-    shown = capsys.readouterr().err
-    assert "native                      3/3" in shown
-    assert "done in" in shown
-    assert "failed: ValueError: rank 1 has no rows" in shown
+    shown = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in shown[:4]] == ["native (1 of 3)"] * 2 + [
+        "accelerate (2 of 3)"
+    ] * 2
+    assert shown[0].endswith(": begins")
+    assert re.search(r": done in [0-9.]+ m?s$", shown[1])
+    assert re.search(r": failed after [0-9.]+ m?s: ValueError: rank 1 has no rows$", shown[3])
     run(show_progress=True)
-    assert "recorded before" in capsys.readouterr().err
+    assert "native (1 of 3): recorded before\n" in capsys.readouterr().err
     run(show_progress=False)
     assert capsys.readouterr() == ("", "")
 
@@ -227,19 +297,37 @@ def test_what_has_failed_is_tried_again() -> None:
         ),
     ],
 )
-def test_a_changed_job_or_version_is_trained_anew(change: Callable[[], object]) -> None:
+@pytest.mark.parametrize("options", [{}, {"resume": False}])
+def test_records_of_a_changed_job_are_replaced_if_that_is_said(
+    change: Callable[[], object], options: dict[str, Any]
+) -> None:
     run()
     started()
     change()
-    run()
+    before = Path("out/comparison.json").read_bytes(), Path("out/native/steps.jsonl").stat().st_mtime_ns
+    with pytest.raises(JobError, match="--overwrite"):
+        run(**options)
+    after = Path("out/comparison.json").read_bytes(), Path("out/native/steps.jsonl").stat().st_mtime_ns
+    assert (started(), after) == ([], before)
+    assert run(**options, overwrite=True).agrees
     assert started()[:1] == ["native"]
 
 
-@pytest.mark.parametrize("options", [{"ranks": 1}, {"steps": 2}, {"resume": False}])
-def test_other_options_are_trained_anew(options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("options", [{"ranks": 1}, {"steps": 2}])
+def test_records_with_other_options_are_replaced_if_that_is_said(options: dict[str, Any]) -> None:
     run()
     started()
-    run(**options)
+    with pytest.raises(JobError, match="holds records that were made otherwise"):
+        run(**options)
+    assert started() == []
+    run(**options, overwrite=True)
+    assert started() == list(ENGINES)
+
+
+def test_the_same_job_is_trained_anew_if_that_is_said() -> None:
+    run()
+    started()
+    run(resume=False)
     assert started() == list(ENGINES)
 
 
@@ -280,7 +368,7 @@ def test_the_folder_of_another_job_is_left_alone() -> None:
     run()
     started()
     Path("other.py").write_text(SCRIPT)
-    with pytest.raises(JobError, match=r"holds the comparison of another job, job\.py, and not of other\.py"):
+    with pytest.raises(JobError, match=r"it is of another job, job\.py"):
         run(job=Path("other.py"))
     assert started() == []
 

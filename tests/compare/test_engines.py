@@ -7,7 +7,7 @@ import pytest
 
 from hfbridge import JobError, MissingDependencyError
 from hfbridge.compare import ENGINES
-from hfbridge.compare.engines import Engine, parse_engines
+from hfbridge.compare.engines import Engine, pairs_of, parse_engines
 
 
 @pytest.mark.parametrize(
@@ -64,6 +64,41 @@ def test_all_wrong_names_are_told_at_once() -> None:
 def test_one_engine_alone_cannot_be_compared(names: list[str]) -> None:
     with pytest.raises(JobError, match="two at least"):
         parse_engines(names)
+
+
+@pytest.mark.parametrize(
+    ("names", "pairs"),
+    [
+        (["native", "lightning"], [("native", "lightning")]),
+        (
+            ["native", "lightning:ddp", "native:ddp"],
+            [("native", "lightning:ddp"), ("native", "native:ddp"), ("native:ddp", "lightning:ddp")],
+        ),
+        (["native:ddp", "lightning:ddp"], [("native:ddp", "lightning:ddp")]),  # once
+        (
+            ["accelerate", "lightning", "native"],
+            [("accelerate", "lightning"), ("accelerate", "native"), ("native", "lightning")],
+        ),
+        (
+            ["native", "native:ddp", "lightning:ddp@exact", "lightning:fsdp2"],
+            [("native", "native:ddp"), ("native", "lightning:ddp@exact"), ("native", "lightning:fsdp2")],
+        ),
+    ],
+)
+def test_each_engine_is_judged_beside_the_first_and_the_native_one_of_its_strategy(
+    names: list[str], pairs: list[tuple[str, str]]
+) -> None:
+    assert [(theirs.name, ours.name) for theirs, ours in pairs_of(parse_engines(names))] == pairs
+
+
+def test_advice_is_for_those_who_name_engines() -> None:
+    advice = Engine.parse("lightning:fsdp2").advice
+    assert advice.choosing("exact") == "compare the engine lightning:fsdp2@exact"
+    assert (
+        Engine.parse("lightning:fsdp2@exact").advice.choosing("native")
+        == "compare the engine lightning:fsdp2"
+    )
+    assert advice.resume is None
 
 
 def test_a_string_is_no_list() -> None:

@@ -141,11 +141,53 @@ def test_speed_memory_and_overhead_are_told(page: Page, folder: Path) -> None:
     assert costs[NATIVE].overhead == 1
     assert costs[ZERO].overhead == pytest.approx(0.235 / 0.2, rel=0.05)
     assert f"{costs[ZERO].overhead:.3f}" in page.text
+    assert "(ratio " in page.source
+    assert "too few steps" not in page.text
     assert f"{costs[ZERO].throughput:.3f}" in page.text
     assert "512 MiB" in page.text
     # The slow first step counts for nothing.
     assert costs[NATIVE].step_s is not None
     assert costs[NATIVE].step_s[4] < 0.3
+
+
+def test_a_speed_is_told_of_enough_steps(tmp_path: Path) -> None:
+    few = "too few steps for a speed (8; 20 are needed)"
+    for steps in (8, 20):
+        costs = summary.costs(read_comparison(recorded.write_comparison(tmp_path / str(steps), steps=steps)))
+        told = [number for one in costs for number in (one.samples_per_second, one.throughput, one.overhead)]
+        assert {number is None for number in told} == {steps == 8}
+        assert {one.too_few for one in costs} == {few if steps == 8 else ""}
+    page = Page(write_report(tmp_path / "8"))
+    assert few in page.text
+    assert page.text.count("Too few steps for a speed") == 2  # in both sizes of the figure
+    assert "(ratio " not in page.source
+
+
+def test_ratios_need_enough_steps_of_both(tmp_path: Path) -> None:
+    folder = recorded.write_comparison(tmp_path, steps=30)
+    path = folder / NATIVE / "steps.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:19]))
+    native, lightning, *_ = summary.costs(read_comparison(folder))
+    assert (native.samples_per_second, native.throughput, native.overhead) == (None, None, None)
+    assert lightning.samples_per_second is not None
+    assert (lightning.throughput, lightning.overhead) == (None, None)
+
+
+def test_pairs_of_one_strategy_are_told_first_and_have_rows(tmp_path: Path) -> None:
+    theirs = "native:deepspeed_stage_2"
+    near = {"first_step": 1, "quantity": "grad_norm", "largest": {"grad_norm": 4e-6}}
+    verdicts = [
+        recorded.verdict(LIGHTNING, "exact"),
+        recorded.verdict(theirs, "close", **near),
+        recorded.verdict(ZERO, "close", **near),
+        recorded.verdict(ZERO, "exact", theirs=theirs),
+    ]
+    page = Page(write_report(small(tmp_path, [NATIVE, LIGHTNING, theirs, ZERO], verdicts=verdicts)))
+    assert (
+        f"{ZERO} equals {theirs} to the bit; {LIGHTNING} equals native to the bit; {theirs} and {ZERO} are "
+        "close to native (differences of at most 4e-06), over 4 steps."
+    ) in page.text
+    assert f"{ZERO} beside {theirs}" in page.text
 
 
 def test_settings_that_differ_are_marked_and_the_others_collapsed(page: Page) -> None:
@@ -405,6 +447,7 @@ def test_a_failed_engine_is_told_with_its_last_lines(tmp_path: Path) -> None:
     assert f"{ZERO} failed; {LIGHTNING} equals native to the bit." in page.text
     assert f"{ZERO} failed after step 2" in page.text
     assert "RuntimeError: <out of memory>" in page.text
+    assert f"All that it has written is in {recorded.slug(ZERO)}/output.txt, beside this page." in page.text
 
 
 def test_a_failed_engine_may_have_left_nothing(tmp_path: Path) -> None:

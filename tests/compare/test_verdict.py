@@ -61,6 +61,37 @@ def test_rounding_is_close_and_is_told_where_it_begins() -> None:
     assert found.largest["grad_norm"] == 0
 
 
+@pytest.mark.parametrize(("theirs", "ours"), [("ddp", "deepspeed"), ("fsdp2", "single")])
+def test_where_one_shares_the_gradients_their_norm_is_told_of(theirs: str, ours: str) -> None:
+    run = make_run(ranks=2, strategy=theirs)
+    other = replace(run, settings={**run.settings, "strategy": ours})
+    found = judge(run, changed(other, {"grad_norm": wave(3e-6)}))
+    assert (found.grade, found.quantity) == ("close", "grad_norm")
+    assert "each sums the squares of its part, and these sums are added" in found.why
+    alike = judge(other, changed(other, {"grad_norm": wave(3e-6)}))
+    assert "squares" not in alike.why
+
+
+def test_a_norm_that_differs_alone_is_that_of_shards_where_there_are_some() -> None:
+    """Also where it is near to max_grad_norm, as one after clipping would be."""
+
+    def run(engine: str, strategy: str, norm: float) -> Run:
+        made = make_run(engine, ranks=2, max_grad_norm=0.5, strategy=strategy)
+        return replace(made, steps=[replace(step, grad_norm=norm) for step in made.steps])
+
+    theirs = run("native", "ddp", 0.51)
+    found = judge(theirs, run("lightning:fsdp2", "fsdp2", 0.5005))
+    assert (found.grade, found.quantity) == ("differs", "grad_norm")
+    cause = str(found.cause)
+    assert cause.startswith(
+        "norm of shards: loss and samples are equal, and the gradient norms are 1.9e-02 apart"
+    )
+    assert "In native each rank has the whole gradient" in cause
+    assert "clipping" not in cause
+    assert str(judge(theirs, run("lightning", "ddp", 0.5005)).cause).startswith("clipping: one of the two")
+    assert str(judge(theirs, run("lightning:fsdp2", "fsdp2", 0.9)).cause).startswith("gradients: ")
+
+
 def test_rounding_in_one_process_is_close_too() -> None:
     run = make_run()
     found = judge(run, changed(run, {"loss": wave(3e-7)}))
@@ -107,6 +138,15 @@ def test_behind_rounding_the_first_larger_difference_is_told() -> None:
     assert "the number of ranks, 2" in str(found.cause)
 
 
+def test_an_update_that_differs_alone_is_no_rounding_of_sums() -> None:
+    """Gradients that were summed in another order would show in their norm."""
+    run = make_run(ranks=2)
+    found = judge(run, changed(run, {"parameter_norm": lambda index: 1 + 3e-5 * (index + 1)}))
+    assert (found.grade, found.first_step, found.quantity) == ("differs", 1, "parameters")
+    rounded = {"grad_norm": wave(1e-7), "parameter_norm": lambda index: 1 + 3e-5 * (index + 1)}
+    assert judge(run, changed(run, rounded)).first_step == 4  # where the norm is beyond its tolerance
+
+
 def test_after_steps_that_are_equal_the_first_difference_is_told_however_small() -> None:
     run = make_run(ranks=2)
     begun = changed(run, {"parameter_norm": 1 + 1e-8}, first=9)
@@ -145,6 +185,8 @@ def test_a_failed_run_has_a_verdict() -> None:
     found = judge(make_run(), failed)
     assert (found.grade, found.why) == ("failed", "accelerate has failed: ValueError: no")
     assert judge(failed, make_run()).grade == "failed"
+    both = judge(Run("native", failure="KeyError: 3"), failed)
+    assert both.why == "native has failed: KeyError: 3; accelerate has failed: ValueError: no"
 
 
 def test_a_loss_that_is_no_number_differs_from_one_that_is() -> None:

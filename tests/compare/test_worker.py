@@ -44,6 +44,17 @@ def test_a_rank_leaves_its_steps_and_what_it_tells_of_itself(engine: str) -> Non
     assert result["settings"]["gradient_accumulation_steps"] == 3
     assert result["seconds_startup"] > 0
     assert result["peak_memory_bytes"] > 2**24
+    assert result["settings"]["strategy"] == "single"
+
+
+def test_notes_are_for_those_who_compare() -> None:
+    settings = {"resume_from_checkpoint": "out/checkpoint-2"}  # for scripts; no engine reads it
+    assert work(text=SCRIPT.format(settings=settings), engine="lightning") == 0
+    notes = json.loads(Path("out/result-0.json").read_text())["notes"]
+    (about_loss,) = [note for note in notes if "loss_normalization" in note]
+    assert about_loss.endswith("For the other compare the engine lightning@exact.")
+    others = ("HFModule", "Trainer(", "ckpt_path", "disable_tqdm")
+    assert not [note for note in notes for other in others if other in note]
 
 
 def test_a_wrong_job_is_told_as_one() -> None:

@@ -4,6 +4,8 @@ Grade: exact. What is compared stands in tests/parity/engines.py.
 """
 
 import math
+import time
+from collections.abc import Callable
 from typing import Any, Literal
 
 import datasets
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from transformers import DataCollatorForLanguageModeling
 
 import hfbridge
-from hfbridge import MetricsError
+from hfbridge import MetricsError, model_run
 from tests.parity.engines import (
     Job,
     arrays_in,
@@ -350,6 +352,28 @@ def test_validate_is_evaluate(kind: str, settings: dict[str, Any], given: dict[s
     assert any("model_preparation_time" in name for name in metrics)
     (_, metrics, _), _ = act(job(kind, settings, **given), "train", "evaluate", "evaluate")
     assert not any("model_preparation_time" in name for name in metrics)
+
+
+def _slowly(do: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+    def slow(*given: Any, **named: Any) -> Any:
+        time.sleep(seconds)
+        return do(*given, **named)
+
+    return slow
+
+
+def test_the_preparation_that_is_told_is_what_native_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is put around the model counts, on both sides; building it and reading its data do not."""
+    named, asked = "eval_model_preparation_time", job()
+    native, _, _ = make_theirs(asked)
+    native.data_collator = _slowly(native.data_collator, 0.2)
+    native.accelerator.prepare_model = _slowly(native.accelerator.prepare_model, 0.4)
+    trainer, module, data, _, _ = make_ours(asked)
+    data.data_collator = _slowly(data.data_collator, 0.2)
+    module = hfbridge.HFModule(_slowly(lambda: make_model("distilbert"), 0.5))
+    monkeypatch.setattr(model_run, "Preparation", _slowly(model_run.Preparation, 0.4))
+    for metrics in (native.evaluate(), trainer.validate(module, data, verbose=False)[0]):
+        assert 0.4 <= metrics[named] < 0.5
 
 
 def test_an_evaluation_of_a_model_that_has_not_trained_draws_as_natively() -> None:

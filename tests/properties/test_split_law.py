@@ -441,7 +441,7 @@ def test_a_note_says_how_the_normalisations_differ(
     (note,) = notes
     assert f'loss_normalization="{name}" is used' in note
     other = {"exact": "native", "native": "exact"}[name]
-    assert f'Pass loss_normalization="{other}"' in note
+    assert f'pass loss_normalization="{other}"' in note
     told = numbers_in(note)
     if factor is not None:
         assert f"are {factor} those" in note

@@ -28,6 +28,7 @@ LAYERS = {
     "generators": 0,
     "ranks": 0,
     "agreement": 0,
+    "advice": 0,
     "settings": 1,
     "data": 2,
     "model": 2,

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hfbridge.compare.report import draw, panels, summary
-from hfbridge.compare.report.files import Recorded, Verdict, read_comparison
+from hfbridge.compare.report.files import Recorded, Verdict, read_comparison, slug_of
 from hfbridge.compare.report.theme import MARKER_PATHS, TONES, Stroke, stroke_of, style_variables
 from hfbridge.optional import require
 
@@ -94,6 +94,7 @@ def render(
         style=style_variables() + home.joinpath("page.css").read_text(encoding="utf-8"),
         pictures=pictures,
         costs=costs,
+        too_few=summary.few_steps(costs),
         recorded=recorded,
         is_thinned=any(len(run.steps) > min(draw.POINTS.values()) for run in recorded.runs),
         points=draw.POINTS[draw.WIDE],
@@ -125,7 +126,7 @@ def _findings(recorded: Recorded) -> dict[str, Any]:
         "quantities": [name for name in summary.QUANTITIES if any(name in row for _, row in agreements)],
         "agreements": agreements,
         "has_marks": bool(panels.marks(recorded)),
-        "failures": [run for run in recorded.runs if run.done is None],
+        "failures": [(run, f"{slug_of(run.engine)}/output.txt") for run in recorded.runs if run.done is None],
         "told": told,
         "unequal": [row for row in settings if row.differs],
         "equal": [row for row in settings if not row.differs],

@@ -200,7 +200,7 @@ def _stretches(steps: Sequence[int], all_steps: Sequence[int], most: int) -> lis
 def _rows(axis: Any, panel: Bars | Boxes, names: Sequence[str]) -> bool:
     """Prepare an axis with a row for each engine, its name above what is drawn; whether there are any."""
     if not names:
-        say(axis, "Nothing was recorded.")
+        say(axis, panel.lacking if isinstance(panel, Bars) else "Nothing was recorded.")
         return False
     ticker = plot_library("matplotlib.ticker")
     axis.set_ylim(len(names) - 0.45, -0.7)

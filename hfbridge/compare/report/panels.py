@@ -10,6 +10,7 @@ from hfbridge.compare.report.summary import (
     QUANTITIES,
     Cost,
     differences,
+    few_steps,
     metric_names,
 )
 
@@ -74,11 +75,12 @@ class Bar:
 
 @dataclass(frozen=True)
 class Bars:
-    """One value an engine, from 0."""
+    """One value an engine, from 0; `lacking` is told where there are none."""
 
     title: str
     text: str
     bars: list[Bar]
+    lacking: str = "Nothing was recorded."
 
 
 @dataclass(frozen=True)
@@ -274,10 +276,12 @@ def _speed(runs: Sequence[Run], costs: Sequence[Cost]) -> list[Panel]:
             share = "" if cost.overhead is None or not place[name] else f" (ratio {cost.overhead:.2f})"
             milliseconds = tuple(value * 1000 for value in cost.step_s)
             boxes.append(Box(place[name], name, milliseconds, f"{seconds_as_text(cost.step_s[2])}{share}"))
-    rates = "; ".join(f"{bar.engine} {bar.text}" for bar in bars) or "not recorded"
+    few = few_steps(costs)
+    lacking = f"{few.capitalize()}." if few else Bars.lacking
+    rates = "; ".join(f"{bar.engine} {bar.text}" for bar in bars) or few or "not recorded"
     times = "; ".join(f"{box.engine} {box.text}" for box in boxes) or "not recorded"
     return [
-        Bars("Samples per second", f"Samples per second: {rates}.", bars),
+        Bars("Samples per second", f"Samples per second: {rates}.", bars, lacking),
         Boxes("Time of a step, ms", f"Median time of a step: {times}.", boxes),
     ]
 

@@ -25,6 +25,11 @@ MEASURED = ("loss", "grad_norm", "learning_rate", "parameter_norm")
 # Rows of an evaluation that tell how fast it was, and not how good the model is.
 SPEEDS = ("_runtime", "_per_second", "_time")
 
+_AGREEING = GRADES[:3]
+
+SPEED_STEPS = 20
+"""Steps below which a speed is chance: the first ones warm up, and each takes a little more or less."""
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -51,6 +56,7 @@ class Cost:
 
     Attributes:
         run: of which engine.
+        too_few: why there are neither speeds nor ratios of them; empty if there are.
         samples_per_second: over the whole training.
         throughput: the same as a share of the reference's.
         step_s: the 5th, 25th, 50th, 75th and 95th percentile of the time of a step, without the first.
@@ -61,6 +67,7 @@ class Cost:
     """
 
     run: Run
+    too_few: str
     samples_per_second: float | None
     throughput: float | None
     step_s: tuple[float, ...] | None
@@ -129,21 +136,39 @@ def costs(recorded: Recorded) -> list[Cost]:
     steps_s = {run.engine: _percentiles(run.columns.get("seconds", [])) for run in done}
     reference = recorded.runs[0]
     base, base_s = reference.total("samples_per_second"), steps_s.get(reference.engine)
+    is_base = not too_few(len(reference.steps))
     for run in done:
-        rate, step_s = run.total("samples_per_second"), steps_s[run.engine]
+        few = too_few(len(run.steps))
+        rate, step_s = None if few else run.total("samples_per_second"), steps_s[run.engine]
         found.append(
             Cost(
                 run,
+                too_few=few,
                 samples_per_second=rate,
-                throughput=_ratio(rate, base),
+                throughput=_ratio(rate, base) if is_base else None,
                 step_s=step_s,
-                overhead=_ratio(step_s[2], base_s[2]) if step_s and base_s else None,
+                overhead=_ratio(step_s[2], base_s[2]) if step_s and base_s and is_base and not few else None,
                 startup_s=run.total("seconds_startup"),
                 training_s=run.total("seconds_training"),
                 peak_bytes=run.total("peak_memory_bytes"),
             )
         )
     return found
+
+
+def too_few(steps: int) -> str:
+    """Say that a run is too short for a speed; empty if it is not.
+
+    Args:
+        steps: that were measured.
+    """
+    return f"too few steps for a speed ({steps}; {SPEED_STEPS} are needed)" if steps < SPEED_STEPS else ""
+
+
+def few_steps(costs: Iterable[Cost]) -> str:
+    """Say why engines have no speed, of the one with the fewest steps; empty if all have one."""
+    short = [cost for cost in costs if cost.too_few]
+    return min(short, key=lambda cost: len(cost.run.steps)).too_few if short else ""
 
 
 def _ratio(value: float | None, base: float | None) -> float | None:
@@ -253,27 +278,46 @@ def worst_grade(verdicts: Iterable[Verdict]) -> str | None:
 
 def headline(recorded: Recorded) -> str:
     """The verdict in one sentence."""
-    verdicts, reference = recorded.verdicts, recorded.runs[0].engine
+    return sentence_of(
+        recorded.verdicts,
+        reference=recorded.runs[0].engine,
+        failed=[run.engine for run in recorded.runs if run.done is None],
+        steps=recorded.steps,
+    )
+
+
+def sentence_of(
+    verdicts: Sequence[Verdict], *, reference: str, failed: Sequence[str], steps: int | None
+) -> str:
+    """Say in one sentence what was found.
+
+    What differs comes first, then what failed, then pairs of one strategy, then what agrees with the
+    reference.
+
+    Args:
+        verdicts: on all pairs.
+        reference: the engine that the others are compared with.
+        failed: engines without an end.
+        steps: of the engines; `None` if they are not known.
+    """
     if not verdicts:
         return f"Only {reference} ran, so there is nothing to compare it with."
-    parts = []
+    parts = [f"{v.ours} differs from {v.theirs}{_since(v)}" for v in verdicts if v.grade == "differs"]
+    broken = list(failed) or list(dict.fromkeys(v.ours for v in verdicts if v.grade == "failed"))
+    if broken:
+        parts.append(f"{_several(broken)} failed")
+    agreeing: dict[tuple[str, str], list[Verdict]] = {}
     for verdict in verdicts:
-        if verdict.grade == "differs":
-            parts.append(f"{verdict.ours} differs from {verdict.theirs}{_since(verdict)}")
-    failed = [verdict for verdict in verdicts if verdict.grade == "failed"]
-    if failed:
-        broken = [run.engine for run in recorded.runs if run.done is None]
-        parts.append(f"{_several(broken or [verdict.ours for verdict in failed])} failed")
-    by_grade = {
-        grade: [v for v in verdicts if v.grade == grade] for grade in ("exact", "close", "same trajectory")
-    }
-    for grade, found in by_grade.items():
-        if found:
-            theirs = _several(sorted({verdict.theirs for verdict in found}))
-            parts.append(f"{_several([v.ours for v in found])} {_agrees(grade, found, theirs)}")
+        if verdict.grade in _AGREEING:
+            agreeing.setdefault((verdict.theirs, verdict.grade), []).append(verdict)
+    by_grade = sorted(agreeing.items(), key=lambda item: (item[0][0] == reference, GRADES.index(item[0][1])))
+    parts += [
+        f"{_several([v.ours for v in found])} {_agrees(grade, found, theirs)}"
+        for (theirs, grade), found in by_grade
+    ]
     sentence = "; ".join(parts)
-    if recorded.steps and not failed and worst_grade(verdicts) in ("exact", "close", "same trajectory"):
-        sentence += f", over {recorded.steps:,} steps" if recorded.steps > 1 else ", over 1 step"
+    if steps and not broken and worst_grade(verdicts) in _AGREEING:
+        sentence += f", over {steps:,} steps" if steps > 1 else ", over 1 step"
     return f"{sentence}."
 
 
