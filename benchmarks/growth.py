@@ -48,7 +48,7 @@ ALLOWED = {
     "memory_bytes": (0.05, 2 * 2**20),
 }
 RESUME_S = 1.0  # more than a start from scratch
-ROW_LENGTH, STEPS_OF_RANKS = 4, 60
+ROW_LENGTH, STEPS_OF_RANKS = 4, 200
 
 # Axes that are measured in the same processes, whose imports take most of the time.
 TOGETHER = (

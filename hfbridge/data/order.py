@@ -238,7 +238,7 @@ class _Behind:
 
 def _ranks_of(batches: Any) -> int:
     """Count the ranks whose micro-batches are batches of their own."""
-    shard = batches.batches if isinstance(batches, Regrouped) else batches
+    shard: Any = batches.batches if isinstance(batches, Regrouped) else batches
     is_dealt = isinstance(shard, BatchSamplerShard) and not shard.split_batches
     return int(shard.num_processes) if is_dealt else 1
 

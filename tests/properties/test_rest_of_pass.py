@@ -149,3 +149,21 @@ def test_the_middle_of_a_million_rows_goes_on_with_the_rows_that_follow() -> Non
     window = next(iter(loader))
     found = [row for micro_batch in window for row in micro_batch["x"].tolist()]
     assert found == order[2 * behind * SIZE : 2 * (behind + 1) * SIZE]
+
+
+def test_no_second_order_is_drawn_to_see_whether_workers_collate_randomly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn: list[int] = []
+    draw = torch.randperm
+    monkeypatch.setattr(torch, "randperm", lambda n, **more: drawn.append(n) or draw(n, **more))
+    loader = loader_of(1_000)
+    inner = loader.micro_batches
+    loader.micro_batches = DataLoader(inner.dataset, sampler=inner.sampler, batch_size=SIZE, num_workers=1)
+    begun = loader_of(1_000)
+    next(iter(begun))
+    assert begun.record is not None
+    drawn.clear()
+    loader.start_at(Start(Place(windows=3), done=6, states=begun.record.states, record=begun.record))
+    next(iter(loader))
+    assert [n for n in drawn if n == 1_000] == [1_000]
