@@ -25,7 +25,7 @@ from typing import Any
 
 from rows_memory import VOCABULARY, anonymous_bytes, peak
 
-BATCH, WARM_UP, MICRO_BATCHES, LEAST_STEPS = 4, 20, 600, 12
+BATCH, WARM_UP, WORK, LEAST_STEPS = 4, 20, 600, 12
 ROWS_OF_TOKENS, ROW_LENGTH = 8, 4
 CALLBACKS_ACCUMULATION, LOGGING = 4, 5
 QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
@@ -201,9 +201,9 @@ def measure(axis: str, engine: str, sizes: list[int], folder: Path, *, scale: fl
     before = anonymous_bytes()
     found = {}
     for size in sorted(sizes):
-        micro_batches = size if axis == "accumulation" else 1
-        steps = max(int(MICRO_BATCHES * scale) // micro_batches, LEAST_STEPS)
-        first = max(WARM_UP // micro_batches, 3)
+        work = {"accumulation": size, "length": max(size // 32, 1)}.get(axis, 1)
+        steps = max(int(WORK * scale) // work, LEAST_STEPS)
+        first = max(WARM_UP // work, 3)
         with peak() as highest:
             clock = run(size, first, first + steps)
         (cpu_start, wall_start), (cpu_end, wall_end) = clock.readings
