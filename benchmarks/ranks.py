@@ -1,4 +1,4 @@
-"""One engine on several ranks: what memory.py and scaling.py measure. Each rank notes what it sees.
+"""One engine on several ranks: what memory.py, scaling.py and growth.py measure; each rank notes it.
 
 A causal language model is read from a folder and trained on rows of random tokens. torchrun starts a fresh
 process for each rank, one thread each.
@@ -15,13 +15,15 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 SIZES = {
-    # vocabulary, hidden, intermediate, layers, heads: 110 and 5 million parameters
+    # vocabulary, hidden, intermediate, layers, heads: 110 and 5 million parameters, and 75 thousand
     "large": (1_000, 512, 1_536, 32, 8),
     "small": (16_000, 128, 512, 4, 4),
+    "tiny": (1_000, 32, 64, 1, 2),
 }
 WARM_UP = 3
 LOOK_EVERY_S = 0.005
@@ -54,6 +56,12 @@ def make_model_folder(size: str, folder: Path) -> int:
     return int(model.num_parameters())
 
 
+def make_in_a_process(size: str, folder: Path) -> None:
+    """Write a model with random weights; this process needs no torch for it."""
+    command = [sys.executable, __file__, "--make", size, "--folder", str(folder)]
+    subprocess.run(command, check=True, capture_output=True)
+
+
 def run(
     size: str,
     engine: str,
@@ -64,6 +72,7 @@ def run(
     rows: int,
     length: int,
     environment: Mapping[str, str] | None = None,
+    model: Path | None = None,
 ) -> list[Any]:
     """Train in fresh processes; returns what each rank has noted.
 
@@ -76,14 +85,14 @@ def run(
         rows: of a rank in a step.
         length: tokens in a row.
         environment: further variables.
+        model: a folder that `make_in_a_process` has written for this size; `None` has it write one.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        subprocess.run(
-            [sys.executable, __file__, "--make", size, "--folder", str(folder / "model")],
-            check=True,
-            capture_output=True,
-        )
+        if model is None:
+            make_in_a_process(size, folder / "model")
+        else:
+            (folder / "model").symlink_to(model)
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         command += [__file__, "--engine", engine, "--strategy", strategy, "--folder", str(folder)]
         command += ["--steps", str(steps), "--rows", str(rows), "--length", str(length)]
@@ -151,7 +160,7 @@ def make_probe(watch: Watch) -> Any:
 
     class Probe(TrainerCallback):
         def __init__(self) -> None:
-            self.times: list[float] = []
+            self.times: list[tuple[float, float]] = []
             self.peak_bytes = 0
 
         def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
@@ -161,7 +170,7 @@ def make_probe(watch: Watch) -> Any:
             if state.global_step == WARM_UP:
                 forget_peak()
             if state.global_step >= WARM_UP:
-                self.times.append(time.perf_counter())
+                self.times.append((time.perf_counter(), time.process_time()))
                 self.peak_bytes = max(self.peak_bytes, memory_bytes("VmHWM") - memory_bytes("RssFile"))
 
     return Probe()
@@ -187,10 +196,12 @@ def train(engine: str, strategy: str, folder: Path, *, steps: int, rows: int, le
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments, set_seed
 
-    import hfbridge
+    import hfbridge.datamodule
+    import hfbridge.module
+    import hfbridge.trainer  # all three here, so that what their imports take is there before
 
     torch.set_num_threads(1)
-    if strategy.startswith("deepspeed"):  # here, so that what its import takes is there before
+    if strategy.startswith("deepspeed"):  # likewise
         import deepspeed
     world = int(os.environ["WORLD_SIZE"])
     generator = torch.Generator().manual_seed(0)
@@ -226,11 +237,15 @@ def train(engine: str, strategy: str, folder: Path, *, steps: int, rows: int, le
         )
         module = hfbridge.HFModule(folder / "model", "AutoModelForCausalLM", loss_normalization="native")
         trainer.fit(module, hfbridge.HFDataModule(train_dataset=data))
-    taken = [later - earlier for earlier, later in zip(probe.times, probe.times[1:], strict=False)]
+    wall_s, cpu_s = (
+        statistics.median(later - earlier for earlier, later in pairwise(readings))
+        for readings in zip(*probe.times, strict=True)
+    )
     return {
         "building_bytes": watch.most_bytes - before,
         "training_bytes": probe.peak_bytes - before,
-        "step_s": statistics.median(taken),
+        "step_s": wall_s,
+        "step_cpu_s": cpu_s,
     }
 
 

@@ -30,8 +30,8 @@ LENGTH, BATCH, STEPS, VOCABULARY = 32, 8, 40, 1_000
 _WRITTEN = 10_000
 
 
-def write_rows(path: Path, rows: int) -> None:
-    """Write random rows, some thousand at a time."""
+def write_rows(path: Path, rows: int, *, length: int = LENGTH) -> None:
+    """Write random rows of some tokens and a label, some thousand at a time."""
     import numpy as np
     import pyarrow as pa
 
@@ -42,9 +42,9 @@ def write_rows(path: Path, rows: int) -> None:
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
         for start in range(0, rows, _WRITTEN):
             count = min(_WRITTEN, rows - start)
-            offsets = np.arange(0, (count + 1) * LENGTH, LENGTH, dtype=np.int32)
-            ids = pa.array(draw.integers(3, VOCABULARY, count * LENGTH, dtype=np.int32))
-            mask = pa.array(np.ones(count * LENGTH, dtype=np.int8))
+            offsets = np.arange(0, (count + 1) * length, length, dtype=np.int32)
+            ids = pa.array(draw.integers(3, VOCABULARY, count * length, dtype=np.int32))
+            mask = pa.array(np.ones(count * length, dtype=np.int8))
             columns = [pa.ListArray.from_arrays(offsets, values) for values in (ids, mask)]
             stream.write_batch(
                 pa.record_batch([*columns, pa.array(draw.integers(0, 2, count))], schema=schema)

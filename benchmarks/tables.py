@@ -196,6 +196,56 @@ def by_length(results: dict[str, Any]) -> list[str]:
     return lines
 
 
+_GROWN = {
+    "accumulation": "accumulation",
+    "callbacks": "TrainerCallbacks",
+    "lightning_callbacks": "Lightning's callbacks; natively TrainerCallbacks",
+    "loggers": "TensorBoard loggers, a row every 5 steps",
+    "length": "tokens of a row",
+    "rows": "rows of the set",
+    "ranks": "ranks, DDP",
+}
+_STARTS = {
+    "from_call_s": "cached job: from `fit`, `train`",
+    "from_imports_s": "from before the engine is made",
+    "from_process_s": "from the start of the process",
+}
+
+
+def growth(results: dict[str, Any]) -> list[str]:
+    """One row a size of each axis, then one for each start."""
+    lines = [
+        "| | | native: µs of a step | hfbridge | of native | native: memory | hfbridge |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for axis, title in _GROWN.items():
+        for number, (size, row) in enumerate(results[axis]["sizes"].items()):
+            cells = [f"{row[engine]['cpu_us']['median']:,.0f}" for engine in ("native", "hfbridge")]
+            low, high = row["of_native"]["cpu_us"]["quartiles"]
+            cells.append(f"{row['of_native']['cpu_us']['median']:.2f} ({low:.2f} to {high:.2f})")
+            cells += [
+                f"{row[engine]['memory_bytes']['median'] / 2**20:.1f} MiB"
+                for engine in ("native", "hfbridge")
+            ]
+            lines.append(f"| {'' if number else title} | {int(size):,} | {' | '.join(cells)} |")
+    lines += ["", "| seconds to the end of the first step | native | hfbridge |", "| --- | ---: | ---: |"]
+    for rows, row in results["resume"]["sizes"].items():
+        for name, text in (("scratch_s", "from scratch"), ("resume_s", "in the middle of a pass")):
+            lines.append(f"| {int(rows):,} rows, {text} | {' | '.join(_seconds(row, name))} |")
+    for row in results["start"]["sizes"].values():
+        lines += [f"| {text} | {' | '.join(_seconds(row, name))} |" for name, text in _STARTS.items()]
+    return lines
+
+
+def _seconds(row: dict[str, Any], name: str) -> list[str]:
+    """Median and quartiles of both engines."""
+    cells = []
+    for engine in ("native", "hfbridge"):
+        low, high = row[engine][name]["quartiles"]
+        cells.append(f"{row[engine][name]['median']:.2f} ({low:.2f} to {high:.2f})")
+    return cells
+
+
 TABLES = {
     "comparison": comparison,
     "tasks": tasks,
@@ -208,7 +258,9 @@ TABLES = {
     "overhead": overhead,
     "by_length": by_length,
     "finetune": finetune,
+    "growth": growth,
 }
+NOT_MEASURED = "No results are committed yet.\n"
 
 
 def about(results: dict[str, Any]) -> str:
@@ -224,7 +276,10 @@ def render(text: str) -> str:
 
     def fill(match: re.Match[str]) -> str:
         name = match.group(2)
-        results = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+        path = ROOT / "benchmarks" / "results" / f"{name}.json"
+        if name in IN_DOCS and not path.exists():
+            return match.group(1) + NOT_MEASURED + match.group(3)
+        results = json.loads(path.read_text())
         body = "\n".join([*TABLES[name](results), "", about(results), ""])
         return match.group(1) + body + match.group(3)
 

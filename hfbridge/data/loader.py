@@ -267,8 +267,10 @@ class WindowLoader(KeepsWorkers):
         loader = self.micro_batches
         if loader.num_workers == 0 or loader.persistent_workers:
             return False
-        states = generators.capture()
-        rows = [loader.dataset[i] for i in next(iter(loader.batch_sampler or ()))]
+        states, batches = generators.capture(), loader.batch_sampler
+        # The first rows of the set: drawing an order of millions for a trial would take as long as the start.
+        count = getattr(getattr(batches, "batch_sampler", batches), "batch_size", None) or 2
+        rows = [loader.dataset[i] for i in range(min(count, len(loader.dataset)))]  # type: ignore[arg-type]
         between = generators.capture()
         if loader.collate_fn is not None:
             loader.collate_fn(rows)

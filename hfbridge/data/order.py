@@ -13,7 +13,7 @@ BatchSamplerShard, which fills the last round with rows from the beginning of th
 batches to ranks itself.
 """
 
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from itertools import islice
 from typing import Any
 
@@ -193,20 +193,54 @@ def batches_from(
     Args:
         loader: of the micro-batches.
         first_row: row at which the present cut begins.
-        windows: optimizer steps behind that row, which are left out now.
+        windows: full optimizer steps behind that row, which are left out now.
         accumulation: micro-batches of each.
+
+    Proved by: tests/properties/test_rest_of_pass.py
     """
     batches: Any = loader.batch_sampler
     whole = getattr(batches, "batch_sampler", batches)
     rest = whole
-    if first_row > 0:
-        rest = BatchSampler(islice(whole.sampler, first_row, None), whole.batch_size, whole.drop_last)
+    if type(whole) is BatchSampler and (first_row > 0 or windows > 1):
+        of_window = whole.batch_size * accumulation * _ranks_of(batches)
+        left_out = max(windows - 1, 0) * of_window
+        order = _Behind(whole.sampler, first_row, kept=of_window, left_out=left_out)
+        rest = BatchSampler(order, whole.batch_size, whole.drop_last)
+        windows = min(windows, 1)
     if isinstance(batches, Regrouped):
         return batches.batches_of(rest, behind=windows)
     share = _share_of(batches, rest)
     for _ in islice(share, windows * accumulation):
         pass
     return share
+
+
+class _Behind:
+    """The order of a pass without the rows that are behind, left out row by row and not batch by batch.
+
+    The rows of the first window stay: accelerate fills up the last round of several ranks with them.
+
+    Args:
+        sampler: the order of the whole pass, drawn when the first row is asked for.
+        first_row: row at which the present cut begins.
+        kept: rows from there on that stay.
+        left_out: rows behind these that do not.
+    """
+
+    def __init__(self, sampler: Iterable[int], first_row: int, *, kept: int, left_out: int) -> None:
+        self._sampler, self._first_row, self._kept, self._left_out = sampler, first_row, kept, left_out
+
+    def __iter__(self) -> Iterator[int]:
+        rows = islice(self._sampler, self._first_row, None)
+        yield from islice(rows, self._kept)
+        yield from islice(rows, self._left_out, None)
+
+
+def _ranks_of(batches: Any) -> int:
+    """Count the ranks whose micro-batches are batches of their own."""
+    shard: Any = batches.batches if isinstance(batches, Regrouped) else batches
+    is_dealt = isinstance(shard, BatchSamplerShard) and not shard.split_batches
+    return int(shard.num_processes) if is_dealt else 1
 
 
 def _share_of(batches: Any, rest: Any) -> Iterator[list[int]]:
@@ -220,6 +254,7 @@ def _share_of(batches: Any, rest: Any) -> Iterator[list[int]]:
         num_processes=batches.num_processes,
         process_index=batches.process_index,
         split_batches=batches.split_batches,
+        even_batches=batches.even_batches,
     )
     return iter(shard)
 

@@ -36,6 +36,7 @@ class Regrouped:
             the number of micro-batches as it is.
 
     Attributes:
+        batches: what was given.
         batch_sampler: of all ranks' batches.
 
     Proved by: tests/properties/test_regroup.py
@@ -49,7 +50,7 @@ class Regrouped:
         accumulation: int,
         max_tokens: int | None = None,
     ) -> None:
-        self._batches, self._lengths = batches, lengths
+        self.batches, self._lengths = batches, lengths
         self._accumulation, self._max_tokens = accumulation, max_tokens
         self.batch_sampler: Any = getattr(batches, "batch_sampler", batches)
         self._ranks: int = getattr(batches, "num_processes", 1)
@@ -58,7 +59,7 @@ class Regrouped:
 
     def __len__(self) -> int:
         """Micro-batches of a pass as they would be without."""
-        return len(self._batches)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[list[int]]:
         return self.batches_of(self.batch_sampler)
@@ -105,7 +106,7 @@ class Regrouped:
         """Deal one order to all ranks, by accelerate's own rule for each."""
         if self._ranks == 1:
             return [iter(whole)]
-        batches: Any = self._batches
+        batches: Any = self.batches
         return [
             iter(
                 BatchSamplerShard(

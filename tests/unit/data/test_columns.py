@@ -1,9 +1,12 @@
 """Which columns reach the model, which collator makes the batch, and which labels are refused."""
 
 import logging
+import sys
 from types import SimpleNamespace
 
 import datasets
+import numpy as np
+import pyarrow as pa
 import pytest
 from torch import nn
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerFast, default_data_collator
@@ -208,3 +211,40 @@ def test_rows_that_are_no_dataset_are_not_checked():
 def test_a_model_without_config_is_not_checked():
     check("label", [9], Plain())
     check("label", [9], SimpleNamespace())
+
+
+def labels_of_many(rows, wrong_row):
+    labels = np.zeros(rows, dtype=np.int64)
+    labels[wrong_row] = 9
+    return datasets.Dataset(pa.table({"label": labels}))
+
+
+@pytest.mark.parametrize("row", [0, -1])
+def test_first_and_last_labels_of_many_rows_are_looked_at(row):
+    with pytest.raises(DataError, match="holds 9"):
+        check_labels(labels_of_many(1_234_567, row), model=make_model("distilbert"), split="train")
+
+
+@pytest.mark.parametrize("row", [123_456, 999_990])
+def test_of_a_million_rows_all_labels_are_looked_at(row):
+    with pytest.raises(DataError, match="holds 9"):
+        check_labels(labels_of_many(1_000_000, row), model=make_model("distilbert"), split="train")
+
+
+def test_looking_at_labels_does_not_take_longer_the_more_rows_there_are():
+    def calls(rows):
+        count = 0
+
+        def note(frame, event, argument):
+            nonlocal count
+            count += event == "call"
+
+        dataset, model = labels_of_many(rows, 0).select(range(1, rows)), make_model("distilbert")
+        sys.setprofile(note)
+        try:
+            check_labels(dataset, model=model, split="train")
+        finally:
+            sys.setprofile(None)
+        return count
+
+    assert calls(5_000_001) == calls(2_000_001)
