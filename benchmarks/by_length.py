@@ -1,9 +1,9 @@
 """Rows dealt by length: how fast MiniLM trains and is evaluated on SST-2, beside the native Trainer.
 
 Batches of 16, accumulation 4, fp32; evaluations of the dev set with batches of 8. Each measurement is a fresh
-process with one thread, the engines take turns; the first steps are not measured.
+process with one thread, the engines take turns; the first steps, and a first evaluation, are not measured.
 
-    training      native, hfbridge, hfbridge with regroup=True, and within a budget of tokens
+    training      native, hfbridge, hfbridge with regroup=True, and within budgets of 256 and 128 tokens
     evaluation    native, hfbridge, hfbridge with eval_by_length=True
 """
 
@@ -17,10 +17,10 @@ from typing import Any
 from measure import run_fresh, spread, write
 
 BATCH, ACCUMULATION, EVAL_BATCH, WARM_UP = 16, 4, 8, 2
-BUDGET = 256  # tokens of a micro-batch
-TRAINING = {"native": None, "hfbridge": False, "regroup": True, "regroup_tokens": BUDGET}
+TRAINING = {"native": None, "hfbridge": False, "regroup": True, "regroup_256": 256, "regroup_128": 128}
 EVALUATION = {"native": None, "hfbridge": False, "eval_by_length": True}
-LIMITS = {"regroup": 1.4, "eval_by_length": 1.5}
+LIMITS = {"regroup": 1.4, "eval_by_length": 1.5}  # samples per second, of native
+REAL_TOKENS = {"regroup_128": 0.95}
 SETTINGS = {
     "output_dir": "out/by_length",
     "use_cpu": True,
@@ -104,6 +104,9 @@ def measure_one(stage: str, engine: str, folder: Path, steps: int) -> dict[str, 
             else:
                 ours.validate(module, data, verbose=False)
 
+    if stage == "evaluation":
+        run()  # warm-up
+        collator.real = collator.padded = 0
     began = time.perf_counter()
     run()
     seconds = ends[-1] - ends[WARM_UP - 1] if stage == "training" else time.perf_counter() - began
@@ -140,7 +143,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=12, help="measured optimizer steps")
     parser.add_argument("--out", type=Path, help="JSON file; default benchmarks/results/by_length.json")
-    parser.add_argument("--check", action="store_true", help="exit 1 if a limit is not reached")
+    parser.add_argument("--check", action="store_true", help="exit 1 if a goal is not reached")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--stage", choices=("training", "evaluation"), help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -150,7 +153,6 @@ def main() -> int:
     results = {
         "training": measure_all("training", TRAINING, given),
         "evaluation": measure_all("evaluation", EVALUATION, given),
-        "tokens_of_a_micro_batch": BUDGET,
     }
     for stage in ("training", "evaluation"):
         for engine, row in results[stage].items():
@@ -158,8 +160,9 @@ def main() -> int:
             print(f"{stage:11} {engine:15} {speed:7.1f}/s {share:5.2f} {row['real_tokens']:.2f} real tokens")
     print(f"written to {write('by_length', results, given)}")
     reached = {**results["training"], **results["evaluation"]}
-    short = [name for name, limit in LIMITS.items() if reached[name]["of_native"]["median"] < limit]
-    return int(given.check and bool(short))
+    slow = any(reached[name]["of_native"]["median"] < limit for name, limit in LIMITS.items())
+    padded = any(reached[name]["real_tokens"] < share for name, share in REAL_TOKENS.items())
+    return int(given.check and (slow or padded))
 
 
 if __name__ == "__main__":

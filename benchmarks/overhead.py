@@ -70,6 +70,17 @@ def make_model() -> Any:
     return Stub(StubConfig())
 
 
+def make_optimizer(model: Any) -> Any:
+    """Make the optimizer of the native Trainer: weights that decay in one group, biases in the other."""
+    import torch
+
+    groups = [
+        {"params": [p for name, p in model.named_parameters() if ("bias" in name) == is_bias]}
+        for is_bias in (False, True)
+    ]
+    return torch.optim.AdamW(groups, lr=RATE, weight_decay=0.0, fused=True)
+
+
 def run_loop(clock: Clock, rows: Any, accumulation: int, steps: int) -> Callable[[], Any]:
     import torch
     from torch.utils.data import DataLoader
@@ -78,7 +89,7 @@ def run_loop(clock: Clock, rows: Any, accumulation: int, steps: int) -> Callable
 
     def train() -> None:
         model.train()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, fused=True)
+        optimizer = make_optimizer(model)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
         batches = iter(DataLoader(rows, batch_size=BATCH, shuffle=True, collate_fn=clock))
         total = torch.zeros(())
@@ -150,7 +161,7 @@ def run_plain_lightning(clock: Clock, rows: Any, accumulation: int, steps: int) 
             return self.model(**batch).loss
 
         def configure_optimizers(self) -> Any:
-            optimizer = torch.optim.AdamW(self.parameters(), lr=RATE, fused=True)
+            optimizer = make_optimizer(self.model)
             schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -1,6 +1,6 @@
 """Make the tables of the README and of docs/ from the committed results, between their markers.
 
-The README has a place for each of them whose results are there.
+One of these pages at least has a place for each of them whose results are there.
 """
 
 import argparse
@@ -208,6 +208,29 @@ def throughput(results: dict[str, Any]) -> list[str]:
     return lines
 
 
+def by_length(results: dict[str, Any]) -> list[str]:
+    """One row a way of dealing rows, training first."""
+    names = {
+        ("training", "native"): f"{NAMES['native']}, training",
+        ("training", "hfbridge"): "hfbridge, training",
+        ("training", "regroup"): "hfbridge, `regroup=True`",
+        ("training", "regroup_256"): "hfbridge, `regroup=256`",
+        ("training", "regroup_128"): "hfbridge, `regroup=128`",
+        ("evaluation", "native"): f"{NAMES['native']}, evaluation",
+        ("evaluation", "hfbridge"): "hfbridge, evaluation",
+        ("evaluation", "eval_by_length"): "hfbridge, `eval_by_length=True`",
+    }
+    lines = ["| | samples per second, of native | real tokens |", "| --- | ---: | ---: |"]
+    for (stage, engine), title in names.items():
+        row = results[stage][engine]
+        low, high = row["of_native"]["quartiles"]
+        share = f"{row['of_native']['median']:.2f} ({low:.2f} to {high:.2f})"
+        speed = f"{row['samples_per_second']['median']:.1f}/s"
+        cell = speed if engine == "native" else f"{share}, {speed}"
+        lines.append(f"| {title} | {cell} | {row['real_tokens']:.0%} |")
+    return lines
+
+
 TABLES = {
     "throughput": throughput,
     "comparison": comparison,
@@ -219,6 +242,7 @@ TABLES = {
     "evaluation_memory": evaluation_memory,
     "checkpoint": checkpoint,
     "overhead": overhead,
+    "by_length": by_length,
     "finetune": finetune,
 }
 
@@ -243,22 +267,26 @@ def render(text: str) -> str:
     return re.sub(r"(<!-- results:(\w+) -->\n).*?(<!-- /results -->)", fill, text, flags=re.DOTALL)
 
 
-def require_places(readme: str) -> None:
-    """See that the README has a place for each table whose results are there."""
+def require_places(pages: list[Path]) -> None:
+    """See that some page has a place for each table whose results are there.
+
+    Raises:
+        SystemExit: a table has none.
+    """
+    texts = "".join(page.read_text() for page in pages)
     for name in TABLES:
-        if (RESULTS / f"{name}.json").exists() and f"<!-- results:{name} -->" not in readme:
-            raise SystemExit(
-                f"README.md has no place for {name}: <!-- results:{name} --> ... <!-- /results -->"
-            )
+        if (RESULTS / f"{name}.json").exists() and f"<!-- results:{name} -->" not in texts:
+            raise SystemExit(f"no page has a place for {name}: <!-- results:{name} --> ... <!-- /results -->")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="exit 1 if a page is not up to date")
     arguments = parser.parse_args()
-    require_places((ROOT / "README.md").read_text())
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    require_places(pages)
     is_old = False
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for page in pages:
         before = page.read_text()
         after = render(before)
         if before == after:

@@ -121,6 +121,7 @@ class HFDataModule(pl.LightningDataModule):
             )
         for split, rows in self._raw.items():
             _check_dataset(rows, split)
+        self.mapping: dict[str, Any] = {"map_function": map_function, "map_kwargs": map_kwargs}
         self._mapper = None if map_function is None else Mapper(map_function, map_kwargs or {})
         self._mapping_failure: Exception | None = None
         self._mapped: dict[str, Any] = {}
@@ -350,6 +351,26 @@ class HFDataModule(pl.LightningDataModule):
                 "This HFDataModule is not attached to a Trainer yet: pass it to trainer.fit(module, data)."
             )
         return self.trainer
+
+
+def predicting(data: HFDataModule, dataset: SetSource) -> HFDataModule:
+    """Make a data module that predicts another set in the way of a given one.
+
+    Args:
+        data: whose way of mapping and collating.
+        dataset: the set, as `predict_dataset` takes it.
+
+    Raises:
+        DataError: it is no set.
+    """
+    return HFDataModule(
+        predict_dataset=dataset,
+        **data.mapping,
+        processing_class=data.processing_class,
+        data_collator=data.data_collator,
+        eval_by_length=data.eval_by_length,
+        settings=data.given_settings,
+    )
 
 
 def _split(dataset: Any, explicit: dict[str, Any]) -> dict[str, Any]:

@@ -83,7 +83,7 @@ class HFModule(pl.LightningModule):
             aligned with it.
         compute_metrics: function of an `EvalPrediction` that returns a dict of metrics.
         metrics: a torchmetrics `Metric`, `MetricCollection` or dict of these, updated batch by batch with
-            logits and labels, so that neither is kept; evaluation/running.py says in what form.
+            logits and labels, so that neither is kept: (rows, classes) and (rows,), tokens as rows.
         preprocess_logits_for_metrics: function of a batch's logits and labels that returns what
             `compute_metrics` and `metrics` are to get as predictions, such as `logits.argmax(-1)`.
         compute_loss_func: function of outputs, labels and `num_items_in_batch` that returns the loss.
@@ -377,10 +377,11 @@ class HFModule(pl.LightningModule):
         if host.state.global_step == 0:
             self.tell(run.normalization.compare(window.micro_batches))
         last = len(window) - 1
+        to_training = getattr(optimizer, "train", None)  # of schedule-free optimizers
         model.train()
         for index, inputs in enumerate(window.micro_batches):
-            if hasattr(optimizer, "train"):
-                optimizer.train()
+            if to_training is not None:
+                to_training()
             with sharing.micro_batch(is_last=index == last):
                 loss = loss_of.train(model, inputs, window.items, index, last + 1)
                 if empties_cache:

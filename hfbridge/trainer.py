@@ -21,7 +21,7 @@ from hfbridge.attach import begin_again
 from hfbridge.checkpoints.io import NewestOf, newest_in
 from hfbridge.checkpoints.layout import checkpoints_in
 from hfbridge.checkpoints.read import read_checkpoint
-from hfbridge.datamodule import HFDataModule
+from hfbridge.datamodule import HFDataModule, predicting
 from hfbridge.errors import DataError, ModelError, SettingsError
 from hfbridge.evaluation.generate import decode
 from hfbridge.evaluator import Evaluator
@@ -61,11 +61,10 @@ class Trainer(pl.Trainer):
         asynchronous_saving: write checkpoints while training goes on, from copies in memory.
         callbacks: Lightning callbacks and transformers' `TrainerCallback` objects or classes, in one list.
         accelerate_config: path of a file that `accelerate config` has written: processes, machines,
-            precision, FSDP or DeepSpeed; settings/accelerate.py has the table. What settings or arguments
-            say, too, must agree.
+            precision, FSDP or DeepSpeed. What settings or arguments say, too, must agree.
         **trainer_arguments: arguments of `lightning.Trainer`. What the settings say, too, must agree.
             `strategy` is a name ("ddp", "fsdp", "fsdp2", "deepspeed_stage_2", ...) or an object of
-            `hfbridge.strategies`; settings/strategies.py has the table.
+            `hfbridge.strategies`.
 
     Attributes:
         plan: what the settings became.
@@ -253,6 +252,7 @@ class Trainer(pl.Trainer):
         self,
         model: HFModule,
         datamodule: HFDataModule,
+        dataset: Any = None,
         *,
         metric_key_prefix: str = "test",
         ckpt_path: Any = None,
@@ -267,6 +267,7 @@ class Trainer(pl.Trainer):
         Args:
             model: the module.
             datamodule: its `predict_dataset`, or test split.
+            dataset: another set, mapped and collated as those of the datamodule.
             metric_key_prefix: what the metrics' names begin with.
             ckpt_path: whose weights to take, as for `fit`; those of the module without it.
             **gen_kwargs: with `predict_with_generate`, arguments of `generate`, which win over the settings.
@@ -276,6 +277,7 @@ class Trainer(pl.Trainer):
 
         Raises:
             ModelError: the model is not an HFModule.
+            DataError: there is no such set, or the datamodule is no HFDataModule.
             SettingsError: arguments of `generate`, and nothing is generated.
 
         Mirrors: transformers.Trainer.predict
@@ -283,11 +285,18 @@ class Trainer(pl.Trainer):
         """
         if not isinstance(model, HFModule):
             raise ModelError(f"predict_dataset takes an HFModule, and was given a {type(model).__name__}.")
+        if not isinstance(datamodule, HFDataModule):
+            raise DataError(
+                f"predict_dataset takes an HFDataModule, and was given a {type(datamodule).__name__}. A set "
+                "comes after it: trainer.predict_dataset(module, data, dataset)."
+            )
         if gen_kwargs and not self.settings.predict_with_generate:
             raise SettingsError(
                 f"{', '.join(gen_kwargs)}: arguments of generate, and predictions are logits. Set "
                 "predict_with_generate=True, or leave them out."
             )
+        if dataset is not None:
+            datamodule = predicting(datamodule, dataset)
         evaluator = model.evaluator
         evaluator.predicts, evaluator.prediction = metric_key_prefix, None
         try:
@@ -301,12 +310,15 @@ class Trainer(pl.Trainer):
         assert output is not None
         return output
 
-    def predict_texts(self, model: HFModule, datamodule: HFDataModule, **gen_kwargs: Any) -> list[str]:
+    def predict_texts(
+        self, model: HFModule, datamodule: HFDataModule, dataset: Any = None, **gen_kwargs: Any
+    ) -> list[str]:
         """Generate for a whole set, and decode what comes of it.
 
         Args:
             model: the module; its `processing_class` decodes.
             datamodule: its `predict_dataset`, or test split.
+            dataset: another set, mapped and collated as those of the datamodule.
             **gen_kwargs: arguments of `generate`, which win over the settings.
 
         Returns:
@@ -320,7 +332,7 @@ class Trainer(pl.Trainer):
         """
         if not self.settings.predict_with_generate:
             raise SettingsError("predict_texts decodes what is generated: set predict_with_generate=True.")
-        output = self.predict_dataset(model, datamodule, **gen_kwargs)
+        output = self.predict_dataset(model, datamodule, dataset, **gen_kwargs)
         return decode(output, model.processing_class)
 
 

@@ -5,6 +5,7 @@
     1           failed, something was refused, or parity was lost
     2           the command line is wrong, or names a job, engine or strategy that cannot be compared
     130         interrupted
+    141         nobody reads what is printed any more, as with `| head`
 
 This file imports neither torch nor transformers: help, versions and wrong command lines are answered at once.
 Each command has a file of its own, which is imported when it is asked for.
@@ -18,6 +19,7 @@ import argparse
 import importlib
 import os
 import platform
+import select
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -29,7 +31,8 @@ from hfbridge.optional import require
 STACK = ("hfbridge", "torch", "lightning", "transformers", "accelerate", "datasets")
 """The packages whose versions `--version` tells, with Python's."""
 
-_FAILED, _WRONG_USAGE, _INTERRUPTED = 1, 2, 130
+_FAILED, _WRONG_USAGE, _INTERRUPTED, _NOT_READ = 1, 2, 130, 141
+_WITH_SCRIPT = ("run", "explain")  # what stands after -- is the script's
 
 _OF_LIGHTNING = {
     "fit": "train a model",
@@ -45,7 +48,7 @@ _FILES = {
 }
 _EPILOG = """\
 fit, validate and predict take a YAML of Lightning's form: hfbridge fit --config config.yaml
-their options, in a few seconds: hfbridge fit --help; a YAML to begin with: hfbridge fit --print_config
+their options, in a few seconds: hfbridge fit --help; a form to begin with: hfbridge fit --print_config
 
 exit codes: 0 done; 1 failed, refused, or parity lost; 2 wrong command line; 130 interrupted
 """
@@ -64,7 +67,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: the command line is wrong (2), or help or versions were asked for (0).
         BridgeError: with `--debug`, or where `HFBRIDGE_DEBUG=1` is set; else its text is printed.
     """
-    given = list(sys.argv[1:] if argv is None else argv)
+    try:
+        try:
+            return _do(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _is_unread():
+            raise
+        # Python flushes once more at its end, and would tell of it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _NOT_READ
+
+
+def _do(given: list[str]) -> int:
+    """Do what a command line says, and find out what the process is to end with."""
     given, has_flag = _take_debug(given)
     is_debugging = has_flag or os.environ.get("HFBRIDGE_DEBUG", "") not in ("", "0")
     try:
@@ -81,6 +98,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(end.__context__, KeyboardInterrupt):
             return _INTERRUPTED
         raise
+
+
+def _is_unread() -> bool:
+    """Whether standard output is a pipe at whose other end nobody is; no other pipe is meant."""
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout.fileno(), 0)
+    except (OSError, ValueError):  # it is no file at all
+        return False
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def stack() -> list[tuple[str, str]]:
@@ -133,16 +160,20 @@ def _command_of(arguments: list[str]) -> Callable[[], int]:
         parser = make_parser()
         said, unknown = parser.parse_known_args(arguments[:end])
         if unknown:
-            own = (
-                ""
-                if said.command != "run"
-                else f"; what is the script's stands after --: -- {' '.join(unknown)}"
-            )
+            has_script = said.command in _WITH_SCRIPT
+            own = f"; what is the script's stands after --: -- {' '.join(unknown)}" if has_script else ""
             parser.error(f"{said.command} does not know {' '.join(unknown)}{own}")
         name, said.script_arguments = said.command, arguments[end + 1 :]
-        if said.script_arguments and name != "run":
+        if said.script_arguments and name not in _WITH_SCRIPT:
             parser.error(f"{name} takes nothing after --")
+        if said.script_arguments and name == "explain" and not said.source.endswith(".py"):
+            parser.error(f"explain takes something after -- for a script only, and {said.source} is none")
     if name in _OF_LIGHTNING:
+        if said == [name]:
+            make_parser().error(
+                f"{name} was not told what to do: hfbridge {name} --config config.yaml; hfbridge {name} "
+                "--print_config prints a form to begin with"
+            )
         require("jsonargparse", extra="cli", for_=f"hfbridge {name}")
     # By name, and not at the top: a command's file imports what the command stands on, which takes seconds.
     run: Callable[[Any], int] = importlib.import_module(f"hfbridge.cli.{_FILES[name]}").run
@@ -153,8 +184,11 @@ def _add_explain(commands: Any) -> None:
     explain = commands.add_parser(
         "explain",
         help="what settings become, what differs from the native Trainer, what is refused",
-        description="Say what each setting becomes, what differs from the native Trainer, and what is "
-        "refused. Nothing is loaded, and no script is executed. Ends with 1 if something is refused.",
+        description="Say what is refused, what differs from the native Trainer, and what each setting "
+        "becomes. Nothing is loaded, and no script is executed. Ends with 1 if something is refused.",
+        usage="hfbridge explain [-h] [options] source [-- ARGUMENTS ...]",
+        epilog="What stands after -- is the command line of a script that reads its settings there: "
+        "hfbridge explain train.py -- --learning_rate 1e-4",
     )
     explain.add_argument(
         "source", help="settings (YAML or JSON), a config of `hfbridge fit`, or a script that makes settings"
@@ -166,7 +200,9 @@ def _add_explain(commands: Any) -> None:
     explain.add_argument("--num-nodes", type=_count, help="nodes")
     explain.add_argument("--accelerate-config", help="a file that `accelerate config` has written")
     explain.add_argument(
-        "--loss-normalization", choices=("exact", "native"), help="that of the HFModule; exact without it"
+        "--loss-normalization",
+        choices=("exact", "native"),
+        help="whose loss: exact, or as natively; without it that of the source",
     )
     explain.add_argument("--json", action="store_true", help="print the same as JSON")
 

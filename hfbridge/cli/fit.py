@@ -29,6 +29,31 @@ from hfbridge.module import HFModule
 from hfbridge.settings import Settings
 from hfbridge.trainer import Trainer
 
+_FORM = """\
+# What every option of `hfbridge {name}` is if nothing sets it stands below. A run needs little of it:
+#
+# trainer:                       # arguments of lightning.pytorch.Trainer
+#   strategy: auto               # ddp, fsdp2, deepspeed_stage_2, ...
+#   devices: 1                   # ranks on each node
+#   settings:                    # fields of transformers.TrainingArguments
+#     output_dir: out
+#     num_train_epochs: 3
+#     learning_rate: 5.0e-5
+#     eval_strategy: epoch
+# model:
+#   model: distilbert-base-uncased
+#   auto_class: AutoModelForSequenceClassification
+#   processing_class: distilbert-base-uncased
+#   model_kwargs: {{num_labels: 2}}
+# data:
+#   dataset:
+#     class_path: datasets.load_dataset
+#     init_args: {{path: csv, data_files: {{train: train.csv, validation: validation.csv}}}}
+#   map_function: parts.tokenize # the function tokenize of parts.py, in the folder where the command runs
+
+"""
+"""Stands before what `--print_config` prints: that lists options, and tells nobody which of them matter."""
+
 # What only makes sense in Python, or says again what stands under trainer.
 _NOT_ASKED = {"model": {"optimizers", "settings"}, "data": {"settings"}}
 
@@ -45,6 +70,8 @@ def run(arguments: Sequence[str]) -> int:
     """
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as python -m does: what a YAML names is found from here
+    if any(argument.partition("=")[0] == "--print_config" for argument in arguments):
+        sys.stdout.write(_FORM.format(name=arguments[0]))
     set_parsing_settings(instantiate_subclass_spec_in_any=True, validate_subclass_spec_in_any=True)
     BridgeCLI(arguments)
     return 0

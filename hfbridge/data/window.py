@@ -58,6 +58,9 @@ class Place:
         return Place(self.epoch, self.windows + 1, self.first_row, self.extra)
 
 
+_BEGINNING = Place()
+
+
 class Window:
     """The micro-batches of one optimizer step.
 
@@ -79,7 +82,7 @@ class Window:
         self.micro_batches = micro_batches
         self.done_micro_batches = done_micro_batches
         self.items = items
-        self.place = Place()
+        self.place = _BEGINNING
 
     def __len__(self) -> int:
         return len(self.micro_batches)

@@ -27,7 +27,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from hfbridge.dropin.trainer import Seq2SeqTrainer, Trainer
 from hfbridge.errors import BridgeWarning, SettingsError
 from hfbridge.settings.checks import suggest
-from hfbridge.settings.strategies import NAMES
+from hfbridge.settings.strategies import NAMES, NAMES_IN_SHORT
 from hfbridge.strategies import ScriptLauncher, launched_ranks
 
 _NATIVE = transformers.Trainer
@@ -79,7 +79,7 @@ def _check(script: Path, strategy: str | None, devices: int | None) -> None:
         )
     if strategy not in (None, "auto", *NAMES):
         hint = suggest(str(strategy), tuple(NAMES))
-        raise SettingsError(f"strategy={strategy!r} is unknown{hint}; there are auto, {', '.join(NAMES)}.")
+        raise SettingsError(f"strategy={strategy!r} is unknown{hint}; there are auto, {NAMES_IN_SHORT}.")
     if devices is None:
         return
     if type(devices) is not int or devices < 1:

@@ -247,7 +247,7 @@ class Trainer(transformers.Trainer):
         host = NativeHost(
             self,
             module.evaluator,
-            evaluates_itself=not is_shared and (has_own or self._weighs_rounds),
+            evaluates_itself=not is_shared and has_own,
             ignore_keys=ignore_keys,
         )
         host.join(trainer)
@@ -265,12 +265,6 @@ class Trainer(transformers.Trainer):
     def _is_shared(self) -> bool:
         """Whether the model has to be reached through the strategy of a run."""
         return self._shared is not None or bool(self.is_deepspeed_enabled)
-
-    @property
-    def _weighs_rounds(self) -> bool:
-        """Whether evaluations count a last round as a whole one, which `Seq2SeqTrainer` does."""
-        is_seq2seq = isinstance(self, transformers.Seq2SeqTrainer)
-        return is_seq2seq and not getattr(self.args, "predict_with_generate", False)
 
     def _shared_run(self) -> SharedRun:
         if self._shared is None:

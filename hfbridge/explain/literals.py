@@ -12,10 +12,12 @@ from transformers import SchedulerType
 from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy
 from transformers.training_args import OptimizerNames
 
-_ENUMS: Mapping[str, type[Enum]] = {
+ENUMS: Mapping[str, type[Enum]] = {
     kind.__name__: kind
     for kind in (IntervalStrategy, SaveStrategy, HubStrategy, SchedulerType, OptimizerNames)
 }
+"""transformers' enumerations, by name."""
+
 _OPERATORS: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -39,16 +41,23 @@ class Names:
 
     Attributes:
         assignments: all of the script.
+        outside: reads what an attribute has from outside of the script, such as its command line; returns
+            whether that is known, and the value.
+        unpacked: names the entries of such a thing taken as a dict; `None` if it is none.
     """
 
     def __init__(self, tree: ast.Module, path: Path, outer: frozenset[Path] = frozenset()) -> None:
         self._tree, self._folder = tree, path.parent
         self._opened = outer | {path.resolve()}
+        self.outside: Callable[[ast.expr], tuple[bool, Any]] = lambda node: (False, None)
+        self.unpacked: Callable[[ast.expr], list[tuple[str, ast.expr]] | None] = lambda node: None
         self._beside: dict[str, Names | None] = {}
         self._imported: dict[str, str] = {}
         self._values: dict[str, ast.expr] = {}
         nodes = list(ast.walk(tree))
-        self.assignments = [node for node in nodes if isinstance(node, ast.Assign)]
+        self.assignments = [
+            node for node in nodes if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign)
+        ]
         for node in nodes:
             self._note_import(node)
             for name, value in _bindings(node):
@@ -92,7 +101,8 @@ class Names:
             found = [self.read(entry, seen) for entry in node.elts]
             return all(is_known for is_known, _ in found), [value for _, value in found]
         if isinstance(node, ast.Attribute):
-            return _member(node)
+            outside = self.outside(node)
+            return outside if outside[0] else _member(node)
         entries = self.entries(node, seen)
         if entries is None:
             return False, None
@@ -126,7 +136,7 @@ class Names:
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
             parts = [self.entries(side, seen) for side in (node.left, node.right)]
             return None if None in parts else [entry for part in parts for entry in part or ()]
-        return None
+        return self.unpacked(node)
 
     def settle(self, entry: tuple[str, ast.expr], *, at: ast.expr) -> tuple[str, ast.expr]:
         """Make an entry of a dict mean in another script what it means here.
@@ -208,7 +218,7 @@ def _is_literal(node: ast.expr) -> bool:
 
 def _member(node: ast.Attribute) -> tuple[bool, Any]:
     """Read a member of one of transformers' enumerations."""
-    kind = _ENUMS.get(dotted(node.value).rpartition(".")[2])
+    kind = ENUMS.get(dotted(node.value).rpartition(".")[2])
     return (True, kind[node.attr].value) if kind and node.attr in kind.__members__ else (False, None)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -122,13 +123,20 @@ def native_items(micro_batches: Sequence[Inputs], traits: LossTraits, device: to
     if not micro_batches or "labels" not in micro_batches[0] or not traits.counts_natively:
         return WindowItems((), None)
     try:
-        counts = tuple(int(_native_labels(b, traits).ne(IGNORED).sum()) for b in micro_batches)
+        counts = tuple(_count_kept(_native_labels(b, traits), IGNORED) for b in micro_batches)
     except (
         TypeError,
         AttributeError,
     ):  # labels that are lists of dicts (detection): native does not count them
         return WindowItems((), None)
-    return WindowItems(counts, torch.tensor(float(sum(counts)), device=device))
+    return WindowItems(counts, torch.full((), float(sum(counts)), device=device))
+
+
+def _count_kept(labels: Tensor, ignored: int) -> int:
+    """Count the labels that are not ignored: integers on a CPU by numpy, which takes half the time."""
+    if labels.dtype in (torch.int64, torch.int32) and labels.device.type == "cpu":
+        return int(np.count_nonzero(labels.numpy() != ignored))
+    return int(labels.ne(ignored).sum())
 
 
 def _native_labels(inputs: Inputs, traits: LossTraits) -> Tensor:
@@ -139,19 +147,19 @@ def _native_labels(inputs: Inputs, traits: LossTraits) -> Tensor:
 def true_items(micro_batches: Sequence[Inputs], traits: LossTraits, device: torch.device) -> WindowItems:
     """Count the items that the model's own mean averages over, micro-batch by micro-batch."""
     counts = tuple(count_items(inputs, traits) for inputs in micro_batches)
-    return WindowItems(counts, torch.tensor(float(sum(counts)), device=device))
+    return WindowItems(counts, torch.full((), float(sum(counts)), device=device))
 
 
 def count_items(inputs: Inputs, traits: LossTraits) -> int:
     """Count the items of one micro-batch: labels that are not ignored, or rows."""
     if "shift_labels" in inputs:
-        return int(inputs["shift_labels"].ne(IGNORED).sum())
+        return _count_kept(inputs["shift_labels"], IGNORED)
     labels = inputs.get("labels")
     if not isinstance(labels, Tensor) or labels.is_floating_point() or traits.rows_only:
         return _count_without_labels(inputs) if labels is None else int(find_batch_size(inputs) or 0)
     if traits.shift:
         labels = labels[..., 1:]
-    return int(labels.ne(traits.ignore_index).sum())
+    return _count_kept(labels, traits.ignore_index)
 
 
 def _count_without_labels(inputs: Inputs) -> int:

@@ -4,13 +4,14 @@ from hfbridge.settings.accelerate import AccelerateConfig, read_accelerate_confi
 from hfbridge.settings.environment import require_environment
 from hfbridge.settings.fields import RULES, Rule
 from hfbridge.settings.machine import require_machine, require_packages
-from hfbridge.settings.plan import Plan, Row
+from hfbridge.settings.plan import UNDECIDED, Plan, Row
 from hfbridge.settings.settings import Settings, SettingsSource
 from hfbridge.settings.strategies import Launched, StrategyChoice
 from hfbridge.settings.translate import translate
 
 __all__ = [
     "RULES",
+    "UNDECIDED",
     "AccelerateConfig",
     "Launched",
     "Plan",

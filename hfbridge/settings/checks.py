@@ -16,6 +16,8 @@ a dictionary                     the same as a JSON string                 the d
 fsdp_config                      the path of a JSON file                   the dictionary in it
 """
 
+import contextlib
+import datetime
 import difflib
 import json
 import math
@@ -28,10 +30,11 @@ from numbers import Integral, Real
 from pathlib import Path
 from types import UnionType
 
+import transformers
+import yaml
 from accelerate.utils import DynamoBackend
 from transformers import GenerationConfig, Seq2SeqTrainingArguments
 from transformers.debug_utils import DebugOption
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 _TYPE_NAMES = {
@@ -52,7 +55,6 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     ),
     "torch_compile_mode": ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
 }
-_REPORTERS = tuple(INTEGRATION_TO_CALLBACK)
 _DEBUG_OPTIONS = tuple(option.value for option in DebugOption)
 
 
@@ -204,9 +206,10 @@ def convert(name: str, value: object) -> tuple[object, str]:
         return value, ""
     if possible:
         if value is False and "no" in possible:
-            return "no", f'{name}=False is read as "no", which YAML takes for it'
+            return "no", f'{name}=False is read as "no": to YAML a bare no is False; write {name}: "no"'
         if value not in possible:
-            raise ValueError(f"is not one of {', '.join(possible)}{suggest(value, possible)}")
+            listed = ", ".join(f'"{word}"' if word == "no" else word for word in possible)
+            raise ValueError(f"is not one of {listed}{suggest(value, possible)}{_in_yaml(name, value)}")
         return value, ""
     if isinstance(value, str) and float in kinds:
         return _number_in(name, value)
@@ -227,7 +230,8 @@ def _wrong_words(name: str, value: object) -> str:
     elif name == "report_to" and value is None:
         return 'must be a list of names, "all" or "none", not NoneType'
     elif name == "report_to" and isinstance(value, list):
-        words, known = value, _REPORTERS
+        # By transformers' own lazy name: without peft, its module takes more time than all the others.
+        words, known = value, tuple(transformers.integrations.integration_utils.INTEGRATION_TO_CALLBACK)
     elif name == "fsdp_config" and isinstance(value, str):
         return "is neither a dictionary nor the path of a JSON file that holds one"
     else:
@@ -275,7 +279,27 @@ def _wrong_type(name: str, value: object, kinds: tuple[type, ...]) -> str:
     ]
     names += ["a list of strings"] if list in kinds else []
     names += ["None"] if type(None) in kinds else []
-    return f"must be {' or '.join(names)}, not {type(value).__name__}"
+    return f"must be {' or '.join(names)}, not {type(value).__name__}{_in_yaml(name, value)}"
+
+
+def _in_yaml(name: str, value: object) -> str:
+    """Say how to write a value in YAML that was probably written without quotes, or with, by mistake."""
+    kinds, words = _TYPES[name], choices(name)
+    if isinstance(value, str):
+        # "true", "10": in quotes a word, without them what is wanted.
+        with contextlib.suppress(yaml.YAMLError):
+            meant = yaml.safe_load(value)
+            if type(meant) in kinds and not isinstance(meant, str) and meant is not None:
+                return f"; in YAML without quotes: {name}: {json.dumps(meant)}"
+        return ""
+    if not words and (str not in kinds or name in _IN_JSON):
+        return ""
+    if isinstance(value, bool):
+        word = "none" if name == "report_to" else "no" if "no" in words else (*words, "on")[0]
+        return f'; to YAML a bare no or on is False or True; write words in quotes: {name}: "{word}"'
+    if isinstance(value, int | float | datetime.date) and not words:
+        return f'; in YAML with quotes: {name}: "{value}"'
+    return ""
 
 
 def check_range(name: str, value: object) -> str:

@@ -39,7 +39,7 @@ class Rule:
 
     Attributes:
         name: the field of `TrainingArguments`.
-        home: the part of hfbridge that uses the value.
+        home: what uses the value, in words that need no knowledge of hfbridge.
         carried: whether all, some or only default values are honoured.
         values: with "some" the values honoured, or all of them if empty; with "default" those that mean the
             default.
@@ -112,9 +112,17 @@ def _default(name: str, home: str, reason: str, *same: object) -> Rule:
     return Rule(name, home, "default", values=same, reason=reason)
 
 
-_MODULE, _OPTIMIZER, _STEP = "HFModule", "HFModule.configure_optimizers", "HFModule.training_step"
-_DATA, _LOADER, _HOST, _EVALUATION = "HFDataModule", "WindowLoader", "CallbackHost", "Evaluation"
-_WRITER, _STRATEGY, _TRAINER, _NOWHERE = "CheckpointWriter", "strategy", "Trainer", "nowhere"
+# In the words of those who know transformers' Trainer and Lightning: plans and `hfbridge explain` show them.
+_MODEL, _OPTIMIZER, _SCHEDULE, _LOSS = (
+    "the model",
+    "the optimizer",
+    "the learning rate's schedule",
+    "the loss",
+)
+_STEP, _LOADER, _LOADERS = "each optimizer step", "the training loader", "the data loaders"
+_LOGGING, _EVALUATING, _SAVING = "when to log, and where to", "when to evaluate", "when to save"
+_EVALUATION, _WRITER, _BEST = "evaluation", "the checkpoints", "which checkpoint is the best"
+_STRATEGY, _NOWHERE = "the strategy", "nowhere"
 
 _OR_NATIVE = "or use the native Trainer"
 _NO_HUB = 'nothing is pushed while training; call module.model.push_to_hub("name") after fit'
@@ -123,7 +131,7 @@ _NO_DDP = "training runs in one process on one device; leave it out"
 _RULES = (
     # Output, duration, batch size
     _all("output_dir", "Trainer(default_root_dir=)"),
-    _all("per_device_train_batch_size", _LOADER),
+    _all("per_device_train_batch_size", "the training loader: samples of a micro-batch"),
     _all(
         "num_train_epochs",
         "Trainer(max_epochs=), rounded up; the exact number of steps once the data is known",
@@ -131,9 +139,9 @@ _RULES = (
     _all("max_steps", "Trainer(max_steps=)"),
     # Optimizer and schedule
     _all("learning_rate", _OPTIMIZER),
-    _all("lr_scheduler_type", _OPTIMIZER),
-    _all("lr_scheduler_kwargs", _OPTIMIZER),
-    _all("warmup_steps", _OPTIMIZER),
+    _all("lr_scheduler_type", _SCHEDULE),
+    _all("lr_scheduler_kwargs", _SCHEDULE),
+    _all("warmup_steps", _SCHEDULE),
     Rule(
         "optim",
         _OPTIMIZER,
@@ -161,52 +169,52 @@ _RULES = (
     _all("adam_beta2", _OPTIMIZER),
     _all("adam_epsilon", _OPTIMIZER),
     _all("optim_target_modules", _OPTIMIZER),
-    _all("gradient_accumulation_steps", "WindowLoader: micro-batches of one Window"),
-    _all("average_tokens_across_devices", _STEP),
-    _all("max_grad_norm", "HFModule.configure_gradient_clipping"),
-    _all("label_smoothing_factor", _STEP),
+    _all("gradient_accumulation_steps", "each optimizer step: its micro-batches"),
+    _all("average_tokens_across_devices", _LOSS),
+    _all("max_grad_norm", "each optimizer step: clips the gradients"),
+    _all("label_smoothing_factor", _LOSS),
     # Precision, memory, compilation
-    _all("bf16", "HFModule: autocast around the model's forward"),
-    _default("fp16", _MODULE, f"there is no gradient scaler; use bf16=True, {_OR_NATIVE}"),
+    _all("bf16", "autocast around the model's forward"),
+    _default("fp16", _MODEL, f"there is no gradient scaler; use bf16=True, {_OR_NATIVE}"),
     _all("bf16_full_eval", _EVALUATION),
     _all("fp16_full_eval", _EVALUATION),
     _all("tf32", "torch: a switch of the process"),
-    _all("activation_checkpointing", _MODULE),
-    _all("activation_checkpointing_kwargs", _MODULE),
-    _default("gradient_checkpointing", _MODULE, "now called activation_checkpointing"),
-    _default("gradient_checkpointing_kwargs", _MODULE, "now called activation_checkpointing_kwargs"),
-    _all("torch_compile", _MODULE),
-    _all("torch_compile_backend", _MODULE),
-    _all("torch_compile_mode", _MODULE),
-    _all("use_liger_kernel", "HFModule, on a GPU; refused off it"),
-    _all("liger_kernel_config", "HFModule, on a GPU"),
-    _all("use_cache", "HFModule: model.config.use_cache"),
-    _all("neftune_noise_alpha", _MODULE),
+    _all("activation_checkpointing", _MODEL),
+    _all("activation_checkpointing_kwargs", _MODEL),
+    _default("gradient_checkpointing", _MODEL, "now called activation_checkpointing"),
+    _default("gradient_checkpointing_kwargs", _MODEL, "now called activation_checkpointing_kwargs"),
+    _all("torch_compile", _MODEL),
+    _all("torch_compile_backend", _MODEL),
+    _all("torch_compile_mode", _MODEL),
+    _all("use_liger_kernel", "the model, on a GPU; refused off it"),
+    _all("liger_kernel_config", "the model, on a GPU"),
+    _all("use_cache", "model.config.use_cache"),
+    _all("neftune_noise_alpha", "the model's embeddings"),
     _all("torch_empty_cache_steps", _STEP),
-    _all("auto_find_batch_size", "Trainer.fit"),
+    _all("auto_find_batch_size", "Trainer.fit: begins again with smaller micro-batches"),
     # Logging and reporting
-    _all("logging_strategy", _HOST),
-    _all("logging_steps", _HOST),
-    _all("logging_first_step", _HOST),
+    _all("logging_strategy", _LOGGING),
+    _all("logging_steps", _LOGGING),
+    _all("logging_first_step", _LOGGING),
     _all("log_on_each_node", "transformers.logging: the process's verbosity"),
-    _all("logging_nan_inf_filter", "HFModule and Evaluation"),
-    _all("include_num_input_tokens_seen", _HOST),
+    _all("logging_nan_inf_filter", "the loss that is logged"),
+    _all("include_num_input_tokens_seen", _LOGGING),
     _all("log_level", "transformers.logging: the process's verbosity"),
     _all("log_level_replica", "transformers.logging: the process's verbosity"),
     _all("disable_tqdm", "Trainer(enable_progress_bar=)"),
-    _all("report_to", _HOST),
-    _all("run_name", _HOST),
-    _all("project", _HOST),
-    _all("trackio_space_id", _HOST),
-    _all("trackio_bucket_id", _HOST),
-    _all("trackio_static_space_id", _HOST),
+    _all("report_to", _LOGGING),
+    _all("run_name", _LOGGING),
+    _all("project", _LOGGING),
+    _all("trackio_space_id", _LOGGING),
+    _all("trackio_bucket_id", _LOGGING),
+    _all("trackio_static_space_id", _LOGGING),
     # Evaluation and metrics
-    _all("eval_strategy", _HOST),
-    _all("eval_steps", _HOST),
-    _all("eval_delay", _HOST),
-    _all("per_device_eval_batch_size", _DATA),
+    _all("eval_strategy", _EVALUATING),
+    _all("eval_steps", _EVALUATING),
+    _all("eval_delay", _EVALUATING),
+    _all("per_device_eval_batch_size", "the evaluation loader"),
     _all("prediction_loss_only", _EVALUATION),
-    _all("eval_on_start", _HOST),
+    _all("eval_on_start", _EVALUATING),
     _all("eval_do_concat_batches", _EVALUATION),
     _all("eval_use_gather_object", _EVALUATION),
     _all("eval_accumulation_steps", _EVALUATION),
@@ -214,31 +222,31 @@ _RULES = (
     _all("batch_eval_metrics", _EVALUATION),
     # Checkpoints, Hub, best model, resuming
     _all("save_only_model", _WRITER),
-    _all("save_strategy", _HOST),
-    _all("save_steps", _HOST),
+    _all("save_strategy", _SAVING),
+    _all("save_steps", _SAVING),
     _all("save_on_each_node", _WRITER),
     _all("save_total_limit", _WRITER),
-    _all("enable_jit_checkpoint", "CallbackHost: SIGTERM"),
-    _default("push_to_hub", _TRAINER, _NO_HUB),
-    _default("hub_token", _TRAINER, _NO_HUB),
-    _default("hub_private_repo", _TRAINER, _NO_HUB),
-    _default("hub_model_id", _TRAINER, _NO_HUB),
-    _default("hub_strategy", _TRAINER, _NO_HUB),
-    _default("hub_always_push", _TRAINER, _NO_HUB),
-    _default("hub_revision", _TRAINER, _NO_HUB),
-    _all("load_best_model_at_end", _WRITER),
-    _all("metric_for_best_model", _HOST),
-    _all("greater_is_better", _HOST),
-    _all("ignore_data_skip", _LOADER),
-    _all("restore_callback_states_from_checkpoint", _HOST),
+    _all("enable_jit_checkpoint", "SIGTERM saves a checkpoint, and ends the run"),
+    _default("push_to_hub", _NOWHERE, _NO_HUB),
+    _default("hub_token", _NOWHERE, _NO_HUB),
+    _default("hub_private_repo", _NOWHERE, _NO_HUB),
+    _default("hub_model_id", _NOWHERE, _NO_HUB),
+    _default("hub_strategy", _NOWHERE, _NO_HUB),
+    _default("hub_always_push", _NOWHERE, _NO_HUB),
+    _default("hub_revision", _NOWHERE, _NO_HUB),
+    _all("load_best_model_at_end", "the model, at the end: the best checkpoint's weights"),
+    _all("metric_for_best_model", _BEST),
+    _all("greater_is_better", _BEST),
+    _all("ignore_data_skip", "the training loader of a resumed run"),
+    _all("restore_callback_states_from_checkpoint", "the callbacks of a resumed run"),
     # Reproducibility, hardware, accelerate
     _all("full_determinism", "transformers.enable_full_determinism before fit"),
     _all("seed", "transformers.set_seed before fit"),
     _all("data_seed", _LOADER),
-    _all("use_cpu", 'Trainer(accelerator="cpu")'),
+    _all("use_cpu", "Trainer(accelerator=)"),
     Rule(
         "accelerator_config",
-        _LOADER,
+        _LOADERS,
         "some",
         keys=("split_batches", "even_batches", "non_blocking", "use_seedable_sampler"),
         reason=(
@@ -248,15 +256,15 @@ _RULES = (
     ),
     _default("parallelism_config", _STRATEGY, "training runs in one process on one device; leave it out"),
     # Data loading
-    _all("dataloader_drop_last", _LOADER),
-    _all("dataloader_num_workers", _LOADER),
-    _all("dataloader_pin_memory", _LOADER),
-    _all("dataloader_persistent_workers", _LOADER),
-    _all("dataloader_prefetch_factor", _LOADER),
-    _all("dataloader_multiprocessing_context", _LOADER),
-    _all("dataloader_in_order", _LOADER),
-    _all("remove_unused_columns", _DATA),
-    _all("label_names", "HFModule and HFDataModule"),
+    _all("dataloader_drop_last", _LOADERS),
+    _all("dataloader_num_workers", _LOADERS),
+    _all("dataloader_pin_memory", _LOADERS),
+    _all("dataloader_persistent_workers", _LOADERS),
+    _all("dataloader_prefetch_factor", _LOADERS),
+    _all("dataloader_multiprocessing_context", _LOADERS),
+    _all("dataloader_in_order", _LOADERS),
+    _all("remove_unused_columns", "the columns that the model is given"),
+    _all("label_names", "the columns that are labels"),
     _all("train_sampling_strategy", _LOADER),
     _all("length_column_name", _LOADER),
     # DDP, FSDP, DeepSpeed, debugging, script flags
@@ -266,16 +274,16 @@ _RULES = (
     _all("ddp_static_graph", _STRATEGY),
     _some("ddp_backend", _STRATEGY, ("gloo", "nccl"), "Lightning opens groups of gloo and nccl only"),
     _all("ddp_timeout", _STRATEGY),
-    _all("fsdp", "FSDP2Strategy, or FSDPStrategy"),
-    _all("fsdp_config", "FSDP2Strategy, or FSDPStrategy"),
+    _all("fsdp", 'the strategy: "fsdp2", or "fsdp"'),
+    _all("fsdp_config", 'the strategy: "fsdp2", or "fsdp"'),
     _all("deepspeed", _STRATEGY),
     _some(
         "debug",
-        _MODULE,
+        _MODEL,
         ("", "underflow_overflow"),
         'there is no TPU here; use debug="underflow_overflow", or leave it out',
     ),
-    _all("skip_memory_metrics", "Evaluator"),
+    _all("skip_memory_metrics", "the metrics of training and evaluation"),
     _all("do_train", _NOWHERE, _SCRIPT_FLAG),
     _all("do_eval", _NOWHERE, _SCRIPT_FLAG),
     _all("do_predict", _NOWHERE, _SCRIPT_FLAG),
@@ -284,9 +292,9 @@ _RULES = (
     # Seq2SeqTrainingArguments
     _default("sortish_sampler", _NOWHERE, "the native Trainer does not read it either; leave it out"),
     _all("predict_with_generate", _EVALUATION),
-    _all("generation_max_length", "Evaluation: max_length of generate"),
-    _all("generation_num_beams", "Evaluation: num_beams of generate"),
-    _all("generation_config", "HFModule: model.generation_config"),
+    _all("generation_max_length", "evaluation: max_length of generate"),
+    _all("generation_num_beams", "evaluation: num_beams of generate"),
+    _all("generation_config", "model.generation_config"),
 )
 
 RULES: Mapping[str, Rule] = MappingProxyType({rule.name: rule for rule in _RULES})

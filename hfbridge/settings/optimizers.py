@@ -22,7 +22,7 @@ from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import torch
-from transformers import Trainer as NativeTrainer
+import transformers
 from transformers.training_args import OptimizerNames
 
 from hfbridge.settings.checks import suggest
@@ -224,7 +224,8 @@ def _refusal_of_torch(optim: str, text: str, value: Value) -> str:
         optim=OptimizerNames(optim), optim_args=text, **{name: value(name) for name in asked}
     )
     try:
-        kind, arguments = NativeTrainer.get_optimizer_cls_and_kwargs(args)
+        # By transformers' own lazy name: the Trainer's module takes a second, and few need it here.
+        kind, arguments = transformers.Trainer.get_optimizer_cls_and_kwargs(args)
         kind([torch.zeros(1, requires_grad=True)], **arguments)
     except ValueError as error:
         return str(error)

@@ -2,18 +2,37 @@
 
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
+from types import MappingProxyType
 from typing import Any
 
-from hfbridge.settings.fields import show
+from hfbridge.settings.fields import is_same, show
 from hfbridge.settings.settings import Settings
 from hfbridge.settings.strategies import StrategyChoice
 
 NEVER = 2**62
 """Epochs between Lightning's own validation runs."""
 
+UNDECIDED = "known when it runs"
+"""What is said of a value that follows from a setting nobody knows yet."""
+
 _PAGE_WIDTH, _VALUE_WIDTH = 100, 30
+
+# Why Lightning is given what it is given, where that does not look like the settings.
+_WHY: Mapping[str, tuple[object, str]] = {
+    "max_epochs": (-1, "no limit: max_steps ends the run"),
+    "max_steps": (-1, "no limit: the epochs end the run"),
+    "num_sanity_val_steps": (0, "the native Trainer has no sanity check"),
+    "use_distributed_sampler": (False, "rows are dealt to the ranks as natively"),
+    "inference_mode": (False, "evaluation runs under torch.no_grad, as natively"),
+    "accumulate_grad_batches": (1, "a batch of Lightning's is a whole optimizer step, all its micro-batches"),
+    "gradient_clip_val": (None, "max_grad_norm clips, as natively, and not Lightning"),
+    "precision": ("32-true", "bf16 casts around the model's forward, as natively, and not Lightning"),
+    "check_val_every_n_epoch": (NEVER, "eval_strategy says when to evaluate, and not Lightning"),
+    "logger": (False, "report_to says where to log; a logger of Lightning's may be given"),
+    "enable_checkpointing": (False, "save_strategy says when to save; ModelCheckpoint may be given"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +42,7 @@ class Row:
     Attributes:
         field: the setting.
         value: its value.
-        home: the part of hfbridge, or the argument of Lightning, that gets it.
+        home: what uses the value, or the argument of Lightning that gets it.
         note: what one should know about it, or empty.
     """
 
@@ -43,6 +62,8 @@ class Plan:
         rows: where each setting goes that was given, or whose default is not carried as it is.
         notes: what was decided on the way.
         strategy: by which strategy the ranks share the work.
+        undecided: arguments for `lightning.Trainer` that nobody knows yet, each with the settings it waits
+            for; they are not among `trainer_arguments`.
     """
 
     settings: Settings
@@ -50,19 +71,29 @@ class Plan:
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
     strategy: StrategyChoice
+    undecided: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
 
     def __str__(self) -> str:
         """Lay out the settings, each with its note below it, then Lightning's arguments, then other notes."""
-        lines = list(_table(self.rows))
-        lines += ["", "lightning.Trainer"]
-        for name, value in self.trainer_arguments.items():
-            lines += _wrap(f"{name} = {_argument(value)}", indent=2)
+        lines = [*self.table(), "", "lightning.Trainer", *self.arguments()]
         shown = "\n".join(row.note for row in self.rows)
         others = [note for note in self.notes if note not in shown]
         lines += ["", "notes"] if others else []
         for note in others:
             lines += _wrap(note, indent=2)
         return "\n".join(lines)
+
+    def table(self) -> Iterator[str]:
+        """Lay out the settings in three columns, each with its note below it."""
+        return _table(self.rows)
+
+    def arguments(self) -> Iterator[str]:
+        """Lay out the arguments for `lightning.Trainer`, with a reason where a value needs one."""
+        for name, value in self.trainer_arguments.items():
+            yield from _wrap(f"{name} = {_argument(name, value)}", indent=2)
+        for name, waits_for in self.undecided.items():
+            reason = f" ({', '.join(waits_for)})" if waits_for else ""
+            yield from _wrap(f"{name}: {UNDECIDED}{reason}", indent=2)
 
 
 def _table(rows: Iterable[Row]) -> Iterator[str]:
@@ -92,11 +123,13 @@ def _wrap(text: str, *, indent: int) -> list[str]:
     )
 
 
-def _argument(value: object) -> str:
-    """Write an argument of Lightning: objects by their class, the epochs that never come as never."""
+def _argument(name: str, value: object) -> str:
+    """Write an argument of Lightning: objects by their class, epochs that never come as never; and why."""
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_argument, value))}]"
-    if value == NEVER and not isinstance(value, bool):
-        return f"{NEVER} (never)"
+        return f"[{', '.join(_argument('', entry) for entry in value)}]"
     is_plain = value is None or isinstance(value, str | int | float)
-    return show("", value).partition(" = ")[2] if is_plain else type(value).__name__
+    text = show("", value).partition(" = ")[2] if is_plain else type(value).__name__
+    usual, why = _WHY.get(name, (value, ""))
+    if not why or not is_same(value, usual):
+        return text
+    return f"{'never' if value == NEVER else text} ({why})"

@@ -47,6 +47,9 @@ NAMES: Mapping[str, tuple[Kind, Mapping[str, Any]]] = {
 }
 """The names of strategies, and what each says about it."""
 
+NAMES_IN_SHORT = "ddp, fsdp, fsdp2, deepspeed_stage_1, _2 and _3 (_2 and _3 also with _offload)"
+"""The same for messages: those that one chooses from."""
+
 _FSDP: Mapping[int, Kind] = {1: "fsdp", 2: "fsdp2"}
 _DDP_FIELDS = tuple(name for name in DEFAULTS if name.startswith("ddp_"))
 _DEFAULT_BUCKET_MB = 25
@@ -104,7 +107,7 @@ def choose_strategy(settings: Settings, strategy: object, *, has_several: bool) 
         return StrategyChoice("given", notes=tuple(_unread(settings, "given")))
     elif strategy not in NAMES:
         raise ValueError(
-            f"is unknown{suggest(strategy, tuple(NAMES))}; there are {', '.join(NAMES)}, and objects of "
+            f"is unknown{suggest(strategy, tuple(NAMES))}; there are {NAMES_IN_SHORT}, and objects of "
             "hfbridge.strategies"
         )
     else:
@@ -125,12 +128,12 @@ def reason_against_strategy(strategy: object) -> str:
         return ""
     name = type(strategy).__name__
     if "Strategy" not in ancestors:
-        return f"refused: {strategy!r} is no strategy; give a name, such as {', '.join(NAMES)}"
+        return f"refused: {strategy!r} is no strategy; give a name: {NAMES_IN_SHORT}"
     if name == "DDPStrategy":
         return ""
     ours = name.replace("ModelParallel", "FSDP2")
     known = ("DDPStrategy", "FSDPStrategy", "FSDP2Strategy", "DeepSpeedStrategy")
-    instead = f"use hfbridge.strategies.{ours}(...)" if ours in known else f"use one of {', '.join(NAMES)}"
+    instead = f"use hfbridge.strategies.{ours}(...)" if ours in known else f"use one of {NAMES_IN_SHORT}"
     return f"refused: under Lightning's {name} the numbers are not the native Trainer's; {instead}"
 
 

@@ -31,6 +31,7 @@ from hfbridge.settings.legacy import OLD_NAMES
 from hfbridge.settings.plan import NEVER, Plan, Row
 from hfbridge.settings.settings import Settings
 from hfbridge.settings.strategies import Launched, StrategyChoice, check_ranks, choose_strategy
+from hfbridge.settings.undecided import waiting
 
 LIGHTNING_ARGUMENTS = (
     "accelerator",
@@ -189,12 +190,15 @@ def translate(
         headline = f"{len(problems)} of {total} Trainer {noun} cannot be carried out; nothing was started."
         raise_problems(SettingsError, headline, problems)
     said = [f"{field}={value!r} was taken over from Trainer(...)" for field, value in taken.items()]
+    final = _arguments(settings, trainer_arguments, choice, launched)
+    undecided = waiting(settings, trainer_arguments)
     return Plan(
         settings=settings,
-        trainer_arguments=MappingProxyType(_arguments(settings, trainer_arguments, choice, launched)),
+        trainer_arguments=MappingProxyType({name: final[name] for name in final if name not in undecided}),
         rows=tuple(_rows(settings)),
-        notes=(*said, *settings.notes, *choice.notes),
+        notes=(*said, *settings.notes, *(choice.notes if "strategy" not in undecided else ())),
         strategy=choice,
+        undecided=undecided,
     )
 
 

@@ -1,6 +1,7 @@
 """What `hfbridge` reads of a command line, and how it ends; commands that train are in test_fit.py."""
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -113,10 +114,13 @@ def test_every_option_of_a_command_is_explained(command: str) -> None:
     [
         ([], "required: COMMAND"),
         (["fitt"], "invalid choice: 'fitt'"),
+        (["fit"], "fit was not told what to do: hfbridge fit --config config.yaml"),
         (["explain"], "required: source"),
         (["explain", "a.yaml", "--devices", "0"], "'0' is no number from 1 on"),
         (["explain", "a.yaml", "--devices", "two"], "'two' is no number from 1 on"),
-        (["explain", "a.yaml", "--", "b"], "explain takes nothing after --"),
+        (["explain", "a.yaml", "--", "b"], "for a script only, and a.yaml is none"),
+        (["explain", "a.py", "--lr", "1"], "stands after --: -- --lr 1"),
+        (["convert", "a", "b", "--", "c"], "convert takes nothing after --"),
         (["convert", "a"], "required: target"),
         (["compare", "job.py", "--engines", ","], "names no engine"),
         (["compare", "job.py", "--ranks", "-1"], "'-1' is no number from 1 on"),
@@ -143,6 +147,80 @@ def test_explain_ends_with_1_if_something_is_refused(hfbridge: Command) -> None:
     told = json.loads(out)
     assert told["is_refused"]
     assert told["parts"][0]["refused"][0]["subject"] == 'optim = "adalomo"'
+
+
+@pytest.mark.slow
+def test_explain_imports_no_more_than_the_settings_need() -> None:
+    """Lightning, datasets and models are not; transformers imports peft where it finds it."""
+    write("run.yaml", SETTINGS)
+    Path("run.py").write_text("from transformers import TrainingArguments\nTrainingArguments(seed=1)")
+    code = (
+        "import sys, transformers.utils as utils, transformers.utils.import_utils as import_utils\n"
+        "utils.is_peft_available = import_utils.is_peft_available = lambda: False\n"
+        "from hfbridge.cli import main\n"
+        "for path in ('run.yaml', 'run.py'): main(['explain', path])\n"
+        "libraries = {'lightning', 'datasets', 'torchmetrics', 'evaluate', 'deepspeed', 'peft'}\n"
+        "of_transformers = {'transformers.trainer', 'transformers.modeling_utils'}\n"
+        "heavy = (libraries | of_transformers) & set(sys.modules)\n"
+        "sys.exit(repr(sorted(heavy)) if heavy else 0)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(("said", "codes"), [("print", {141}), ("--help", {0, 141})])
+def test_a_reader_that_goes_away_is_no_error(unbuffered: str, said: str, codes: set[int]) -> None:
+    """As in `hfbridge explain run.yaml | head -1`; argparse itself may swallow the error, and end with 0."""
+    code = (
+        "import sys\nfrom hfbridge.cli import command\n"
+        "make = command._command_of\n"
+        "show = lambda: print('x' * 9999) or 0\n"
+        "command._command_of = lambda said: make(said) if said[0] == '--help' else show\n"
+        f"sys.exit(command.main([{said!r}]))\n"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writer)
+    assert done.stderr == ""
+    assert done.returncode in codes
+
+
+def test_another_pipe_that_breaks_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    raising(BrokenPipeError("a worker is gone"), monkeypatch)
+    with pytest.raises(BrokenPipeError, match="a worker"):
+        main(["explain", "a.yaml"])
+
+
+def test_explain_gives_the_script_what_stands_after_the_dashes(hfbridge: Command) -> None:
+    Path("run.py").write_text(
+        "from transformers import HfArgumentParser, TrainingArguments\n"
+        "(args,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses()\n"
+    )
+    code, out, _ = hfbridge("explain", "run.py")
+    assert code == 0
+    assert "hfbridge explain run.py -- --output_dir out" in out
+    code, out, _ = hfbridge("explain", "run.py", "--devices", "2", "--", "--optim", "adalomo", "--seed=3")
+    assert code == 1
+    assert 'optim = "adalomo"' in out
+    code, _, err = hfbridge("explain", "run.py", "--", "--learning_rate", "fast")
+    assert (code, err) == (
+        1,
+        "SettingsError: What stands after -- is no settings: "
+        "argument --learning_rate/--learning-rate: invalid float value: 'fast'.\n",
+    )
 
 
 def test_convert(hfbridge: Command, monkeypatch: pytest.MonkeyPatch) -> None:

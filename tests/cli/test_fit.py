@@ -272,3 +272,23 @@ def test_an_interrupted_run_ends_quietly(project: dict[str, Any]) -> None:
             run.kill()
     assert run.returncode == 130
     assert "Traceback" not in Path("err.txt").read_text()
+
+
+def test_what_print_config_prints_begins_with_a_form_that_is_understood(
+    hfbridge: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, err = hfbridge("fit", "--print_config")
+    assert code == 0, err
+    form, _, options = out.partition("\n\n")
+    assert {"trainer", "model", "data"} <= yaml.safe_load(options).keys()
+    lines = [line.removeprefix("# ").removeprefix("#") for line in form.splitlines()[1:]]
+    Path("form.yaml").write_text("\n".join(lines))
+    Path("parts.py").write_text("def tokenize(rows):\n    return rows\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code, out, err = hfbridge("fit", "--config", "form.yaml", "--print_config=skip_default")
+    assert code == 0, err
+    understood = yaml.safe_load(out)
+    assert understood["trainer"]["settings"]["eval_strategy"] == "epoch"
+    assert understood["model"]["model_kwargs"] == {"num_labels": 2}
+    assert understood["data"]["map_function"] == "parts.tokenize"
+    sys.modules.pop("parts")

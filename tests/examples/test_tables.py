@@ -66,10 +66,13 @@ def test_throughput() -> None:
     ]
 
 
-def test_results_need_a_place_in_the_readme(tmp_path: Path) -> None:
-    tables = load()
+def test_results_need_a_place_on_some_page(tmp_path: Path) -> None:
+    tables, page = load(), tmp_path / "page.md"
     tables.RESULTS = tmp_path
-    tables.require_places("")
+    page.write_text("nothing")
+    tables.require_places([page])
     (tmp_path / "throughput.json").write_text("{}")
-    with pytest.raises(SystemExit, match="no place for throughput"):
-        tables.require_places("")
+    with pytest.raises(SystemExit, match="no page has a place for throughput"):
+        tables.require_places([page])
+    page.write_text("<!-- results:throughput --> <!-- /results -->")
+    tables.require_places([page])

@@ -6,6 +6,7 @@ Grade: exact. What is compared stands in tests/parity/engines.py.
 import math
 from typing import Any, Literal
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -539,6 +540,26 @@ def test_names_that_cannot_be_included(named: list[str]) -> None:
 def test_two_casts_at_once() -> None:
     with pytest.raises(hfbridge.SettingsError, match="contradicts bf16_full_eval=True"):
         hfbridge.Settings(bf16_full_eval=True, fp16_full_eval=True)
+
+
+def test_another_set_is_mapped_and_collated_as_those_of_the_datamodule() -> None:
+    trainer, module, data, _, _ = make_ours(job())
+    rows = make_rows("distilbert", 7, seed=9)
+    named = trainer.predict_dataset(
+        module, hfbridge.HFDataModule(predict_dataset=rows, data_collator=PadRows())
+    )
+    raw = datasets.Dataset.from_list([{"words": row["input_ids"], "label": row["label"]} for row in rows])
+
+    def rename(row: dict[str, Any]) -> dict[str, Any]:
+        return {"input_ids": row["words"], "attention_mask": [1] * len(row["words"])}
+
+    mapping = {"map_function": rename, "map_kwargs": {"batched": False, "remove_columns": ["words"]}}
+    mapped = hfbridge.HFDataModule(train_dataset=raw, data_collator=PadRows(), **mapping)
+    for output in (trainer.predict_dataset(module, data, rows), trainer.predict_dataset(module, mapped, raw)):
+        assert (output.predictions == named.predictions).all()
+        assert (output.label_ids == named.label_ids).all()
+    with pytest.raises(hfbridge.DataError, match=r"given a list. A set comes after it"):
+        trainer.predict_dataset(module, rows)
 
 
 def test_only_an_hfmodule_is_predicted() -> None:

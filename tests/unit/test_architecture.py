@@ -52,6 +52,7 @@ LAYERS = {
     "facts": 3,
     "arguments": 3,
     "sources": 3,
+    "replaced": 3,
     "trainer": 4,
     "migrate": 5,
     "dropin": 6,

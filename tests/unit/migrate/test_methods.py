@@ -10,7 +10,8 @@ from transformers import Seq2SeqTrainer, Trainer, TrainingArguments
 
 import hfbridge
 from hfbridge.errors import Problem, SettingsError
-from hfbridge.migrate.methods import CALLED_BY_USERS, INSTEAD, find_replaced
+from hfbridge.migrate.methods import find_replaced
+from hfbridge.replaced import CALLED_BY_USERS, INSTEAD
 from tests.unit.migrate.natives import make_arguments, make_native
 
 

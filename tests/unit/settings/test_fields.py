@@ -1,11 +1,15 @@
 """One rule per field, and each says what it must."""
 
+import ast
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 from transformers.training_args import OptimizerNames
 
+import hfbridge
 from hfbridge.errors import SettingsError
 from hfbridge.settings import Settings
 from hfbridge.settings.fields import (
@@ -225,6 +229,19 @@ def test_another_value_is_refused_by_name_with_what_to_do(name):
 def test_a_default_is_never_refused(name):
     settings = Settings(**{name: DEFAULTS[name]})
     assert getattr(settings, name) == DEFAULTS[name]
+
+
+def test_homes_speak_of_what_users_of_the_trainer_and_lightning_know() -> None:
+    """No class of hfbridge's: plans and `hfbridge explain` show them to people who have yet to see one."""
+    ours = [
+        node.name
+        for path in Path(hfbridge.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef) and node.name != "Trainer"
+    ]
+    assert {"CallbackHost", "WindowLoader", "HFModule"} <= set(ours)
+    found = {rule.name for rule in RULES.values() if re.search(rf"\b({'|'.join(ours)})\b", rule.home)}
+    assert found == set()
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=lambda rule: rule.name)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from transformers import Seq2SeqTrainingArguments
 
 import hfbridge
@@ -77,7 +78,40 @@ def test_no_means_no_where_yaml_reads_false() -> None:
     written("run.yaml", "eval_strategy: no\nsave_strategy: off")
     settings = Settings.load("run.yaml")
     assert settings.given == {"eval_strategy": "no", "save_strategy": "no"}
-    assert 'eval_strategy=False is read as "no", which YAML takes for it' in settings.notes
+    said = 'eval_strategy=False is read as "no": to YAML a bare no is False; write eval_strategy: "no"'
+    assert said in settings.notes
+
+
+@pytest.mark.parametrize(
+    ("line", "cure"),
+    [
+        ("eval_strategy: yes", 'eval_strategy: "no"'),
+        ("optim: off", 'optim: "adamw_torch"'),
+        ("report_to: no", 'report_to: "none"'),
+        ("run_name: on", 'run_name: "on"'),
+        ("run_name: 2026", 'run_name: "2026"'),
+        ("output_dir: 2026-11-28", 'output_dir: "2026-11-28"'),
+        ('bf16: "no"', "bf16: false"),
+        ('max_steps: "100"', "max_steps: 100"),
+    ],
+)
+def test_how_a_misread_value_is_written_in_yaml_is_told_and_works(line: str, cure: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.load(written("run.yaml", line))
+    (problem,) = caught.value.problems
+    assert problem.text.endswith(f": {cure}")
+    cured = "report_to: none" if "report_to" in cure else cure
+    name = cure.partition(":")[0]
+    (value,) = Settings.load(written("run.yaml", cured)).given.values()
+    assert name in str(Settings.load("run.yaml"))
+    assert type(value) is not type(yaml.safe_load(line)[name])
+
+
+def test_values_that_no_spelling_of_yaml_mends_have_no_such_advice() -> None:
+    for line in ("learning_rate: fast", "seed: on", 'label_names: "labels"', "lr_scheduler_kwargs: x"):
+        with pytest.raises(SettingsError) as caught:
+            Settings.load(written("run.yaml", line))
+        assert "YAML" not in caught.value.problems[0].text
 
 
 def test_names_of_transformers_4_are_read() -> None:

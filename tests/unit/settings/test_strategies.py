@@ -12,7 +12,12 @@ from lightning.pytorch.strategies import (
 
 from hfbridge import Settings, SettingsError, strategies
 from hfbridge.settings import Launched, translate
-from hfbridge.settings.strategies import NAMES, choose_strategy, reason_against_strategy
+from hfbridge.settings.strategies import (
+    NAMES,
+    NAMES_IN_SHORT,
+    choose_strategy,
+    reason_against_strategy,
+)
 
 ZERO = {"deepspeed": {"zero_optimization": {"stage": 2}}}
 
@@ -54,6 +59,22 @@ def test_what_is_said_chooses(settings, strategy, has_several, kind):
 def test_what_contradicts_is_told(settings, strategy, says):
     with pytest.raises(ValueError, match=says):
         choose_strategy(Settings(**settings), strategy, has_several=True)
+
+
+def test_the_short_list_of_names_is_true() -> None:
+    with pytest.raises(ValueError, match="is unknown") as caught:
+        choose_strategy(Settings(), "zero", has_several=True)
+    assert len(str(caught.value)) < 170
+    listed = ["ddp", "fsdp", "fsdp2"]
+    listed += [f"deepspeed_stage_{stage}" for stage in (1, 2, 3)]
+    listed += [f"deepspeed_stage_{stage}_offload" for stage in (2, 3)]
+    assert NAMES_IN_SHORT == "ddp, fsdp, fsdp2, deepspeed_stage_1, _2 and _3 (_2 and _3 also with _offload)"
+    assert NAMES_IN_SHORT in str(caught.value)
+    assert NAMES.keys() - set(listed) == {
+        "deepspeed",
+        "ddp_find_unused_parameters_true",
+        "ddp_find_unused_parameters_false",
+    }
 
 
 def test_ddp_is_told_what_the_settings_say():
