@@ -29,6 +29,7 @@ from hfbridge.evaluation.generate import Generation, generates
 from hfbridge.evaluation.memory import MemoryTracker, Stage
 from hfbridge.evaluation.metrics import check_called_by_batch, check_is_computed, metric_name
 from hfbridge.evaluation.run import EvalOptions, Evaluation
+from hfbridge.model.chunked import logits_kept
 from hfbridge.model.prepare import takes_skip_logits
 
 _JOINS_CROSSWISE = (
@@ -271,15 +272,18 @@ class Evaluator:
         asks = (module.compute_metrics, module.running_metrics) != (None, None)
         keeps_logits = (is_prediction or asks) and not args.prediction_loss_only
         extra = {} if keeps_logits or not takes_skip_logits(module.model) else {"skip_logits": True}
+
+        def loss_of(model: Any, batch: Any) -> Any:
+            with logits_kept(module.run.chunked, keeps=keeps_logits):
+                return normalization.loss_for(model, [batch]).evaluate(model, {**batch, **extra})
+
         return Evaluation(
             model=module.model,
             of=of,
             options=EvalOptions.of(
                 args, by_rows=by_rows, is_first=is_first, keeps_repeated=self.keeps_repeated
             ),
-            loss_of=lambda model, batch: normalization.loss_for(model, [batch]).evaluate(
-                model, {**batch, **extra}
-            ),
+            loss_of=loss_of,
             label_names=module.label_names,
             has_own_loss=normalization.traits.returns_loss_alone,
             compute_metrics=module.compute_metrics,

@@ -26,6 +26,7 @@ from hfbridge.evaluation.predict import cast_for_evaluation
 from hfbridge.facts import facts_of_model
 from hfbridge.model.adapters import ParameterCounts, count_parameters
 from hfbridge.model.build import weights_dtypes
+from hfbridge.model.chunked import ChunkedLoss
 from hfbridge.model.criterion import criterion_of
 from hfbridge.model.failures import check_vocabulary
 from hfbridge.model.items import read_traits
@@ -60,6 +61,7 @@ class ModelRun:
         preparation_s: how long what is put around the model took, with the ranks' shares; natively the
             evaluation of a model that has not trained tells of it.
         parameters: how many the model has, and how many of them are trained; likewise.
+        chunked: what computes losses without logits, if asked for; likewise.
 
     Raises:
         ModelError: `optimizers` was given, and the strategy replaces the parameters in it.
@@ -87,6 +89,7 @@ class ModelRun:
                 "optimizers holds the parameters of the whole model, and the strategy puts others in their "
                 "place. Pass optimizer_cls_and_kwargs=(class, arguments), or name the optimizer by optim."
             )
+        self.chunked: ChunkedLoss | None = None
         self._closure_hook: Any = None
         self._has_looked = False
         self._tries_packing = trainer.datamodule.packing is not None  # type: ignore[attr-defined]
@@ -133,11 +136,15 @@ class ModelRun:
             saves=is_fit and args.save_strategy != "no",
         )
         check_vocabulary(model, module.processing_class)
+        if module.chunked_loss:
+            is_sharded = self._zero is not None and self._zero.is_sharded
+            self.chunked = ChunkedLoss(model, args, is_sharded=is_sharded)
         criterion = criterion_of(
             model,
             smoothing=args.label_smoothing_factor,
             function=module.compute_loss_func,
             forgets_shift=module.loss_normalization == "native",
+            chunked=self.chunked,
         )
         self.normalization = Normalization(
             module.loss_normalization,
@@ -223,6 +230,8 @@ class ModelRun:
         """Give the model, and an optimizer of the user's, back as they were; a second call does nothing."""
         if "preparation" in vars(self):
             self.preparation.undo()
+        if self.chunked is not None:
+            self.chunked.undo()
         if self._closure_hook is not None:
             self._closure_hook.remove()
             self._closure_hook = None

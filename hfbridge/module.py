@@ -49,6 +49,7 @@ from hfbridge.evaluation.running import MetricsSource, RunningMetrics
 from hfbridge.evaluator import Evaluator
 from hfbridge.model.adapters import read_peft_config
 from hfbridge.model.build import ModelSource, build_model, check_function, check_source
+from hfbridge.model.chunked import check_chunked
 from hfbridge.model.criterion import LossFunction
 from hfbridge.model.logged import StepRecord
 from hfbridge.model.optim import (
@@ -92,6 +93,8 @@ class HFModule(pl.LightningModule):
         loss_normalization: "exact": the gradient of an optimizer step does not depend on how its samples are
             cut into micro-batches. "native": the native Trainer's, to the bit, including the factor it has
             for models that ignore `num_items_in_batch`.
+        chunked_loss: compute the loss of a language model without holding its logits. The same but for the
+            last digits, in less memory; evaluations whose metrics ask for logits have them.
 
     Attributes:
         schedule: the run's learning-rate schedule.
@@ -130,10 +133,12 @@ class HFModule(pl.LightningModule):
         optimizers: Optimizers = (None, None),
         optimizer_cls_and_kwargs: OptimizerClass | None = None,
         loss_normalization: Literal["exact", "native"] = "exact",
+        chunked_loss: bool = False,
     ) -> None:
         super().__init__()
         model = find_factory(model, auto_class)
         has_function = compute_loss_func is not None
+        check_chunked(chunked_loss, has_function=has_function)
         check_source(model, auto_class, dtype=dtype, model_kwargs=model_kwargs, has_function=has_function)
         if loss_normalization not in ("exact", "native"):
             raise ModelError(f"loss_normalization={loss_normalization!r}; it may be 'exact' or 'native'.")
@@ -176,7 +181,7 @@ class HFModule(pl.LightningModule):
         self.preprocess_logits_for_metrics = preprocess_logits_for_metrics
         self.compute_loss_func = compute_loss_func
         self.given_optimizers, self.optimizer_cls_and_kwargs = optimizers, optimizer_cls_and_kwargs
-        self.loss_normalization = loss_normalization
+        self.loss_normalization, self.chunked_loss = loss_normalization, chunked_loss
         self.last_step = StepRecord()
         self.eval_metrics: dict[str, Any] = {}
         self.notes: list[str] = []

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import Tensor
 from transformers.trainer_pt_utils import distributed_broadcast_scalars
 
-from hfbridge.model.loss import device_of
+from hfbridge.model.asking import device_of
 
 logger = logging.getLogger(__name__)
 

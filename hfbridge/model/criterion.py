@@ -3,11 +3,13 @@
 compute_loss_func    label_smoothing_factor    labels reach    loss
 given                -                         the function    what the function returns
 -                    above 0                   the smoother    smoothed cross-entropy over the logits
--                    0                         the model       the model's own
+-                    0                         the model       the model's own; with `chunked_loss` without
+                                                              logits: chunked.py
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 from transformers.trainer_utils import unwrap_peft_model
 
 from hfbridge.errors import ModelError
+from hfbridge.model.chunked import ChunkedLoss
 from hfbridge.model.failures import FAILURES, explain
 from hfbridge.model.items import Inputs, LossTraits
 
@@ -42,6 +45,7 @@ class Criterion:
     smoother: LabelSmoother | None = None
     shifts: bool = False
     forgets_shift: bool = False
+    chunked: ChunkedLoss | None = None
 
     def __call__(
         self, model: nn.Module, inputs: Inputs, number: Tensor | None, *, traits: LossTraits
@@ -67,7 +71,10 @@ class Criterion:
             inputs = {name: value for name, value in inputs.items() if name != "labels"}
         if traits.takes_items and number is not None:
             inputs = {**inputs, "num_items_in_batch": number}
-        outputs = _forward(model, inputs)
+        if self.chunked is None:
+            outputs = _forward(model, inputs)
+        else:
+            outputs = self.chunked.run(partial(_forward, model, inputs), inputs)
         if self.function is not None:
             loss = self.function(outputs, labels, num_items_in_batch=number)
             if not isinstance(loss, Tensor):
@@ -104,7 +111,12 @@ OWN_LOSS = Criterion()
 
 
 def criterion_of(
-    model: nn.Module, *, smoothing: float, function: LossFunction | None, forgets_shift: bool = False
+    model: nn.Module,
+    *,
+    smoothing: float,
+    function: LossFunction | None,
+    forgets_shift: bool = False,
+    chunked: ChunkedLoss | None = None,
 ) -> Criterion:
     """Choose where a run's losses come from.
 
@@ -113,6 +125,7 @@ def criterion_of(
         smoothing: `label_smoothing_factor`.
         function: `compute_loss_func`; wins over smoothing.
         forgets_shift: of the criterion.
+        chunked: of the criterion; goes with neither of the first two.
 
     Raises:
         ModelError: smoothing for a multi-label classifier, whose labels are no class ids.
@@ -120,7 +133,7 @@ def criterion_of(
     Mirrors: transformers.Trainer.compute_loss
     """
     if function is not None or not smoothing:
-        return Criterion(function=function)
+        return Criterion(function=function, chunked=chunked)
     if getattr(getattr(model, "config", None), "problem_type", None) == "multi_label_classification":
         raise ModelError(
             f"label_smoothing_factor={smoothing} does not fit a multi-label classifier, for which the native "

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from hfbridge.model.asking import device_of
 from hfbridge.model.criterion import OWN_LOSS, Criterion
 from hfbridge.model.items import Inputs, LossTraits, WindowItems, native_items, over_ranks, true_items
 
@@ -143,9 +144,3 @@ def _zero_from(outputs: Any, loss: Tensor) -> Tensor:
     values = outputs.values() if isinstance(outputs, Mapping) else outputs
     tensors = [v for v in values if isinstance(v, Tensor) and v is not loss and v.requires_grad]
     return sum((t.sum() * 0.0 for t in tensors), start=loss.new_zeros(()))
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Return the device of the model's first parameter; the CPU for a model without any."""
-    first = next(model.parameters(), None)
-    return torch.device("cpu") if first is None else first.device

@@ -14,10 +14,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from hfbridge.advice import OF_MODULE, Advice
+from hfbridge.model.asking import asking, device_of, halves
 from hfbridge.model.criterion import OWN_LOSS, Criterion
 from hfbridge.model.items import Inputs, LossTraits, count_items, native_items
-from hfbridge.model.loss import ExactLoss, Loss, NativeLoss, device_of
-from hfbridge.model.splitting import asking, describe_split, halves
+from hfbridge.model.loss import ExactLoss, Loss, NativeLoss
+from hfbridge.model.splitting import describe_split
 
 
 @dataclass(frozen=True)

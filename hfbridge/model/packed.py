@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.trainer_utils import unwrap_peft_model
 
 from hfbridge.errors import ModelError
-from hfbridge.model.splitting import asking
+from hfbridge.model.asking import asking
 
 _TOKENS = 8
 _CAUSAL_LM_NAMES = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())

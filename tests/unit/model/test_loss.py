@@ -8,9 +8,10 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from hfbridge.errors import ModelError
+from hfbridge.model.asking import device_of
 from hfbridge.model.criterion import loss_in
 from hfbridge.model.items import read_traits
-from hfbridge.model.loss import ExactLoss, NativeLoss, device_of
+from hfbridge.model.loss import ExactLoss, NativeLoss
 
 CPU = torch.device("cpu")
 
