@@ -17,6 +17,7 @@ import hfbridge
 from hfbridge import ModelError
 from hfbridge.model.chunked import ChunkedLoss
 from tests.parity.engines import Job, Record, run_ours, run_theirs
+from tests.parity.test_packing import job_of as packed_job
 from tests.tiny import PadRows, make_model, make_rows
 
 CLOSE = 2e-5  # float32, after 6 steps of AdamW, which divides small gradients by their own size
@@ -89,6 +90,15 @@ def test_exactly_it_is_the_run_with_logits(chunks: list[Any]) -> None:
     job = job_of("llama")
     with_logits = run_ours(job, loss_normalization="exact")
     assert not chunks
+    ours = run_in_chunks(job, loss_normalization="exact")
+    assert chunks
+    for (name, expected), (_, value) in zip(numbers(with_logits), numbers(ours), strict=True):
+        assert value == pytest.approx(expected, rel=CLOSE), name
+
+
+def test_packed_rows(chunks: list[Any]) -> None:
+    job = packed_job(max_steps=4, logging_steps=1)
+    with_logits = run_ours(job, loss_normalization="exact")
     ours = run_in_chunks(job, loss_normalization="exact")
     assert chunks
     for (name, expected), (_, value) in zip(numbers(with_logits), numbers(ours), strict=True):
