@@ -19,7 +19,7 @@ from typing import Literal, get_args
 from hfbridge.advice import Advice
 from hfbridge.errors import JobError, MissingDependencyError, Problem, raise_problems
 from hfbridge.settings.checks import suggest
-from hfbridge.settings.strategies import NAMES
+from hfbridge.settings.strategies import NAMES, NAMES_IN_SHORT
 
 Kind = Literal["native", "accelerate", "lightning"]
 Normalization = Literal["native", "exact"]
@@ -154,7 +154,7 @@ def _check_strategy(kind: str, strategy: str) -> None:
         raise ValueError("takes no strategy: on several ranks its loop works by DDP; leave it out")
     if strategy not in NAMES:
         raise ValueError(
-            f"{strategy!r} is unknown{suggest(strategy, tuple(NAMES))}; there are {', '.join(NAMES)}"
+            f"{strategy!r} is unknown{suggest(strategy, tuple(NAMES))}; there are {NAMES_IN_SHORT}"
         )
     if kind == "native" and strategy not in _NATIVE:
         reason = (
