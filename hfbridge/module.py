@@ -34,7 +34,7 @@ from torch.optim import Optimizer
 from transformers import TrainingArguments
 from transformers.utils.logging import set_verbosity
 
-from hfbridge.advice import OF_MODULE, Advice
+from hfbridge.advice import OF_MODULE
 from hfbridge.attach import has_plain_backward
 from hfbridge.callbacks import CallbackHost, host_of
 from hfbridge.checkpoints.io import read_directories
@@ -161,10 +161,8 @@ class HFModule(pl.LightningModule):
                 peft_config=peft_config,
                 has_function=has_function,
             )
-        self._is_built = {
-            "in_parts": is_named and peft_config is None,
-            "seeds_again": is_named or is_object,
-        }
+        in_parts = is_named and peft_config is None
+        self._is_built = {"in_parts": in_parts, "seeds_again": is_named or is_object}
         self.model: Any = model if is_ready else None
         self.given_settings = None if settings is None else Settings.of(settings)
         self._run: ModelRun | None = None
@@ -174,6 +172,7 @@ class HFModule(pl.LightningModule):
         self.schedule: Any = None
         self.kept_optimizer: Optimizer | None = None
         self.resumption: Resumption | None = None
+        self.notes, self.advice = list[str](), OF_MODULE
         self.label_names: list[str] = []
         self.processing_class: Any = make_processor(processing_class)
         self.compute_metrics = compute_metrics
@@ -184,8 +183,6 @@ class HFModule(pl.LightningModule):
         self.loss_normalization, self.chunked_loss = loss_normalization, chunked_loss
         self.last_step = StepRecord()
         self.eval_metrics: dict[str, Any] = {}
-        self.notes: list[str] = []
-        self.advice: Advice = OF_MODULE
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; Lightning's name of the current hook, set twice a hook, goes the short way."""
