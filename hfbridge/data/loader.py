@@ -71,7 +71,10 @@ class KeepsWorkers:
     by the garbage collector, some time later, which may wait five seconds for each.
     """
 
-    _inner: DataLoader[Any] | None
+    @property
+    def _inner(self) -> DataLoader[Any] | None:
+        """The DataLoader, if it is there."""
+        raise NotImplementedError
 
     @property
     def _iterator(self) -> Any:
@@ -97,7 +100,7 @@ class WindowLoader(KeepsWorkers):
     """
 
     def __init__(self, micro_batches: DataLoader[Any], *, accumulation: int) -> None:
-        self.micro_batches = self._inner = micro_batches
+        self.micro_batches = micro_batches
         self.accumulation = accumulation
         self.record: PassRecord | None = None
         self._start: Start | None = None
@@ -133,6 +136,10 @@ class WindowLoader(KeepsWorkers):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Do nothing: `start_at` says where to go on."""
+
+    @property
+    def _inner(self) -> DataLoader[Any]:
+        return self.micro_batches
 
     @property
     def sampler(self) -> "WindowLoader":
@@ -338,7 +345,7 @@ class EvalLoader(KeepsWorkers):
         is_first_pass: bool = True,
         order: Sequence[int] | None = None,
     ) -> None:
-        self.batches = self._inner = batches
+        self.batches = batches
         if batches.persistent_workers and not is_first_pass:
             batches.generator = torch.Generator()
         self.prefix = prefix
@@ -360,6 +367,10 @@ class EvalLoader(KeepsWorkers):
             following = next(batches, None)
             yield batch
             batch = following
+
+    @property
+    def _inner(self) -> DataLoader[Any]:
+        return self.batches
 
     @property
     def samples(self) -> int:

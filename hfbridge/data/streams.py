@@ -279,7 +279,6 @@ class StreamLoader(KeepsWorkers):
         keeps_short: bool,
     ) -> None:
         self.loader, self.accumulation = loader, accumulation
-        self._inner = loader
         self.record: PassRecord | None = None
         self._collator, self._steps, self._keeps_short = collator, schedule.steps_per_epoch, keeps_short
         self._has_length = has_length(loader)
@@ -289,6 +288,10 @@ class StreamLoader(KeepsWorkers):
     def __len__(self) -> int:
         """Optimizer steps of a pass, as natively: those of the run, if the length is unknown."""
         return self._steps
+
+    @property
+    def _inner(self) -> Any:
+        return self.loader
 
     @property
     def sampler(self) -> "StreamLoader":
@@ -403,11 +406,16 @@ class StreamEvalLoader(KeepsWorkers):
     """
 
     def __init__(self, make: Callable[[], Any], *, prefix: str, batch_size: int) -> None:
-        self._make, self._inner = make, None
+        self._make = make
+        self._kept: Any = None
         self.prefix, self.batch_size = prefix, batch_size
         self.rounds: list[tuple[int, int]] = []
         self.is_complete = False
         self.remainder = 0
+
+    @property
+    def _inner(self) -> Any:
+        return self._kept
 
     def __len__(self) -> int:
         """More than any stream has: without a length Lightning would read ahead."""
@@ -415,9 +423,9 @@ class StreamEvalLoader(KeepsWorkers):
 
     def __iter__(self) -> Iterator[MicroBatch]:
         self.rounds, self.is_complete = [], False
-        loader: Any = self._make() if self._inner is None else self._inner
+        loader: Any = self._make() if self._kept is None else self._kept
         if loader.persistent_workers:
-            self._inner = loader
+            self._kept = loader
         for batch in loader:
             share = find_batch_size(batch) or self.batch_size
             self.is_complete = bool(loader.end_of_dataloader)
