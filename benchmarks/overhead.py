@@ -8,6 +8,7 @@ engine gets a callback it would not have otherwise.
 
 import argparse
 import cProfile
+import importlib
 import json
 import logging
 import sys
@@ -186,6 +187,8 @@ def measure_one(engine: str, accumulation: int, steps: int, *, counts_calls: boo
     """Measure one engine in this process: microseconds, or Python calls, per optimizer step."""
     import torch
 
+    # In every process: what it imports may patch torch's optimizers, as bitsandbytes does, for any engine.
+    importlib.import_module("transformers.trainer")
     torch.set_num_threads(1)
     total = WARM_UP + steps + 5
     clock = Clock(accumulation, steps)

@@ -52,12 +52,8 @@ from hfbridge.model.build import ModelSource, build_model, check_function, check
 from hfbridge.model.chunked import check_chunked
 from hfbridge.model.criterion import LossFunction
 from hfbridge.model.logged import StepRecord
-from hfbridge.model.optim import (
-    OptimizerClass,
-    Optimizers,
-    check_optimizers,
-    learning_rate_of,
-)
+from hfbridge.model.modes import set_training
+from hfbridge.model.optim import OptimizerClass, Optimizers, check_optimizers, learning_rate_of
 from hfbridge.model_run import ModelRun
 from hfbridge.native import make_native
 from hfbridge.resume import Resumption, fill_checkpoint
@@ -378,7 +374,7 @@ class HFModule(pl.LightningModule):
             self.tell(run.normalization.compare(window.micro_batches, advice=self.advice))
         last = len(window) - 1
         to_training = getattr(optimizer, "train", None)  # of schedule-free optimizers
-        model.train()
+        set_training(model)
         for index, inputs in enumerate(window.micro_batches):
             if to_training is not None:
                 to_training()

@@ -51,6 +51,18 @@ def test_items_by_shape_of_labels(labels, traits, count):
     assert count_items(inputs, traits) == count
 
 
+@pytest.mark.parametrize("traits", [TRAITS, SHIFTED])
+@pytest.mark.parametrize("length", [20, 40])
+def test_many_labels_are_counted_as_few(traits, length):
+    """Few are counted as a list, many as an array, which also may be a slice of one."""
+    labels = torch.arange(2 * length).view(2, length) % 7
+    labels[labels == 3] = -100
+    kept = labels[:, 1:] if traits.shift else labels
+    expected = int((kept != -100).sum())
+    assert count_items({"input_ids": labels, "labels": labels}, traits) == expected
+    assert native_items([{"labels": labels}], traits, CPU).per_micro_batch == (expected,)
+
+
 def test_without_labels_rows_are_counted():
     assert count_items({"input_ids": IDS, "start_positions": torch.tensor([0, 1])}, TRAITS) == 2
 
