@@ -275,7 +275,7 @@ class Evaluator:
 
         def loss_of(model: Any, batch: Any) -> Any:
             with logits_kept(module.run.chunked, keeps=keeps_logits):
-                return normalization.loss_for(model, [batch]).evaluate(model, {**batch, **extra})
+                return normalization.loss_for_evaluation(model, batch).evaluate(model, {**batch, **extra})
 
         return Evaluation(
             model=module.model,

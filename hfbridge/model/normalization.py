@@ -7,15 +7,19 @@ ignores it. So the model is asked.
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from transformers.trainer_pt_utils import find_batch_size
 
 from hfbridge.advice import OF_MODULE, Advice
+from hfbridge.errors import BridgeError
 from hfbridge.model.asking import asking, device_of, halves
 from hfbridge.model.criterion import OWN_LOSS, Criterion
+from hfbridge.model.failures import FAILURES
 from hfbridge.model.items import Inputs, LossTraits, count_items, native_items
 from hfbridge.model.loss import ExactLoss, Loss, NativeLoss
 from hfbridge.model.splitting import describe_split
@@ -34,8 +38,15 @@ class Probe:
     shift: bool
 
 
-def probe(model: nn.Module, inputs: Inputs, traits: LossTraits, criterion: Criterion = OWN_LOSS) -> Probe:
-    """Find out by three forwards whether a loss uses `num_items_in_batch`, and what it counts.
+def probe(
+    model: nn.Module,
+    inputs: Inputs,
+    traits: LossTraits,
+    criterion: Criterion = OWN_LOSS,
+    *,
+    alone: bool = False,
+) -> Probe:
+    """Find out by two forwards whether a loss uses `num_items_in_batch`, and by a third what it counts.
 
     A class's signature does not tell: BERT accepts the number and ignores it. A `compute_loss_func` must
     accept it, and may ignore it as well. The model runs in eval mode on one micro-batch; random generators,
@@ -46,16 +57,41 @@ def probe(model: nn.Module, inputs: Inputs, traits: LossTraits, criterion: Crite
         inputs: one micro-batch on the model's device; one without items tells nothing, and runs all the same.
         traits: what the class says.
         criterion: where the loss comes from.
+        alone: no other rank has to run the same forwards, so that two or three rows are asked first, and
+            no more than is needed.
     """
+    guessed = Probe(divides=False, shift=traits.shift)
     if not traits.counts_natively or "labels" not in inputs:
-        return Probe(divides=False, shift=traits.shift)
+        return guessed
+    found = None
+    if alone:
+        try:
+            found = _ask(model, _few_rows(inputs, traits), traits, criterion, alone=True)
+        except (*FAILURES, BridgeError):
+            pass  # batches of this size are not for it; any other failure comes again
+    return found or _ask(model, inputs, traits, criterion, alone=alone) or guessed
+
+
+def _few_rows(inputs: Inputs, traits: LossTraits) -> Inputs:
+    """Halve a micro-batch down to two rows or three, those with the most items."""
+    while (find_batch_size(inputs) or 0) > 3 and (parts := halves(inputs)) is not None:
+        inputs = max(parts, key=lambda part: count_items(part, traits))
+    return inputs
+
+
+def _ask(
+    model: nn.Module, inputs: Inputs, traits: LossTraits, criterion: Criterion, *, alone: bool
+) -> Probe | None:
+    """Compare the losses for one number and for twice as much; `None` if they are 0, which tells nothing."""
     number = torch.tensor(float(max(count_items(inputs, traits), 1)), device=device_of(model))
+    loss_of = partial(_loss_of, model, inputs, traits=traits, criterion=criterion)
     with asking(model):
-        once, twice, own = (
-            _loss_of(model, inputs, given, traits=traits, criterion=criterion)
-            for given in (number, 2 * number, None)
-        )
-    if not abs(twice) < 0.75 * abs(once):
+        once, twice = loss_of(number), loss_of(2 * number)
+        divides = abs(twice) < 0.75 * abs(once)
+        own = loss_of(None) if divides or not alone else 0.0
+    if once == 0:
+        return None
+    if not divides:
         return Probe(divides=False, shift=traits.shift)
     counted = float(number) * once / own if own else float(number)
     candidates = {
@@ -138,7 +174,15 @@ class Normalization:
         if found is None:
             return self._make(divides=False)
         self._probe = _from_rank(
-            found, self._ranks, probe(model, telling or micro_batches[0], self.traits, self._criterion)
+            found,
+            self._ranks,
+            probe(
+                model,
+                telling or micro_batches[0],
+                self.traits,
+                self._criterion,
+                alone=self._ranks == 1,
+            ),
         )
         self.traits = dataclasses.replace(self.traits, shift=self._probe.shift)
         self._loss = self._make(divides=self._probe.divides)
@@ -149,6 +193,23 @@ class Normalization:
                 parts = None
             self._split = describe_split(model, inputs, parts, self._loss)
         return self._loss
+
+    def loss_for_evaluation(self, model: nn.Module, batch: Inputs) -> Loss:
+        """Return the loss to use for an evaluation batch.
+
+        Nobody is asked where it cannot matter: in "native", and where a model's own loss has one label a row,
+        so that it is a mean over rows.
+
+        Args:
+            model: the Hugging Face model on its device.
+            batch: on the model's device.
+        """
+        labels, criterion = batch.get("labels"), self._criterion
+        one_a_row = isinstance(labels, Tensor) and labels.dim() == 1
+        is_own = criterion.function is None and criterion.smoother is None
+        if self._loss is None and (self.name == "native" or (one_a_row and is_own)):
+            return self._make(divides=False)
+        return self.loss_for(model, [batch])
 
     def compare(self, micro_batches: Sequence[Inputs], *, advice: Advice = OF_MODULE) -> str:
         """Say by which factor native's gradient of a window differs from the exact one, if it does.

@@ -207,23 +207,25 @@ def test_items_are_counted_once_however_they_are_cut(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("seed", [3, 8])
-def test_probe_finds_what_a_model_does_with_the_number(kind: str, seed: int) -> None:
+@pytest.mark.parametrize("alone", [False, True])
+def test_probe_finds_what_a_model_does_with_the_number(kind: str, seed: int, alone: bool) -> None:
     model = make_model(kind)
     batch = PadRows()(rows_of(kind, 6, seed=seed))
-    found = probe(model, batch, read_traits(model))
+    found = probe(model, batch, read_traits(model), alone=alone)
     assert (found.divides, found.shift) == KINDS[kind]
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bert-token"])
 @pytest.mark.parametrize("claimed_shift", [True, False])
-def test_probe_corrects_a_wrong_guess_of_the_shift(kind: str, claimed_shift: bool) -> None:
+@pytest.mark.parametrize("alone", [False, True])
+def test_probe_corrects_a_wrong_guess_of_the_shift(kind: str, claimed_shift: bool, alone: bool) -> None:
     """Rows whose first label counts tell a model that shifts, whatever is claimed of its class."""
     model = make_model(kind)
     rows = [
         {**row, "labels": row["input_ids"] if KINDS[kind][0] else row["labels"]} for row in rows_of(kind, 6)
     ]
     claimed = dataclasses.replace(read_traits(model), shift=claimed_shift)
-    found = probe(model, PadRows()(rows), claimed)
+    found = probe(model, PadRows()(rows), claimed, alone=alone)
     assert found.divides is KINDS[kind][0]
     # A model that ignores the number shows nothing of what it counts; what its class says is left alone.
     assert found.shift is (True if KINDS[kind][0] else claimed_shift)

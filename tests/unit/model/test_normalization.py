@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from hfbridge.model.criterion import Criterion
 from hfbridge.model.items import read_traits
 from hfbridge.model.loss import ExactLoss, NativeLoss
 from hfbridge.model.normalization import Normalization, native_factor, probe
@@ -43,6 +44,103 @@ def test_the_probe_leaves_no_trace(kind):
     assert not inner.training
     assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(p, weights[name]) for name, p in model.state_dict().items())
+
+
+def rows_seen(model):
+    """Note how many rows each forward gets."""
+    seen = []
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    return seen
+
+
+@pytest.mark.parametrize(("kind", "forwards"), [("llama", 3), ("distilbert", 2)])
+def test_a_process_alone_asks_by_few_rows_and_no_more_than_it_needs(kind, forwards):
+    model = make_model(kind)
+    seen = rows_seen(model)
+    found = probe(model, window_of(kind, (16,))[0], read_traits(model), alone=True)
+    assert (found.divides, found.shift) == KINDS[kind]
+    assert seen == [2] * forwards
+
+
+def test_ranks_run_the_same_forwards_whatever_each_finds():
+    model = make_model("distilbert")
+    seen = rows_seen(model)
+    probe(model, window_of("distilbert", (16,))[0], read_traits(model))
+    assert seen == [16] * 3
+
+
+def test_the_rows_that_are_asked_have_items():
+    model = make_model("llama")
+    batch = window_of("llama", (8,))[0]
+    batch["labels"][:5] = -100
+    batch["labels"][6:] = -100
+    found = probe(model, batch, read_traits(model), alone=True)
+    assert (found.divides, found.shift) == (True, True)
+
+
+@pytest.mark.parametrize("failure", [ValueError, RuntimeError])
+def test_all_rows_are_asked_where_few_are_refused(failure):
+    model = make_model("llama")
+    seen = rows_seen(model)
+
+    def refuse(module, args, kwargs):
+        if len(kwargs["input_ids"]) < 8:
+            raise failure("batches of 8 only")
+
+    model.register_forward_pre_hook(refuse, with_kwargs=True)
+    assert probe(model, window_of("llama", (8,))[0], read_traits(model), alone=True).divides
+    assert seen == [2, 8, 8, 8]
+
+
+def test_all_rows_are_asked_where_the_loss_of_few_is_nothing():
+    model = make_model("llama")
+    plain = model.forward
+
+    def forward(**inputs):
+        outputs = plain(**inputs)
+        if len(inputs["input_ids"]) < 8:
+            outputs.loss = outputs.loss * 0
+        return outputs
+
+    model.forward = forward
+    assert probe(model, window_of("llama", (8,))[0], read_traits(model), alone=True).divides
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "asks"),
+    [
+        ("distilbert", "exact", False),
+        ("bert-regression", "exact", False),
+        ("bert-token", "exact", True),
+        ("llama", "exact", True),
+        ("llama", "native", False),
+    ],
+)
+def test_an_evaluation_asks_only_where_the_answer_matters(kind, name, asks):
+    model, batch = make_model(kind), window_of(kind)[0]
+    seen = rows_seen(model)
+    normalization = Normalization(name, read_traits(model))
+    loss = normalization.loss_for_evaluation(model, batch)
+    assert bool(seen) == asks
+    normalization.loss_for(model, [batch])
+    settled = normalization.loss_for_evaluation(model, batch)
+    assert settled is normalization.loss_for(model, [batch])
+    first, second = (one.evaluate(model.eval(), batch) for one in (loss, settled))
+    assert torch.equal(first[0], second[0])
+    assert first[2] == second[2]
+
+
+def test_an_evaluation_by_a_function_of_the_users_asks():
+    model, batch = make_model("distilbert"), window_of("distilbert")[0]
+
+    def summed(outputs, labels, num_items_in_batch):
+        return nn.functional.cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
+
+    criterion = Criterion(function=lambda *a, num_items_in_batch=None: summed(*a, num_items_in_batch or 3))
+    normalization = Normalization("exact", read_traits(model, has_function=True), criterion)
+    assert normalization.loss_for_evaluation(model, batch).divides
 
 
 def test_the_loss_is_settled_once_by_the_first_micro_batch_with_items():
