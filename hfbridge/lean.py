@@ -16,8 +16,8 @@ Lightning's.
 
     private names of Lightning                             for
     _TrainingEpochLoop, its counters, `_results`,          the loop, which does the rest: validation,
-      `_restarting`, `_batches_that_stepped`,                stopping, saving loggers, SIGTERM
-      `_broadcast_sigterm_tensor`
+      `_restarting`, `_batches_that_stepped`                 stopping, saving loggers
+    _broadcast_sigterm_tensor                              SIGTERM on several ranks: sigterm.py
     _PrefetchDataFetcher, _MaxSizeCycle, `iterator`,       the window, without a pytree being built for it
       `_iterator`, `iterators`
     _logger_connector._first_loop_iter                     `self.log` in a hook
@@ -35,6 +35,7 @@ from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.combined_loader import _MaxSizeCycle
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from hfbridge.attach import has_plain_backward
@@ -43,6 +44,8 @@ from hfbridge.data.streams import StreamLoader
 from hfbridge.data.window import Window
 from hfbridge.datamodule import HFDataModule
 from hfbridge.module import HFModule
+from hfbridge.sigterm import ask_at_sigterm, listens_to_sigterm
+from hfbridge.stopping import CommonStop
 from hfbridge.strategies import DDPStrategy
 
 # Hooks inside a step: whoever overrides one gets Lightning's own loop.
@@ -76,15 +79,21 @@ class LeanEpochLoop(_TrainingEpochLoop):
     What is rare stays Lightning's: after a step that may be the epoch's last, or that asked to stop,
     `advance` returns, and Lightning decides what comes next.
 
-    Proved by: tests/unit/test_lean.py
+    Where one of several ranks has heard SIGTERM, all end after the same step.
+
+    Proved by: tests/unit/test_lean.py, tests/distributed/test_stopping.py
     """
 
     _lean: "LeanStep | None" = None
+    _stop: CommonStop | None = None
 
     def on_run_start(self, data_fetcher: Any) -> None:
         """Begin an epoch, and find out who listens."""
         super().on_run_start(data_fetcher)
         self._lean = lean_step(self, data_fetcher)
+        if self._stop is None and self.trainer.world_size > 1 and listens_to_sigterm(self.trainer):
+            self._stop = CommonStop()
+            ask_at_sigterm(self.trainer, self._stop)
 
     def advance(self, data_fetcher: Any) -> None:
         """Take one step Lightning's way, or as many of the short ones as there are."""
@@ -104,9 +113,24 @@ class LeanEpochLoop(_TrainingEpochLoop):
                 return
             self._batches_that_stepped += 1
 
+    def _broadcast_sigterm_tensor(self) -> None:
+        """End the run where the ranks have agreed to.
+
+        Raises:
+            SIGTERMException: likewise.
+
+        Mirrors: lightning.pytorch.loops.training_epoch_loop._TrainingEpochLoop._broadcast_sigterm_tensor
+        """
+        if self._stop is not None and not self._stop.passes():
+            self.trainer._signal_connector.received_sigterm = True
+            raise SIGTERMException
+
     def teardown(self) -> None:
         """Let go of the run."""
         self._lean = None
+        if self._stop is not None:
+            self._stop.close()
+            self._stop = None
         super().teardown()
 
 

@@ -8,6 +8,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_jit_checkpoint import CheckpointManager, JITCheckpointCallback
 
 from hfbridge import ranks
+from hfbridge.stopping import CommonStop
 
 
 class SigtermCheckpoint(JITCheckpointCallback):
@@ -15,13 +16,15 @@ class SigtermCheckpoint(JITCheckpointCallback):
 
     Natively it may also save between backward pass and optimizer step, with random numbers of the step drawn
     already, from where no run goes on exactly. This one waits for the end of the step. And natively each of
-    several ranks saves when it has heard the signal itself; here all do, at the step at which one has.
+    several ranks saves when it has heard the signal itself; here all do, at the end of the same step.
 
     Proved by: tests/faults/test_saving.py
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._stop: CommonStop | None = None
+        self._has_stopped = False
 
     def listen(self, save: Callable[[], None]) -> None:
         """Take SIGTERM over from Lightning until training ends.
@@ -31,9 +34,13 @@ class SigtermCheckpoint(JITCheckpointCallback):
         """
         self.jit_manager = _Manager(save)
         self.jit_manager.setup_signal_handler()  # type: ignore[no-untyped-call]
+        self._has_stopped = False
+        if ranks.count() > 1:
+            self._stop = CommonStop()
 
     def listen_no_more(self) -> None:
         """Give SIGTERM back."""
+        self._end_agreeing()
         manager, self.jit_manager = self.jit_manager, None
         if manager is not None and manager._original_sigterm_handler is not None:
             signal.signal(signal.SIGTERM, manager._original_sigterm_handler)
@@ -64,13 +71,27 @@ class SigtermCheckpoint(JITCheckpointCallback):
         if self._agrees():
             super().on_epoch_end(args, state, control, **kwargs)  # type: ignore[no-untyped-call]
 
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Give SIGTERM back, on all ranks."""
+        super().on_train_end(args, state, control, **kwargs)  # type: ignore[no-untyped-call]
+        self._end_agreeing()
+
     def _agrees(self) -> bool:
-        """Ask all ranks whether one has heard the signal; a single process asks itself."""
-        if self.jit_manager is None or ranks.count() == 1:
+        """Whether all ranks save here, since one has heard the signal; a single process asks itself."""
+        if self.jit_manager is None or self._stop is None:
             return True
-        heard = any(ranks.gather(bool(self.jit_manager.is_checkpoint_requested)))
-        self.jit_manager.is_checkpoint_requested |= heard
-        return heard
+        self._stop.is_asked |= self.jit_manager.is_checkpoint_requested
+        if self._has_stopped or self._stop.passes():
+            return False
+        self._has_stopped = self.jit_manager.is_checkpoint_requested = True
+        return True
+
+    def _end_agreeing(self) -> None:
+        if self._stop is not None:
+            self._stop.close()
+            self._stop = None
 
 
 class _Manager(CheckpointManager):

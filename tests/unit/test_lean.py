@@ -25,6 +25,7 @@ from transformers import TrainerCallback
 
 import hfbridge
 from hfbridge.lean import LeanEpochLoop, LeanStep
+from hfbridge.sigterm import listens_to_sigterm
 from hfbridge.strategies import DDPStrategy
 from tests.tiny import PadRows, make_dataset, make_model
 
@@ -304,6 +305,22 @@ def test_a_signal_ends_the_run_after_its_step(taken: list[int]) -> None:
     assert taken[0] == trainer.global_step == 2
 
 
+def test_lightnings_handler_is_known_from_others() -> None:
+    found: list[bool] = []
+
+    class Looks(pl.Callback):
+        def on_train_start(self, trainer: Any, *hook: Any) -> None:
+            found.append(listens_to_sigterm(trainer))
+            theirs = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            found.append(listens_to_sigterm(trainer))
+            signal.signal(signal.SIGTERM, theirs)
+
+    trainer, module, data = prepare(Looks())
+    trainer.fit(module, data)
+    assert found == [True, False]
+    assert not listens_to_sigterm(trainer)
+
+
 # Who listens.
 
 ELSEWHERE = ("test", "predict", "sanity", "exception", "checkpoint")  # not in a fit like this one
@@ -458,8 +475,9 @@ def test_a_plain_trainer_has_lightnings_own_loop() -> None:
 def test_the_private_names_are_there() -> None:
     trainer = hfbridge.Trainer(SETTINGS, logger=False)
     loop = trainer.fit_loop.epoch_loop
-    for name in ("_results", "_restarting", "_batches_that_stepped", "_broadcast_sigterm_tensor"):
+    for name in ("_results", "_restarting", "_batches_that_stepped"):
         assert hasattr(loop, name), f"_TrainingEpochLoop has no {name} any more, which hfbridge.lean uses"
+    assert "self._broadcast_sigterm_tensor()" in inspect.getsource(_TrainingEpochLoop.advance)
     assert hasattr(trainer._logger_connector, "_first_loop_iter")
     assert hasattr(DDPStrategy(), "_ddp_comm_state")
     fetcher, loader = _PrefetchDataFetcher(), [1, 2]
