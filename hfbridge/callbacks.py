@@ -397,6 +397,7 @@ class CallbackHost(EvaluationHooks):
         numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
         for lightning_logger in trainer.loggers if trainer.state.fn == TrainerFn.FITTING else ():
             lightning_logger.log_metrics(rewrite_logs(numbers), step=self.state.global_step)
+            lightning_logger.save()  # whoever looks at its files sees the row, as natively
 
     def _add_row(self, logs: dict[str, Any], start_s: float | None) -> dict[str, Any]:
         """Complete a row, add it to the history and tell the callbacks; returns it as it was before that.

@@ -170,6 +170,21 @@ def test_the_learning_rate_is_logged_as_it_was_used(engine: str, tmp_path: Path)
 
 
 @ENGINES
+def test_a_row_is_in_the_files_of_loggers_when_it_is_logged(engine: str, tmp_path: Path) -> None:
+    """As natively; a run that is killed leaves its rows."""
+    rows_at: list[int] = []
+
+    class Reads(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, *hook: Any) -> None:
+            files = list(tmp_path.rglob("metrics.csv"))
+            rows_at.append(len(files[0].read_text().splitlines()) - 1 if files else 0)
+
+    fit(engine, logger=CSVLogger(tmp_path), callbacks=[Reads()], enable_checkpointing=False)
+    # The host is heard after the callbacks of the user.
+    assert rows_at == list(range(STEPS))
+
+
+@ENGINES
 @pytest.mark.parametrize("bar", [TQDMProgressBar, RichProgressBar])
 def test_a_bar_shows_loss_and_metrics(engine: str, bar: Any) -> None:
     shown = bar()
