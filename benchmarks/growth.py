@@ -12,8 +12,9 @@ rows, and ranks have a torchrun for each number. The engines take turns. Beside 
 Memory is that of the process alone, without pages of files, beyond what there was before the first run; on
 ranks it is the most of any. With --check the rule is: what the largest size takes more than the smallest is,
 of hfbridge, no more than of the native Trainer. Each repeat gives the difference of the two; it is a fault if
-the lower quartile of these is above `ALLOWED`, and for a start if it is above 0. Ratios would mislead: where a step
-of hfbridge costs less by a fixed amount, its share of native's grows towards 1 with everything that both do.
+the lower quartile of these is above `ALLOWED`, and for a start if it is above 0. Ratios would mislead: where
+a step of hfbridge costs less by a fixed amount, its share of native's grows towards 1 with everything that
+both do.
 """
 
 import argparse
