@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import ranks
-from measure import run_fresh, spread, write
+from measure import RESULTS, commit, run_fresh, spread, write
 from rows_memory import write_rows
 
 JOBS = Path(__file__).parent / "growth_jobs.py"
@@ -191,6 +191,13 @@ def complaints(results: dict[str, Any]) -> list[str]:
     return wrong
 
 
+def others(given: argparse.Namespace) -> dict[str, Any]:
+    """Read what earlier runs have measured of the axes that this one leaves out."""
+    path = given.out or RESULTS / "growth.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    return {axis: known[axis] for axis in SIZES if axis in known and axis not in given.axes}
+
+
 def show(axis: str, found: dict[str, Any]) -> None:
     """Print an axis."""
     for size, row in found["sizes"].items():
@@ -222,6 +229,8 @@ def main() -> int:
                 results |= measure_together(jobs, given.repeats, Path(name), given.scale)
     for axis, found in results.items():
         show(axis, found)
+        found["commit"] = commit()
+    results = {**others(given), **results}
     print(f"written to {write('growth', results, given)}")
     wrong = complaints(results)
     print("\n".join(wrong) or "nothing grows that does not grow natively")

@@ -49,10 +49,9 @@ def spread(values: list[float]) -> dict[str, Any]:
 
 def write(name: str, results: dict[str, Any], arguments: argparse.Namespace) -> Path:
     """Write results with what is needed to read them later."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent)
     about = {
         "command": f"python benchmarks/{name}.py " + " ".join(sys.argv[1:]),
-        "commit": commit.stdout.strip() or None,
+        "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": {
             "cpu": _cpu(),
@@ -66,6 +65,12 @@ def write(name: str, results: dict[str, Any], arguments: argparse.Namespace) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"about": about, **results}, indent=1) + "\n")
     return path
+
+
+def commit() -> str | None:
+    """Say what was measured; `None` outside a repository."""
+    found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent)
+    return found.stdout.strip() or None
 
 
 def _cpu() -> str:

@@ -4,6 +4,7 @@
 asked for. So commands that train nothing answer at once.
 """
 
+import gc
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -72,13 +73,24 @@ _ROOMS = ("compare", "dropin", "strategies")
 
 def __getattr__(name: str) -> Any:
     if name in _ROOMS:
-        return importlib.import_module(f"hfbridge.{name}")
+        return _import(f"hfbridge.{name}")
     if name not in __all__:
         raise AttributeError(f"module 'hfbridge' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"hfbridge.{_HOMES.get(name, 'errors')}"), name)
+    value = getattr(_import(f"hfbridge.{_HOMES.get(name, 'errors')}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
     return sorted({*__all__, *_ROOMS})
+
+
+def _import(name: str) -> Any:
+    """Import a module, and let garbage wait: thousands of modules leave none, and looking takes a fifth."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return importlib.import_module(name)
+    finally:
+        if collects:
+            gc.enable()

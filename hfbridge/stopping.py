@@ -19,7 +19,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 
 from hfbridge import ranks
 
-_LOOKS_EVERY_S, _WAITS_S = 0.25, 0.02
+_LOOKS_EVERY_S, _WAITS_S, _GIVES_UP_S = 0.25, 0.02, 2.0
 
 
 class CommonStop:
@@ -59,9 +59,9 @@ class CommonStop:
         return True
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread; a store that does not answer, since its rank is gone, is not waited for."""
         self._closed.set()
-        self._thread.join()
+        self._thread.join(_GIVES_UP_S)
 
     def _watch(self) -> None:
         """Wait until a rank is asked, and find out where all stop."""

@@ -1,10 +1,13 @@
 """The public surface: what stands in `hfbridge.__all__`, and nothing else."""
 
+import gc
 import importlib
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+
+import pytest
 
 import hfbridge
 
@@ -87,6 +90,28 @@ heavy = {"accelerate", "datasets", "lightning", "peft", "torch", "transformers"}
 assert not heavy, heavy
 assert hfbridge.strategies.FSDP2Strategy and {"Trainer", "strategies"} <= set(dir(hfbridge))
 """
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_garbage_waits_while_a_name_is_imported(monkeypatch: pytest.MonkeyPatch, collects: bool) -> None:
+    """It takes a fifth of the time; afterwards it is looked for as before."""
+    found: list[bool] = []
+    home = importlib.import_module("hfbridge.module")
+
+    def importing(name: str) -> ModuleType:
+        found.append(gc.isenabled())
+        return home
+
+    monkeypatch.delattr(hfbridge, "HFModule", raising=False)
+    monkeypatch.setattr(hfbridge.importlib, "import_module", importing)
+    if not collects:
+        gc.disable()
+    try:
+        assert hfbridge.HFModule is home.HFModule
+        assert gc.isenabled() is collects
+    finally:
+        gc.enable()
+    assert found == [False]
 
 
 def test_importing_the_package_imports_no_library() -> None:

@@ -186,11 +186,13 @@ def test_the_table_has_a_row_for_each_size(benchmarks: Callable[[str], Any]) -> 
 def test_growth_can_be_measured(tmp_path: Path) -> None:
     """On few steps and small sizes, where nothing is to be learned from the numbers."""
     command = [sys.executable, str(BENCHMARKS / "growth.py"), "--repeats", "1", "--scale", "0.05"]
-    for axis, sizes in {"accumulation": "1 2", "rows": "800 1600", "resume": "800", "start": "800"}.items():
-        out = tmp_path / f"{axis}.json"
+    out = tmp_path / "growth.json"
+    axes = {"accumulation": "1 2", "rows": "800 1600", "resume": "800", "start": "800"}
+    for axis, sizes in axes.items():
         more_given = ["--axes", axis, "--sizes", *sizes.split(), "--out", str(out)]
         done = subprocess.run([*command, *more_given], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         result = json.loads(out.read_text())[axis]
         assert list(result["sizes"]) == sizes.split()
         assert all(set(row) >= {"native", "hfbridge"} for row in result["sizes"].values())
+    assert set(json.loads(out.read_text())) == {"about", *axes}
