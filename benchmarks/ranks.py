@@ -15,6 +15,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
+from importlib import import_module
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,9 @@ BOUNDED = 1_000_000
 
 DeepSpeed's defaults, 5e8 and 1e9, are more than the model has: every rank would hold all of it.
 """
+LATE_IMPORTS = ("deepspeed", "mlflow")
+"""What accelerate and transformers import when a Trainer is made, if it is there: fifty
+megabytes, which are no engine's."""
 RETURNS_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "131072"}
 """Has glibc return what a tensor took as soon as it is freed; else a process keeps it, and it counts."""
 
@@ -201,8 +206,9 @@ def train(engine: str, strategy: str, folder: Path, *, steps: int, rows: int, le
     import hfbridge.trainer  # all three here, so that what their imports take is there before
 
     torch.set_num_threads(1)
-    if strategy.startswith("deepspeed"):  # likewise
-        import deepspeed
+    for name in LATE_IMPORTS:
+        if find_spec(name) is not None:
+            import_module(name)
     world = int(os.environ["WORLD_SIZE"])
     generator = torch.Generator().manual_seed(0)
     vocabulary = AutoConfig.from_pretrained(folder / "model").vocab_size
@@ -223,7 +229,7 @@ def train(engine: str, strategy: str, folder: Path, *, steps: int, rows: int, le
     probe = make_probe(watch)
     if engine == "native":
         if strategy.startswith("deepspeed"):
-            deepspeed.init_distributed(dist_backend="gloo")
+            import_module("deepspeed").init_distributed(dist_backend="gloo")
             settings["deepspeed"] = deepspeed_config(strategy)
         arguments = TrainingArguments(**settings)
         set_seed(arguments.seed)

@@ -19,7 +19,7 @@ def public_names(module: ModuleType) -> set[str]:
         for name in sys.modules
         if name.startswith(f"{module.__name__}.")
     }
-    machinery = {"Any", "TYPE_CHECKING", "importlib"}
+    machinery = {"Any", "TYPE_CHECKING", "gc", "importlib"}
     return {name for name in vars(module) if not name.startswith("_")} - submodules - machinery
 
 
