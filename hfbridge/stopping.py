@@ -41,7 +41,7 @@ class CommonStop:
         self._store = PrefixStore(f"hfbridge/stop/{name}", _get_default_store())
         self._lock = threading.Lock()
         self._passed = self._last = 0
-        self._holds = False
+        self._holds = self._is_alone = False
         self._closed, self._decided = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="hfbridge-stop", daemon=True)
         self._thread.start()
@@ -49,7 +49,7 @@ class CommonStop:
     def passes(self) -> bool:
         """Pass a point, unless it is the one at which all ranks stop, or behind that."""
         with self._lock:
-            if not self._holds:
+            if not (self._holds or (self._is_alone and self.is_asked)):
                 self._passed += 1
                 return True
         self._decided.wait()
@@ -80,7 +80,7 @@ class CommonStop:
                         return
                 self._last = max(int(self._store.get(key)) for key in everyone)
                 return
-        except RuntimeError:  # the store is gone, since a rank is: stop here
-            self._last = 0
+        except RuntimeError:  # the store is gone: who holds stops here, and any other when it is asked itself
+            self._is_alone, self._last = True, 0
         finally:
             self._decided.set()

@@ -16,7 +16,7 @@ class SigtermCheckpoint(JITCheckpointCallback):
 
     Natively it may also save between backward pass and optimizer step, with random numbers of the step drawn
     already, from where no run goes on exactly. This one waits for the end of the step. And natively each of
-    several ranks saves when it has heard the signal itself; here all do, at the end of the same step.
+    several ranks saves when it has heard the signal itself; here all do, at the same moment of a step.
 
     Proved by: tests/faults/test_saving.py
     """

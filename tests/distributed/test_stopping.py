@@ -72,6 +72,30 @@ def test_a_later_run_is_not_asked_by_an_earlier_one(ranks: PoolOf) -> None:
         assert first < second == POINTS
 
 
+class Gone:
+    """A store that does not answer."""
+
+    def check(self, keys: list[str]) -> bool:
+        raise dist.DistNetworkError("the connection was closed")
+
+
+def lose_the_store() -> list[bool]:
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
+    stop = CommonStop()
+    stop._store = Gone()  # type: ignore[assignment]
+    time.sleep(1)
+    passed = [stop.passes()]
+    stop.is_asked = True
+    passed += [stop.passes(), stop.passes()]
+    stop.close()
+    return passed
+
+
+def test_a_rank_that_has_lost_the_store_stops_by_itself(ranks: PoolOf) -> None:
+    assert ranks(2).run(lose_the_store) == [[True, False, False]] * 2
+
+
 # SIGTERM.
 
 
