@@ -3,6 +3,7 @@
 Packages other than torch are reset only once a test has imported them, so that tests of pure code stay fast.
 """
 
+import gc
 import ipaddress
 import os
 import random
@@ -35,6 +36,15 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         for lock in folder.glob("*/lock"):
             lock.unlink()
+
+
+def pytest_collection_finish() -> None:
+    """Have garbage looked for among what the tests make: not in the modules that are imported by now.
+
+    The native Trainer looks for garbage before it trains, and after each lack of memory.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 class NetworkAccessError(RuntimeError):
