@@ -63,10 +63,10 @@ def probe(
     guessed = Probe(divides=False, shift=traits.shift)
     if not traits.counts_natively or "labels" not in inputs:
         return guessed
-    found = None
-    if alone:
+    found, few = None, _few_rows(inputs, traits) if alone else inputs
+    if few is not inputs:
         try:
-            found = _ask(model, _few_rows(inputs, traits), traits, criterion, alone=True)
+            found = _ask(model, few, traits, criterion, alone=True)
         except (*FAILURES, BridgeError):
             pass  # batches of this size are not for it; any other failure comes again
     return found or _ask(model, inputs, traits, criterion, alone=alone) or guessed
