@@ -1,138 +1,212 @@
-"""What HFModule and HFDataModule ask of the Trainer that they are attached to; knows both worlds.
+"""What HFModule and HFDataModule read from, and set on, the Trainer that they are attached to.
 
-`hfbridge.Trainer` has been given its arguments by the settings. A plain `lightning.Trainer` has not: what it
-does by default and must not do here is switched off, and what it was told is compared with the settings.
+`hfbridge.Trainer` was constructed with arguments that follow from the settings. A plain `lightning.Trainer`
+was not: what it was given, and no setting says, becomes a setting, and the settings configure the loop.
 
-    lightning.Trainer                     becomes
-    check_val_every_n_epoch               never: evaluation is called by CallbackHost. Callbacks that look at
-                                          it act after evaluations, or without any (eval_strategy="no") at
-                                          the end of an epoch
-    num_sanity_val_steps                  0
-    accumulate_grad_batches               1: a batch is a whole window; G must agree with the settings
-    gradient_clip_val                     None: HFModule clips; it must agree with the settings
-    max_epochs, max_steps                 those of the schedule; they must agree with the settings
+    lightning.Trainer                     beside settings
+    check_val_every_n_epoch,
+      val_check_interval                  if they were set, Lightning validates. Else `eval_strategy` decides:
+                                          CallbackHost evaluates, and callbacks that read
+                                          check_val_every_n_epoch act after evaluations, or without any
+                                          (eval_strategy="no") at the end of an epoch
+    accumulate_grad_batches               gradient_accumulation_steps
+    gradient_clip_val                     max_grad_norm
+    max_epochs, max_steps                 those of the schedule
     log_every_n_steps                     logging_steps
-    precision                             must be "32-true": bf16 is a setting
+    precision="bf16-mixed"                bf16
+    fast_dev_run                          max_steps; only Lightning validates, nothing is saved or reported
 """
 
 import math
 from collections.abc import Iterator
-from enum import Enum
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from hfbridge.data.window import Schedule
+from hfbridge.data.accumulation import MicroBatch, Schedule
 from hfbridge.errors import Problem, SettingsError, raise_problems
+from hfbridge.evaluator import Evaluator
 from hfbridge.settings import Settings, require_environment, require_machine
 from hfbridge.settings.plan import NEVER
-from hfbridge.settings.strategies import reason_against_strategy
-from hfbridge.settings.translate import reason_against
+from hfbridge.settings.translate import fast_dev_run_settings
 
 _LIGHTNING_DEFAULT_EPOCHS, _LIGHTNING_DEFAULT_LOG_EVERY = 1000, 50
-# Arguments that a Trainer keeps under their names; a shortcut sets some of the others.
-_SHORTCUTS = ("barebones", "fast_dev_run", "overfit_batches")
-_KEPT = (
-    "limit_train_batches",
-    "limit_val_batches",
-    "val_check_interval",
-    "gradient_clip_algorithm",
-    "reload_dataloaders_every_n_epochs",
-    "callbacks",
-)
+ENDLESS_EPOCHS = 2**40
+"""Epochs of a run that neither epochs nor steps end."""
 
 
 def settings_of(trainer: pl.Trainer) -> Settings:
     """Find the settings of a run, given once: to `hfbridge.Trainer`, or to HFModule or HFDataModule.
 
+    Without any, they are transformers' defaults for the model and Lightning's for the loop.
+
     Args:
         trainer: the Trainer that module and data module are attached to.
 
     Raises:
-        SettingsError: there are none, or some that differ.
+        SettingsError: there are several that differ, or they conflict with the Trainer's arguments.
         MissingDependencyError: a plain Trainer's run needs a package that is not installed.
     """
-    sources = {
-        "hfbridge.Trainer": getattr(trainer, "settings", None),
-        "HFModule": getattr(trainer.lightning_module, "given_settings", None),
-        "HFDataModule": getattr(getattr(trainer, "datamodule", None), "given_settings", None),
-    }
-    given: dict[str, Settings] = {name: found for name, found in sources.items() if found is not None}
-    if not given:
-        raise SettingsError(
-            "This run has no settings: none are given to the Trainer, to HFModule or to HFDataModule. Write "
-            "hfbridge.Trainer(Settings(...)), or HFModule(..., settings=Settings(...)) under a plain "
-            "lightning.Trainer."
-        )
-    first, *others = given
-    for other in others:
-        if given[other] != given[first]:
+    plan = getattr(trainer, "plan", None)
+    given = _given_settings(trainer)
+    first = next(iter(given), None)
+    for other in given:
+        if given[other] != given[first]:  # type: ignore[index]
             raise SettingsError(
-                f"settings are given to both {first} and {other}, and they differ: {given[first]} and "
-                f"{given[other]}. Choose one."
+                f"settings are passed to both {first} and {other}, and they differ: {given[first]} and "  # type: ignore[index]
+                f"{given[other]}. Pass them to one."
             )
-    if first == "hfbridge.Trainer":
-        return given[first]
+    if plan is not None:
+        settings: Settings = plan.settings
+        if first not in (None, "hfbridge.Trainer"):
+            raise SettingsError(
+                f"settings are passed to {first}, and hfbridge.Trainer has none. Pass them to the Trainer: "
+                "hfbridge.Trainer(settings)."
+            )
+        return settings
+    if first is None:
+        return _without_settings(trainer)
     require_machine(given[first])
     require_environment(given[first], type(trainer.strategy).__name__)
     return _with_arguments_of(trainer, given[first])
 
 
+def _given_settings(trainer: pl.Trainer) -> dict[str, Settings]:
+    """Return the settings that the user passed, by where."""
+    plan = getattr(trainer, "plan", None)
+    sources = {
+        "hfbridge.Trainer": None if plan is None or not plan.has_settings else trainer.settings,  # type: ignore[attr-defined]
+        "HFModule": getattr(trainer.lightning_module, "given_settings", None),
+        "HFDataModule": getattr(getattr(trainer, "datamodule", None), "given_settings", None),
+    }
+    return {name: found for name, found in sources.items() if found is not None}
+
+
+def is_hf_module(trainer: pl.Trainer) -> bool:
+    """Whether an HFModule is run, and not a LightningModule of the user's."""
+    return isinstance(getattr(trainer.lightning_module, "evaluator", None), Evaluator)
+
+
+def lightning_validates(trainer: pl.Trainer) -> bool:
+    """Whether Lightning's loop decides when to validate, and not `eval_strategy`."""
+    plan = getattr(trainer, "plan", None)
+    if plan is not None:
+        return bool(plan.validates)
+    if not _given_settings(trainer) or getattr(trainer, "fast_dev_run", False):
+        return True
+    is_every_epoch = trainer.check_val_every_n_epoch in (1, NEVER)
+    return not is_every_epoch or getattr(trainer, "val_check_interval", 1.0) != 1.0
+
+
+def _without_settings(trainer: pl.Trainer) -> Settings:
+    """Return transformers' defaults, with what a plain Trainer says of the loop."""
+    epochs = trainer.max_epochs
+    if epochs is None or epochs < 0:
+        epochs = _LIGHTNING_DEFAULT_EPOCHS if trainer.max_steps > 0 else ENDLESS_EPOCHS
+    settings = Settings().replace(
+        save_strategy="no",
+        report_to="none",
+        logging_steps=max(trainer.log_every_n_steps, 1),  # type: ignore[attr-defined]
+        num_train_epochs=float(epochs),
+    )
+    return _with_arguments_of(trainer, settings)
+
+
 def _with_arguments_of(trainer: pl.Trainer, settings: Settings) -> Settings:
-    """Take from a plain Trainer how long to train and how often to log, where the settings do not say it."""
-    said: dict[str, Any] = {}
-    log_every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    is_told = log_every not in (0, _LIGHTNING_DEFAULT_LOG_EVERY)
-    if is_told and not {"logging_steps", "logging_strategy"} & settings.given.keys():
-        said["logging_steps"] = log_every
-    if not {"num_train_epochs", "max_steps"} & settings.given.keys():
-        if trainer.max_steps > 0:
-            said["max_steps"] = trainer.max_steps
-        elif trainer.max_epochs is not None and 0 < trainer.max_epochs != _LIGHTNING_DEFAULT_EPOCHS:
-            said["num_train_epochs"] = float(trainer.max_epochs)
+    """Take from a plain Trainer what the settings do not say.
+
+    Raises:
+        SettingsError: both say the same thing differently.
+    """
+    said, problems = dict[str, Any](), list[Problem]()
+    is_dev_run = bool(getattr(trainer, "fast_dev_run", False))
+    for name, value, field in () if is_dev_run else _arguments_of(trainer):
+        ours = settings.given.get(field)
+        if ours is None or (field == "max_steps" and ours <= 0):
+            said[field] = value
+        elif (math.ceil(ours) if field == "num_train_epochs" else ours) != value:
+            text = f"`{name}={value!r}` conflicts with `{field}={ours!r}` in the settings; set only one"
+            problems.append(Problem(f"lightning.Trainer({name}={value!r})", text))
+    problems += _only_ours(settings)
+    if problems:
+        noun = "argument" if len(problems) == 1 else "arguments"
+        headline = f"{len(problems)} {noun} of lightning.Trainer cannot be used. Nothing was started."
+        raise_problems(SettingsError, headline, problems)
+    if is_dev_run:
+        said |= fast_dev_run_settings(int(trainer.fast_dev_run))  # type: ignore[attr-defined]
     return settings.replace(**said) if said else settings
 
 
-def take_over(trainer: pl.Trainer, settings: Settings, schedule: Schedule) -> None:
-    """Leave to Lightning what it should do in this run, and switch off the rest.
+def _arguments_of(trainer: pl.Trainer) -> Iterator[tuple[str, Any, str]]:
+    """Yield the arguments of a plain Trainer for which there is a setting: name, value, setting."""
+    log_every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    if log_every not in (0, _LIGHTNING_DEFAULT_LOG_EVERY):
+        yield "log_every_n_steps", log_every, "logging_steps"
+    if trainer.max_steps > 0:
+        yield "max_steps", trainer.max_steps, "max_steps"
+    elif trainer.max_epochs is not None and 0 < trainer.max_epochs != _LIGHTNING_DEFAULT_EPOCHS:
+        yield "max_epochs", trainer.max_epochs, "num_train_epochs"
+    if trainer.accumulate_grad_batches != 1:
+        yield "accumulate_grad_batches", trainer.accumulate_grad_batches, "gradient_accumulation_steps"
+    if trainer.gradient_clip_val is not None:
+        yield "gradient_clip_val", trainer.gradient_clip_val, "max_grad_norm"
+    if trainer.precision == "bf16-mixed":
+        yield "precision", True, "bf16"
+
+
+def _only_ours(settings: Settings) -> Iterator[Problem]:
+    """Find settings that `hfbridge.Trainer` alone can honour."""
+    if settings.auto_find_batch_size:
+        hint = "begins a run again, which lightning.Trainer cannot; use hfbridge.Trainer, or leave it out."
+        yield Problem("auto_find_batch_size=True in the settings", hint)
+    if settings.resume_from_checkpoint:
+        hint = "is read by hfbridge.Trainer only; write trainer.fit(..., ckpt_path=...)."
+        yield Problem(f"resume_from_checkpoint={settings.resume_from_checkpoint!r} in the settings", hint)
+
+
+def epoch_limit(trainer: pl.Trainer) -> int | None:
+    """Return `max_epochs` where it was passed: beside a number of steps, the first limit ends the run."""
+    plan = getattr(trainer, "plan", None)
+    passed = trainer.max_epochs if plan is None else plan.passed.get("max_epochs")
+    is_default = passed is None or passed < 0 or (plan is None and passed == _LIGHTNING_DEFAULT_EPOCHS)
+    return None if is_default else passed
+
+
+def configure_trainer(trainer: pl.Trainer, settings: Settings) -> None:
+    """Configure Lightning's loops for a run of HFModule.
 
     Raises:
-        SettingsError: the Trainer was told something that the settings contradict, or has trained before.
+        SettingsError: the Trainer has trained before.
     """
     if trainer.global_step > 0:
         raise SettingsError(
-            f"This Trainer has already trained for {trainer.global_step} steps, and Lightning would go on "
-            "counting from there. Make a new Trainer for another run."
+            f"This Trainer has already trained for {trainer.global_step} steps, and Lightning would count on "
+            "from there. Make a new Trainer for another run."
         )
-    if not hasattr(trainer, "plan"):
-        problems = contradictions(trainer, settings)
-        if problems:
-            told = "argument of lightning.Trainer contradicts"
-            if len(problems) > 1:
-                told = "arguments of lightning.Trainer contradict"
-            headline = f"{len(problems)} {told} the settings. Nothing was started."
-            raise_problems(SettingsError, headline, problems)
-    _leave_evaluation_to_the_host(trainer, settings)
+    if not lightning_validates(trainer):
+        _leave_evaluation_to_the_host(trainer, settings)
+        if not hasattr(trainer, "plan"):
+            trainer.num_sanity_val_steps = 0
     if _logs_by_steps(settings):
         trainer.log_every_n_steps = int(settings.logging_steps)  # type: ignore[attr-defined]
-    trainer.num_sanity_val_steps = 0
-    trainer.accumulate_grad_batches = 1
-    trainer.gradient_clip_val = None
-    trainer.fit_loop.epoch_loop.val_loop.inference_mode = False
-    end_with(trainer, schedule)
+    if trainer.lightning_module.automatic_optimization:
+        if not any(isinstance(cb, GradientAccumulationScheduler) for cb in trainer.callbacks):  # type: ignore[attr-defined]
+            trainer.accumulate_grad_batches = settings.gradient_accumulation_steps
+        trainer.gradient_clip_val = settings.max_grad_norm
 
 
 def end_with(trainer: pl.Trainer, schedule: Schedule) -> None:
-    """Have a Trainer's loops end as a schedule says."""
+    """Have a Trainer's loops end as a schedule does."""
     trainer.fit_loop.max_epochs = schedule.epochs
     trainer.fit_loop.epoch_loop.max_steps = schedule.max_steps
 
 
-def begin_again(trainer: pl.Trainer) -> None:
-    """Have a Trainer count from zero: loops like those it was made with take the place of those that ran.
+def reset_fit_loop(trainer: pl.Trainer) -> None:
+    """Replace a Trainer's loops by new ones, which count from zero.
 
     What they are made of is pinned by tests/unit/test_callbacks.py.
     """
@@ -164,7 +238,7 @@ def end_epoch(trainer: pl.Trainer) -> None:
 
 
 def _leave_evaluation_to_the_host(trainer: pl.Trainer, settings: Settings) -> None:
-    """Keep Lightning from validating by itself, and tell callbacks by its own argument what to wait for.
+    """Keep Lightning from validating by itself, and set what its callbacks read to know when to act.
 
     ModelCheckpoint and EarlyStopping read `check_val_every_n_epoch`: at 1 they act at the end of an epoch,
     at anything else after an evaluation. The private name is pinned by tests/unit/test_callbacks.py.
@@ -181,78 +255,8 @@ def _logs_by_steps(settings: Settings) -> bool:
     return bool(settings.logging_strategy == "steps" and settings.logging_steps >= 1)
 
 
-def contradictions(trainer: pl.Trainer, settings: Settings) -> list[Problem]:
-    """Compare what a plain Trainer was told with the settings."""
-    problems = _refused(trainer)
-    if any(problem.subject.startswith(_SHORTCUTS) for problem in problems):
-        return problems
-
-    def differ(argument: str, value: Any, field: str, cure: str = "set through both; choose one.") -> None:
-        asked = f"{field}={getattr(settings, field)!r} in the settings"
-        problems.append(Problem(f"{argument}={value!r}", f"{asked}: {cure}"))
-
-    if trainer.accumulate_grad_batches not in (1, settings.gradient_accumulation_steps):
-        differ("accumulate_grad_batches", trainer.accumulate_grad_batches, "gradient_accumulation_steps")
-    if trainer.gradient_clip_val not in (None, settings.max_grad_norm):
-        differ("gradient_clip_val", trainer.gradient_clip_val, "max_grad_norm")
-    if trainer.max_steps > 0 and trainer.max_steps != settings.max_steps:
-        differ("max_steps", trainer.max_steps, "max_steps")
-    elif settings.max_steps <= 0 and trainer.max_epochs not in (
-        None,
-        -1,
-        _LIGHTNING_DEFAULT_EPOCHS,
-        math.ceil(settings.num_train_epochs),
-    ):
-        differ("max_epochs", trainer.max_epochs, "num_train_epochs")
-    logs_as_told = (_LIGHTNING_DEFAULT_LOG_EVERY, settings.logging_steps)
-    told_to_log: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    if "logging_steps" in settings.given and _logs_by_steps(settings) and told_to_log not in logs_as_told:
-        differ("log_every_n_steps", told_to_log, "logging_steps")
-    if trainer.precision == "bf16-mixed":
-        differ(
-            "precision",
-            trainer.precision,
-            "bf16",
-            "it would autocast the whole step, not only the model's forward; leave it out and set bf16=True.",
-        )
-    elif type(trainer.precision_plugin) is not Precision:
-        cure = "only fp32 and bf16 are carried by this version; leave it out, or set bf16=True."
-        problems.append(Problem(f"precision={trainer.precision!r}", cure))
-    problems += _only_ours(settings)
-    if reason := reason_against_strategy(trainer.strategy):
-        problems.append(Problem(f"strategy={type(trainer.strategy).__name__}", reason))
-    return problems
-
-
-def _only_ours(settings: Settings) -> Iterator[Problem]:
-    """Find settings that `hfbridge.Trainer` alone can honour."""
-    if settings.auto_find_batch_size:
-        cure = "begins a run again, which lightning.Trainer cannot; use hfbridge.Trainer, or leave it out."
-        yield Problem("auto_find_batch_size=True in the settings", cure)
-    if settings.resume_from_checkpoint:
-        cure = "is read by hfbridge.Trainer only; write trainer.fit(..., ckpt_path=...)."
-        yield Problem(f"resume_from_checkpoint={settings.resume_from_checkpoint!r} in the settings", cure)
-
-
-def _refused(trainer: pl.Trainer) -> list[Problem]:
-    """Collect what no setting can mean and hfbridge.Trainer does not take either."""
-    problems: list[Problem] = []
-    if trainer.check_val_every_n_epoch not in (1, NEVER):
-        told = trainer.check_val_every_n_epoch
-        reason = reason_against("check_val_every_n_epoch", told)
-        problems.append(Problem(f"check_val_every_n_epoch={told!r}", reason))
-    for name in (*_SHORTCUTS, *_KEPT):
-        value = getattr(trainer, name, None)
-        value = value.value if isinstance(value, Enum) else value
-        if reason := reason_against(name, value):
-            problems.append(Problem("callbacks" if name == "callbacks" else f"{name}={value!r}", reason))
-            if name in _SHORTCUTS:
-                return problems
-    return problems
-
-
 def has_plain_backward(trainer: pl.Trainer) -> bool:
-    """Tell whether Lightning's backward is `loss.backward()` and no more: nobody overrides a hook of it."""
+    """Whether Lightning's backward is `loss.backward()` and no more: no hook of it is overridden."""
     module = trainer.lightning_module
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     hooks = ("on_before_backward", "on_after_backward")
@@ -263,3 +267,22 @@ def has_plain_backward(trainer: pl.Trainer) -> bool:
         and not any(is_overridden(hook, module) for hook in hooks)
         and not any(is_overridden(hook, cb) for hook in hooks for cb in callbacks)
     )
+
+
+def current_micro_batch(trainer: pl.Trainer, batch: Any) -> MicroBatch | None:
+    """Find the micro-batch, with its optimizer step, that a training batch was made of.
+
+    Args:
+        trainer: of the run.
+        batch: what reached `training_step`, which hooks and precision plugins may have rebuilt.
+
+    Returns:
+        The micro-batch as the loader made it; `None` for a loader that does not know optimizer steps.
+    """
+    if isinstance(batch, MicroBatch) and batch.step is not None:
+        return batch
+    for source in (trainer.train_dataloader, trainer.fit_loop.epoch_loop):
+        found = getattr(source, "current", None)
+        if isinstance(found, MicroBatch):
+            return found
+    return None

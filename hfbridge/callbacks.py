@@ -1,18 +1,18 @@
-"""CallbackHost: the native Trainer's events, rows and moments inside Lightning's loop; knows both worlds.
+"""CallbackHost: the HF Trainer's events, log entries and state inside Lightning's loop.
 
 The host is a Lightning callback that `HFModule.configure_callbacks` returns, so that it runs after the user's
 callbacks and before checkpoints are written.
 
-    native event               Lightning moment
+    event of a TrainerCallback Lightning's hook
     on_init_end                the end of HFModule.configure_model, once a Trainer
     on_train_begin             on_train_start
     on_epoch_begin             on_train_epoch_start
-    on_step_begin              on_train_batch_start (a batch is one window)
-    on_substep_end             HFModule.training_step, after an inner backward
+    on_step_begin              on_train_batch_start, of an optimizer step's first micro-batch
+    on_substep_end             on_train_batch_end, of one after which no step was taken
     on_pre_optimizer_step      HFModule.configure_gradient_clipping, after clipping
     on_optimizer_step          HFModule.optimizer_step, after the step
     on_step_end, on_log,
-      on_save                  on_train_batch_end, gradients cleared
+      on_save                  on_train_batch_end, of one after which a step was taken; gradients cleared
     on_prediction_step, on_log,
       on_evaluate, on_predict  evaluator.py has the table
     on_epoch_end               on_train_epoch_end
@@ -20,7 +20,7 @@ callbacks and before checkpoints are written.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -28,7 +28,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations.integration_utils import get_reporting_integration_callbacks, rewrite_logs
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_callback import (
     CallbackHandler,
     DefaultFlowCallback,
@@ -37,17 +37,19 @@ from transformers.trainer_callback import (
 )
 from transformers.trainer_utils import speed_metrics
 
-from hfbridge.attach import end_epoch, run_validation
+from hfbridge import generators
+from hfbridge.attach import current_micro_batch, end_epoch, lightning_validates, run_validation
 from hfbridge.checkpoints.sigterm import SigtermCheckpoint
-from hfbridge.data.window import MicroBatch, Place, Schedule, Window
-from hfbridge.evaluation.memory import tells_exhaustion
+from hfbridge.data.accumulation import DataPosition, MicroBatch, Schedule
+from hfbridge.evaluation.memory import explain_eval_oom
 from hfbridge.evaluation.metrics import check_is_computed, metric_name
 from hfbridge.evaluator import EvaluationHooks, Evaluator
 from hfbridge.model.counted import InputCounter
 from hfbridge.model.logged import LoggedLoss
 from hfbridge.model.optim import follows_metric, learning_rate_of
-from hfbridge.resume import check_optimizer_state, take_up_state
+from hfbridge.resume import check_optimizer_state, restore_callback_state
 from hfbridge.saving import RunCheckpoints
+from hfbridge.user_data import UserData
 
 EVENTS = frozenset(name for name in vars(TrainerCallback) if name.startswith("on_"))
 
@@ -60,41 +62,43 @@ class CallbackHost(EvaluationHooks):
     Args:
         evaluator: what runs the evaluations.
         callbacks: the user's `TrainerCallback` objects or classes, in their order.
-        told: those of them that have heard `on_init_end` already.
-        prints_rows: rows are printed where no bar is shown.
+        initialized: callbacks whose `on_init_end` was called.
+        print_logs: log entries are printed where no bar is shown.
 
     Attributes:
-        knows_loss: a run that goes on counts the loss since the last row of the one before it, too; natively
-            it is forgotten.
-        tells_of_earlier_runs: checkpoints of another run in `output_dir` are warned of.
+        restore_running_loss: a resumed run counts the loss since the last log entry, which the HF Trainer
+            forgets.
+        warn_existing_checkpoints: checkpoints of another run in `output_dir` are warned of.
 
     Proved by: tests/parity/test_events.py
     """
 
-    knows_loss = tells_of_earlier_runs = True
+    restore_running_loss = warn_existing_checkpoints = True
 
     def __init__(
         self,
         evaluator: Evaluator,
         callbacks: Sequence[TrainerCallback | type[TrainerCallback]] = (),
         *,
-        told: Sequence[TrainerCallback] = (),
-        prints_rows: bool = True,
+        initialized: Sequence[TrainerCallback] = (),
+        print_logs: bool = True,
     ) -> None:
         super().__init__(evaluator)
-        self._told, self._prints_rows = tuple(told), prints_rows
+        self._initialized_callbacks, self._print_logs = tuple(initialized), print_logs
         self.callbacks = tuple(callbacks)
         self.state = TrainerState()
         self.control = TrainerControl()
         self.logged: LoggedLoss | None = None
         self.args: TrainingArguments | None = None
         self.handler: CallbackHandler | None = None
-        self._heard: frozenset[str] = frozenset()
-        self.place = Place()
+        self._handled_events: frozenset[str] = frozenset()
+        self.position = DataPosition()
         self._schedule: Schedule | None = None
         self._counter: InputCounter | None = None
         self.end_micro_batch: Callable[[], None] = _nothing  # called when a backward is over
         self._start_s = 0.0
+        self._is_within_step = self._has_loss = False
+        self._trainer_step = 0  # trainer.global_step when the last step was closed
         self._first_step = self._first_tokens = 0
         self._follows_metric = self._is_new_best = False
         self.checkpoints = RunCheckpoints(self)
@@ -110,25 +114,29 @@ class CallbackHost(EvaluationHooks):
         if self.handler is not None:
             self.handler.model = module.model
             return
-        printer = [PrinterCallback] if args.disable_tqdm and self._prints_rows else []
+        printer = [PrinterCallback] if args.disable_tqdm and self._print_logs else []
         reporters = get_reporting_integration_callbacks(args.report_to)
         reporters += [SigtermCheckpoint()] if args.enable_jit_checkpoint else []
         self.handler = handler = CallbackHandler(
             [DefaultFlowCallback, *reporters, *self.callbacks, *printer],
             module.model,
             module.processing_class,
-            *module.given_optimizers,
+            *module._user_optimizers,
         )
-        self._heard = frozenset(e for e in EVENTS if any(_overrides(cb, e) for cb in handler.callbacks))
+        self._handled_events = frozenset(
+            e for e in EVENTS if any(_overrides(cb, e) for cb in handler.callbacks)
+        )
         self.state = self._new_state()
         everyone = handler.callbacks
-        handler.callbacks = [cb for cb in everyone if not any(cb is other for other in self._told)]
+        handler.callbacks = [
+            cb for cb in everyone if not any(cb is other for other in self._initialized_callbacks)
+        ]
         self.fire("on_init_end")
         handler.callbacks = everyone
 
     def fire(self, event: str, **extra: Any) -> None:
         """Tell the callbacks of a native event; an event that none of them overrides costs nothing."""
-        if event in self._heard:
+        if event in self._handled_events:
             assert self.handler is not None
             self.checkpoints.before_step()  # a callback may change weights
             try:
@@ -146,14 +154,13 @@ class CallbackHost(EvaluationHooks):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin a new native state."""
         module: Any = pl_module
-        self.evaluator.on_fit_start(trainer, pl_module)
+        self.evaluator.memory.begin("train")
         handler, args = self.handler, self.args
         assert handler is not None
         assert args is not None
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        self._schedule = schedule = data.schedule
+        self._schedule = schedule = module.data.schedule
         self.logged = LoggedLoss(module.device, drop_non_finite=args.logging_nan_inf_filter)
-        self._begin_state(module, data.train_batch_size)
+        self._begin_state(module)
         self.state.max_steps, self.state.num_train_epochs = schedule.max_steps, schedule.epochs
         if self._counter is None:  # operations counted before a run begins again stay, as natively
             self._counter = InputCounter(
@@ -163,13 +170,14 @@ class CallbackHost(EvaluationHooks):
                 ranks=trainer.world_size,
             )
             self.end_micro_batch = self._counter.settle
-        handler.optimizer = trainer.optimizers[0]
-        handler.lr_scheduler = module.schedule
-        is_told = module.resumption is not None or not self.tells_of_earlier_runs
+        handler.optimizer = next(iter(trainer.optimizers), None)
+        handler.lr_scheduler = module.lr_schedule
+        self._is_within_step, self._trainer_step = False, trainer.global_step
+        is_told = module.resumption is not None or not self.warn_existing_checkpoints
         self.checkpoints.open(trainer, is_resumed=is_told)
 
-    def _begin_state(self, module: Any, train_batch_size: int) -> None:
-        """Make a new native state, or take up the one of a checkpoint.
+    def _begin_state(self, module: Any) -> None:
+        """Make a new `TrainerState`, or restore the one of a checkpoint.
 
         Mirrors: transformers.Trainer._init_training_state
         """
@@ -177,20 +185,22 @@ class CallbackHost(EvaluationHooks):
         assert args is not None
         assert self.logged is not None
         self.state = self._new_state()
-        self.place = Place() if resumption is None else resumption.start.place
+        self.position = DataPosition() if resumption is None else resumption.start.position
         if resumption is None:
-            self.state.train_batch_size = train_batch_size
-            self.state.compute_steps(args, module.trainer.datamodule.schedule.max_steps)
+            self.state.train_batch_size = module.data.train_batch_size
+            self.state.compute_steps(args, module.data.schedule.max_steps)
         else:
             if resumption.optimizer is not None:
                 check_optimizer_state(
                     module.trainer.optimizers[0], resumption.optimizer, is_sharded=module.sharing.is_sharded
                 )
-            if follows_metric(module.schedule) and resumption.schedule is not None:
-                module.schedule.load_state_dict(resumption.schedule)
+            if follows_metric(module.lr_schedule) and resumption.schedule is not None:
+                module.lr_schedule.load_state_dict(resumption.schedule)
             self.state = resumption.new_state()
-            self.control = take_up_state(self.state, args, self.handler, self.control)
-            self.logged.resume(self.state.global_step, resumption.loss if self.knows_loss else None)
+            if isinstance(module.data, UserData) and resumption.start.states is not None:
+                generators.restore(resumption.start.states)  # HFDataModule's loader does it by itself
+            self.control = restore_callback_state(self.state, args, self.handler, self.control)
+            self.logged.resume(self.state.global_step, resumption.loss if self.restore_running_loss else None)
         self._first_step, self._first_tokens = self.state.global_step, self.state.num_input_tokens_seen
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -220,32 +230,79 @@ class CallbackHost(EvaluationHooks):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Fire `on_step_begin`: the window is fetched and counted."""
+        """Fire `on_step_begin` with the first micro-batch of an optimizer step."""
+        self._has_loss = False
+        micro_batch = current_micro_batch(trainer, batch)
+        if micro_batch is not None and micro_batch.is_last and micro_batch.step.ends_epoch:  # type: ignore[union-attr]
+            end_epoch(trainer)  # Lightning counts the micro-batches of any other epoch
+        if self._is_within_step:
+            return
+        self._is_within_step = True
         control = self.control
         control.should_log = control.should_evaluate = control.should_save = False
         self.fire("on_step_begin")
 
-    def add_micro_batch(self, loss: torch.Tensor, inputs: MicroBatch) -> None:
-        """Take in one micro-batch's loss (scalar, detached), and count its operations and tokens."""
+    def add_micro_batch(self, loss: torch.Tensor, inputs: Any) -> None:
+        """Add one micro-batch's loss, and count its operations and tokens.
+
+        Args:
+            loss: its share of the step's loss, scalar, detached.
+            inputs: columns by name.
+        """
         assert self.logged is not None
         assert self._counter is not None
+        self._has_loss = True
         self.logged.add(loss, global_step=self.state.global_step)
         self.state.num_input_tokens_seen += self._counter.add(inputs)
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Window, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Close a micro-batch and, if a step was taken after it, an optimizer step."""
+        if not self._has_loss:
+            self._add_outputs(outputs, batch)
+        taken = trainer.global_step - self._trainer_step
+        if taken:
+            self._trainer_step += taken
+            self._end_step(trainer, pl_module, current_micro_batch(trainer, batch), batch_idx, taken)
+            return
+        self.end_micro_batch()
+        if pl_module.automatic_optimization:
+            self.fire("on_substep_end")
+        if self.wants_stop:
+            self._is_within_step = False
+            trainer.should_stop |= self.control.should_training_stop
+            end_epoch(trainer)
+
+    def _add_outputs(self, outputs: Any, batch: Any) -> None:
+        """Add the loss that a `training_step` of the user's returned."""
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if isinstance(loss, torch.Tensor) and loss.numel() == 1:
+            self.add_micro_batch(loss.detach(), batch if isinstance(batch, Mapping) else {})
+
+    def _end_step(
+        self,
+        trainer: pl.Trainer,
+        module: Any,
+        micro_batch: MicroBatch | None,
+        batch_idx: int,
+        taken: int,
     ) -> None:
         """Close an optimizer step: clear gradients, count, then log, evaluate and save if they are due."""
-        assert self._schedule is not None
-        _model_of(pl_module).zero_grad()
-        state = self.state
-        state.global_step += 1
-        self.place = batch.place
-        state.epoch = (
-            trainer.current_epoch + batch.done_micro_batches / self._schedule.micro_batches_per_epoch
-        )
+        schedule = self._schedule
+        assert schedule is not None
+        if module.automatic_optimization:
+            _model_of(module).zero_grad()
+        state, self._is_within_step = self.state, False
+        state.global_step += taken
+        if micro_batch is None or micro_batch.step is None:
+            done = batch_idx + 1
+            self.position = self.position.next()
+        else:
+            done, self.position = micro_batch.step.done_micro_batches, micro_batch.step.position
+        state.epoch = trainer.current_epoch + done / schedule.micro_batches_per_epoch
         self.fire("on_step_end")
-        self._log_evaluate_save(trainer, pl_module)
+        self._log_evaluate_save(trainer, module)
         if self.control.should_training_stop:
             trainer.should_stop = True
         if self.control.should_epoch_stop:
@@ -281,7 +338,7 @@ class CallbackHost(EvaluationHooks):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Give the model back as it was: Lightning tears a module down only after a run that ended."""
-        self.evaluator.on_exception(trainer, pl_module, exception)
+        self.evaluator.on_exception()
         pl_module.teardown("fit")
         self.checkpoints.abandon()
 
@@ -330,19 +387,19 @@ class CallbackHost(EvaluationHooks):
             if args.save_strategy == "best":
                 self.control.should_save = self._is_new_best
         if self.control.should_save:
-            self.checkpoints.save(trainer, pl_module, waits="on_save" in self._heard)
+            self.checkpoints.save(trainer, pl_module, waits="on_save" in self._handled_events)
             self.fire("on_save")
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the metrics of all sets, and follow the one that the settings name."""
         super().on_validation_epoch_end(trainer, pl_module)
-        if self._follows_metric:
+        if self._follows_metric or (lightning_validates(trainer) and _is_fitting(trainer)):
             self._follow_metric(pl_module)
 
     def _evaluate(self, trainer: pl.Trainer) -> None:
         assert self.args is not None
         self.checkpoints.before_step()  # a callback may put other weights in
-        with tells_exhaustion(self.args):
+        with explain_eval_oom(self.args):
             run_validation(trainer)
 
     def _follow_metric(self, module: Any) -> None:
@@ -361,8 +418,8 @@ class CallbackHost(EvaluationHooks):
             return
         check_is_computed(args.metric_for_best_model, module.eval_metrics)
         value = module.eval_metrics[metric_name(args.metric_for_best_model)]
-        if follows_metric(module.schedule):
-            module.schedule.step(value)
+        if follows_metric(module.lr_schedule):
+            module.lr_schedule.step(value)
         worst = float("-inf") if args.greater_is_better else float("inf")
         best = worst if state.best_metric is None else state.best_metric
         state.best_metric = best
@@ -381,7 +438,7 @@ class CallbackHost(EvaluationHooks):
         if step.grad_norm is not None:
             logs["grad_norm"] = step.grad_norm.item()
         logs["learning_rate"] = (
-            learning_rate_of(trainer.optimizers[0], module.schedule)
+            learning_rate_of(trainer.optimizers[0], module.lr_schedule)
             if step.learning_rate is None
             else step.learning_rate
         )
@@ -396,8 +453,8 @@ class CallbackHost(EvaluationHooks):
         row = self._add_row(logs, start_s)
         numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
         for lightning_logger in trainer.loggers if trainer.state.fn == TrainerFn.FITTING else ():
-            lightning_logger.log_metrics(rewrite_logs(numbers), step=self.state.global_step)
-            lightning_logger.save()  # whoever looks at its files sees the row, as natively
+            lightning_logger.log_metrics(numbers, step=self.state.global_step)
+            lightning_logger.save()  # its files hold the entry from now on, as those of report_to do
 
     def _add_row(self, logs: dict[str, Any], start_s: float | None) -> dict[str, Any]:
         """Complete a row, add it to the history and tell the callbacks; returns it as it was before that.
@@ -429,6 +486,10 @@ def host_of(evaluator: Evaluator, trainer: pl.Trainer) -> CallbackHost | None:
     """Find the host of an evaluator's module that a Trainer has already."""
     listed: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return next((cb for cb in listed if isinstance(cb, CallbackHost) and cb.evaluator is evaluator), None)
+
+
+def _is_fitting(trainer: pl.Trainer) -> bool:
+    return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
 
 
 def _nothing() -> None:

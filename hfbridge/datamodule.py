@@ -21,10 +21,11 @@ import lightning.pytorch as pl
 import torch
 
 from hfbridge.agreement import compare, explain, has_ranks
-from hfbridge.attach import end_with, settings_of, take_over
+from hfbridge.attach import configure_trainer, end_with, epoch_limit, is_hf_module, settings_of
+from hfbridge.data.accumulation import BatchLayout, MicroBatch, Schedule
 from hfbridge.data.columns import Collator
+from hfbridge.data.dataloaders import EvalLoader, TrainLoader
 from hfbridge.data.lengths import check_sorted
-from hfbridge.data.loader import EvalLoader, WindowLoader
 from hfbridge.data.mapping import Mapper, pack, unpack
 from hfbridge.data.order import micro_batches_of, rows_of_micro_batch, splits_batches
 from hfbridge.data.packing import check_max_tokens, pack_set
@@ -37,7 +38,6 @@ from hfbridge.data.streams import (
     is_stream,
     plan_stream,
 )
-from hfbridge.data.window import Cut, MicroBatch, Schedule, plan_schedule
 from hfbridge.errors import DataError, SettingsError
 from hfbridge.facts import facts_of_run
 from hfbridge.loaders import Loaders
@@ -45,6 +45,7 @@ from hfbridge.ranks import gather, together
 from hfbridge.settings import Settings, SettingsSource
 from hfbridge.sources import ProcessorSource, SetSource, make_processor, make_set
 from hfbridge.strategies import close_group_at_exit
+from hfbridge.user_data import plan_run
 
 _SPLITS = {"train": ("train",), "eval": ("validation", "eval", "dev"), "predict": ("test",)}
 _SEVERAL = "validation_"
@@ -153,21 +154,30 @@ class HFDataModule(pl.LightningDataModule):
         return size
 
     @property
-    def cut(self) -> Cut:
-        """How the rows of a pass are cut into optimizer steps."""
+    def layout(self) -> BatchLayout:
+        """How the samples of an epoch are grouped into optimizer steps."""
         settings, ranks = self.settings, self._trainer().world_size
         rows = rows_of_micro_batch(self.train_batch_size, settings, ranks=ranks)
-        return Cut(ranks, rows, settings.gradient_accumulation_steps)
+        return BatchLayout(ranks, rows, settings.gradient_accumulation_steps)
 
-    def micro_batches(self, *, first_row: int = 0, cut: Cut | None = None) -> int:
-        """Count the micro-batches of a pass on each rank, or of what is left of it from a row on."""
-        cut = self.cut if cut is None else cut
+    def micro_batches(self, *, first_row: int = 0, layout: BatchLayout | None = None) -> int:
+        """Count the micro-batches of an epoch on each rank, or of what is left of it from a sample on."""
+        layout = self.layout if layout is None else layout
         if has_unknown_length(self._mapped["train"]):
-            return int(self.settings.max_steps) * cut.accumulation
-        size = cut.rows * cut.ranks if splits_batches(self.settings) else cut.rows
-        return micro_batches_of(
-            len(self._mapped["train"]) - first_row, size, self.settings, world_size=cut.ranks
-        )
+            return int(self.settings.max_steps) * layout.accumulation
+        size = layout.rows * layout.ranks if splits_batches(self.settings) else layout.rows
+        rows = len(self._mapped["train"]) - first_row
+        return self._limited(micro_batches_of(rows, size, self.settings, world_size=layout.ranks))
+
+    def _limited(self, micro_batches: int) -> int:
+        """Cut the micro-batches of an epoch to `limit_train_batches`, as Lightning does.
+
+        Mirrors: lightning.pytorch.trainer.connectors.data_connector._parse_num_batches
+        """
+        limit = self._trainer().limit_train_batches
+        if limit is None:
+            return micro_batches
+        return min(micro_batches, limit) if isinstance(limit, int) else int(micro_batches * limit)
 
     def lengthen(self, steps: int) -> None:
         """Have the run end some optimizer steps later, or earlier, than its settings alone would tell."""
@@ -223,21 +233,26 @@ class HFDataModule(pl.LightningDataModule):
                 self._mapped[split], self._is_packed = pack_set(self._mapped[split], self.packing), True
             self._check_batches(split, settings)
         if stage == "fit":
+            if is_hf_module(self._trainer()):
+                configure_trainer(self._trainer(), settings)
             self._schedule = self._plan(settings)
-            take_over(self._trainer(), settings, self._schedule)
+            if is_hf_module(self._trainer()):
+                end_with(self._trainer(), self._schedule)
 
     def on_exception(self, exception: BaseException) -> None:
         """Say what a lost connection to another rank means."""
         settings = self._settings or getattr(self.trainer, "settings", None) or Settings()
         explain(exception, timeout_s=settings.ddp_timeout)
 
-    def train_dataloader(self) -> WindowLoader | StreamLoader:
+    def train_dataloader(self) -> TrainLoader | StreamLoader:
         """Make the loader of the training windows; the model is known by now."""
+        micro_batches = self.schedule.micro_batches_per_epoch
         return self._loaders.training(
             self._mapped["train"],
             batch_size=self.train_batch_size,
             schedule=self.schedule,
             is_packed=self.packing is not None,
+            limit=micro_batches if self._trainer().limit_train_batches not in (None, 1.0) else None,
         )
 
     def val_dataloader(self) -> EvalLoader | StreamEvalLoader | list[Any]:
@@ -250,11 +265,6 @@ class HFDataModule(pl.LightningDataModule):
         module: Any = self._trainer().lightning_module
         dataset, keeps_order = self._mapped["predict"], module.evaluator.predicts is None
         return self._loaders.evaluation(dataset, "predict", prefix="test", keeps_order=keeps_order)
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Let the module take a window or a batch in: it knows what to count before it is moved."""
-        module: Any = self._trainer().lightning_module
-        return module.receive(batch, device)
 
     def first_eval_batch(self, split: str) -> MicroBatch:
         """Collate the first rows of an evaluation set, without a loader."""
@@ -331,18 +341,18 @@ class HFDataModule(pl.LightningDataModule):
 
     def _plan(self, settings: Settings) -> Schedule:
         size, ranks = self.train_batch_size, self._trainer().world_size
+        total = size * settings.gradient_accumulation_steps * ranks
         if has_unknown_length(self._mapped["train"]):
-            total = size * settings.gradient_accumulation_steps * ranks
             return plan_stream(settings, total_batch_size=total)
-        rows = len(self._mapped["train"])
-        batches = micro_batches_of(rows, size, settings, world_size=ranks)
-        return plan_schedule(
-            samples_per_epoch=rows,
-            micro_batches_per_epoch=batches,
+        full = micro_batches_of(len(self._mapped["train"]), size, settings, world_size=ranks)
+        batches = self._limited(full)
+        return plan_run(
+            settings,
+            rows=len(self._mapped["train"]) if batches == full else batches * size * ranks,
+            micro_batches=batches,
             accumulation=settings.gradient_accumulation_steps,
-            total_batch_size=size * settings.gradient_accumulation_steps * ranks,
-            max_steps=settings.max_steps,
-            num_train_epochs=settings.num_train_epochs,
+            total_batch_size=total,
+            epochs=epoch_limit(self._trainer()),
         )
 
     def _trainer(self) -> pl.Trainer:

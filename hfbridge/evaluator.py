@@ -12,8 +12,10 @@ run of Lightning's validation loop evaluates all sets, one after the other:
     on_predict, PredictionOutput             on_predict_epoch_end
 """
 
+import math
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -22,9 +24,9 @@ from transformers import TrainingArguments
 from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import PredictionOutput
 
-from hfbridge.data.loader import EvalLoader
+from hfbridge.data.dataloaders import EvalLoader
 from hfbridge.data.streams import StreamEvalLoader
-from hfbridge.evaluation.gather import EvalSet, StreamedSet
+from hfbridge.evaluation.gather import AnySet, EvalSet, StreamedSet, UserSet
 from hfbridge.evaluation.generate import Generation, generates
 from hfbridge.evaluation.memory import MemoryTracker, Stage
 from hfbridge.evaluation.metrics import check_called_by_batch, check_is_computed, metric_name
@@ -58,19 +60,25 @@ class Evaluator:
         self.predicts: str | None = None
         self.prediction: PredictionOutput | None = None
         self.generate_arguments: dict[str, Any] = {}
-        self.keeps_repeated = False
+        self.keep_padded_samples = False
         self.rehearses = True
         self._trainer: weakref.ref[pl.Trainer] | None = None
         self._evaluated = False
         self._preparation_s: float | None = None
+        self._module: Any = None
+        self._stage: Stage = "eval"
         self._current: Evaluation | None = None
-        self._loaders: list[EvalLoader | StreamEvalLoader] = []
+        self._index = -1
+        self._loaders: list[tuple[str, Any]] = []
+        self._limits: list[Any] = []
+        self._reported: list[str] = []
+        self._is_sanity_check = False
         self._metrics: dict[str, Any] = {}
         self._speed: dict[str, float] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the Trainer out of copies, as Lightning's modules do."""
-        return {**self.__dict__, "_trainer": None}
+        return {**self.__dict__, "_trainer": None, "_module": None, "_loaders": []}
 
     def follow(
         self, trainer: pl.Trainer, *, skip_memory_metrics: bool, preparation_s: float | None = None
@@ -101,14 +109,14 @@ class Evaluator:
             self.memory = MemoryTracker(args.skip_memory_metrics)
             self.memory.begin("init")
 
-    def rehearse(self, module: Any, data: Any) -> None:
-        """Try the evaluation on a few rows of each set: a mistake in it should not wait for its turn.
+    def sanity_check(self, module: Any, data: Any) -> None:
+        """Try the evaluation on a few samples of each set, before training starts.
 
-        All ranks try the same rows, and a whole evaluation together; what is wrong on one is raised on all.
-        Nothing is tried with streams: some can be read only once.
+        All ranks try the same samples, and a whole evaluation together; what is wrong on one is raised on
+        all. Nothing is tried with streams and loaders of the user's: some can be read only once.
 
-        If `metric_for_best_model` is not among what these rows give, a whole evaluation tells: the names of
-        some metrics depend on the classes that occur.
+        If `metric_for_best_model` is not among what these samples give, a whole evaluation decides: the names
+        of some metrics depend on the classes that occur.
 
         Raises:
             MetricsError: a function of the user's returned what it should not, or the metric is not computed.
@@ -117,30 +125,36 @@ class Evaluator:
         follows = wanted is not None and args.eval_strategy != "no"
         if not self.rehearses or any(data.is_streamed(split) for split in data.eval_splits):
             return
-        batches = {
-            split: module.receive(data.first_eval_batch(split), module.device) for split in data.eval_splits
-        }
+        prepare = partial(module.run.prepare_inputs, device=module.device)
+        batches = {split: prepare(data.first_eval_batch(split)) for split in data.eval_splits}
         if module.compute_metrics is None and module.running_metrics is None and not follows:
             return
         module.model.eval()
         known = [
-            self._new_evaluation(module, _set_of(batch, split, args.eval_batch_size)).rehearse([batch])
+            self._new_evaluation(module, _set_of(batch, split, args.eval_batch_size)).sanity_check([batch])
             for split, batch in batches.items()
         ]
         if not follows or None in known:
             return
         if metric_name(wanted) not in _union(known):
             known = [
-                self._new_evaluation(module, _set_in(loader, args)).rehearse(
-                    module.receive(batch, module.device) for batch in loader
-                )
-                for loader in _listed(data.val_dataloader())
+                self._new_evaluation(module, set_in(loader, args)).sanity_check(map(prepare, loader))
+                for _, loader in named_loaders(data.val_dataloader(), "eval")
             ]
         if None not in known:
             check_is_computed(wanted, _union(known))
 
-    def add(self, batch: Any) -> Any:
-        """Run one batch of the current set; returns its logits."""
+    def add(self, batch: Any, dataloader_idx: int = 0) -> Any:
+        """Run one batch of a set; returns its logits.
+
+        Args:
+            batch: on the model's device.
+            dataloader_idx: number of the set's loader.
+        """
+        assert self._module is not None
+        if dataloader_idx != self._index:  # only loaders of the user's: the others tell their last batch
+            self._close_set()
+            self._begin(dataloader_idx)
         assert self._current is not None
         return self._current.add(batch)
 
@@ -152,7 +166,7 @@ class Evaluator:
             module.args,
             given=self.generate_arguments,
             processing_class=module.processing_class,
-            by_rows=module.loss_normalization == "native",
+            weight_by_sample=module.loss_normalization == "native",
         )
 
     # Lightning's hooks.
@@ -163,95 +177,69 @@ class Evaluator:
         if self.is_first_run:
             self._trainer = weakref.ref(trainer)
             self._evaluated, self._preparation_s = False, None
-        # No inference tensors, as natively, under a plain lightning.Trainer, too.
-        trainer.validate_loop.inference_mode = trainer.predict_loop.inference_mode = False
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measure the training."""
-        self.memory.begin("train")
+    def begin(self, trainer: pl.Trainer, module: Any, loaders: Any, stage: Stage, limits: Any) -> None:
+        """Begin with the first set.
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin with the first set."""
-        self._metrics, self._speed = {}, {}
-        self._loaders = _listed(trainer.val_dataloaders)
-        self._start(trainer, pl_module)
-        self._begin(pl_module, "eval")
+        Args:
+            trainer: of the run.
+            module: the HFModule.
+            loaders: one, or several in a list or dict.
+            stage: "eval" or "test".
+            limits: batches of each loader that are evaluated.
+        """
+        self._metrics, self._speed, self._reported = {}, {}, []
+        self._module, self._stage, self._current, self._index = module, stage, None, -1
+        self._loaders = named_loaders(loaders, stage)
+        if self.predicts is not None:
+            self._loaders = [(self.predicts, loader) for _, loader in self._loaders]
+        self._limits = list(limits) if isinstance(limits, list) else [limits] * len(self._loaders)
+        self._start(trainer, module)
+        if all(isinstance(loader, EvalLoader | StreamEvalLoader) for _, loader in self._loaders):
+            self._begin(0)
 
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_batch_end(self) -> None:
         """Fire `on_prediction_step`; after a set's last batch report it, and begin with the next."""
-        module: Any = pl_module
-        evaluation = self._close_batch(module)
-        if not evaluation.is_done:
-            return
-        metrics, speed = evaluation.finish()
-        row = {**metrics, **speed}
-        module.host.report_evaluation(trainer, row)
-        self.memory.end("eval", row)
-        self._metrics |= {name: value for name, value in row.items() if name not in speed}
-        self._speed |= speed
-        module.eval_metrics = {**module.eval_metrics, **row} if dataloader_idx else row
-        if self._loaders:
-            self._begin(module, "eval")
+        evaluation = self._current
+        if evaluation is None or not evaluation.has_begun:
+            return  # a step of the user's
+        if not self._is_sanity_check:
+            self._module.host.fire("on_prediction_step")
+        evaluation.close_batch()
+        if evaluation.is_done and self.predicts is None:
+            self._close_set()
+            if self._index + 1 < len(self._loaders):
+                self._begin(self._index + 1)
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_epoch_end(self, trainer: pl.Trainer) -> None:
         """Log the metrics of all sets to Lightning's `callback_metrics`."""
+        self._close_set()
         numbers = {name: value for name, value in self._metrics.items() if isinstance(value, (int, float))}
         numbers.pop("epoch", None)
-        # trainer.validate returns what goes to Lightning's loggers; during fit the host logs the native row.
+        # trainer.validate returns what goes to Lightning's loggers; during fit the host logs the whole entry.
         to_loggers = None if trainer.state.fn != TrainerFn.FITTING else False
         # On several ranks Lightning warns of what is not synchronised; it does not, of the same on all.
         same: Any = {"batch_size": 1, "sync_dist": True, "rank_zero_only": True}
-        pl_module.log_dict(numbers, prog_bar=True, logger=to_loggers, **same)
-        pl_module.log_dict(self._speed, logger=to_loggers, **same)
+        self._module.log_dict(numbers, prog_bar=True, logger=to_loggers, **same)
+        self._module.log_dict(self._speed, logger=to_loggers, **same)
 
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin to collect, if a `PredictionOutput` is asked for."""
-        if self.predicts is not None:
-            self._loaders = _listed(trainer.predict_dataloaders)
-            self._start(trainer, pl_module)
-            self._begin(pl_module, "test", prefix=self.predicts)
-
-    def on_predict_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Fire `on_prediction_step`."""
-        if self.predicts is not None:
-            self._close_batch(pl_module)
-
-    def on_predict_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Compute the metrics and fire `on_predict`.
+    def on_predict_epoch_end(self) -> None:
+        """Compute the metrics of a `PredictionOutput` and fire `on_predict`.
 
         Mirrors: transformers.Trainer.predict
         """
         if self.predicts is None:
             return
         assert self._current is not None
-        module: Any = pl_module
         evaluation, self._current = self._current, None
         metrics, speed = evaluation.finish()
         metrics.update(speed)
-        module.host.fire("on_predict", metrics=metrics)
+        self._module.host.fire("on_predict", metrics=metrics)
         self.memory.end("test", metrics)
         self.prediction = evaluation.output(metrics)
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        """Stop measuring memory, and let go of what was collected."""
+    def on_exception(self) -> None:
+        """Stop measuring memory, and drop what was collected."""
         self.memory.abandon()
         self._current = None
 
@@ -260,7 +248,7 @@ class Evaluator:
     def _new_evaluation(
         self,
         module: Any,
-        of: EvalSet | StreamedSet,
+        of: AnySet,
         *,
         is_first: bool = False,
         is_prediction: bool = False,
@@ -268,7 +256,7 @@ class Evaluator:
     ) -> Evaluation:
         """Make ready to evaluate a set; the other arguments are those of `Evaluation` and `EvalOptions`."""
         args, normalization = module.args, module.run.normalization
-        by_rows = module.loss_normalization == "native"
+        weight_by_sample = module.loss_normalization == "native"
         asks = (module.compute_metrics, module.running_metrics) != (None, None)
         keeps_logits = (is_prediction or asks) and not args.prediction_loss_only
         extra = {} if keeps_logits or not takes_skip_logits(module.model) else {"skip_logits": True}
@@ -281,7 +269,10 @@ class Evaluator:
             model=module.model,
             of=of,
             options=EvalOptions.of(
-                args, by_rows=by_rows, is_first=is_first, keeps_repeated=self.keeps_repeated
+                args,
+                weight_by_sample=weight_by_sample,
+                is_first=is_first,
+                keep_padded_samples=self.keep_padded_samples,
             ),
             loss_of=loss_of,
             label_names=module.label_names,
@@ -297,7 +288,8 @@ class Evaluator:
         )
 
     def _start(self, trainer: pl.Trainer, module: Any) -> None:
-        """Put an optimizer's averaged weights in; outside of training be what a new native Trainer is."""
+        """Put an optimizer's averaged weights in; outside of training be what a new HF Trainer is."""
+        self._is_sanity_check = trainer.sanity_checking
         for optimizer in trainer.optimizers:
             if hasattr(optimizer, "eval"):
                 optimizer.eval()
@@ -306,48 +298,88 @@ class Evaluator:
         if trainer.global_step == 0 and self._preparation_s is None:
             self._preparation_s = module.run.preparation_s
 
-    def _begin(self, module: Any, stage: Stage, *, prefix: str | None = None) -> None:
-        loader = self._loaders.pop(0)
-        self.memory.begin(stage)
+    def _begin(self, index: int) -> None:
+        """Begin to evaluate the set of a loader."""
+        module, self._index = self._module, index
+        prefix, loader = self._loaders[index]
+        if not self._is_sanity_check:
+            self.memory.begin(self._stage)
         module.host.handler.eval_dataloader = loader
         self._current = self._new_evaluation(
             module,
-            _set_in(loader, module.args, prefix),
+            set_in(loader, module.args, prefix, self._limits[index]),
             is_first=not self._evaluated,
-            is_prediction=stage == "test",
-            preparation_s=self._preparation_s,
+            is_prediction=self.predicts is not None,
+            preparation_s=None if self._is_sanity_check else self._preparation_s,
         )
-        self._evaluated = True
+        self._evaluated |= not self._is_sanity_check
 
-    def _close_batch(self, module: Any) -> Evaluation:
-        assert self._current is not None
-        module.host.fire("on_prediction_step")
-        self._current.close_batch()
-        return self._current
-
-
-def _listed(loaders: Any) -> list[EvalLoader | StreamEvalLoader]:
-    return list(loaders) if isinstance(loaders, list) else [loaders]
+    def _close_set(self) -> None:
+        """Compute the metrics of the current set and report them."""
+        evaluation, self._current = self._current, None
+        if evaluation is None or not evaluation.has_begun:
+            return
+        if self._is_sanity_check:
+            evaluation.try_finish()
+            return
+        module = self._module
+        metrics, speed = evaluation.finish()
+        row = {**metrics, **speed}
+        module.host.report_evaluation(module.trainer, row)
+        self.memory.end(self._stage, row)
+        self._metrics |= {name: value for name, value in row.items() if name not in speed}
+        self._speed |= speed
+        module.eval_metrics = {**module.eval_metrics, **row} if self._reported else row
+        self._reported.append(evaluation.of.prefix)
 
 
 def _union(known: Iterable[Iterable[str] | None]) -> set[str]:
     return {name for names in known for name in names or ()}
 
 
-def _set_in(
-    loader: EvalLoader | StreamEvalLoader, args: TrainingArguments, prefix: str | None = None
-) -> EvalSet | StreamedSet:
+def named_loaders(loaders: Any, stage: str) -> list[tuple[str, Any]]:
+    """Name evaluation loaders by what their metrics begin with.
+
+    Args:
+        loaders: one, or several in a list or dict.
+        stage: "eval" or "test".
+    """
+    if isinstance(loaders, Mapping):
+        several = [(f"{stage}_{key}", loader) for key, loader in loaders.items()]
+    elif isinstance(loaders, list | tuple):
+        several = [(f"{stage}_{number}", loader) for number, loader in enumerate(loaders)]
+    else:
+        several = [(stage, loaders)]
+    ours = EvalLoader | StreamEvalLoader
+    return [(loader.prefix if isinstance(loader, ours) else prefix, loader) for prefix, loader in several]
+
+
+def set_in(
+    loader: Any, args: TrainingArguments, prefix: str | None = None, limit: float = math.inf
+) -> AnySet:
+    """Describe the set that a loader reads.
+
+    Args:
+        loader: of hfbridge or of the user's.
+        args: the settings.
+        prefix: what the metrics' names begin with; `None` is the loader's own.
+        limit: batches that are evaluated at most.
+    """
+    if not isinstance(loader, EvalLoader | StreamEvalLoader):
+        return UserSet(prefix or "eval", args.eval_batch_size, ranks=args.world_size)
     if isinstance(loader, StreamEvalLoader):
         return StreamedSet(prefix or loader.prefix, loader.batch_size, loader, ranks=args.world_size)
     config: Any = args.accelerator_config
+    batches = int(min(len(loader), limit))
+    per_round = loader.batch_size * (1 if config.split_batches else args.world_size)
     return EvalSet(
         prefix or loader.prefix,
-        loader.samples,
-        len(loader),
+        min(loader.samples, batches * per_round),
+        batches,
         loader.batch_size,
         ranks=args.world_size,
         splits=config.split_batches,
-        order=loader.order,
+        order=None if loader.order is None else loader.order[: batches * per_round],
     )
 
 
@@ -360,7 +392,7 @@ class EvaluationHooks(pl.Callback):
     """Pass Lightning's hooks around evaluations on to an `Evaluator`.
 
     Args:
-        evaluator: what runs the evaluations.
+        evaluator: runs the evaluations.
     """
 
     def __init__(self, evaluator: Evaluator) -> None:
@@ -372,26 +404,42 @@ class EvaluationHooks(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin with the first set."""
-        self.evaluator.on_validation_start(trainer, pl_module)
+        limits = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
+        self.evaluator.begin(trainer, pl_module, trainer.val_dataloaders, "eval", limits)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin with the first set."""
+        self.evaluator.begin(trainer, pl_module, trainer.test_dataloaders, "test", trainer.num_test_batches)
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin to collect, if a `PredictionOutput` was requested."""
+        if self.evaluator.predicts is not None:
+            self.evaluator.begin(
+                trainer, pl_module, trainer.predict_dataloaders, "test", trainer.num_predict_batches
+            )
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any
     ) -> None:
         """Close a batch, and a set after its last one."""
-        self.evaluator.on_validation_batch_end(trainer, pl_module, *batch)
+        self.evaluator.on_batch_end()
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the metrics of all sets."""
-        self.evaluator.on_validation_epoch_end(trainer, pl_module)
-
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin to collect."""
-        self.evaluator.on_predict_start(trainer, pl_module)
+    def on_test_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any) -> None:
+        """Close a batch, and a set after its last one."""
+        self.evaluator.on_batch_end()
 
     def on_predict_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any) -> None:
         """Close a batch."""
-        self.evaluator.on_predict_batch_end(trainer, pl_module, *batch)
+        self.evaluator.on_batch_end()
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the metrics of all sets."""
+        self.evaluator.on_epoch_end(trainer)
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the metrics of all sets."""
+        self.evaluator.on_epoch_end(trainer)
 
     def on_predict_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compute the metrics."""
-        self.evaluator.on_predict_epoch_end(trainer, pl_module)
+        self.evaluator.on_predict_epoch_end()

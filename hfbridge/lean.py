@@ -1,10 +1,10 @@
-"""An epoch of Lightning's in which a step costs what somebody listens to; knows both worlds.
+"""An epoch of Lightning's in which a step costs only the hooks that are overridden.
 
-Lightning asks every callback, module, profiler and plugin at each of some thirty moments of a step.
-`LeanEpochLoop` finds out once an epoch who overrides what. Where nobody overrides anything in the middle of a
-step, it takes the steps itself: the same calls of torch and of HFModule, the same counters at the same
-moments, hooks at the beginning and at the end of a step for those who have them. Else the epoch is
-Lightning's.
+Lightning calls every callback, module, profiler and plugin at each of some thirty moments of a step.
+`LeanEpochLoop` finds out once an epoch who overrides what. Where nothing is overridden in the middle of a
+step, it runs the micro-batches itself: the same calls of torch and of HFModule, the same counters at the same
+moments, hooks at the beginning and at the end of a micro-batch where they are overridden. Else the epoch is
+Lightning's. In both, a micro-batch that knows its optimizer step decides when that step is taken.
 
     what needs Lightning's own loop                        because
     hooks around backward, zero_grad, optimizer.step       they run inside the step
@@ -12,20 +12,23 @@ Lightning's.
     a profiler, a precision plugin, a strategy that is     they may do anything
       neither one device's nor hfbridge's DDP
     schedules that are not stepped once a step             Lightning counts for them
+    validation by the Trainer's arguments                  it may come after any micro-batch
     the first step after a checkpoint                      counters are put right in it
 
     private names of Lightning                             for
     _TrainingEpochLoop, its counters, `_results`,          the loop, which does the rest: validation,
       `_restarting`, `_batches_that_stepped`                 stopping, saving loggers
+    _accumulated_batches_reached                           steps of different numbers of micro-batches
     _broadcast_sigterm_tensor                              SIGTERM on several ranks: sigterm.py
-    _PrefetchDataFetcher, _MaxSizeCycle, `iterator`,       the window, without a pytree being built for it
-      `_iterator`, `iterators`
+    _PrefetchDataFetcher, its `batches`, _MaxSizeCycle,    the micro-batch, without a pytree being built for
+      `iterator`, `_iterator`, `iterators`                   it
     _logger_connector._first_loop_iter                     `self.log` in a hook
     DDPStrategy._ddp_comm_state                            DDP that averages models takes its own steps
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
 from typing import Any
 
 import lightning.pytorch as pl
@@ -39,18 +42,24 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from hfbridge.attach import has_plain_backward
-from hfbridge.data.loader import WindowLoader
+from hfbridge.data.accumulation import MicroBatch, group_micro_batches
+from hfbridge.data.dataloaders import TrainLoader
 from hfbridge.data.streams import StreamLoader
-from hfbridge.data.window import Window
 from hfbridge.datamodule import HFDataModule
 from hfbridge.module import HFModule
 from hfbridge.sigterm import ask_at_sigterm, listens_to_sigterm
 from hfbridge.stopping import CommonStop
 from hfbridge.strategies import DDPStrategy
 
-# Hooks inside a step: whoever overrides one gets Lightning's own loop.
+# Hooks inside a step: Lightning's own loop calls them.
 _OF_CALLBACKS = ("on_before_zero_grad", "on_before_optimizer_step")
-_OF_HFMODULE = ("training_step", "configure_gradient_clipping", "optimizer_step", "optimizer_zero_grad")
+_OF_HFMODULE = (
+    "training_step",
+    "loss_share",
+    "configure_gradient_clipping",
+    "optimizer_step",
+    "optimizer_zero_grad",
+)
 _OF_MODULES = (
     *_OF_CALLBACKS,
     "on_train_batch_start",
@@ -86,32 +95,50 @@ class LeanEpochLoop(_TrainingEpochLoop):
 
     _lean: "LeanStep | None" = None
     _stop: CommonStop | None = None
+    _steps: "_UserSteps | None" = None
+
+    @property
+    def current(self) -> MicroBatch | None:
+        """The micro-batch of a loader of the user's that was handed out last; `None` for other loaders."""
+        return None if self._steps is None else self._steps.current
 
     def on_run_start(self, data_fetcher: Any) -> None:
-        """Begin an epoch, and find out who listens."""
+        """Begin an epoch, and find out which hooks are overridden."""
         super().on_run_start(data_fetcher)
+        self._steps = user_steps(self.trainer, data_fetcher)
         self._lean = lean_step(self, data_fetcher)
         if self._stop is None and self.trainer.world_size > 1 and listens_to_sigterm(self.trainer):
             self._stop = CommonStop()
             ask_at_sigterm(self.trainer, self._stop)
 
     def advance(self, data_fetcher: Any) -> None:
-        """Take one step Lightning's way, or as many of the short ones as there are."""
+        """Run one micro-batch Lightning's way, or as many as there are the short way."""
         lean, trainer = self._lean, self.trainer
         if lean is None or self._restarting:
             super().advance(data_fetcher)
             return
         progress, steps = self.batch_progress, self.automatic_optimization.optim_progress.optimizer.step
-        ready, completed, length = progress.current, steps.total, trainer.fit_loop.max_batches
+        completed = steps.total
         while True:
-            lean.take()
+            steps_taken = lean.take()
             if trainer.callbacks != lean.callbacks:
                 self._lean = lean_step(self, data_fetcher)
                 return
-            is_last = progress.is_last_batch or ready.ready == length or completed.completed == self.max_steps
+            is_last = progress.is_last_batch or completed.completed == self.max_steps
             if is_last or trainer.should_stop or trainer.received_sigterm:
                 return
-            self._batches_that_stepped += 1
+            self._batches_that_stepped += steps_taken
+
+    def _accumulated_batches_reached(self) -> bool:
+        """Whether the optimizer step is taken after this micro-batch: the micro-batch knows.
+
+        Mirrors: lightning.pytorch.loops.training_epoch_loop._TrainingEpochLoop._accumulated_batches_reached
+        """
+        for source in (self, self.trainer.train_dataloader):
+            found = getattr(source, "current", None)
+            if isinstance(found, MicroBatch):
+                return found.is_last
+        return super()._accumulated_batches_reached()
 
     def _broadcast_sigterm_tensor(self) -> None:
         """End the run where the ranks have agreed to.
@@ -126,34 +153,88 @@ class LeanEpochLoop(_TrainingEpochLoop):
             raise SIGTERMException
 
     def teardown(self) -> None:
-        """Let go of the run."""
-        self._lean = None
+        """End the run."""
+        self._lean = self._steps = None
         if self._stop is not None:
             self._stop.close()
             self._stop = None
         super().teardown()
 
 
+class _UserSteps:
+    """Group the batches of a loader of the user's into optimizer steps, each fetched before it is trained.
+
+    Args:
+        batches: what Lightning's iterator gives: batch, number, number of the loader.
+        accumulation: micro-batches of a full step.
+
+    Attributes:
+        current: the micro-batch that was handed out last.
+    """
+
+    def __init__(self, batches: Iterator[Any], accumulation: Callable[[], int]) -> None:
+        self._batches, self._accumulation = batches, accumulation
+        self.current: MicroBatch | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        numbers: list[tuple[Any, ...]] = []
+
+        def columns() -> Iterator[Any]:
+            for batch, *number in self._batches:
+                numbers.append(tuple(number))
+                yield batch
+
+        for step in group_micro_batches(columns(), self._accumulation, prefetches=False):
+            for self.current in step:
+                yield (self.current, *numbers.pop(0))
+
+
+def user_steps(trainer: pl.Trainer, fetcher: Any) -> _UserSteps | None:
+    """Have Lightning's fetcher group the batches of a loader of the user's into optimizer steps.
+
+    Returns:
+        What groups them; `None` where the batches know their step, or HFModule does not train on them as they
+        are.
+    """
+    module, loader = trainer.lightning_module, trainer.train_dataloader
+    overrides = is_overridden("training_step", module, HFModule) if isinstance(module, HFModule) else True
+    is_single = hasattr(loader, "__iter__") and not isinstance(loader, list | tuple | dict)
+    if (
+        isinstance(loader, TrainLoader | StreamLoader)
+        or type(fetcher) is not _PrefetchDataFetcher
+        or overrides
+        or not is_single
+    ):
+        return None
+    fetched, fetcher.batches = fetcher.batches, []
+    steps = _UserSteps(chain(fetched, fetcher.iterator), lambda: trainer.accumulate_grad_batches)
+    fetcher.iterator = iter(steps)
+    if fetched:  # without a length Lightning fetches one batch ahead, to know which is the last
+        fetcher.batches = [next(fetcher.iterator)]
+        steps.current = None
+    return steps
+
+
 def lean_step(loop: _TrainingEpochLoop, fetcher: Any) -> "LeanStep | None":
-    """Make the short step of an epoch about to begin; `None` if somebody needs Lightning's own."""
+    """Make the short way of an epoch about to begin; `None` where Lightning's own loop is needed."""
     trainer = loop.trainer
-    windows = _windows_of(fetcher)
-    if windows is None or not (_is_plain(trainer) and _nobody_listens(trainer)):
+    batches = _micro_batches_of(fetcher)
+    if batches is None or not (_is_plain(trainer) and _no_hooks_overridden(trainer)):
         return None
-    if loop._should_check_val_epoch():  # the host decides on evaluations; not so here
+    if loop._should_check_val_epoch():  # by the Trainer's arguments
         return None
-    return LeanStep(loop, fetcher, windows)
+    return LeanStep(loop, fetcher, batches)
 
 
-def _windows_of(fetcher: Any) -> Iterator[Window] | None:
-    """Find the iterator of the run's only loader below Lightning's own; `None` if it is another's."""
+def _micro_batches_of(fetcher: Any) -> Iterator[MicroBatch] | None:
+    """Find the iterator of HFDataModule's loader below Lightning's own; `None` for any other."""
     if type(fetcher) is not _PrefetchDataFetcher or fetcher.length is None:
         return None
     loader, cycle = fetcher.combined_loader.iterables, getattr(fetcher.iterator, "_iterator", None)
-    if not isinstance(loader, WindowLoader | StreamLoader) or not isinstance(cycle, _MaxSizeCycle):
+    if not isinstance(loader, TrainLoader | StreamLoader) or not isinstance(cycle, _MaxSizeCycle):
         return None
-    windows: Iterator[Window] = cycle.iterators[0]
-    return windows
+    batches: Iterator[MicroBatch] = cycle.iterators[0]
+    return batches
 
 
 def _is_plain(trainer: pl.Trainer) -> bool:
@@ -168,13 +249,12 @@ def _is_plain(trainer: pl.Trainer) -> bool:
         and type(trainer.profiler) in (PassThroughProfiler, NoProfiler)  # type: ignore[attr-defined]
         and type(trainer.precision_plugin) is Precision
         and len(trainer.optimizers) == 1
-        and trainer.accumulate_grad_batches == 1
         and all(s.interval == "step" and s.frequency == 1 and not s.reduce_on_plateau for s in schedules)
     )
 
 
-def _nobody_listens(trainer: pl.Trainer) -> bool:
-    """Whether nobody overrides a hook that runs inside a step."""
+def _no_hooks_overridden(trainer: pl.Trainer) -> bool:
+    """Whether no hook that runs inside a step is overridden."""
     module, data = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return (
@@ -184,117 +264,137 @@ def _nobody_listens(trainer: pl.Trainer) -> bool:
         and has_plain_backward(trainer)
         and not any(is_overridden(hook, module, HFModule) for hook in _OF_HFMODULE)
         and not any(is_overridden(hook, module) for hook in _OF_MODULES)
-        and not is_overridden("transfer_batch_to_device", data, HFDataModule)
+        and not is_overridden("transfer_batch_to_device", data)
         and not any(is_overridden(hook, data) for hook in _OF_DATA)
         and not any(is_overridden(hook, cb) for hook in _OF_CALLBACKS for cb in callbacks)
     )
 
 
 class LeanStep:
-    """One optimizer step, from the next window to the callbacks' end of it.
+    """One micro-batch, from fetching it to the callbacks' end of it; with its step, if it is the last.
 
     Args:
         loop: whose counters it moves.
-        fetcher: Lightning's, which counts windows.
-        windows: those that are left of the epoch.
+        fetcher: Lightning's, which counts batches.
+        batches: the micro-batches that are left of the epoch.
 
     Attributes:
         callbacks: those it was made for.
     """
 
-    def __init__(self, loop: _TrainingEpochLoop, fetcher: Any, windows: Iterator[Window]) -> None:
+    def __init__(self, loop: _TrainingEpochLoop, fetcher: Any, batches: Iterator[MicroBatch]) -> None:
         trainer, module = loop.trainer, loop.trainer.lightning_module
         self.callbacks: list[pl.Callback] = list(trainer.callbacks)
         self._loop, self._trainer, self._module, self._fetcher = loop, trainer, module, fetcher
-        self._windows = windows
+        self._micro_batches = batches
         self._optimizer, self._epoch = trainer.optimizers[0], trainer.current_epoch
         self._schedules: list[Any] = [config.scheduler for config in trainer.lr_scheduler_configs]
         self._device = trainer.strategy.root_device
-        batches: Any = loop.batch_progress
+        progress: Any = loop.batch_progress
         of_optimizer: Any = loop.automatic_optimization.optim_progress.optimizer
-        self._batches = batches.total, batches.current
+        self._batches = progress.total, progress.current
         self._steps = of_optimizer.step.total, of_optimizer.step.current
         self._clearings = of_optimizer.zero_grad.total, of_optimizer.zero_grad.current
-        self._talks = trainer.world_size > 1
+        self._has_ranks = trainer.world_size > 1
         self._at_start = self._hooks("on_train_batch_start")
         self._at_end = self._hooks("on_train_batch_end")
 
     def _hooks(self, name: str) -> list[Callable[..., Any]]:
         return [getattr(cb, name) for cb in self.callbacks if is_overridden(name, cb)]
 
-    def take(self) -> None:
-        """Take the step.
+    def take(self) -> int:
+        """Run the micro-batch.
+
+        Returns:
+            Optimizer steps that were taken: 0 or 1.
 
         Raises:
-            StopIteration: there is no window, or a callback ended the epoch within this one.
+            StopIteration: there is no micro-batch left.
 
         Mirrors: lightning.pytorch.loops.training_epoch_loop._TrainingEpochLoop.advance
         """
         loop, trainer, module = self._loop, self._trainer, self._module
-        if self._talks:
+        if self._has_ranks:
             loop._broadcast_sigterm_tensor()
-        window = module.receive(self._next_window(), self._device)
+        batch = self._next().to(self._device)
         running = vars(module)
         total, current = self._batches
         index = current.ready
         total.ready, current.ready = total.ready + 1, index + 1
         connector, results = trainer._logger_connector, loop._results
         connector._first_loop_iter = connector._first_loop_iter is None
-        results.batch, results.batch_size, results.dataloader_idx = window, None, None
+        results.batch, results.batch_size, results.dataloader_idx = batch, None, None
         running["_current_fx_name"] = "on_train_batch_start"
         for hook in self._at_start:
-            hook(trainer, module, window, index)
+            hook(trainer, module, batch, index)
         total.started, current.started = total.started + 1, current.started + 1
-        loss = self._step(window, index, running)
+        steps = batch.is_last or loop.batch_progress.is_last_batch
+        loss = self._step(batch, index, running) if steps else self._accumulate(batch, running)
         total.processed, current.processed = total.processed + 1, current.processed + 1
-        running["_current_fx_name"] = "lr_scheduler_step"
-        for schedule in self._schedules:
-            loop.scheduler_progress.increment_ready()
-            schedule.step()
-            loop.scheduler_progress.increment_completed()
+        if steps:
+            running["_current_fx_name"] = "lr_scheduler_step"
+            for schedule in self._schedules:
+                loop.scheduler_progress.increment_ready()
+                schedule.step()
+                loop.scheduler_progress.increment_completed()
         running["_current_fx_name"] = "on_train_batch_end"
         for hook in self._at_end:
-            hook(trainer, module, {"loss": loss}, window, index)
+            hook(trainer, module, {"loss": loss}, batch, index)
         running["_current_fx_name"] = None
-        if results:  # somebody used `self.log`
+        if results:  # `self.log` was called
             connector.on_batch_end()
         results.batch = results.batch_size = None
         total.completed, current.completed = total.completed + 1, current.completed + 1
         if results:
             connector.update_train_step_metrics()
+        return int(steps)
 
-    def _step(self, window: Window, index: int, running: dict[str, Any]) -> Any:
-        """Compute the gradients of a window, clip them and step; returns the last loss, detached.
+    def _accumulate(self, batch: MicroBatch, running: dict[str, Any]) -> Any:
+        """Add the gradients of a micro-batch after which no step is taken; returns its loss, detached."""
+        if self._has_ranks:
+            with self._trainer.strategy.block_backward_sync():  # type: ignore[attr-defined]
+                return self._backward(batch, running)
+        return self._backward(batch, running)
+
+    def _backward(self, batch: MicroBatch, running: dict[str, Any]) -> Any:
+        running["_current_fx_name"] = "training_step"
+        loss = self._module.loss_share(batch)
+        if batch.index == 0:
+            for of in self._clearings:  # gradients are cleared by the host, after the step
+                of.ready, of.started, of.completed = of.ready + 1, of.started + 1, of.completed + 1
+        running["_current_fx_name"] = "backward"
+        loss.backward()
+        return loss.detach()
+
+    def _step(self, batch: MicroBatch, index: int, running: dict[str, Any]) -> Any:
+        """Add the gradients of a step's last micro-batch, clip and step; returns its loss, detached.
 
         Mirrors: lightning.pytorch.loops.optimization.automatic._AutomaticOptimization.run
         """
-        module, optimizer = self._module, self._optimizer
+        module, optimizer, trainer = self._module, self._optimizer, self._trainer
         total, current = self._steps
         total.ready, current.ready = total.ready + 1, current.ready + 1
-        running["_current_fx_name"] = "training_step"
-        loss = module.training_step(window, index)
-        for of in self._clearings:  # gradients are cleared by the host, after the step
-            of.ready, of.started, of.completed = of.ready + 1, of.started + 1, of.completed + 1
-        running["_current_fx_name"] = "backward"
-        loss.backward()
+        loss = self._backward(batch, running)
         running["_current_fx_name"] = "configure_gradient_clipping"
-        module.configure_gradient_clipping(optimizer)
+        module.configure_gradient_clipping(
+            optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm
+        )
         running["_current_fx_name"] = "optimizer_step"
         module.optimizer_step(self._epoch, index, optimizer)
         total.completed, current.completed = total.completed + 1, current.completed + 1
-        return loss.detach()
+        return loss
 
-    def _next_window(self) -> Window:
-        """Fetch a window, and count it.
+    def _next(self) -> MicroBatch:
+        """Fetch a micro-batch, and count it.
 
         Mirrors: lightning.pytorch.loops.fetchers._PrefetchDataFetcher.__next__
         """
         fetcher = self._fetcher
         try:
-            window = next(self._windows)
+            batch = next(self._micro_batches)
         except StopIteration:
             fetcher.done = True
             raise
         fetcher.fetched += 1
         fetcher.done = self._loop.batch_progress.is_last_batch = fetcher.fetched >= fetcher.length
-        return window
+        return batch

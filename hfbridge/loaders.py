@@ -7,15 +7,15 @@ import lightning.pytorch as pl
 from torch.utils.data import BatchSampler, DataLoader, TensorDataset
 from transformers.trainer_utils import seed_worker, unwrap_peft_model
 
+from hfbridge.data.accumulation import MicroBatch, Schedule
 from hfbridge.data.columns import Collator, accepted_columns, check_labels, default_collator, keep_columns
+from hfbridge.data.dataloaders import EvalLoader, TrainLoader
 from hfbridge.data.lengths import Lengths, lengths_in, longest_first
 from hfbridge.data.limits import Limits, check_padding, check_rows, check_tensors, is_known
-from hfbridge.data.loader import EvalLoader, WindowLoader
 from hfbridge.data.order import NativeSamplers
 from hfbridge.data.packing import PackCollator, Packed, check_packs
 from hfbridge.data.regroup import Regroup, Regrouped
 from hfbridge.data.streams import StreamEvalLoader, StreamLoader, WatchedCollator, is_stream, read_stream
-from hfbridge.data.window import MicroBatch, Schedule
 from hfbridge.errors import DataError
 from hfbridge.generators import keeping
 from hfbridge.model.failures import positions_of, vocabulary_of
@@ -49,6 +49,7 @@ class Loaders:
         regroup: Regroup = False,
         eval_by_length: bool = False,
     ) -> None:
+        self._limit: int | None = None
         self._checked, self._regroup, self._eval_by_length = checked, regroup, eval_by_length
         self._trainer, self._settings = trainer, settings
         self._module: Any = trainer.lightning_module
@@ -56,32 +57,40 @@ class Loaders:
         self._processing_class = processing_class or self._module.processing_class
 
     def training(
-        self, dataset: Any, *, batch_size: int, schedule: Schedule, is_packed: bool = False
-    ) -> WindowLoader | StreamLoader:
-        """Make the loader of the training windows.
+        self,
+        dataset: Any,
+        *,
+        batch_size: int,
+        schedule: Schedule,
+        is_packed: bool = False,
+        limit: int | None = None,
+    ) -> TrainLoader | StreamLoader:
+        """Make the loader of the training micro-batches.
 
         Args:
             dataset: mapped.
             batch_size: rows of a micro-batch.
             schedule: of the run.
-            is_packed: rows hold several examples each.
+            is_packed: rows hold several samples each.
+            limit: micro-batches of an epoch, if fewer than there are.
         """
+        self._limit = limit
         whole = dataset  # with the column of lengths
         if is_packed:
             collator = self._collator_of_packs(dataset, batch_size)
         else:
             dataset, collator = self._prepare(dataset, "train")
-        windows: WindowLoader | StreamLoader
+        loader: TrainLoader | StreamLoader
         if is_stream(dataset):
-            windows = self._windows_of_stream(dataset, collator, batch_size, schedule)
+            loader = self._stream_loader(dataset, collator, batch_size, schedule)
         else:
             sampling = self._samplers().of_training(dataset, batch_size)
             if self._regroup:
                 sampling = {"batch_sampler": self._regrouped(whole, sampling)}
-            windows = self._windows_of_rows(dataset, collator, sampling)
+            loader = self._train_loader(dataset, collator, sampling)
         if self._module.resumption is not None:
-            windows.start_at(self._module.resumption.start)
-        return windows
+            loader.start_at(self._module.resumption.start)
+        return loader
 
     def _collator_of_packs(self, dataset: Any, batch_size: int) -> Collator:
         """See that the model can be given packs, and say how a micro-batch is made of them."""
@@ -99,6 +108,7 @@ class Loaders:
             self._lengths_in(dataset),
             accumulation=self._settings.gradient_accumulation_steps,
             max_tokens=None if self._regroup is True else self._regroup,
+            limit=self._limit,
         )
 
     def _lengths_in(self, dataset: Any) -> Lengths:
@@ -106,7 +116,7 @@ class Loaders:
         input_name = names[0] if names else "input_ids"
         return lengths_in(dataset, column=self._settings.length_column_name, input_name=input_name)
 
-    def _windows_of_rows(self, dataset: Any, collator: Collator, sampling: dict[str, Any]) -> WindowLoader:
+    def _train_loader(self, dataset: Any, collator: Collator, sampling: dict[str, Any]) -> TrainLoader:
         settings = self._settings
         workers = settings.dataloader_num_workers
         loader: DataLoader[Any] = DataLoader(
@@ -116,9 +126,10 @@ class Loaders:
             worker_init_fn=partial(seed_worker, num_workers=workers, rank=self._trainer.global_rank),
             **self._loading(),
         )
-        return WindowLoader(loader, accumulation=settings.gradient_accumulation_steps)
+        trainer = self._trainer
+        return TrainLoader(loader, accumulation=lambda: trainer.accumulate_grad_batches, limit=self._limit)
 
-    def _windows_of_stream(
+    def _stream_loader(
         self, dataset: Any, collator: Collator, batch_size: int, schedule: Schedule
     ) -> StreamLoader:
         args = self._module.args
@@ -135,6 +146,7 @@ class Loaders:
             schedule=schedule,
             accumulation=self._settings.gradient_accumulation_steps,
             keeps_short=self._module.loss_normalization == "exact",
+            limit=self._limit,
         )
 
     def _read(self, dataset: Any, **loading: Any) -> Any:

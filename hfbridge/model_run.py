@@ -7,7 +7,7 @@ optimised        optimizer and schedule, or the DeepSpeed engine that holds them
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -15,9 +15,11 @@ import lightning.pytorch as pl
 import torch
 from accelerate.utils import send_to_device
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 from transformers import TrainingArguments, enable_full_determinism, set_seed
 
 from hfbridge.agreement import compare
+from hfbridge.data.accumulation import AccumulationStep
 from hfbridge.data.columns import label_names_of
 from hfbridge.data.limits import check_arrays
 from hfbridge.errors import ModelError
@@ -32,7 +34,7 @@ from hfbridge.model.failures import check_vocabulary
 from hfbridge.model.items import read_traits
 from hfbridge.model.normalization import Normalization
 from hfbridge.model.optim import NativeParts, build_optimizer, follows_metric, run_closure_first
-from hfbridge.model.packed import check_apart
+from hfbridge.model.packed import check_packing_isolation
 from hfbridge.model.prepare import Preparation
 from hfbridge.model.quantized import check_trains
 from hfbridge.model.zero import ZeroConfig, build_engine
@@ -84,7 +86,7 @@ class ModelRun:
         if self.sharing.zero_config is not None:
             self.args.deepspeed = settings.deepspeed  # for those who look at the arguments
             self._zero = ZeroConfig(self.sharing.zero_config, self.args)
-        if self.sharing.replaces_parameters and module.given_optimizers != (None, None):
+        if self.sharing.replaces_parameters and module._user_optimizers != (None, None):
             raise ModelError(
                 "optimizers holds the parameters of the whole model, and the strategy puts others in their "
                 "place. Pass optimizer_cls_and_kwargs=(class, arguments), or name the optimizer by optim."
@@ -92,7 +94,7 @@ class ModelRun:
         self.chunked: ChunkedLoss | None = None
         self._closure_hook: Any = None
         self._has_looked = False
-        self._tries_packing = trainer.datamodule.packing is not None  # type: ignore[attr-defined]
+        self._tries_packing = module.data.packing is not None
 
     def build(self, build: Any, *, in_parts: bool, seeds_again: bool) -> None:
         """Seed, build the model if it is not there, and see that all ranks have the same.
@@ -181,10 +183,10 @@ class ModelRun:
         parts = NativeParts(
             module.model,
             self.args,
-            optimizers=(module.kept_optimizer or module.given_optimizers[0], module.given_optimizers[1]),
+            optimizers=(module._reused_optimizer or module._user_optimizers[0], module._user_optimizers[1]),
             optimizer_cls_and_kwargs=module.optimizer_cls_and_kwargs,
         )
-        module.kept_optimizer, steps_itself = None, False
+        module._reused_optimizer, steps_itself = None, False
         if self._zero is None:
             optimizer, module.schedule = build_optimizer(parts, max_steps=max_steps)
         else:
@@ -202,24 +204,57 @@ class ModelRun:
             self._module.tell(str(self.parameters))
         self.preparation.train_through(self.sharing.forward_through(self._module.model))
 
-    def see_that_packs_are_apart(self, micro_batches: Sequence[Mapping[str, Any]]) -> None:
-        """On the first window of packed rows, see that the model keeps their examples apart.
+    def begin_step(self, step: AccumulationStep, device: torch.device) -> None:
+        """Count what the loss divides by in an optimizer step, before its first micro-batch is trained.
+
+        Args:
+            step: its micro-batches are still on the CPU.
+            device: the model's.
 
         Raises:
-            ModelError: it does not.
-        """
-        if self._tries_packing:
-            with together():
-                check_apart(self._module.model, micro_batches[0]["input_ids"])
-        self._tries_packing = False
+            ModelError: the model does not keep the samples of packed rows apart.
 
-    def moved(self, inputs: Any, device: torch.device) -> Any:
-        """Bring a micro-batch to the device, and to what DeepSpeed computes in.
+        Mirrors: transformers.Trainer.get_batch_samples
+        """
+        normalization, model = self.normalization, self._module.model
+        if self._tries_packing:
+            first = self.prepare_inputs(step.micro_batches[0], device)
+            with together():
+                check_packing_isolation(model, first["input_ids"])
+            self._tries_packing = False
+        inputs: list[Any] = step.micro_batches
+        if not normalization.is_settled:
+            inputs = [self.prepare_inputs(micro_batch, device) for micro_batch in inputs]
+        step.loss = normalization.loss_for(model, inputs)
+        step.items = step.loss.count(step.micro_batches, device)
+
+    def loss_share(self, inputs: Any, step: AccumulationStep | None, index: int) -> Tensor:
+        """Compute a micro-batch's share of its optimizer step's loss, scalar.
+
+        Args:
+            inputs: on the model's device.
+            step: that it belongs to; `None` for one whose step is not known, which gets its own mean loss.
+            index: its number in the step.
+
+        Mirrors: transformers.Trainer.training_step
+        """
+        loss: Tensor
+        self.sharing.before_forward()
+        if step is None:
+            alone = self.normalization.loss_for(self._module.model, [inputs])
+            items = alone.count([inputs], self._device)
+            loss = alone.train(self.preparation.trained, inputs, items, 0, 1)
+        else:
+            loss = step.loss.train(self.preparation.trained, inputs, step.items, index, len(step))
+        return loss
+
+    def prepare_inputs(self, inputs: Any, device: torch.device) -> Any:
+        """Copy a micro-batch to the device, and cast it to what DeepSpeed computes in.
 
         Raises:
             DataError: the first one holds arrays.
         """
-        if not self._has_looked:
+        if not self._has_looked and isinstance(inputs, Mapping):
             check_arrays(inputs)
             self._has_looked = True
         if device.type != "cpu":

@@ -1,17 +1,15 @@
-"""HFModule: any Hugging Face model as a LightningModule; knows both worlds.
+"""HFModule: any Hugging Face model as a LightningModule.
 
-One Lightning batch is one window, the micro-batches of an optimizer step. `training_step` runs all of them
-and the backward of all but the last, whose backward, clipping and step are Lightning's.
+One Lightning batch is one micro-batch; the first of an optimizer step counts the items of all of them.
 
-    a Lightning hook                 does natively
+    a Lightning hook                 stands for, in the HF Trainer
     configure_model                  set_seed, build the model, wrap its forward
     configure_optimizers             create_optimizer, create_scheduler
-    receive (HFDataModule's          get_batch_samples' count, _prepare_inputs
-      transfer_batch_to_device)
-    training_step                    training_step, for each micro-batch
+    training_step                    get_batch_samples' count, _prepare_inputs, training_step
     configure_gradient_clipping      _clip_grad_norm, on_pre_optimizer_step
     optimizer_step                   optimizer.step, on_optimizer_step
-    validation_step, predict_step    prediction_step; evaluator.py has the rest of evaluation_loop
+    validation_step, test_step,      prediction_step; evaluator.py has the rest of evaluation_loop
+      predict_step
     on_load_checkpoint               _load_from_checkpoint; resume.py has the rest of resuming
 """
 
@@ -26,7 +24,6 @@ import lightning.pytorch as pl
 import torch
 from accelerate.utils import send_to_device
 from accelerate.utils.memory import clear_device_cache
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
@@ -35,13 +32,12 @@ from transformers import TrainingArguments
 from transformers.utils.logging import set_verbosity
 
 from hfbridge.advice import OF_MODULE
-from hfbridge.attach import has_plain_backward
+from hfbridge.attach import configure_trainer, current_micro_batch
 from hfbridge.callbacks import CallbackHost, host_of
 from hfbridge.checkpoints.io import read_directories
-from hfbridge.data.window import MicroBatch, Window
 from hfbridge.datamodule import HFDataModule
-from hfbridge.errors import DataError, ModelError
-from hfbridge.evaluation.memory import tells_exhaustion
+from hfbridge.errors import ModelError
+from hfbridge.evaluation.memory import explain_eval_oom
 from hfbridge.evaluation.metrics import ComputeMetrics
 from hfbridge.evaluation.predict import logits_in
 from hfbridge.evaluation.run import PreprocessLogits
@@ -52,6 +48,7 @@ from hfbridge.model.build import ModelSource, build_model, check_function, check
 from hfbridge.model.chunked import check_chunked
 from hfbridge.model.criterion import LossFunction
 from hfbridge.model.logged import StepRecord
+from hfbridge.model.loss import scale_for_accumulation
 from hfbridge.model.modes import set_training
 from hfbridge.model.optim import OptimizerClass, Optimizers, check_optimizers, learning_rate_of
 from hfbridge.model_run import ModelRun
@@ -61,6 +58,7 @@ from hfbridge.saving import write_on_first_rank
 from hfbridge.settings import Settings, SettingsSource
 from hfbridge.sources import ProcessorSource, find_factory, make_processor
 from hfbridge.strategies import Sharing
+from hfbridge.user_data import RunData, UserData
 
 
 class HFModule(pl.LightningModule):
@@ -97,7 +95,7 @@ class HFModule(pl.LightningModule):
         last_step: gradient norm and learning rate of the epoch's last optimizer step.
         eval_metrics: metrics of the last evaluation, of all its sets.
         resumption: what the run goes on from; `None` for one that begins.
-        kept_optimizer: what the next run goes on with.
+        _reused_optimizer: what the next run goes on with.
         evaluator: runs the evaluations.
         label_names: names under which labels reach the model; known once the run is set up.
         notes: what the run had to tell, once each.
@@ -164,9 +162,9 @@ class HFModule(pl.LightningModule):
         self._run: ModelRun | None = None
         self._host: CallbackHost | None = None
         self.evaluator = Evaluator()
-        self._has_plain_backward = False
+        self._data: RunData | None = None
         self.schedule: Any = None
-        self.kept_optimizer: Optimizer | None = None
+        self._reused_optimizer: Optimizer | None = None
         self.resumption: Resumption | None = None
         self.notes, self.advice = list[str](), OF_MODULE
         self.label_names: list[str] = []
@@ -175,7 +173,7 @@ class HFModule(pl.LightningModule):
         self.running_metrics = None if metrics is None else RunningMetrics(metrics)
         self.preprocess_logits_for_metrics = preprocess_logits_for_metrics
         self.compute_loss_func = compute_loss_func
-        self.given_optimizers, self.optimizer_cls_and_kwargs = optimizers, optimizer_cls_and_kwargs
+        self._user_optimizers, self.optimizer_cls_and_kwargs = optimizers, optimizer_cls_and_kwargs
         self.loss_normalization, self.chunked_loss = loss_normalization, chunked_loss
         self.last_step = StepRecord()
         self.eval_metrics: dict[str, Any] = {}
@@ -199,10 +197,24 @@ class HFModule(pl.LightningModule):
         return self.run.args
 
     @property
+    def data(self) -> RunData:
+        """The data of the run; known once it is set up."""
+        assert self._data is not None
+        return self._data
+
+    @property
     def host(self) -> CallbackHost:
         """The callback that keeps the native state of the run."""
         assert self._host is not None
         return self._host
+
+    @property
+    def lr_schedule(self) -> Any:
+        """The learning-rate schedule of the run; `None` without one."""
+        if self.schedule is not None:
+            return self.schedule
+        configs = self.trainer.lr_scheduler_configs
+        return configs[0].scheduler if configs else None
 
     @property
     def sharing(self) -> Sharing:
@@ -237,32 +249,24 @@ class HFModule(pl.LightningModule):
         self._host = CallbackHost(
             self.evaluator,
             getattr(self.trainer, "trainer_callbacks", ()),
-            told=getattr(self.trainer, "callbacks_told", ()),
-            prints_rows=getattr(self.trainer, "prints_rows", True),
+            initialized=getattr(self.trainer, "initialized_callbacks", ()),
+            print_logs=getattr(self.trainer, "print_logs", True),
         )
         return [self._host]
 
     def setup(self, stage: str) -> None:
-        """Make the native arguments; the data module has settled the settings.
+        """Make the TrainingArguments of the run.
 
         Raises:
-            DataError: the data does not come from an HFDataModule.
-            ModelError: `optimizers` was given, and the strategy replaces the parameters in it; or
-                LightningCLI has put an optimizer of its own on the module.
+            ModelError: `optimizers` was passed, and the strategy replaces the parameters in it.
         """
         self.resumption = None
-        if "configure_optimizers" in vars(self):
-            raise ModelError(
-                "configure_optimizers was replaced, as LightningCLI does with optimizer: and lr_scheduler:. "
-                "Leave them out, and set optim, learning_rate and lr_scheduler_type in the settings."
-            )
-        data = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, HFDataModule):
-            raise DataError(
-                "HFModule takes its batches from an HFDataModule: write "
-                f"trainer.{TrainerFn(stage).value}(module, HFDataModule(...))."
-            )
-        self._run = ModelRun(self, data.settings)
+        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        is_ours = isinstance(datamodule, HFDataModule)
+        self._data = datamodule if is_ours else UserData(self.trainer)
+        if stage == "fit" and not is_ours:
+            configure_trainer(self.trainer, self.data.settings)
+        self._run = ModelRun(self, self.data.settings)
         set_verbosity(self.args.get_process_log_level())
         self.evaluator.begin_run(self, self.args)
         read_directories(self.trainer.strategy)
@@ -282,21 +286,19 @@ class HFModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Make optimizer and schedule as the native Trainer does."""
-        data: HFDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
-        return self.run.configure_optimizers(max_steps=data.schedule.max_steps)
+        return self.run.configure_optimizers(max_steps=self.data.schedule.max_steps)
 
     def on_fit_start(self) -> None:
-        """Try the evaluation on a few rows: a mistake in it should not wait for its turn."""
-        data: HFDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
-        if self.args.eval_strategy != "no" or self.args.eval_on_start:
-            with isolate_rng(), tells_exhaustion(self.args):
-                self.evaluator.rehearse(self, data)
+        """Sanity-check evaluation before training starts."""
+        evaluates = self.args.eval_strategy != "no" or self.args.eval_on_start
+        if evaluates and self.trainer.limit_val_batches:
+            with isolate_rng(), explain_eval_oom(self.args):
+                self.evaluator.sanity_check(self, self.data)
         self.model.train()
         self.run.begin_training()
-        self._has_plain_backward = has_plain_backward(self.trainer)
 
     def teardown(self, stage: str) -> None:
-        """Give the model, and an optimizer of the user's, back as they were."""
+        """Undo changes to the model and the user's optimizer."""
         if self._run is not None:
             self._run.close()
 
@@ -340,89 +342,97 @@ class HFModule(pl.LightningModule):
 
     to_native = make_native
 
-    # One optimizer step.
+    # One micro-batch.
 
-    def receive(self, batch: Any, device: torch.device) -> Any:
-        """Move a window or an evaluation batch; the items of a window are counted before it moves.
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Compute a micro-batch's share of its optimizer step's loss.
 
-        Mirrors: transformers.Trainer.get_batch_samples
-        Mirrors: transformers.Trainer._prepare_inputs
-        """
-        if not isinstance(batch, Window):
-            return self.run.moved(batch, device)
-        counted = batch.micro_batches
-        batch.micro_batches = [self.run.moved(inputs, device) for inputs in counted]
-        self.run.see_that_packs_are_apart(batch.micro_batches)
-        loss = self.run.normalization.loss_for(self.model, batch.micro_batches)
-        batch.items = loss.count(counted, device)
-        return batch
-
-    def training_step(self, window: Window, batch_idx: int) -> Tensor:
-        """Run the forward of every micro-batch, and the backward of all but the last.
+        Args:
+            batch: columns by name, on the model's device; one of a training loader of hfbridge knows its
+                optimizer step.
+            batch_idx: its number in the epoch.
 
         Returns:
-            The last micro-batch's share of the loss, scalar; Lightning runs its backward.
+            The share times `accumulate_grad_batches`, by which Lightning divides, scalar: its mean over the
+            micro-batches of a step is the step's loss.
 
         Mirrors: transformers.Trainer.training_step
         """
-        run, host, optimizer = self.run, self.host, self.trainer.optimizers[0]
-        model, sharing = run.preparation.trained, run.sharing
-        loss_of = run.normalization.loss_for(self.model, window.micro_batches)
+        loss = self.loss_share(batch)
+        accumulation = self.trainer.accumulate_grad_batches
+        has_step = getattr(current_micro_batch(self.trainer, batch), "step", None) is not None
+        return scale_for_accumulation(loss, accumulation) if has_step and accumulation > 1 else loss
+
+    def loss_share(self, batch: Any) -> Tensor:
+        """Compute a micro-batch's share of its optimizer step's loss, scalar.
+
+        Args:
+            batch: columns by name, on the model's device. One without a step gets its own mean loss.
+        """
+        run, host = self.run, self.host
+        micro_batch = current_micro_batch(self.trainer, batch)
+        step, index = (None, 0) if micro_batch is None else (micro_batch.step, micro_batch.index)
+        if step is None:
+            self._warn_of_mean(batch)
+        elif step.loss is None:
+            run.begin_step(step, self.device)
+            if host.state.global_step == 0:
+                self.tell(run.normalization.compare(step.micro_batches, advice=self.advice))
+        for optimizer in self.trainer.optimizers:
+            if hasattr(optimizer, "train"):  # schedule-free optimizers
+                optimizer.train()
+        set_training(run.preparation.trained)
+        loss = run.loss_share(run.prepare_inputs(batch, self.device), step, index)
         every = run.args.torch_empty_cache_steps
-        empties_cache = every is not None and host.state.global_step % every == 0
-        if host.state.global_step == 0:
-            self.tell(run.normalization.compare(window.micro_batches, advice=self.advice))
-        last = len(window) - 1
-        to_training = getattr(optimizer, "train", None)  # of schedule-free optimizers
-        set_training(model)
-        for index, inputs in enumerate(window.micro_batches):
-            if to_training is not None:
-                to_training()
-            with sharing.micro_batch(is_last=index == last):
-                loss = loss_of.train(model, inputs, window.items, index, last + 1)
-                if empties_cache:
-                    clear_device_cache()
-                host.add_micro_batch(loss.detach(), inputs)
-                if index == last:
-                    return loss
-                if self._has_plain_backward:
-                    loss.backward()
-                else:
-                    self.trainer.strategy.backward(loss, None)
-            host.end_micro_batch()
-            host.fire("on_substep_end")
-            if host.wants_stop:
-                raise StopIteration  # ends Lightning's epoch before this window's step, as native does
-        raise AssertionError("a window without micro-batches")  # pragma: no cover
+        if every is not None and host.state.global_step % every == 0:
+            clear_device_cache()
+        share = loss if step is not None else loss / self.trainer.accumulate_grad_batches
+        host.add_micro_batch(share.detach(), batch)
+        return loss
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        """Clip by the settings' max_grad_norm and keep the norm; Lightning's own arguments are not used."""
+        """Clip the gradients and keep their norm.
+
+        Args:
+            optimizer: whose parameters' gradients are clipped; those of the whole model are.
+            gradient_clip_val: largest 2-norm of all gradients, or largest value; 0 or `None` does not clip.
+            gradient_clip_algorithm: "norm" or "value"; `None` is "norm".
+        """
         self.host.end_micro_batch()
         self.host.checkpoints.before_step()
-        self.last_step.grad_norm = self.sharing.clip(self.model, self.args.max_grad_norm)
+        by_value = gradient_clip_algorithm == "value"
+        limit = 0.0 if gradient_clip_val is None or by_value else gradient_clip_val
+        self.last_step.grad_norm = self.sharing.clip(self.model, limit)
+        if by_value and gradient_clip_val:
+            nn.utils.clip_grad_value_(self.model.parameters(), gradient_clip_val)
         self.host.fire("on_pre_optimizer_step")
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
-        """Take the step and keep the learning rate it was taken with; the schedule moves on afterwards."""
+        """Take the step and keep the learning rate it was taken with; the schedule is stepped afterwards."""
         optimizer.step(closure=optimizer_closure)
         self.host.fire("on_optimizer_step")
-        self.last_step.learning_rate = learning_rate_of(optimizer, self.schedule)
+        self.last_step.learning_rate = learning_rate_of(optimizer, self.lr_schedule)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
-        """Do nothing: Lightning calls this inside the window; the host clears gradients after the step."""
+        """Do nothing: CallbackHost clears the gradients after the step, as the HF Trainer does."""
 
     # Evaluation.
 
-    def validation_step(self, batch: MicroBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Collect loss, logits and labels of one batch."""
-        self.evaluator.add(batch)
+        self.evaluator.add(self.run.prepare_inputs(batch, self.device), dataloader_idx)
 
-    def predict_step(self, batch: MicroBatch, batch_idx: int) -> Any:
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        """Collect loss, logits and labels of one batch."""
+        self.evaluator.add(self.run.prepare_inputs(batch, self.device), dataloader_idx)
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Return a batch's logits, a tensor or a tuple of them, or what is generated for it, on the CPU."""
+        batch = self.run.prepare_inputs(batch, self.device)
         if self.evaluator.predicts is not None:
             return self.evaluator.add(batch)
         if (generation := self.evaluator.generation_of(self)) is not None:
@@ -434,6 +444,17 @@ class HFModule(pl.LightningModule):
 
     # Parts of the above.
 
+    def _warn_of_mean(self, batch: Any) -> None:
+        """Note what Lightning's mean over the micro-batches of a step means, where items differ."""
+        accumulation = self.trainer.accumulate_grad_batches
+        if accumulation > 1 and self.automatic_optimization:
+            self.tell(
+                "The training batches come from a loader of your own: the loss of an optimizer step is the "
+                f"mean of the mean losses of its {accumulation} micro-batches. Where they hold different "
+                "numbers of labels, that is not the mean over all labels of the step, which HFDataModule and "
+                "hfbridge.Trainer compute."
+            )
+
     def tell(self, note: str) -> None:
         """Give a note once, on the first rank; an empty one is none."""
         if note and note not in self.notes:
@@ -441,5 +462,5 @@ class HFModule(pl.LightningModule):
             rank_zero_info(f"hfbridge: {note}")
 
 
-# Lightning asks for this signature at every step; remembered, it costs a third.
+# Lightning reads this signature at every step; kept, it costs a third.
 HFModule.training_step.__signature__ = inspect.signature(HFModule.training_step)  # type: ignore[attr-defined]

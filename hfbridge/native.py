@@ -103,7 +103,7 @@ def make_native(
         native.optimizer_cls_and_kwargs = by_class  # which its __init__ does not take
     else:
         native = NativeTrainer(args=args, callbacks=heard, optimizer_cls_and_kwargs=by_class, **given)
-    if args.disable_tqdm and not getattr(trainer, "prints_rows", True):
+    if args.disable_tqdm and not getattr(trainer, "print_logs", True):
         native.remove_callback(PrinterCallback)
     return native
 
@@ -195,7 +195,7 @@ def _given(module: Any, data: HFDataModule, args: Any) -> dict[str, Any]:
         "compute_loss_func": module.compute_loss_func,
         "compute_metrics": module.compute_metrics,
         "preprocess_logits_for_metrics": module.preprocess_logits_for_metrics,
-        "optimizers": module.given_optimizers,
+        "optimizers": module._user_optimizers,
     }
 
 

@@ -2,8 +2,8 @@
 
     weights                       restored by Lightning, tied ones completed here
     optimizer, schedule           restored by Lightning; a schedule that follows a metric, by the host
-    pass, and place in it         Place: Lightning's loop counters, and WindowLoader.start_at
-    random states                 set by WindowLoader, at the moment the native Trainer sets them
+    pass, and place in it         Place: Lightning's loop counters, and TrainLoader.start_at
+    random states                 set by TrainLoader, at the moment the native Trainer sets them
     TrainerState, callbacks       CallbackHost.on_fit_start
     loss since the last row       LoggedLoss; the native Trainer forgets it
 
@@ -22,6 +22,7 @@ Refused is a cut that changes in mid-pass where the order of the pass depends on
 its ranks by its rng_state files, and the rows that are behind by the epoch in its state.
 """
 
+import copy
 import math
 import warnings
 from collections.abc import Sequence
@@ -46,10 +47,10 @@ from hfbridge.checkpoints.read import RankState, state_from
 from hfbridge.checkpoints.weights import complete_weights, saved_names
 from hfbridge.checkpoints.write import other_files
 from hfbridge.checkpoints.writer import as_json
-from hfbridge.data.loader import PassRecord, Start, WindowLoader
+from hfbridge.data.accumulation import BatchLayout, DataPosition
+from hfbridge.data.dataloaders import EpochRecord, Start
 from hfbridge.data.order import depends_on_the_cut, rows_of_micro_batch
-from hfbridge.data.streams import StreamLoader, native_place
-from hfbridge.data.window import Cut, Place
+from hfbridge.data.streams import native_place
 from hfbridge.errors import BridgeWarning, CheckpointError
 
 
@@ -102,7 +103,7 @@ def fill_checkpoint(module: Any, checkpoint: dict[str, Any]) -> Resumption | Non
         CheckpointError: the weights are another model's, or the file does not tell of a run.
     """
     # Out of memory: the run begins again with the weights as they are.
-    own = checkpoint["state_dict"] if module.kept_optimizer is None else module.state_dict()
+    own = checkpoint["state_dict"] if module._reused_optimizer is None else module.state_dict()
     if own or layout.PARTS_KEY not in checkpoint:
         complete = complete_weights(module.model, without_prefix(own), source="the checkpoint")
         checkpoint["state_dict"] = {f"{layout.PREFIX}{name}": tensor for name, tensor in complete.items()}
@@ -114,20 +115,27 @@ def fill_checkpoint(module: Any, checkpoint: dict[str, Any]) -> Resumption | Non
         checkpoint["loops"] = {name: loop.state_dict() for name, loop in loops.items()}
         return None
     if layout.STATE_KEY not in checkpoint:
-        raise CheckpointError(
-            "This checkpoint was not written by a run of HFModule: it does not tell where its run was. Load "
-            "its weights by HFModule.load_from_checkpoint, and begin a new run."
-        )
+        return None  # written by Lightning outside of a run: its own counters, optimizer and schedule
     takes_parts = module.sharing.save_parts is not None
     if takes_parts != (layout.PARTS_KEY in checkpoint):
         raise CheckpointError(_wrong_strategy(takes_parts))
     module.sharing.parts_to_load = checkpoint.get(layout.PARTS_KEY)
-    resumption = _read(module, checkpoint)
-    schedule = trainer.datamodule.schedule
-    step, epoch = resumption.new_state().global_step, resumption.start.place.epoch
-    checkpoint["loops"] = {
-        "fit_loop": loop_counters(trainer, step=step, epoch=epoch, in_pass=resumption.in_pass)
-    }
+    is_ours = hasattr(module.data, "lengthen")
+    resumption = _read(module, checkpoint) if is_ours else _read_beside_loaders(module, checkpoint)
+    schedule = module.data.schedule
+    step, epoch = resumption.new_state().global_step, resumption.start.position.epoch
+    if is_ours or "loops" not in checkpoint:
+        done = resumption.start.done if resumption.in_pass else 0
+        _check_alignment(trainer, done)
+        counters = loop_counters(
+            trainer,
+            step=step,
+            epoch=epoch,
+            steps_in_epoch=resumption.in_pass,
+            batches=epoch * schedule.micro_batches_per_epoch + done,
+            batches_in_epoch=done,
+        )
+        checkpoint["loops"] = {"fit_loop": counters}
     checkpoint.setdefault("optimizer_states", [])
     checkpoint.setdefault("lr_schedulers", [])
     if not checkpoint["optimizer_states"] and not takes_parts:
@@ -140,7 +148,7 @@ def fill_checkpoint(module: Any, checkpoint: dict[str, Any]) -> Resumption | Non
     if step >= schedule.max_steps:
         warnings.warn(
             f"The checkpoint is of step {step}, and the run ends at {schedule.max_steps}: there is nothing "
-            "left to train. More epochs or max_steps would go on.",
+            "left to train. Increase num_train_epochs or max_steps.",
             BridgeWarning,
             stacklevel=2,
         )
@@ -163,20 +171,20 @@ def _wrong_strategy(takes_parts: bool) -> str:
 def _read(module: Any, checkpoint: dict[str, Any]) -> Resumption:
     text: str = checkpoint[layout.STATE_KEY]
     state, found = state_from(text), native_ranks(checkpoint)
-    data, args = module.trainer.datamodule, module.args
+    data, args = module.data, module.args
     place, is_as_before = find_place(module, state, found)
     if place.extra:
         data.lengthen(place.extra)
     if args.ignore_data_skip:
         place = replace(place, windows=0, first_row=0)
     left, schedule = data.micro_batches(first_row=place.first_row), data.schedule
-    windows_left = math.ceil(left / data.cut.accumulation)
+    windows_left = math.ceil(left / data.layout.accumulation)
     number = ranks.rank()
     own = found[number] if number < len(found) else None
     position = None if own is None else own.position
     record = None
     if is_as_before and position is not None and position["pass_states"] is not None:
-        record = PassRecord(position["pass_states"], position["pass_sampler"], position["in_hand"])
+        record = EpochRecord(position["pass_states"], position["pass_sampler"], position["in_hand"])
     states = None if own is None else own.random_states
     if found and states is None:
         states = generators.seeded(args.seed + number + state.global_step)
@@ -185,8 +193,8 @@ def _read(module: Any, checkpoint: dict[str, Any]) -> Resumption:
     return Resumption(
         state_text=text,
         start=Start(
-            place=place,
-            done=schedule.micro_batches_per_epoch - left + place.windows * data.cut.accumulation,
+            position=place,
+            done=schedule.micro_batches_per_epoch - left + place.windows * data.layout.accumulation,
             states=states,
             record=record,
             sampler=positions[0]["sampler"] if positions else None,
@@ -198,7 +206,9 @@ def _read(module: Any, checkpoint: dict[str, Any]) -> Resumption:
     )
 
 
-def find_place(module: Any, state: TrainerState, found: Sequence[RankState | None]) -> tuple[Place, bool]:
+def find_place(
+    module: Any, state: TrainerState, found: Sequence[RankState | None]
+) -> tuple[DataPosition, bool]:
     """Find where in the data a run goes on.
 
     Args:
@@ -214,13 +224,13 @@ def find_place(module: Any, state: TrainerState, found: Sequence[RankState | Non
 
     Proved by: tests/distributed/test_resume.py
     """
-    data = module.trainer.datamodule
-    cut, step = data.cut, state.global_step
+    data = module.data
+    cut, step = data.layout, state.global_step
     is_streamed = data.is_streamed("train")
     kept = next((rank.position.get("place") for rank in found if rank is not None and rank.position), None)
     if kept is not None:
-        written = Cut(kept["ranks"], kept["rows"], kept["accumulation"])
-        place = Place(kept["epoch"], kept["windows"], kept["first_row"], kept["extra"])
+        written = BatchLayout(kept["ranks"], kept["rows"], kept["accumulation"])
+        place = DataPosition(kept["epoch"], kept["windows"], kept["first_row"], kept["extra"])
         rows = place.first_row + place.windows * written.rows_per_step
     elif is_streamed:
         place = native_place(state, data.schedule, accumulation=cut.accumulation)
@@ -229,7 +239,7 @@ def find_place(module: Any, state: TrainerState, found: Sequence[RankState | Non
         count = len(found) or cut.ranks
         size = state.train_batch_size or data.train_batch_size
         rows = rows_of_micro_batch(size, data.settings, ranks=count)
-        written = Cut(count, rows, cut.accumulation)
+        written = BatchLayout(count, rows, cut.accumulation)
         place, rows = _native_place(data, state, written, skips_data=not module.args.ignore_data_skip)
     if written == cut and rows == place.first_row + place.windows * cut.rows_per_step:
         return place, True
@@ -248,10 +258,12 @@ def find_place(module: Any, state: TrainerState, found: Sequence[RankState | Non
         f"The checkpoint is of a run of {written}; this one has {cut}. Pass {epoch + 1} goes on behind the "
         f"{rows} rows that were trained, and from here on numbers are others than those of that run."
     )
-    return Place(epoch, first_row=rows, extra=extra), False
+    return DataPosition(epoch, first_row=rows, extra=extra), False
 
 
-def _native_place(data: Any, state: TrainerState, written: Cut, *, skips_data: bool) -> tuple[Place, int]:
+def _native_place(
+    data: Any, state: TrainerState, written: BatchLayout, *, skips_data: bool
+) -> tuple[DataPosition, int]:
     """Find the place, and how many rows of the pass are behind, of a checkpoint that does not name them.
 
     Raises:
@@ -260,8 +272,8 @@ def _native_place(data: Any, state: TrainerState, written: Cut, *, skips_data: b
     Mirrors: transformers.Trainer._init_training_state
     """
     step, steps = state.global_step, data.schedule.steps_per_epoch
-    place, is_as_before = Place(step // steps, step % steps), written == data.cut
-    rows, of_pass = place.windows * written.rows_per_step, data.micro_batches(cut=written)
+    place, is_as_before = DataPosition(step // steps, step % steps), written == data.layout
+    rows, of_pass = place.windows * written.rows_per_step, data.micro_batches(layout=written)
     done = place.windows * written.accumulation
     expected = place.epoch + done / max(of_pass, 1)
     is_told = state.epoch is None or math.isclose(state.epoch, expected, abs_tol=1e-6)
@@ -280,7 +292,7 @@ def _native_place(data: Any, state: TrainerState, written: Cut, *, skips_data: b
         )
     behind = round(behind)
     windows = behind // written.accumulation if is_as_before else 0
-    return Place(epoch, windows), behind * written.ranks * written.rows
+    return DataPosition(epoch, windows), behind * written.ranks * written.rows
 
 
 def _fits(step: int, epoch: int, behind: int, of_pass: int) -> bool:
@@ -299,35 +311,49 @@ def _loss_of(positions: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     return {**losses[0], "sum": torch.stack([loss["sum"] for loss in losses]).mean()}
 
 
-def loop_counters(trainer: pl.Trainer, *, step: int, epoch: int, in_pass: int) -> dict[str, Any]:
+def loop_counters(
+    trainer: pl.Trainer,
+    *,
+    step: int,
+    epoch: int,
+    steps_in_epoch: int,
+    batches: int,
+    batches_in_epoch: int,
+) -> dict[str, Any]:
     """Count for Lightning's loops as they would have counted at a step, whenever its checkpoint was written.
 
     Args:
         trainer: the Trainer whose loops will read it.
         step: optimizer steps of the run.
-        epoch: passes that are behind.
-        in_pass: optimizer steps of the pass that is running; one batch is one of them.
+        epoch: completed epochs.
+        steps_in_epoch: completed optimizer steps of the current epoch.
+        batches: completed micro-batches of the run.
+        batches_in_epoch: completed micro-batches of the current epoch.
     """
     counters: dict[str, Any] = trainer.fit_loop.state_dict()
-    begun = epoch + 1 if in_pass else epoch
-    per_pass = {"ready": begun, "started": begun, "processed": epoch, "completed": epoch}
-    counters["epoch_progress"] = {"total": dict(per_pass), "current": dict(per_pass)}
-    total = {"ready": step, "started": step, "processed": step, "completed": step}
-    current = dict.fromkeys(total, in_pass)
-    batches = counters["epoch_loop.batch_progress"]
+    begun = epoch + 1 if steps_in_epoch else epoch
+    epochs = {"ready": begun, "started": begun, "processed": epoch, "completed": epoch}
+    counters["epoch_progress"] = {"total": dict(epochs), "current": dict(epochs)}
+    names = ("ready", "started", "processed", "completed")
     counters["epoch_loop.batch_progress"] = {
-        **batches,
-        "total": dict(total),
-        "current": dict(current),
+        **counters["epoch_loop.batch_progress"],
+        "total": dict.fromkeys(names, batches),
+        "current": dict.fromkeys(names, batches_in_epoch),
         "is_last_batch": False,
     }
-    stepped = {"ready": step, "completed": step}, {"ready": in_pass, "completed": in_pass}
-    counters["epoch_loop.scheduler_progress"] = {"total": dict(stepped[0]), "current": dict(stepped[1])}
-    zeroed = {"ready": step, "started": step, "completed": step}
+    stepped = {
+        "total": {"ready": step, "completed": step},
+        "current": {"ready": steps_in_epoch, "completed": steps_in_epoch},
+    }
+    counters["epoch_loop.scheduler_progress"] = copy.deepcopy(stepped)
+    cleared = names[:2] + names[3:]
     counters["epoch_loop.automatic_optimization.optim_progress"] = {
         "optimizer": {
-            "step": {"total": dict(stepped[0]), "current": dict(stepped[1])},
-            "zero_grad": {"total": zeroed, "current": dict.fromkeys(zeroed, in_pass)},
+            "step": stepped,
+            "zero_grad": {
+                "total": dict.fromkeys(cleared, step),
+                "current": dict.fromkeys(cleared, steps_in_epoch),
+            },
         }
     }
     counters["epoch_loop.state_dict"] = {
@@ -337,18 +363,56 @@ def loop_counters(trainer: pl.Trainer, *, step: int, epoch: int, in_pass: int) -
     return counters
 
 
+def _check_alignment(trainer: pl.Trainer, done: int) -> None:
+    """Check that Lightning's own loop would take its steps where the run takes them.
+
+    Raises:
+        CheckpointError: a plain `lightning.Trainer` counts steps from the beginning of the epoch.
+    """
+    counts_itself = not hasattr(trainer.fit_loop.epoch_loop, "current")
+    if counts_itself and done % trainer.accumulate_grad_batches:
+        raise CheckpointError(
+            f"The checkpoint was written with another number of ranks, batch size or accumulation, and "
+            f"{done} micro-batches of the epoch are completed, which is no multiple of "
+            f"accumulate_grad_batches={trainer.accumulate_grad_batches}. Resume it under hfbridge.Trainer."
+        )
+
+
+def _read_beside_loaders(module: Any, checkpoint: dict[str, Any]) -> Resumption:
+    """Read what a run over loaders of the user's is resumed from; the loaders keep their own state."""
+    text: str = checkpoint[layout.STATE_KEY]
+    state, schedule = state_from(text), module.data.schedule
+    found, accumulation = native_ranks(checkpoint), module.data.layout.accumulation
+    epoch, steps = divmod(state.global_step, schedule.steps_per_epoch)
+    number = ranks.rank()
+    own = found[number] if number < len(found) else None
+    optimizers, schedules = checkpoint.get("optimizer_states"), checkpoint.get("lr_schedulers")
+    return Resumption(
+        state_text=text,
+        start=Start(
+            position=DataPosition(epoch, steps),
+            done=steps * accumulation,
+            states=None if own is None else own.random_states,
+        ),
+        in_pass=steps,
+        schedule=schedules[0] if schedules else None,
+        optimizer=optimizers[0] if optimizers else None,
+        loss=None if own is None or own.position is None else own.position["loss"],
+    )
+
+
 def position_of(
-    loader: WindowLoader | StreamLoader, loss: dict[str, Any], place: Place, cut: Cut
+    loader: Any, loss: dict[str, Any], position: DataPosition, batch_layout: BatchLayout
 ) -> dict[str, Any]:
-    """Collect what the native Trainer forgets: draws and place of the running pass, and the unlogged loss."""
-    record = loader.record
+    """Collect what the HF Trainer forgets: draws and position of the current epoch, and the unlogged loss."""
+    record = getattr(loader, "record", None)
     return {
         "pass_states": None if record is None else record.states,
         "pass_sampler": None if record is None else record.sampler,
         "in_hand": None if record is None else record.in_hand,
-        "sampler": loader.sampler_state,
+        "sampler": getattr(loader, "sampler_state", None),
         "loss": loss,
-        "place": {**asdict(place), **asdict(cut)},
+        "place": {**asdict(position), **asdict(batch_layout)},
     }
 
 
@@ -376,7 +440,7 @@ def describe_run(
         **plain_ranks(states),
         layout.WEIGHTS_KEY: {"names": saved_names(module.model, weights), "adapter": False},
         layout.FILES_KEY: pack(other_files(module.model, module.args, processing_class)),
-        "lr_schedulers": [module.schedule.state_dict()],
+        "lr_schedulers": [module.lr_schedule.state_dict()],
     }
 
 
@@ -418,7 +482,7 @@ def check_optimizer_state(optimizer: Optimizer, found: dict[str, Any], *, is_sha
             )
 
 
-def take_up_state(state: TrainerState, args: TrainingArguments, handler: Any, control: Any) -> Any:
+def restore_callback_state(state: TrainerState, args: TrainingArguments, handler: Any, control: Any) -> Any:
     """Let the native Trainer's own methods read a state, and callbacks' states if asked for.
 
     Returns:

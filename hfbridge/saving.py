@@ -102,7 +102,7 @@ class RunCheckpoints:
             host.state,
             weights=sharing.weights(module.model),
             optimizer=None if only_model else sharing.optimizer_state(module.model, optimizer),
-            schedule=None if only_model or sharing.keeps_schedule else module.schedule.state_dict(),
+            schedule=None if only_model or sharing.keeps_schedule else module.lr_schedule.state_dict(),
             processing_class=processing_class_of(module),
             exports=host.exports(),
             position=self._position(trainer),
@@ -151,8 +151,8 @@ class RunCheckpoints:
 
     def _position(self, trainer: pl.Trainer) -> dict[str, Any]:
         loader: Any = trainer.train_dataloader
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        return position_of(loader, self._host.logged.record, self._host.place, data.cut)
+        module: Any = trainer.lightning_module
+        return position_of(loader, self._host.logged.record, self._host.position, module.data.layout)
 
     def _sigterm_callbacks(self) -> list[SigtermCheckpoint]:
         handler = self._host.handler

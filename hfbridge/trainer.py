@@ -6,18 +6,19 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Unpack
 
 import lightning.pytorch as pl
+import torch
 from accelerate.utils import find_executable_batch_size
 from lightning.pytorch.callbacks import ProgressBar
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import PredictionOutput
 
+from hfbridge.any_module import configured_for
 from hfbridge.arguments import AnyCallback, TrainerArguments
-from hfbridge.attach import begin_again
+from hfbridge.attach import reset_fit_loop
 from hfbridge.checkpoints.io import NewestOf, newest_in
 from hfbridge.checkpoints.layout import checkpoints_in
 from hfbridge.checkpoints.read import read_checkpoint
@@ -46,8 +47,6 @@ from hfbridge.strategies import launched_ranks, make_strategy
 DEFAULT_OUTPUT_DIR = "trainer_output"
 """Where transformers writes when the settings do not say it."""
 
-# None of them is given; a mapping, since LightningCLI writes it into its config.yaml.
-_DEFAULTS: Mapping[str, Any] = MappingProxyType({})
 _OF_VALIDATE = frozenset(inspect.signature(pl.Trainer.validate).parameters)
 _KNOWN_ARGUMENTS = tuple(inspect.signature(pl.Trainer.__init__).parameters)[1:]
 
@@ -57,20 +56,22 @@ class Trainer(pl.Trainer):
 
     Args:
         settings: `Settings`, a `transformers.TrainingArguments`, a dict of the same names, or the path of a
-            YAML or JSON file that holds one; all are transformers' defaults without them.
+            YAML or JSON file that holds one. Without any, the loop has Lightning's defaults (logger,
+            ModelCheckpoint, validation each epoch, sanity check), optimizer and schedule transformers'.
         asynchronous_saving: write checkpoints while training goes on, from copies in memory.
         callbacks: Lightning callbacks and transformers' `TrainerCallback` objects or classes, in one list.
         accelerate_config: path of a file that `accelerate config` has written: processes, machines,
             precision, FSDP or DeepSpeed. What settings or arguments say, too, must agree.
-        **trainer_arguments: arguments of `lightning.Trainer`. What the settings say, too, must agree.
+        **trainer_arguments: arguments of `lightning.Trainer`, with Lightning's meaning. What the settings
+            set, too, must agree.
             `strategy` is a name ("ddp", "fsdp", "fsdp2", "deepspeed_stage_2", ...) or an object of
             `hfbridge.strategies`.
 
     Attributes:
         plan: what the settings became.
         train_batch_size: rows of a micro-batch; `auto_find_batch_size` makes it smaller.
-        callbacks_told: TrainerCallbacks that have heard `on_init_end` from another Trainer.
-        prints_rows: whether rows are printed where no bar is shown, as natively.
+        initialized_callbacks: TrainerCallbacks that have heard `on_init_end` from another Trainer.
+        print_logs: whether rows are printed where no bar is shown, as natively.
 
     Raises:
         SettingsError: a setting or argument is unknown, wrong, contradictory or not carried; all are named.
@@ -79,7 +80,7 @@ class Trainer(pl.Trainer):
 
     def __init__(
         self,
-        settings: SettingsSource = _DEFAULTS,
+        settings: SettingsSource | None = None,
         *,
         asynchronous_saving: bool = False,
         callbacks: Sequence[AnyCallback] | AnyCallback | None = None,
@@ -88,10 +89,10 @@ class Trainer(pl.Trainer):
     ) -> None:
         own, bridged = _split_callbacks(callbacks)
         said: Mapping[str, Any] = {**trainer_arguments, **({"callbacks": own} if own or bridged else {})}
-        settings, config = Settings.of(settings), None
+        settings, config = None if settings is None else Settings.of(settings), None
         if accelerate_config is not None:
             config = _read_config(accelerate_config)
-            settings, said = config.applied_to(settings, said, environment=os.environ)
+            settings, said = config.applied_to(settings or Settings(), said, environment=os.environ)
         self.plan: Plan = translate(
             settings,
             said,
@@ -108,8 +109,8 @@ class Trainer(pl.Trainer):
         kind = self.plan.strategy.kind
         require_environment(self.settings, type(given).__name__ if kind == "given" else kind)
         self.trainer_callbacks: tuple[TrainerCallback | type[TrainerCallback], ...] = tuple(bridged)
-        self.callbacks_told: tuple[TrainerCallback, ...] = ()
-        self.prints_rows = True
+        self.initialized_callbacks: tuple[TrainerCallback, ...] = ()
+        self.print_logs = self.plan.has_settings
         shows_own_bar = not has_native_bar(self.trainer_callbacks) and not is_silenced(self.settings)
         arguments = _with_defaults(self.plan.trainer_arguments, shows_bar=shows_own_bar)
         os.environ.update({} if config is None else config.environment)
@@ -131,45 +132,62 @@ class Trainer(pl.Trainer):
         """Rows of the run as the native Trainer logs them, each with its step."""
         return [] if self.lightning_module is None else self.state_of_run.log_history
 
-    def fit(  # type: ignore[override]
-        self, model: Any, datamodule: Any = None, *, ckpt_path: Any = None, **other: Any
+    def fit(
+        self,
+        model: Any,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: Any = None,
+        ckpt_path: Any = None,
+        weights_only: bool | None = None,
     ) -> None:
-        """Train an HFModule on an HFDataModule.
+        """Train an HFModule, or any LightningModule, with what the settings mean.
 
         Args:
             model: the module.
-            datamodule: the data.
-            ckpt_path: what to go on from: a `checkpoint-N` directory of either engine, a Lightning `.ckpt`
-                that a run of HFModule has written, or "last" (or True), the newest whole checkpoint in
-                `output_dir`. Without it, `resume_from_checkpoint` of the settings.
-            **other: not taken; the data come from a data module.
+            train_dataloaders: an HFDataModule, any LightningDataModule, or loaders, as in Lightning.
+            val_dataloaders: loaders to validate on, as in Lightning.
+            datamodule: an HFDataModule or any LightningDataModule.
+            ckpt_path: what to resume from: a `checkpoint-N` directory of either engine, a Lightning `.ckpt`,
+                or "last" (or True), the newest complete checkpoint in `output_dir`. Without it,
+                `resume_from_checkpoint` of the settings.
+            weights_only: as in Lightning; checkpoints of HFModule are always read so.
 
         Raises:
-            ModelError: the model is not an HFModule.
-            DataError: the data is not an HFDataModule.
-            CheckpointError: what to go on from is not there, damaged, or of another model.
-            SettingsError: with `auto_find_batch_size`, no batch fits into memory.
+            ModelError: the model is not a LightningModule.
+            CheckpointError: what to resume from is not there, damaged, or of another model.
+            SettingsError: the settings cannot be used for this module; or, with `auto_find_batch_size`, no
+                batch fits into memory.
 
         Mirrors: transformers.Trainer.train
         Proved by: tests/parity/test_resume.py
         """
+        _check_module("fit", model)
+        data: dict[str, Any] = {
+            "train_dataloaders": train_dataloaders,
+            "val_dataloaders": val_dataloaders,
+            "datamodule": datamodule,
+        }
         if not isinstance(model, HFModule):
-            raise ModelError(
-                f"hfbridge.Trainer fits an HFModule, and was given a {type(model).__name__}. Wrap the "
-                "Hugging Face model: HFModule(model). A LightningModule of your own runs under "
-                "lightning.Trainer."
-            )
-        if not isinstance(datamodule, HFDataModule) or other:
-            given = ", ".join(other) if other else type(datamodule).__name__
-            raise DataError(
-                f"hfbridge.Trainer fits on an HFDataModule, and was given {given}. Write "
-                "trainer.fit(module, HFDataModule(train_dataset=..., eval_dataset=...))."
-            )
+            with configured_for(self, model):
+                super().fit(model, **data, ckpt_path=ckpt_path, weights_only=weights_only)
+            return
+        self._prepare_optimization(model)
         ckpt_path = self._resolve(self.settings.resume_from_checkpoint if ckpt_path is None else ckpt_path)
+        data |= {"ckpt_path": ckpt_path, "weights_only": weights_only}
         if self.settings.auto_find_batch_size:
-            self._fit_what_fits(model, datamodule, ckpt_path)
+            self._fit_with_batch_size_finder(model, data)
         else:
-            super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
+            super().fit(model, **data)
+
+    def _prepare_optimization(self, model: HFModule) -> None:
+        """Leave accumulation and clipping to a module that optimizes manually, unless they were passed."""
+        if model.automatic_optimization:
+            return
+        if not self.plan.passed.get("accumulate_grad_batches"):
+            self.accumulate_grad_batches = 1
+        if self.plan.passed.get("gradient_clip_val") is None:
+            self.gradient_clip_val = None
 
     def _resolve(self, ckpt_path: Any) -> str | None:
         """Find and read the checkpoint to go on from, before anything is built.
@@ -191,7 +209,7 @@ class Trainer(pl.Trainer):
                 self.train_batch_size = checkpoint.state.train_batch_size
         return str(ckpt_path)
 
-    def _fit_what_fits(self, model: HFModule, datamodule: HFDataModule, ckpt_path: str | None) -> None:
+    def _fit_with_batch_size_finder(self, model: HFModule, data: dict[str, Any]) -> None:
         """Train; when memory runs out, begin again with smaller batches, weights and optimizer as they are.
 
         Mirrors: transformers.Trainer.train
@@ -205,11 +223,11 @@ class Trainer(pl.Trainer):
                     f"hfbridge: out of memory with micro-batches of {tried[-1]}; training begins again with "
                     f"{batch_size} (auto_find_batch_size)."
                 )
-                model.kept_optimizer = next(iter(self.optimizers), None)
-                begin_again(self)
+                model._reused_optimizer = next(iter(self.optimizers), None)
+                reset_fit_loop(self)
             tried.append(batch_size)
             self.train_batch_size = batch_size
-            super(Trainer, self).fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
+            super(Trainer, self).fit(model, **data)
 
         try:
             find_executable_batch_size(attempt, starting_batch_size=self.train_batch_size)()
@@ -350,9 +368,24 @@ def _generating(model: Any, arguments: dict[str, Any]) -> Iterator[None]:
         evaluator.generate_arguments = {}
 
 
+def _check_module(method: str, model: object) -> None:
+    """Check that what is to be run is a LightningModule.
+
+    Raises:
+        ModelError: it is not.
+    """
+    if isinstance(model, pl.LightningModule):
+        return
+    name = type(model).__name__
+    hint = " Wrap the model: HFModule(model)." if isinstance(model, torch.nn.Module) else ""
+    raise ModelError(f"`{method}` expects an HFModule or another LightningModule, got `{name}`.{hint}")
+
+
 def _with_defaults(arguments: Mapping[str, Any], *, shows_bar: bool) -> dict[str, Any]:
     """Add hfbridge's profiler, and its progress bar where the user brings none."""
     found = {**arguments, "callbacks": list(arguments.get("callbacks") or [])}
+    if arguments.get("barebones"):
+        return dict(arguments)
     if arguments["enable_progress_bar"] and not any(isinstance(cb, ProgressBar) for cb in found["callbacks"]):
         found["enable_progress_bar"] = shows_bar
         found["callbacks"] += [RunProgressBar()] if shows_bar else []

@@ -34,6 +34,7 @@ class Regrouped:
         accumulation: micro-batches of a full optimizer step.
         max_tokens: of a micro-batch, padding included; a row that is longer is one by itself. `None` leaves
             the number of micro-batches as it is.
+        limit: micro-batches of an epoch, as they would be without, if fewer than there are.
 
     Attributes:
         batches: what was given.
@@ -49,8 +50,9 @@ class Regrouped:
         *,
         accumulation: int,
         max_tokens: int | None = None,
+        limit: int | None = None,
     ) -> None:
-        self.batches, self._lengths = batches, lengths
+        self.batches, self._lengths, self._limit = batches, lengths, limit
         self._accumulation, self._max_tokens = accumulation, max_tokens
         self.batch_sampler: Any = getattr(batches, "batch_sampler", batches)
         self._ranks: int = getattr(batches, "num_processes", 1)
@@ -60,6 +62,17 @@ class Regrouped:
     def __len__(self) -> int:
         """Micro-batches of a pass as they would be without."""
         return len(self.batches)
+
+    @property
+    def most(self) -> int:
+        """The most micro-batches that an epoch can have."""
+        size = 1 if self._max_tokens is None else int(self.batch_sampler.batch_size)
+        return len(self.batches) * size
+
+    @property
+    def has_token_budget(self) -> bool:
+        """Whether optimizer steps have different numbers of micro-batches."""
+        return self._max_tokens is not None
 
     def __iter__(self) -> Iterator[list[int]]:
         return self.batches_of(self.batch_sampler)
@@ -95,9 +108,11 @@ class Regrouped:
 
     def _steps(self, whole: Any) -> Iterator[tuple[list[int], int]]:
         """Tell the rows of each optimizer step, of all ranks, and how many micro-batches each rank had."""
-        shares = self._shares(whole)
+        shares, left = self._shares(whole), self._limit
         while True:
-            window = [list(islice(share, self._accumulation)) for share in shares]
+            size = self._accumulation if left is None else min(self._accumulation, left)
+            left = None if left is None else left - size
+            window = [list(islice(share, size)) for share in shares]
             if not window[0]:
                 return
             yield [row for of_rank in window for batch in of_rank for row in batch], len(window[0])

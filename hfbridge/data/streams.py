@@ -25,8 +25,8 @@ from transformers.trainer_utils import has_length
 
 from hfbridge import generators, ranks
 from hfbridge.agreement import Fact
-from hfbridge.data.loader import KeepsWorkers, PassRecord, Start
-from hfbridge.data.window import MicroBatch, Place, Schedule, Window
+from hfbridge.data.accumulation import AccumulationStep, DataPosition, MicroBatch, Schedule
+from hfbridge.data.dataloaders import EpochRecord, PersistentWorkersMixin, Start
 from hfbridge.errors import CheckpointError, DataError, SettingsError
 from hfbridge.generators import RandomStates
 
@@ -89,7 +89,7 @@ def plan_stream(settings: Any, *, total_batch_size: int) -> Schedule:
     )
 
 
-def native_place(state: Any, schedule: Schedule, *, accumulation: int) -> Place:
+def native_place(state: Any, schedule: Schedule, *, accumulation: int) -> DataPosition:
     """Find the place that the epoch of a native checkpoint tells, in whichever pass it was written.
 
     The native Trainer itself takes every step for one of the first pass, and goes on elsewhere when a stream
@@ -114,7 +114,7 @@ def native_place(state: Any, schedule: Schedule, *, accumulation: int) -> Place:
             f"gradient_accumulation_steps={accumulation} in a pass of {of_pass} micro-batches. Go on with "
             "the accumulation it was written with."
         )
-    return Place(passes, round(windows))
+    return DataPosition(passes, round(windows))
 
 
 def facts_of_stream(dataset: Any, split: str) -> list[Fact]:
@@ -250,18 +250,20 @@ class WatchedCollator:
         return batch
 
 
-class StreamLoader(KeepsWorkers):
-    """Iterate a stream one optimizer step at a time, as `WindowLoader` does a set with rows.
+class StreamLoader(PersistentWorkersMixin):
+    """Iterate a stream: micro-batches, each with its optimizer step, as `TrainLoader` does a sized dataset.
 
     Args:
         loader: of `read_stream`.
         collator: the one it has.
         schedule: of the run.
-        accumulation: micro-batches of a full window.
-        keeps_short: a window that the end of a stream of unknown length cuts short is a step of its own.
+        accumulation: micro-batches of a full step.
+        keeps_short: a step that the end of a stream of unknown length cuts short is a step of its own.
+        limit: micro-batches of an epoch, if fewer than there are (`limit_train_batches`).
 
     Attributes:
-        record: of the pass that is running, or ran last.
+        current: the micro-batch that was handed out last; `None` before the first one of an epoch.
+        record: of the current epoch, or the last one.
 
     Mirrors: transformers.Trainer._run_epoch
     Proved by: tests/parity/test_streams.py
@@ -277,17 +279,20 @@ class StreamLoader(KeepsWorkers):
         schedule: Schedule,
         accumulation: int,
         keeps_short: bool,
+        limit: int | None = None,
     ) -> None:
-        self.loader, self.accumulation = loader, accumulation
-        self.record: PassRecord | None = None
-        self._collator, self._steps, self._keeps_short = collator, schedule.steps_per_epoch, keeps_short
+        self.loader, self.accumulation, self._limit = loader, accumulation, limit
+        self.current: MicroBatch | None = None
+        self.record: EpochRecord | None = None
+        self._collator, self._keeps_short = collator, keeps_short
+        self._per_epoch = schedule.micro_batches_per_epoch
         self._has_length = has_length(loader)
         self._start: Start | None = None
         self._epoch = 0
 
     def __len__(self) -> int:
-        """Optimizer steps of a pass, as natively: those of the run, if the length is unknown."""
-        return self._steps
+        """Micro-batches of an epoch, as in the HF Trainer: those of the run, if the length is unknown."""
+        return self._per_epoch
 
     @property
     def _inner(self) -> Any:
@@ -313,9 +318,15 @@ class StreamLoader(KeepsWorkers):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Do nothing: `start_at` says where to go on."""
 
-    def __iter__(self) -> Iterator[Window]:
+    def __iter__(self) -> Iterator[MicroBatch]:
+        self.current = None
+        for step in self._steps():
+            for self.current in step.micro_batches:
+                yield self.current
+
+    def _steps(self) -> Iterator[AccumulationStep]:
         start, self._start = self._start, None
-        place = Place(self._epoch) if start is None else start.place
+        place = DataPosition(self._epoch) if start is None else start.position
         behind = place.windows * self.accumulation
         loader = skip_first_batches(self.loader, behind) if behind else self.loader
         loader.set_epoch(place.epoch)
@@ -326,38 +337,38 @@ class StreamLoader(KeepsWorkers):
             generators.restore(start.states)
             self._collator.begin()
         elif record is None:
-            # As natively: the random states are set when the first window has been fetched.
+            # As the HF Trainer: the random states are set when the first step's data have been fetched.
             self._collator.begin((sys.maxsize, start.states, start.states))
         else:
             generators.restore(record.states)
             self._collator.begin((behind, record.in_hand or start.states, start.states))
-        self.record = record if record is not None and behind else PassRecord(generators.capture())
-        yield from self._windows(loader, place, done=behind)
+        self.record = record if record is not None and behind else EpochRecord(generators.capture())
+        yield from self._group(loader, place, done=behind)
 
-    def _windows(self, loader: Any, place: Place, *, done: int) -> Iterator[Window]:
-        """Cut a pass, or what is left of it, into windows, each with the place behind it."""
+    def _group(self, loader: Any, place: DataPosition, *, done: int) -> Iterator[AccumulationStep]:
+        """Group an epoch, or what is left of it, into steps, each with the position after it."""
         batches, window, is_last = self._batches(loader, may_be_empty=done > 0), list[MicroBatch](), False
         while not is_last:
             batch = next(batches, None)
             if batch is not None:
-                window.append(batch)
+                window.append(MicroBatch(batch))
                 done += 1
-            is_last = batch is None or bool(loader.end_of_dataloader)
+            is_last = batch is None or bool(loader.end_of_dataloader) or done == self._limit
             if len(window) < self.accumulation and not is_last:
                 continue
             self._collator.settle()
             if not window:
                 return
-            if is_last:
+            if is_last and done != self._limit:
                 self._see_that_it_is_whole(window, done)
-            place = Place(place.epoch + 1) if is_last else place.next()
-            cut = Window(window, done_micro_batches=done)
-            cut.place, window = place, []
+            place = DataPosition(place.epoch + 1) if is_last else place.next()
+            step, window = AccumulationStep(window, done_micro_batches=done, ends_epoch=is_last), []
+            step.position = place
             assert self.record is not None
             self.record.in_hand = self._collator.in_hand
-            yield cut
+            yield step
 
-    def _batches(self, loader: Any, *, may_be_empty: bool) -> Iterator[MicroBatch]:
+    def _batches(self, loader: Any, *, may_be_empty: bool) -> Iterator[Any]:
         found = False
         try:
             for batch in loader:
@@ -389,7 +400,7 @@ class StreamLoader(KeepsWorkers):
         )
 
 
-class StreamEvalLoader(KeepsWorkers):
+class StreamEvalLoader(PersistentWorkersMixin):
     """Iterate a stream for evaluation, and count what it gives.
 
     Args:

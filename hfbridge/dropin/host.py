@@ -49,7 +49,7 @@ class NativeHost(CallbackHost):
     Proved by: tests/dropin/test_train.py
     """
 
-    knows_loss = tells_of_earlier_runs = False
+    restore_running_loss = warn_existing_checkpoints = False
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class NativeHost(CallbackHost):
         kept = native.state, native.control
         super().__init__(evaluator)
         native.state, native.control = kept
-        self._heard = EVENTS  # callbacks may be added while the run goes on
+        self._handled_events = EVENTS  # callbacks may be added while the run goes on
         self._evaluates_itself, self._ignore_keys = evaluates_itself, ignore_keys
         self._trainer: pl.Trainer | None = None
         self._shared = [(kind, dict(kind._shared_state)) for kind in (PartialState, AcceleratorState)]
@@ -161,7 +161,7 @@ class NativeHost(CallbackHost):
         self._trainer = trainer
         super().on_fit_start(trainer, pl_module)
         module, native = pl_module, self._native
-        native.lr_scheduler = module.schedule
+        native.lr_scheduler = module.lr_schedule
         native.optimizer = native.accelerator.prepare_optimizer(trainer.optimizers[0], device_placement=False)
         self.handler.optimizer = native.optimizer
         native._train_batch_size = self.state.train_batch_size
@@ -194,8 +194,8 @@ class NativeHost(CallbackHost):
         """
         metrics, wanted = module.eval_metrics, self.args.metric_for_best_model
         self._is_new_best = self._native._determine_best_metric(metrics, None)
-        if wanted is not None and follows_metric(module.schedule):
-            module.schedule.step(metrics[metric_name(wanted)])
+        if wanted is not None and follows_metric(module.lr_schedule):
+            module.lr_schedule.step(metrics[metric_name(wanted)])
 
 
 class NativeMemory(MemoryTracker):

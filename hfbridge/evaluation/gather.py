@@ -18,6 +18,8 @@ from accelerate.utils.operations import recursively_apply
 from torch import Tensor
 from transformers.trainer_pt_utils import EvalLoopContainer, nested_numpify
 
+from hfbridge.evaluation.ranks import of_each_rank
+
 _BLOCK = 256  # mean losses in one tensor
 
 
@@ -117,6 +119,59 @@ class StreamedSet:
         """Rows of each batch of a round, without repeated ones; the ranks behind have none."""
         rows, share = self._source.rounds[index]
         return tuple(min(share, rows - start) for start in range(0, rows, share))
+
+
+class UserSet:
+    """A loader of the user's to evaluate: its batches are counted as they come; else like an `EvalSet`.
+
+    Args:
+        prefix: what its metrics' names begin with.
+        batch_size: samples of a full batch, as the settings have it.
+        ranks: ranks that evaluate, each with batches of its own.
+    """
+
+    def __init__(self, prefix: str, batch_size: int, *, ranks: int = 1) -> None:
+        self.prefix, self.batch_size, self.ranks = prefix, batch_size, ranks
+        self.order = None
+        self._rounds: list[tuple[int, ...]] = []
+
+    def add_round(self, samples: int) -> None:
+        """Count a batch of each rank.
+
+        Args:
+            samples: of this rank's batch.
+        """
+        self._rounds.append(tuple(of_each_rank(samples, ranks=self.ranks)))
+
+    @property
+    def samples(self) -> int:
+        """Samples so far."""
+        return sum(map(sum, self._rounds))
+
+    @property
+    def batches(self) -> int:
+        """Rounds: it is not known which one is the last."""
+        return -1
+
+    @property
+    def steps(self) -> int:
+        """Rounds so far."""
+        return len(self._rounds)
+
+    def is_last(self, index: int) -> bool:
+        """Whether a round is the last one, which is not known."""
+        return False
+
+    def remainder_of(self, index: int) -> int:
+        """Samples that the last round is cut to: no round is."""
+        return 0
+
+    def rows_by_rank(self, index: int) -> tuple[int, ...]:
+        """Samples of each rank's batch."""
+        return self._rounds[index]
+
+
+AnySet = EvalSet | StreamedSet | UserSet
 
 
 @dataclass(frozen=True, slots=True)

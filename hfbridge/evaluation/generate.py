@@ -45,7 +45,7 @@ class Generation:
     Attributes:
         arguments: of `generate`.
         processing_class: tokenizer or processor, whose pad token fills rows up; `None` for the model's.
-        by_rows: the loss is the native one.
+        weight_by_sample: the loss is the native one.
         smoothing: `label_smoothing_factor`, for that loss.
 
     Proved by: tests/parity/test_generation.py
@@ -53,18 +53,20 @@ class Generation:
 
     arguments: Mapping[str, Any]
     processing_class: Any
-    by_rows: bool
+    weight_by_sample: bool
     smoothing: float = 0.0
 
     @classmethod
-    def of(cls, args: Any, *, given: Mapping[str, Any], processing_class: Any, by_rows: bool) -> "Generation":
+    def of(
+        cls, args: Any, *, given: Mapping[str, Any], processing_class: Any, weight_by_sample: bool
+    ) -> "Generation":
         """Complete what a call gives by the settings.
 
         Args:
             args: the settings, `Seq2SeqTrainingArguments`.
             given: arguments of `generate` that win over them.
             processing_class: as above.
-            by_rows: as above.
+            weight_by_sample: as above.
 
         Mirrors: transformers.Seq2SeqTrainer.evaluate
         """
@@ -74,7 +76,7 @@ class Generation:
             arguments["max_length"] = args.generation_max_length
         if arguments.get("num_beams") is None and args.generation_num_beams is not None:
             arguments["num_beams"] = args.generation_num_beams
-        return cls(arguments, processing_class, by_rows, args.label_smoothing_factor)
+        return cls(arguments, processing_class, weight_by_sample, args.label_smoothing_factor)
 
     def predict(
         self,
@@ -107,10 +109,10 @@ class Generation:
             loss, _, weight = loss_of(model, inputs)
             return {"loss": loss}
 
-        smoother = LabelSmoother(epsilon=self.smoothing) if self.by_rows and self.smoothing else None
+        smoother = LabelSmoother(epsilon=self.smoothing) if self.weight_by_sample and self.smoothing else None
         asked: Any = _StandIn(model, self.processing_class, smoother, dict(self.arguments))
         try:
-            called: Any = model if self.by_rows else exactly
+            called: Any = model if self.weight_by_sample else exactly
             found: Any = Seq2SeqTrainer.prediction_step(
                 asked, called, dict(batch), prediction_loss_only=False
             )

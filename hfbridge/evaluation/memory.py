@@ -49,7 +49,7 @@ class MemoryTracker(TrainerMemoryTracker):
 
 
 @contextmanager
-def tells_exhaustion(args: TrainingArguments) -> Iterator[None]:
+def explain_eval_oom(args: TrainingArguments) -> Iterator[None]:
     """Run an evaluation; say which batch size to reduce if memory runs out and another one would be.
 
     Raises:

@@ -14,7 +14,7 @@ from transformers import EvalPrediction, TrainingArguments
 from transformers.trainer_utils import PredictionOutput
 
 from hfbridge.errors import MetricsError
-from hfbridge.evaluation.gather import Collected, Collector, EvalSet, Part, StreamedSet
+from hfbridge.evaluation.gather import AnySet, Collected, Collector, Part, StreamedSet, UserSet
 from hfbridge.evaluation.generate import Generation, generates, keeping_config
 from hfbridge.evaluation.metrics import (
     ComputeMetrics,
@@ -42,47 +42,52 @@ class EvalOptions:
     """What the settings say about evaluations.
 
     Attributes:
-        by_rows: rows weigh, and rounds are gathered, as in "native"; otherwise as in "exact", where items
-            weigh and each batch is what it is in one process.
+        weight_by_sample: samples weigh, and rounds are gathered, as in "native"; otherwise as in "exact",
+            where items weigh and each batch is what it is in one process.
         drop_non_finite: leave NaN and infinite losses out of the mean, unless all are.
         move_every: batches after which what was collected moves from the device to numpy; `None`: at the end.
         joins: predictions of all batches are joined, and not listed.
         by_batch: `compute_metrics` is called for every batch.
         includes: "inputs", "loss": what it gets beside predictions and labels.
         as_objects: in "native", rounds are gathered as objects.
-        keeps_repeated: in "native", rows that fill up the last round are not cut off.
+        keep_padded_samples: in "native", rows that fill up the last round are not cut off.
     """
 
-    by_rows: bool
+    weight_by_sample: bool
     drop_non_finite: bool = True
     move_every: int | None = None
     joins: bool = True
     by_batch: bool = False
     includes: frozenset[str] = frozenset()
     as_objects: bool = False
-    keeps_repeated: bool = False
+    keep_padded_samples: bool = False
 
     @classmethod
     def of(
-        cls, args: TrainingArguments, *, by_rows: bool, is_first: bool, keeps_repeated: bool = False
+        cls,
+        args: TrainingArguments,
+        *,
+        weight_by_sample: bool,
+        is_first: bool,
+        keep_padded_samples: bool = False,
     ) -> "EvalOptions":
         """Read the settings.
 
         Args:
             args: the settings.
-            by_rows: as above.
+            weight_by_sample: as above.
             is_first: no evaluation went before; natively `eval_use_gather_object` is forgotten after it.
-            keeps_repeated: as above, also without generation.
+            keep_padded_samples: as above, also without generation.
         """
         return cls(
-            by_rows=by_rows,
+            weight_by_sample=weight_by_sample,
             drop_non_finite=args.logging_nan_inf_filter,
             move_every=args.eval_accumulation_steps,
             joins=args.eval_do_concat_batches,
             by_batch=args.batch_eval_metrics,
             includes=frozenset(args.include_for_metrics),
             as_objects=args.eval_use_gather_object and is_first and not generates(args),
-            keeps_repeated=keeps_repeated or generates(args),
+            keep_padded_samples=keep_padded_samples or generates(args),
         )
 
 
@@ -112,7 +117,7 @@ class Evaluation:
     """
 
     model: nn.Module
-    of: EvalSet | StreamedSet
+    of: AnySet
     options: EvalOptions
     loss_of: LossOf
     label_names: Sequence[str]
@@ -142,12 +147,17 @@ class Evaluation:
         keeps = ["logits", "labels"] if collects else []
         keeps += ["inputs"] if waits else []
         # In "exact" the mean loss is that of the batches; the rows' losses are for compute_metrics.
-        keeps += ["losses"] if options.by_rows or (waits and "loss" in options.includes) else []
+        keeps += ["losses"] if options.weight_by_sample or (waits and "loss" in options.includes) else []
         move_every = None if options.by_batch else options.move_every
         self._collector = Collector(move_every=move_every, joins=options.joins, keeps=keeps)
         if self.running is not None:
             self.running.begin(ranks=self.of.ranks)
         self._start_s = time.time()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a batch was added."""
+        return self._batches > 0
 
     @property
     def is_done(self) -> bool:
@@ -166,7 +176,9 @@ class Evaluation:
         Raises:
             MetricsError: `preprocess_logits` returned nothing, or a running metric cannot be updated.
         """
-        if isinstance(self.of, StreamedSet) and not self.options.by_rows:
+        if isinstance(self.of, UserSet):
+            self.of.add_round(find_batch_size(batch) or 0)
+        if isinstance(self.of, StreamedSet) and not self.options.weight_by_sample:
             batch = self._without_repeated(batch)
         if self.generation is not None and self.keeps_logits:
             seen = self.generation.predict(self.model, batch, loss_of=self.loss_of)
@@ -184,11 +196,11 @@ class Evaluation:
             whole, name = self.options.by_batch, getattr(self.model, "main_input_name", "input_ids")
             inputs = batch if whole else batch[name]
         options, logits = self.options, None
-        if self.running is not None or not options.by_rows or self.of.ranks == 1:
+        if self.running is not None or not options.weight_by_sample or self.of.ranks == 1:
             logits = self._preprocess(seen.logits, seen.labels)
         if self.running is not None and seen.logits is not None:
             self._try_update(self.running, logits, seen.labels)
-        share = self._share_natively if options.by_rows else self._share_exactly
+        share = self._share_natively if options.weight_by_sample else self._share_exactly
         self._last = share(seen, logits, inputs)
         self._batches += 1
         for part in self._last:
@@ -220,7 +232,7 @@ class Evaluation:
                 if is_last and returned is not None:  # natively, too, None stands for no metrics
                     self._computed = checked_metrics(returned, function)
 
-    def rehearse(self, batches: Iterable[Batch]) -> frozenset[str] | None:
+    def sanity_check(self, batches: Iterable[Batch]) -> frozenset[str] | None:
         """Try the evaluation on some batches, to see that `compute_metrics` returns a dict.
 
         An exception of the function is not reported: many metrics need more than a few rows, or all classes.
@@ -243,15 +255,26 @@ class Evaluation:
             config.problem_type = None
         if self.options.by_batch and self.compute_metrics is not None:
             return None
-        names = None
+        return known_to_all(self.try_finish())
+
+    def try_finish(self) -> frozenset[str] | None:
+        """Compute the metrics of a few samples; many metrics need more than these, or all classes.
+
+        Returns:
+            The names of the metrics; `None` if a function of the user's raised an error.
+
+        Raises:
+            MetricsError: `compute_metrics` or `preprocess_logits` returned what it should not.
+        """
+        self._is_rehearsal = True
         try:
             metrics, speed = self.finish()
-            names = frozenset((*metrics, *speed))
+            return frozenset((*metrics, *speed))
         except MetricsError:
             raise
         except Exception as error:
-            logger.info("the metrics could not be tried on a few rows: %s", error)
-        return known_to_all(names)
+            logger.info("the metrics could not be tried on a few samples: %s", error)
+            return None
 
     def finish(self) -> tuple[dict[str, Any], dict[str, float]]:
         """Compute the metrics.
@@ -395,6 +418,6 @@ class Evaluation:
             data,
             ranks=of.ranks,
             is_last=of.is_last(index),
-            remainder=0 if self.options.keeps_repeated else of.remainder_of(index),
+            remainder=0 if self.options.keep_padded_samples else of.remainder_of(index),
             as_objects=self.options.as_objects,
         )

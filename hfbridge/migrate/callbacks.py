@@ -39,7 +39,7 @@ class CarriedCallbacks:
     Attributes:
         users: the user's own objects, in their order.
         settings: settings that say what was removed.
-        prints_rows: rows are printed where no bar is shown.
+        print_logs: rows are printed where no bar is shown.
         problems: what cannot be carried.
 
     Proved by: tests/unit/migrate/test_callbacks.py
@@ -47,7 +47,7 @@ class CarriedCallbacks:
 
     users: list[TrainerCallback] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
-    prints_rows: bool = True
+    print_logs: bool = True
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -82,7 +82,7 @@ def sort_callbacks(native_trainer: NativeTrainer) -> CarriedCallbacks:
     if JITCheckpointCallback in first:
         found.settings["enable_jit_checkpoint"] = False
     if shown_last is None:
-        found.prints_rows = False
+        found.print_logs = False
         if not args.disable_tqdm:
             found.settings["disable_tqdm"] = True
     return found

@@ -77,12 +77,12 @@ def carry_over(
     given = trainer_arguments.pop("callbacks", None) or []
     callbacks = [*found.users, *(given if isinstance(given, list | tuple) else [given])]
     trainer = Trainer(settings, callbacks=callbacks, **trainer_arguments)
-    trainer.callbacks_told = tuple(found.users)
-    trainer.prints_rows = found.prints_rows
+    trainer.initialized_callbacks = tuple(found.users)
+    trainer.print_logs = found.print_logs
     trainer.train_batch_size = _train_batch_size(native_trainer)
     module, data = _module_of(native_trainer, loss_normalization), _data_of(native_trainer)
     module.advice = advice
-    module.evaluator.keeps_repeated = isinstance(native_trainer, Seq2SeqTrainer)
+    module.evaluator.keep_padded_samples = isinstance(native_trainer, Seq2SeqTrainer)
     for note in notes:
         module.tell(note)
     if has_trained(native_trainer):

@@ -139,6 +139,40 @@ class ExactLoss:
 Loss = NativeLoss | ExactLoss
 
 
+def scale_for_accumulation(loss: Tensor, accumulation: int) -> Tensor:
+    """Multiply a loss so that Lightning's division by `accumulate_grad_batches` gives it back, to the bit.
+
+    In float64 `(1 / n) * n` rounds to 1 in float32 for every n, so that the gradient is that of the loss; in
+    float32 it does not from n = 41 on.
+
+    Args:
+        loss: scalar.
+        accumulation: what Lightning divides by.
+
+    Proved by: tests/unit/model/test_loss.py
+    """
+    if loss.device.type == "mps":  # has no float64
+        scaled: Tensor = _ScaledLoss.apply(loss, accumulation)
+        return scaled
+    return loss.double() * accumulation
+
+
+class _ScaledLoss(torch.autograd.Function):
+    """A product whose gradient, divided by the factor before, is rounded to the number that it came from."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, factor: int) -> Tensor:
+        ctx.factor = factor
+        return loss * factor
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        product = gradients[0] * ctx.factor
+        nearest = torch.exp2(torch.log2(product).round())  # 1, or the scale of a gradient scaler
+        is_near = (product / nearest - 1).abs() < 1e-6
+        return torch.where(is_near, nearest, product), None
+
+
 def _zero_from(outputs: Any, loss: Tensor) -> Tensor:
     """Make a zero that depends on the outputs, so that every parameter still gets a (zero) gradient."""
     values = outputs.values() if isinstance(outputs, Mapping) else outputs

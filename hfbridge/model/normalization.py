@@ -160,6 +160,11 @@ class Normalization:
         self._probe: Probe | None = None
         self._split = ""
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether the model was probed already."""
+        return self._loss is not None
+
     def loss_for(self, model: nn.Module, micro_batches: Sequence[Inputs]) -> Loss:
         """Return the loss to use, probing the model with the first micro-batch that has items.
 

@@ -131,5 +131,6 @@ def learning_rate_of(optimizer: Optimizer, schedule: Any) -> float:
 
     Mirrors: transformers.Trainer._get_learning_rate
     """
-    rate = optimizer.param_groups[0]["lr"] if follows_metric(schedule) else schedule.get_last_lr()[0]
+    reads_optimizer = schedule is None or follows_metric(schedule)
+    rate = optimizer.param_groups[0]["lr"] if reads_optimizer else schedule.get_last_lr()[0]
     return float(rate)

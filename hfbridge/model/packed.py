@@ -71,7 +71,7 @@ def check_class(model: nn.Module, *, packs_per_batch: int) -> None:
         )
 
 
-def check_apart(model: nn.Module, input_ids: Tensor) -> None:
+def check_packing_isolation(model: nn.Module, input_ids: Tensor) -> None:
     """See that the model keeps packed examples apart, by five forwards of a few tokens in eval mode.
 
     Random generators, gradients and train modes are as before.

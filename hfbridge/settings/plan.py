@@ -23,15 +23,12 @@ _PAGE_WIDTH, _VALUE_WIDTH = 100, 30
 _WHY: Mapping[str, tuple[object, str]] = {
     "max_epochs": (-1, "no limit: max_steps ends the run"),
     "max_steps": (-1, "no limit: the epochs end the run"),
-    "num_sanity_val_steps": (0, "the native Trainer has no sanity check"),
-    "use_distributed_sampler": (False, "rows are dealt to the ranks as natively"),
-    "inference_mode": (False, "evaluation runs under torch.no_grad, as natively"),
-    "accumulate_grad_batches": (1, "a batch of Lightning's is a whole optimizer step, all its micro-batches"),
-    "gradient_clip_val": (None, "max_grad_norm clips, as natively, and not Lightning"),
-    "precision": ("32-true", "bf16 casts around the model's forward, as natively, and not Lightning"),
-    "check_val_every_n_epoch": (NEVER, "eval_strategy says when to evaluate, and not Lightning"),
-    "logger": (False, "report_to says where to log; a logger of Lightning's may be given"),
-    "enable_checkpointing": (False, "save_strategy says when to save; ModelCheckpoint may be given"),
+    "num_sanity_val_steps": (0, "the HF Trainer has no sanity check"),
+    "inference_mode": (False, "evaluation runs under torch.no_grad, as in the HF Trainer"),
+    "precision": ("32-true", "bf16=True casts in the model's forward, as in the HF Trainer"),
+    "check_val_every_n_epoch": (NEVER, "eval_strategy sets when to evaluate"),
+    "logger": (False, "report_to sets where to log; pass a logger of Lightning's to log there, too"),
+    "enable_checkpointing": (False, "save_strategy sets when to save; pass a ModelCheckpoint to use it, too"),
 }
 
 
@@ -64,6 +61,9 @@ class Plan:
         strategy: by which strategy the ranks share the work.
         undecided: arguments for `lightning.Trainer` that nobody knows yet, each with the settings it waits
             for; they are not among `trainer_arguments`.
+        has_settings: the user passed settings; without any, the loop has Lightning's defaults.
+        validates: Lightning's loop validates, by the Trainer's arguments, and not `eval_strategy`.
+        passed: the arguments of the Trainer as the user passed them.
     """
 
     settings: Settings
@@ -72,6 +72,9 @@ class Plan:
     notes: tuple[str, ...]
     strategy: StrategyChoice
     undecided: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    has_settings: bool = True
+    validates: bool = False
+    passed: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     def __str__(self) -> str:
         """Lay out the settings, each with its note below it, then Lightning's arguments, then other notes."""

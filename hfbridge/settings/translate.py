@@ -1,20 +1,29 @@
-"""Settings and `lightning.Trainer` arguments together: what contradicts, and what Lightning is given.
+"""Settings and `lightning.Trainer` arguments together: conflicts, and what Lightning is given.
 
 A pure function of names and values; knows Lightning's argument names, and imports nothing of it.
 
     argument                   setting                          in Lightning
     max_epochs                 num_train_epochs                 rounded up; -1 where max_steps decides
     max_steps                  max_steps                        the same
-    accumulate_grad_batches    gradient_accumulation_steps      1: a batch is a whole window
-    gradient_clip_val          max_grad_norm                    None: HFModule clips
-    precision                  bf16                             "32-true": HFModule casts
+    accumulate_grad_batches    gradient_accumulation_steps      the same
+    gradient_clip_val          max_grad_norm                    the same
+    precision "bf16-mixed"     bf16                             "32-true": HFModule casts
     log_every_n_steps          logging_steps                    as given
     default_root_dir           output_dir                       the same
     enable_progress_bar        disable_tqdm                     the opposite
     accelerator                use_cpu                          "cpu", else "auto"
 
-An argument that says something which no setting says is taken over as the setting. Where both speak they
-agree, or one error lists all contradictions.
+An argument has Lightning's meaning, a setting transformers'. An argument that no setting was given for
+becomes the setting; where both were given they must agree, or one error lists all conflicts. What neither
+sets has transformers' default where there are settings, and Lightning's where there are none:
+
+    argument                                  with settings                     without any
+    logger, enable_checkpointing              none                              Lightning's
+    num_sanity_val_steps                      0                                 2
+    val_check_interval,
+      check_val_every_n_epoch                 eval_strategy decides             after each epoch
+    max_epochs                                num_train_epochs=3                Lightning's
+    log_every_n_steps                         logging_steps=500                 50
 """
 
 import math
@@ -80,73 +89,54 @@ LIGHTNING_ARGUMENTS = (
 
 
 @dataclass(frozen=True, slots=True)
-class _Twin:
-    """A Lightning argument and the setting that says the same.
+class _Equivalent:
+    """A Lightning argument and the setting that means the same.
 
     Attributes:
         field: the setting.
-        silent: argument values that say nothing.
-        taken: the setting's value for the argument's.
-        spoken: the argument's value for the setting's, to compare.
+        unset: argument values that mean "not set".
+        to_setting: the setting's value for the argument's.
+        from_setting: the argument's value for the setting's, to compare.
+        unset_setting: setting values that mean "not set".
     """
 
     field: str
-    silent: tuple[object, ...] = (None,)
-    taken: Callable[[Any], Any] = lambda value: value
-    spoken: Callable[[Any], Any] = lambda value: value
+    unset: tuple[object, ...] = (None,)
+    to_setting: Callable[[Any], Any] = lambda value: value
+    from_setting: Callable[[Any], Any] = lambda value: value
+    unset_setting: tuple[object, ...] = (None,)
 
 
 def _path(value: Any) -> Any:
     return os.path.expanduser(value) if isinstance(value, str | os.PathLike) else value
 
 
-_TWINS: Mapping[str, _Twin] = {
-    # Lightning's -1 is no limit; _check_duration looks for the steps that end the run.
-    "max_epochs": _Twin("num_train_epochs", silent=(None, -1), spoken=math.ceil),
-    "max_steps": _Twin("max_steps", silent=(None, -1)),
-    "accumulate_grad_batches": _Twin("gradient_accumulation_steps", silent=(None, 1)),
-    "gradient_clip_val": _Twin("max_grad_norm"),
-    "log_every_n_steps": _Twin("logging_steps"),
-    "default_root_dir": _Twin("output_dir", taken=_path, spoken=_path),
-    "enable_progress_bar": _Twin(
-        "disable_tqdm", taken=lambda value: not value, spoken=lambda value: value is None or not value
+_EQUIVALENTS: Mapping[str, _Equivalent] = {
+    "max_epochs": _Equivalent("num_train_epochs", unset=(None, -1), from_setting=math.ceil),
+    "max_steps": _Equivalent("max_steps", unset=(None, -1), unset_setting=(None, -1)),
+    "accumulate_grad_batches": _Equivalent("gradient_accumulation_steps", unset=(None, 1)),
+    "gradient_clip_val": _Equivalent("max_grad_norm"),
+    "log_every_n_steps": _Equivalent("logging_steps"),
+    "default_root_dir": _Equivalent("output_dir", to_setting=_path, from_setting=_path),
+    "enable_progress_bar": _Equivalent(
+        "disable_tqdm",
+        to_setting=lambda value: not value,
+        from_setting=lambda value: value is None or not value,
     ),
 }
 
-_BY_SETTINGS = 'eval_strategy and eval_steps decide when to evaluate; use eval_strategy="epoch" or "steps"'
-_SHORT_RUN = "it would change the epochs; use max_steps=... in the settings for a short run"
-
-# argument -> the values that may be said, and why no others.
-_FIXED: Mapping[str, tuple[tuple[object, ...], str]] = {
-    "num_sanity_val_steps": ((None, 0), "the native Trainer has no sanity check; use eval_on_start=True"),
-    "use_distributed_sampler": ((False,), "hfbridge orders samples as the native Trainer does; leave it out"),
-    "val_check_interval": ((None, 1.0), _BY_SETTINGS),
-    "check_val_every_n_epoch": ((None, NEVER), _BY_SETTINGS),
-    "inference_mode": ((False,), "the native Trainer evaluates under torch.no_grad; leave it out"),
-    "gradient_clip_algorithm": ((None, "norm"), "gradients are clipped by their norm; leave it out"),
-    "deterministic": ((None, False), "call transformers.enable_full_determinism(seed) in the script instead"),
-    "limit_train_batches": ((None, 1.0), _SHORT_RUN),
-    "limit_val_batches": ((None, 1.0), "metrics are those of the whole set; use a smaller eval_dataset"),
-    "overfit_batches": ((0, 0.0), f"{_SHORT_RUN}, with a small train_dataset"),
-    "fast_dev_run": ((False, 0), _SHORT_RUN),
-    "reload_dataloaders_every_n_epochs": ((0,), "the loader lives as long as the run; leave it out"),
-    "barebones": ((False,), "it removes the callbacks that hfbridge runs on; leave it out"),
-}
-
-_CONSUMED = ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "precision")
-_ALWAYS: Mapping[str, object] = {
+# What Lightning is given where neither an argument nor a setting says anything else.
+_BESIDE_SETTINGS: Mapping[str, object] = {
+    "logger": False,
     "num_sanity_val_steps": 0,
-    "use_distributed_sampler": False,
-    "inference_mode": False,
-    "accumulate_grad_batches": 1,
-    "gradient_clip_val": None,
-    "precision": "32-true",
     "check_val_every_n_epoch": NEVER,
 }
+_LIGHTNING_LOGS_EVERY, _LIGHTNING_EPOCHS = 50, 1000
+_VALIDATION = ("val_check_interval", "check_val_every_n_epoch")
 
 
 def translate(
-    settings: Settings,
+    settings: Settings | None,
     trainer_arguments: Mapping[str, Any],
     *,
     known_arguments: Collection[str] = LIGHTNING_ARGUMENTS,
@@ -155,8 +145,8 @@ def translate(
     """Decide what `lightning.Trainer` is given.
 
     Args:
-        settings: what the user asked for by transformers' names.
-        trainer_arguments: what the user asked for by Lightning's names; left alone.
+        settings: what the user set by transformers' names; `None` for Lightning's defaults.
+        trainer_arguments: what the user passed by Lightning's names; not modified.
         known_arguments: the names that the installed `lightning.Trainer` takes.
         launched: the processes that a launcher has started; `None` without one.
 
@@ -164,22 +154,28 @@ def translate(
         The plan. The epochs and steps in it are an upper bound until the length of the data is known.
 
     Raises:
-        SettingsError: with every argument that is unknown, not carried, or contradicts a setting.
+        SettingsError: with every argument that is unknown or conflicts with a setting.
     """
+    has_settings = settings is not None
+    settings = Settings() if settings is None else settings
     problems: list[Problem] = []
     taken: dict[str, Any] = {}
     for name, value in trainer_arguments.items():
         if name not in known_arguments:
             problems.append(Problem(f"Trainer({name}=...)", _explain_unknown(name, value, known_arguments)))
-        elif name in _TWINS:
+        elif name in _EQUIVALENTS:
             _compare(name, value, settings=settings, taken=taken, problems=problems)
         elif wrong := _find_wrong(name, value, settings=settings, taken=taken):
             problems.append(Problem(_spell(name, value), wrong))
-    problems += _check_duration(settings, trainer_arguments)
+    validates = not has_settings or _sets_validation(trainer_arguments)
+    problems += _check_validation(settings, trainer_arguments)
     problems += _check_launched(trainer_arguments, launched)
-    if taken:
+    changes = {} if has_settings else _lightning_defaults(taken)
+    if steps := int(trainer_arguments.get("fast_dev_run") or 0):
+        changes, validates = {**changes, **fast_dev_run_settings(steps)}, True
+    if taken or changes:
         try:
-            settings = settings.replace(**taken)
+            settings = settings.replace(**{**taken, **changes})
         except SettingsError as error:
             problems += error.problems
     choice, wrong_choice = _choose(settings, trainer_arguments, launched)
@@ -187,10 +183,15 @@ def translate(
     if problems:
         total = max(len(trainer_arguments), len(problems))
         noun = "argument" if total == 1 else "arguments"
-        headline = f"{len(problems)} of {total} Trainer {noun} cannot be carried out; nothing was started."
+        headline = f"{len(problems)} of {total} Trainer {noun} cannot be used; nothing was started."
         raise_problems(SettingsError, headline, problems)
     said = [f"{field}={value!r} was taken over from Trainer(...)" for field, value in taken.items()]
     final = _arguments(settings, trainer_arguments, choice, launched)
+    if not has_settings:
+        final = {name: value for name, value in final.items() if not _is_lightnings(name, trainer_arguments)}
+    elif validates:
+        del final["check_val_every_n_epoch"]
+        final |= {name: trainer_arguments[name] for name in _VALIDATION if name in trainer_arguments}
     undecided = waiting(settings, trainer_arguments)
     return Plan(
         settings=settings,
@@ -199,7 +200,57 @@ def translate(
         notes=(*said, *settings.notes, *(choice.notes if "strategy" not in undecided else ())),
         strategy=choice,
         undecided=undecided,
+        has_settings=has_settings,
+        validates=validates,
+        passed=MappingProxyType(dict(trainer_arguments)),
     )
+
+
+def fast_dev_run_settings(steps: int) -> dict[str, Any]:
+    """Return the settings of a run that Lightning's `fast_dev_run` cuts to some batches: nothing is kept.
+
+    Args:
+        steps: batches to train on, and to validate on afterwards.
+    """
+    return {
+        "max_steps": steps,
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "load_best_model_at_end": False,
+        "report_to": "none",
+    }
+
+
+def _lightning_defaults(taken: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that stand for Lightning's defaults, where no argument says anything else."""
+    found: dict[str, Any] = {"save_strategy": "no", "report_to": "none"}
+    if "logging_steps" not in taken:
+        found["logging_steps"] = _LIGHTNING_LOGS_EVERY
+    if not {"max_steps", "num_train_epochs"} & taken.keys():
+        found["num_train_epochs"] = float(_LIGHTNING_EPOCHS)
+    return found
+
+
+def _is_lightnings(name: str, passed: Mapping[str, Any]) -> bool:
+    """Whether an argument is left to Lightning's default where there are no settings."""
+    left = (*_BESIDE_SETTINGS, "enable_checkpointing", "max_epochs", "max_steps", "log_every_n_steps")
+    return name in left and passed.get(name) is None
+
+
+def _sets_validation(passed: Mapping[str, Any]) -> bool:
+    """Whether arguments of the Trainer set when to validate."""
+    return any(passed.get(name) not in (None, NEVER) for name in _VALIDATION)
+
+
+def _check_validation(settings: Settings, passed: Mapping[str, Any]) -> Iterable[Problem]:
+    """Compare the arguments that set when to validate with `eval_strategy`."""
+    if "eval_strategy" not in settings.given or not _sets_validation(passed) or passed.get("fast_dev_run"):
+        return
+    for name in _VALIDATION:
+        if passed.get(name) not in (None, NEVER):
+            yield Problem(
+                _spell(name, passed[name]), _conflict(name, passed[name], "eval_strategy", settings)
+            )
 
 
 def _spell(name: str, value: object) -> str:
@@ -207,9 +258,12 @@ def _spell(name: str, value: object) -> str:
     return f"Trainer({show(name, value).replace(' = ', '=', 1)})"
 
 
-def _both(field: str, value: object) -> str:
-    """Say that a setting contradicts."""
-    return f"{show(field, value).replace(' = ', '=', 1)} in the settings: set through both; choose one"
+def _conflict(name: str, value: object, field: str, settings: Settings) -> str:
+    """Describe an argument and a setting that have different values."""
+    argument, setting = (
+        show(n, v).replace(" = ", "=", 1) for n, v in ((name, value), (field, getattr(settings, field)))
+    )
+    return f"`{argument}` conflicts with `{setting}` in the settings; set only one"
 
 
 def _explain_unknown(name: str, value: object, known: Collection[str]) -> str:
@@ -226,71 +280,50 @@ def _explain_unknown(name: str, value: object, known: Collection[str]) -> str:
 def _compare(
     name: str, value: Any, *, settings: Settings, taken: dict[str, Any], problems: list[Problem]
 ) -> None:
-    """Compare an argument with the setting that says the same, or take it over."""
-    twin = _TWINS[name]
-    if any(is_same(value, silent) for silent in twin.silent):
+    """Compare an argument with the setting that means the same, or take it over."""
+    equivalent = _EQUIVALENTS[name]
+    if any(is_same(value, unset) for unset in equivalent.unset):
         return
+    field = equivalent.field
     if name == "log_every_n_steps" and settings.logging_strategy != "steps":
-        problems.append(Problem(_spell(name, value), _both("logging_strategy", settings.logging_strategy)))
-    elif settings.given.get(twin.field) is None:
-        taken[twin.field] = twin.taken(value)
+        text = _conflict(name, value, "logging_strategy", settings)
+        problems.append(Problem(_spell(name, value), text))
+    elif settings.given.get(field) in equivalent.unset_setting:
+        taken[field] = equivalent.to_setting(value)
     else:
-        ours = getattr(settings, twin.field)
-        if not is_same(twin.spoken(ours), twin.taken(value) if twin.taken is _path else value):
-            problems.append(Problem(_spell(name, value), _both(twin.field, ours)))
-
-
-def reason_against(name: str, value: Any) -> str:
-    """Say why an argument of Lightning may not have a value that no setting can mean; empty if it may."""
-    if name == "callbacks":
-        return next(filter(None, map(_reason_against_callback, _listed(value))), "")
-    if name not in _FIXED:
-        return ""
-    accepted, reason = _FIXED[name]
-    # By type too: to Lightning, 1 is one batch and 1.0 all of them.
-    is_accepted = any(type(value) is type(other) and value == other for other in accepted)
-    return "" if is_accepted else f"refused: {reason}"
+        ours = equivalent.from_setting(getattr(settings, field))
+        if not is_same(ours, _path(value) if name == "default_root_dir" else value):
+            problems.append(Problem(_spell(name, value), _conflict(name, value, field, settings)))
 
 
 def _reason_against_callback(callback: object) -> str:
     if isinstance(callback, type) and _is_kind_of(callback, "Callback"):
-        return f"{callback.__name__} is a class; give an object of it: {callback.__name__}(...)"
+        return f"{callback.__name__} is a class; pass an object of it: {callback.__name__}(...)"
     if callback is not None and not _descends_from(callback, "Callback"):
         return f"{callback!r} is no callback: neither Lightning's nor a transformers.TrainerCallback"
-    if _descends_from(callback, "GradientAccumulationScheduler"):
-        return (
-            "GradientAccumulationScheduler is refused: a step is one window of the same number of "
-            "micro-batches; use gradient_accumulation_steps in the settings"
-        )
     return ""
 
 
 def _find_wrong(name: str, value: Any, *, settings: Settings, taken: dict[str, Any]) -> str:
-    """Say what is wrong with an argument that has no setting of the same meaning, or empty text."""
-    if name in _FIXED or name == "callbacks":
-        return reason_against(name, value)
+    """Return what is wrong with an argument that has no setting of the same meaning, or empty text."""
+    if name == "callbacks":
+        return next(filter(None, map(_reason_against_callback, _listed(value))), "")
     if name == "precision":
-        return _check_precision(value, settings)
+        return _check_precision(value, settings, taken)
     if name == "accelerator":
         return _check_accelerator(value, settings, taken)
-    if name == "plugins" and any(_descends_from(plugin, "Precision") for plugin in _listed(value)):
-        return "refused: HFModule casts around the model's forward itself; use bf16=True in the settings"
     return ""
 
 
-def _check_precision(value: object, settings: Settings) -> str:
-    """Compare `precision` with `bf16`."""
-    if value is None:
+def _check_precision(value: object, settings: Settings, taken: dict[str, Any]) -> str:
+    """Compare `precision` with `bf16`, or take "bf16-mixed" over."""
+    is_mixed = value in ("bf16-mixed", "bf16")
+    if value is None or is_mixed == settings.bf16 or (not is_mixed and "bf16" not in settings.given):
         return ""
-    if value in ("bf16-mixed", "bf16"):
-        if settings.bf16:
-            return ""
-        if "bf16" in settings.given:
-            return _both("bf16", False)
-        return "refused: bf16 is not set; say bf16=True in the settings"
-    if is_same(value, 32) or value in ("32", "32-true"):
-        return _both("bf16", True) if settings.bf16 else ""
-    return 'refused: only fp32 and bf16 are carried; use bf16=True in the settings, or "32-true"'
+    if is_mixed and "bf16" not in settings.given:
+        taken["bf16"] = True
+        return ""
+    return _conflict("precision", value, "bf16", settings)
 
 
 def _check_accelerator(value: object, settings: Settings, taken: dict[str, Any]) -> str:
@@ -302,21 +335,7 @@ def _check_accelerator(value: object, settings: Settings, taken: dict[str, Any])
         if is_cpu:
             taken["use_cpu"] = True
         return ""
-    return "" if is_cpu == settings.use_cpu else _both("use_cpu", settings.use_cpu)
-
-
-def _check_duration(settings: Settings, arguments: Mapping[str, Any]) -> Iterable[Problem]:
-    """Refuse epochs beside steps: Lightning stops at the first limit, the native Trainer at the steps."""
-    epochs, steps = arguments.get("max_epochs"), arguments.get("max_steps")
-    if epochs is None:
-        return
-    if epochs == -1:
-        if steps in (None, -1) and settings.max_steps <= 0:
-            yield Problem(_spell("max_epochs", epochs), "would never end; use max_steps=... in the settings")
-    elif steps not in (None, -1):
-        yield Problem(_spell("max_epochs", epochs), f"max_steps={steps} also ends the run; choose one")
-    elif settings.max_steps > 0:
-        yield Problem(_spell("max_epochs", epochs), _both("max_steps", settings.max_steps))
+    return "" if is_cpu == settings.use_cpu else _conflict("accelerator", value, "use_cpu", settings)
 
 
 def _check_launched(said: Mapping[str, Any], launched: Launched | None) -> Iterable[Problem]:
@@ -403,14 +422,17 @@ def _arguments(
     keeps = any(_descends_from(callback, "Checkpoint") for callback in _listed(said.get("callbacks")))
     is_single = choice.kind == "single" or _descends_from(said.get("strategy"), "SingleDeviceStrategy")
     final: dict[str, Any] = {
+        **_BESIDE_SETTINGS,
         "max_epochs": -1 if settings.max_steps > 0 else math.ceil(settings.num_train_epochs),
         "max_steps": settings.max_steps,
         "accelerator": "cpu" if settings.use_cpu else "auto",
         "devices": 1 if is_single else "auto",
-        "logger": False,
         "enable_checkpointing": keeps,
         "enable_progress_bar": not settings.disable_tqdm,
-        **_ALWAYS,
+        "inference_mode": False,
+        "accumulate_grad_batches": settings.gradient_accumulation_steps,
+        "gradient_clip_val": settings.max_grad_norm,
+        "precision": "32-true",
     }
     if settings.logging_strategy == "steps" and settings.logging_steps >= 1:
         final["log_every_n_steps"] = int(settings.logging_steps)
@@ -419,13 +441,22 @@ def _arguments(
     if launched is not None:
         final["devices"] = launched.local_world_size
         final["num_nodes"] = launched.world_size // launched.local_world_size
-    decided = {*_ALWAYS, *_CONSUMED, "max_epochs", "max_steps", "default_root_dir", "enable_progress_bar"}
     for name, value in said.items():
         is_unset = name in ("devices", "accelerator") and value == "auto"
-        is_unset |= value is None and (name in final or name == "strategy")
-        if name not in decided and not is_unset:
+        is_unset |= value is None and (name in final or name in ("strategy", *_VALIDATION))
+        is_unset |= name == "precision" and value in ("bf16-mixed", "bf16")
+        is_unset |= name in ("max_epochs", "max_steps") and value == -1 and not _never_ends(said, settings)
+        if (
+            name not in ("default_root_dir", "enable_progress_bar", "accumulate_grad_batches")
+            and not is_unset
+        ):
             final[name] = value
     return final
+
+
+def _never_ends(said: Mapping[str, Any], settings: Settings) -> bool:
+    """Whether Lightning's -1 was passed for the epochs, and nothing else ends the run."""
+    return said.get("max_epochs") == -1 and settings.max_steps <= 0
 
 
 def _rows(settings: Settings) -> Iterable[Row]:

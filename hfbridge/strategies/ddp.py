@@ -82,7 +82,12 @@ class DDPStrategy(strategies.DDPStrategy):
         assert self.lightning_module is not None
         return self.lightning_module.validation_step(*arguments, **named)
 
+    def test_step(self, *arguments: Any, **named: Any) -> Any:
+        """Call the module's step with the model as it is."""
+        assert self.lightning_module is not None
+        return self.lightning_module.test_step(*arguments, **named)
+
     def predict_step(self, *arguments: Any, **named: Any) -> Any:
-        """Likewise."""
+        """Call the module's step with the model as it is."""
         assert self.lightning_module is not None
         return self.lightning_module.predict_step(*arguments, **named)

@@ -118,8 +118,12 @@ class DeepSpeedStrategy(strategies.DeepSpeedStrategy):
 
     @property
     def handles_gradient_accumulation(self) -> bool:
-        """Lightning's batches are whole windows."""
+        """Lightning's loop decides when to step, and `block_backward_sync` keeps the engine from it."""
         return False
+
+    def block_backward_sync(self) -> AbstractContextManager[Any]:  # type: ignore[override]
+        """Have the engine add gradients up, and not step."""
+        return self.sharing.no_sync()
 
     # Processes.
 
@@ -257,8 +261,13 @@ class DeepSpeedStrategy(strategies.DeepSpeedStrategy):
         assert self.lightning_module is not None
         return self.lightning_module.validation_step(*arguments, **named)
 
+    def test_step(self, *arguments: Any, **named: Any) -> Any:
+        """Call the module's step with the model as it is."""
+        assert self.lightning_module is not None
+        return self.lightning_module.test_step(*arguments, **named)
+
     def predict_step(self, *arguments: Any, **named: Any) -> Any:
-        """Likewise."""
+        """Call the module's step with the model as it is."""
         assert self.lightning_module is not None
         return self.lightning_module.predict_step(*arguments, **named)
 

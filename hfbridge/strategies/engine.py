@@ -6,7 +6,7 @@ afterwards finds everything done.
 
 import argparse
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +81,20 @@ class EngineSharing(Sharing):
         """Return the engine."""
         return self.engine if self.engine is not None and self.engine.module is model else model
 
-    def micro_batch(self, *, is_last: bool) -> AbstractContextManager[Any]:
-        """Note whether this micro-batch is the window's last."""
-        self._is_last = is_last
+    def before_forward(self) -> None:
+        """Prepare for the first forward that trains."""
         if not self._has_begun:
             self._has_begun = True
             self._forget_order()
-        return nullcontext()
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Have the engine add gradients up, and not step."""
+        self._is_last = False
+        try:
+            yield
+        finally:
+            self._is_last = True
 
     def backward(self, loss: Tensor) -> None:
         """Run a micro-batch's backward, and with the window's last one the optimizer step.

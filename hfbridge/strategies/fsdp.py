@@ -264,10 +264,11 @@ class FSDPSharing(Sharing):
         """Return the wrapper."""
         return _wrapper_of(model)
 
-    def micro_batch(self, *, is_last: bool) -> AbstractContextManager[Any]:
-        """Exchange gradients with the last micro-batch of a window only."""
+    def no_sync(self) -> AbstractContextManager[Any]:
+        """Add gradients up on each rank, and do not exchange them."""
         module: Any = self._strategy.lightning_module
-        return nullcontext() if is_last else _wrapper_of(module.model).no_sync()
+        context: AbstractContextManager[Any] = _wrapper_of(module.model).no_sync()
+        return context
 
     def clip(self, model: nn.Module, max_norm: float) -> Tensor:
         """Clip by the norm over all ranks' parts."""

@@ -8,8 +8,8 @@ bf16                  weights are gathered, and gradients exchanged, in bfloat16
 generate              gathers the model's own weights as a forward does
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -168,11 +168,15 @@ class FSDP2Sharing(Sharing):
         """Return the model: its hooks gather what a forward needs."""
         return model
 
-    def micro_batch(self, *, is_last: bool) -> AbstractContextManager[Any]:
-        """Exchange gradients with the last micro-batch of a window only."""
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Add gradients up on each rank, and do not exchange them."""
         module: Any = self._strategy.lightning_module
-        module.model.set_requires_gradient_sync(is_last)
-        return nullcontext()
+        module.model.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            module.model.set_requires_gradient_sync(True)
 
     def clip(self, model: nn.Module, max_norm: float) -> Tensor:
         """Clip by the norm over all ranks' slices."""

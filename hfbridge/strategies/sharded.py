@@ -12,6 +12,7 @@ to the first rank in the form that they have on a single device, so that any str
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from lightning.fabric.strategies.fsdp import _move_torchmetrics_to_device
@@ -112,14 +113,23 @@ class ShardedStrategy(ParallelStrategy):
         return self.lightning_module.training_step(*arguments, **named)
 
     def validation_step(self, *arguments: Any, **named: Any) -> Any:
-        """Likewise."""
+        """Call the module's step."""
         assert self.lightning_module is not None
         return self.lightning_module.validation_step(*arguments, **named)
 
+    def test_step(self, *arguments: Any, **named: Any) -> Any:
+        """Call the module's step."""
+        assert self.lightning_module is not None
+        return self.lightning_module.test_step(*arguments, **named)
+
     def predict_step(self, *arguments: Any, **named: Any) -> Any:
-        """Likewise."""
+        """Call the module's step."""
         assert self.lightning_module is not None
         return self.lightning_module.predict_step(*arguments, **named)
+
+    def block_backward_sync(self) -> AbstractContextManager[Any]:  # type: ignore[override]
+        """Add gradients up on each rank, and do not exchange them."""
+        return self.sharing.no_sync()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Gather the weights to the first rank; empty on the others."""

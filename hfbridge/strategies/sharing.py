@@ -7,8 +7,9 @@ HFModule asks its strategy's `Sharing` wherever it matters who holds what:
     the model is built              shard, autocasts
     the optimizer is made           train, serve (DeepSpeed's)
     the run begins                  forward_through
-    each micro-batch                micro_batch, around its forward and backward; backward
-    the window's last backward      clip
+    each micro-batch                before_forward; backward
+    each but a step's last          no_sync, around its forward and backward
+    a step's last backward          clip
     a checkpoint is written         weights, optimizer_state: whole, on the first rank; save_parts
     a run goes on                   load_weights, load_optimizer_state; parts_to_load
     a model generates               whole
@@ -74,15 +75,13 @@ class Sharing:
         is_wrapper = isinstance(wrapped, DistributedDataParallel) and wrapped.module is model
         return wrapped if is_wrapper else model
 
-    def micro_batch(self, *, is_last: bool) -> AbstractContextManager[Any]:
-        """Make the context of one micro-batch: gradients are exchanged with the last one of a window only.
+    def before_forward(self) -> None:
+        """Prepare for the forward of a training micro-batch."""
 
-        The backward of a window's last micro-batch comes after its context.
-        """
+    def no_sync(self) -> AbstractContextManager[Any]:
+        """Make the context of a micro-batch that is not its step's last: gradients are not exchanged."""
         wrapped = self._strategy.model
-        if is_last or not isinstance(wrapped, DistributedDataParallel):
-            return nullcontext()
-        return wrapped.no_sync()
+        return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext()
 
     def clip(self, model: nn.Module, max_norm: float) -> Tensor | None:
         """Clip by the global 2-norm of all gradients and return that norm as it was before, scalar.

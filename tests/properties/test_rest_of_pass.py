@@ -12,9 +12,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, DataLoader
 
-from hfbridge.data.loader import Start, WindowLoader
+from hfbridge.data.dataloaders import Start, WindowLoader
 from hfbridge.data.order import batches_from
-from hfbridge.data.window import Cut, Place
+from hfbridge.data.accumulation import Cut, Place
 from hfbridge.resume import position_of
 
 ROWS, SIZE = 1_000_000, 8

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import Trainer as NativeTrainer
 
-from hfbridge.data.window import MicroBatch, Schedule, Window, cut_into_windows, plan_schedule
+from hfbridge.data.accumulation import MicroBatch, Schedule, Window, cut_into_windows, plan_schedule
 
 counts = st.integers(0, 60)
 sizes = st.integers(1, 12)

@@ -20,8 +20,8 @@ from tests.tiny import make_model
         ("fit_loop.epoch_loop._should_check_val_epoch", "hfbridge.attach.take_over"),
         ("fit_loop.epoch_loop.max_steps", "hfbridge.attach.take_over"),
         ("fit_loop.max_epochs", "hfbridge.attach.take_over"),
-        ("fit_loop.min_epochs", "hfbridge.attach.begin_again"),
-        ("fit_loop.epoch_loop.min_steps", "hfbridge.attach.begin_again"),
+        ("fit_loop.min_epochs", "hfbridge.attach.reset_fit_loop"),
+        ("fit_loop.epoch_loop.min_steps", "hfbridge.attach.reset_fit_loop"),
     ],
 )
 def test_lightning_still_has(path: str, used_by: str) -> None:
@@ -36,7 +36,7 @@ class Parts:
 
     model = make_model("distilbert")
     processing_class = None
-    given_optimizers = (None, None)
+    _user_optimizers = (None, None)
 
 
 def attached(*callbacks: object) -> CallbackHost:
@@ -53,7 +53,7 @@ def test_only_events_that_somebody_hears_are_fired() -> None:
             heard.append(sorted(kwargs))
 
     host = attached(Listener)
-    assert host._heard == {
+    assert host._handled_events == {
         "on_substep_end",
         *(e for e in ("on_step_end", "on_epoch_end") if e in vars(DefaultFlowCallback)),
     }
@@ -67,7 +67,7 @@ def test_only_events_that_somebody_hears_are_fired() -> None:
 def test_a_method_put_on_the_instance_is_heard() -> None:
     callback = TrainerCallback()
     callback.on_step_begin = lambda *args, **kwargs: None  # type: ignore[method-assign]
-    assert "on_step_begin" in attached(callback)._heard
+    assert "on_step_begin" in attached(callback)._handled_events
 
 
 def test_classes_and_instances_are_kept_in_their_order() -> None:

@@ -82,7 +82,7 @@ def arguments(**given):
     ],
 )
 def test_a_call_wins_over_the_settings(settings, given, expected):
-    made = Generation.of(arguments(**settings), given=given, processing_class=None, by_rows=True)
+    made = Generation.of(arguments(**settings), given=given, processing_class=None, weight_by_sample=True)
     assert made.arguments == expected
 
 

@@ -24,12 +24,12 @@ ROWS = np.ones((3, 2), np.float32)
 LABELS = np.array([0, 1, 1])
 
 
-def collected(losses=(1.0, 2.0), weights=(2, 1), *, by_rows=False):
+def collected(losses=(1.0, 2.0), weights=(2, 1), *, weight_by_sample=False):
     """Make what was collected; its items are its rows."""
     counts = np.array(weights, np.int64)
     means = None if losses is None else np.array(losses, np.float32)
     repeated = None if means is None else np.repeat(means, counts)
-    return Collected(ROWS, LABELS, ROWS[:, :1], repeated, None if by_rows else means, counts)
+    return Collected(ROWS, LABELS, ROWS[:, :1], repeated, None if weight_by_sample else means, counts)
 
 
 def name(computed, *, prefix="eval", loss=1.5, preparation_s=None):
@@ -141,7 +141,7 @@ def test_by_rows_is_natives_repeat_and_mean(joined):
     losses, parts = np.array([0.1, 0.2, 0.7], np.float32), (4, 4, 3)
     repeated = [np.repeat(loss, n) for loss, n in zip(losses, parts, strict=True)]
     theirs = np.concatenate(repeated).mean().item()
-    given = collected(losses, parts, by_rows=True)
+    given = collected(losses, parts, weight_by_sample=True)
     if not joined:
         given = replace(given, losses=repeated)
     assert mean_loss(given, drop_non_finite=True) == theirs
@@ -153,17 +153,17 @@ def test_by_items_is_the_weighted_mean_in_float64():
     assert mean_loss(collected(losses, weights), drop_non_finite=True) == pytest.approx(exact, abs=1e-15)
 
 
-@pytest.mark.parametrize("by_rows", [True, False])
+@pytest.mark.parametrize("weight_by_sample", [True, False])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_losses_that_are_not_finite_are_left_out(by_rows, bad):
-    given = collected((1.0, bad, 3.0), (1, 5, 1), by_rows=by_rows)
+def test_losses_that_are_not_finite_are_left_out(weight_by_sample, bad):
+    given = collected((1.0, bad, 3.0), (1, 5, 1), weight_by_sample=weight_by_sample)
     assert mean_loss(given, drop_non_finite=True) == 2.0
     assert not math.isfinite(mean_loss(given, drop_non_finite=False))
 
 
-@pytest.mark.parametrize("by_rows", [True, False])
-def test_if_none_is_finite_the_mean_is_not_either(by_rows):
-    given = collected((math.nan, math.nan), (1, 2), by_rows=by_rows)
+@pytest.mark.parametrize("weight_by_sample", [True, False])
+def test_if_none_is_finite_the_mean_is_not_either(weight_by_sample):
+    given = collected((math.nan, math.nan), (1, 2), weight_by_sample=weight_by_sample)
     assert math.isnan(mean_loss(given, drop_non_finite=True))
 
 
@@ -177,7 +177,7 @@ def test_without_losses_there_is_no_mean():
 
 def test_losses_of_one_round_of_objects_cannot_be_joined():
     scalars = [np.float32(1.0).reshape(()), np.float32(2.0).reshape(())]
-    given = replace(collected(by_rows=True), losses=scalars)
+    given = replace(collected(weight_by_sample=True), losses=scalars)
     with pytest.raises(MetricsError, match=r"eval_use_gather_object=True: .* single round"):
         mean_loss(given, drop_non_finite=True)
 

@@ -29,7 +29,7 @@ def evaluation(*, of=None, **changed):
     values = {
         "model": Echo(),
         "of": of or EvalSet("eval", samples=5, batches=2, batch_size=3),
-        "options": EvalOptions(**{"by_rows": False, **options}),
+        "options": EvalOptions(**{"weight_by_sample": False, **options}),
         "loss_of": loss_of,
         "label_names": ["labels"],
         "has_own_loss": False,
@@ -59,7 +59,7 @@ def test_exact_weighs_by_items():
 
 
 def test_native_weighs_by_rows_and_knows_the_short_last_batch():
-    assert run(evaluation(by_rows=True))[0] == {"eval_loss": pytest.approx((3 * 1 + 2 * 4) / 5)}
+    assert run(evaluation(weight_by_sample=True))[0] == {"eval_loss": pytest.approx((3 * 1 + 2 * 4) / 5)}
 
 
 def test_metrics_get_what_was_collected_and_speed_is_apart():
@@ -132,35 +132,35 @@ def test_without_logits_there_is_nothing_to_return():
 
 def test_a_rehearsal_reports_what_is_no_dict():
     with pytest.raises(MetricsError):
-        evaluation(compute_metrics=lambda p: 0.5).rehearse(BATCHES)
+        evaluation(compute_metrics=lambda p: 0.5).sanity_check(BATCHES)
 
 
 def test_a_rehearsal_reports_what_forgets_the_logits():
     with pytest.raises(MetricsError, match="returned None"):
-        evaluation(compute_metrics=lambda p: {}, preprocess_logits=lambda *given: None).rehearse(BATCHES)
+        evaluation(compute_metrics=lambda p: {}, preprocess_logits=lambda *given: None).sanity_check(BATCHES)
 
 
 def test_a_rehearsal_tells_the_names():
     named = {"eval_loss", "eval_f1", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
-    assert evaluation(compute_metrics=lambda p: {"f1": 1}).rehearse(BATCHES) == named
+    assert evaluation(compute_metrics=lambda p: {"f1": 1}).sanity_check(BATCHES) == named
 
 
 def test_a_rehearsal_of_what_needs_more_rows_tells_nothing():
-    assert evaluation(compute_metrics=lambda p: 1 / 0).rehearse(BATCHES) is None
+    assert evaluation(compute_metrics=lambda p: 1 / 0).sanity_check(BATCHES) is None
 
 
 def test_a_rehearsal_does_not_call_what_keeps_its_batches():
     asked = evaluation(compute_metrics=lambda p, compute_result: 1 / 0, by_batch=True)
-    assert asked.rehearse(BATCHES) is None
+    assert asked.sanity_check(BATCHES) is None
 
 
 def test_a_rehearsal_without_labels_calls_nothing():
     unlabelled = [{"x": torch.ones(2, 1)}]
-    assert "eval_loss" not in evaluation(compute_metrics=lambda p: 1 / 0).rehearse(unlabelled)
+    assert "eval_loss" not in evaluation(compute_metrics=lambda p: 1 / 0).sanity_check(unlabelled)
 
 
 def test_a_rehearsal_of_losses_alone_calls_nothing():
-    evaluation(compute_metrics=lambda p: 0.5, keeps_logits=False).rehearse(BATCHES)
+    evaluation(compute_metrics=lambda p: 0.5, keeps_logits=False).sanity_check(BATCHES)
 
 
 @pytest.mark.parametrize("is_first", [True, False])
@@ -175,5 +175,5 @@ def test_options_are_those_of_the_settings(is_first):
         include_for_metrics=["loss"],
         logging_nan_inf_filter=False,
     )
-    found = EvalOptions.of(args, by_rows=True, is_first=is_first)
+    found = EvalOptions.of(args, weight_by_sample=True, is_first=is_first)
     assert found == EvalOptions(True, False, 3, False, True, frozenset({"loss"}), is_first)

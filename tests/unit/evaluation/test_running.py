@@ -279,14 +279,14 @@ def test_labels_are_needed_but_in_predictions():
 
 def test_a_rehearsal_tells_names_and_leaves_nothing_behind():
     metrics = RunningMetrics({"r2": Seen()})
-    names = evaluation(running=metrics, keeps_logits=True).rehearse(BATCHES)
+    names = evaluation(running=metrics, keeps_logits=True).sanity_check(BATCHES)
     assert "eval_r2" in names
     assert run(evaluation(running=metrics, keeps_logits=True))[0]["eval_r2"] == 5
 
 
 def test_a_rehearsal_tells_of_a_metric_that_does_not_fit():
     with pytest.raises(MetricsError, match="does not take"):
-        evaluation(running=RunningMetrics(Perplexity()), keeps_logits=True).rehearse(BATCHES)
+        evaluation(running=RunningMetrics(Perplexity()), keeps_logits=True).sanity_check(BATCHES)
 
 
 # What is private.

@@ -41,7 +41,7 @@ def test_only_the_users_own_are_left_in_their_order() -> None:
     found = sort_callbacks(native)
     assert [type(callback) for callback in found.users] == [Mine, EarlyStoppingCallback, Mine]
     assert found.users[1] is early
-    assert (found.settings, found.prints_rows, found.problems) == ({}, True, [])
+    assert (found.settings, found.print_logs, found.problems) == ({}, True, [])
 
 
 def test_a_reporter_of_the_users_own_stays_beside_the_one_of_the_settings() -> None:

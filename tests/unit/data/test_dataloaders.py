@@ -6,7 +6,7 @@ from accelerate.data_loader import prepare_data_loader
 from lightning.fabric.utilities.data import _set_sampler_epoch
 from torch.utils.data import DataLoader, RandomSampler
 
-from hfbridge.data.loader import EvalLoader, WindowLoader
+from hfbridge.data.dataloaders import EvalLoader, WindowLoader
 
 
 class Rows(torch.utils.data.Dataset):

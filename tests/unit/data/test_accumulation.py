@@ -2,7 +2,7 @@
 
 import pytest
 
-from hfbridge.data.window import Window, cut_into_windows, plan_schedule
+from hfbridge.data.accumulation import Window, cut_into_windows, plan_schedule
 
 
 def plan(batches=5, accumulation=2, *, max_steps=-1, epochs=2.0, rows=18):

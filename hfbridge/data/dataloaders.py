@@ -1,0 +1,406 @@
+"""The loaders that Lightning iterates: micro-batches, for training each with its optimizer step.
+
+Both loaders are thin. They draw nothing from the random generators before the first batch is requested:
+Lightning calls `iter` more often than it iterates, and each `iter(DataLoader)` draws. And a training loader
+can resume in the middle of an epoch, with every draw as if it had never stopped:
+
+    draws of an epoch                   when it is resumed
+    the seed of the workers             drawn again from the state that the epoch began in
+    the order (some samplers)           likewise; completed batches are skipped as indices, uncollated
+    collating (some collators)          the prefetched micro-batch is collated in the state that it was
+                                        collated in; with workers, whose generators cannot be set, all of the
+                                        epoch are collated again
+    training                            from the state at the checkpoint
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from hfbridge import generators
+from hfbridge.data.accumulation import AccumulationStep, DataPosition, MicroBatch, group_micro_batches
+from hfbridge.data.order import batches_from, sampler_of
+from hfbridge.data.regroup import Regrouped
+from hfbridge.generators import RandomStates
+
+
+@dataclass
+class EpochRecord:
+    """What has to be known of an epoch to resume in its middle.
+
+    Attributes:
+        states: the random states in which it began.
+        sampler: state of the sampler's own generator then; `None` without one.
+        in_hand: the random states in which the prefetched micro-batch was collated; `None` if collating it
+            drew nothing, or was done by a worker.
+    """
+
+    states: RandomStates
+    sampler: torch.Tensor | None = None
+    in_hand: RandomStates | None = None
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a resumed run begins.
+
+    Attributes:
+        position: where in the data.
+        done: micro-batches that count as completed in this epoch, so that its last one has the number that
+            any epoch's has; those of `windows` full steps, unless the epoch was begun with another layout.
+        states: random states in which training resumes; `None` leaves the generators alone.
+        record: of the epoch to resume; `None` if the checkpoint has none, as one of the HF Trainer.
+        sampler: state of the sampler's own generator; `None` without one.
+    """
+
+    position: DataPosition
+    done: int
+    states: RandomStates | None
+    record: EpochRecord | None = None
+    sampler: torch.Tensor | None = None
+
+
+class PersistentWorkersMixin:
+    """A loader around a DataLoader whose workers Lightning ends when the run is over.
+
+    Lightning looks for the iterator of a DataLoader under torch's private name. Workers that are left to the
+    garbage collector end some time later, which may wait five seconds for each.
+    """
+
+    @property
+    def _inner(self) -> DataLoader[Any] | None:
+        """The DataLoader, if it is there."""
+        raise NotImplementedError
+
+    @property
+    def _iterator(self) -> Any:
+        return None if self._inner is None else self._inner._iterator
+
+    @_iterator.setter
+    def _iterator(self, value: None) -> None:
+        if self._inner is not None:
+            self._inner._iterator = value
+
+
+class TrainLoader(PersistentWorkersMixin):
+    """Iterate a training DataLoader: micro-batches, each with its optimizer step.
+
+    Args:
+        batches: loader of the micro-batches of this rank.
+        accumulation: micro-batches of a full step; a function is called when a step begins.
+        limit: micro-batches of an epoch, if fewer than there are (`limit_train_batches`).
+
+    Attributes:
+        current: the micro-batch that was handed out last; `None` before the first one of an epoch.
+        record: of the current epoch, or the last one.
+
+    Proved by: tests/unit/data/test_dataloaders.py
+    """
+
+    def __init__(
+        self, batches: DataLoader[Any], *, accumulation: int | Callable[[], int], limit: int | None = None
+    ) -> None:
+        self.batches, self._limit = batches, limit
+        self._accumulation = accumulation
+        self.current: MicroBatch | None = None
+        self.record: EpochRecord | None = None
+        self._start: Start | None = None
+        self._position = DataPosition()
+        self._epoch = 0
+
+    def __len__(self) -> int:
+        """Micro-batches of an epoch; with a token budget, whose steps differ, no epoch has more."""
+        batches = self.batches.batch_sampler
+        return batches.most if isinstance(batches, Regrouped) else len(self.batches)
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        self.current = None
+        for step in self._steps():
+            for self.current in step.micro_batches:
+                yield self.current
+
+    def start_at(self, start: Start) -> None:
+        """Begin the next epoch where a checkpoint was written."""
+        self._start = start
+
+    def state_dict(self) -> dict[str, Any]:
+        """Mark this loader as resumable for Lightning; its state is in `EpochRecord`."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Do nothing: `start_at` sets where to resume."""
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of a full step."""
+        return self._accumulation if isinstance(self._accumulation, int) else self._accumulation()
+
+    @property
+    def _inner(self) -> DataLoader[Any]:
+        return self.batches
+
+    @property
+    def sampler(self) -> "TrainLoader":
+        """The object whose `set_epoch` Lightning calls before each epoch: this loader."""
+        return self
+
+    @property
+    def sampler_state(self) -> torch.Tensor | None:
+        """State of the generator that the sampler keeps to itself; `None` without one."""
+        generator = getattr(sampler_of(self.batches), "generator", None)
+        return None if generator is None else generator.get_state()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Give sampler and dataset the number of the epoch about to begin, counted from 0."""
+        self._epoch = epoch
+        loader = self.batches
+        parts: tuple[Any, ...] = (sampler_of(loader), loader.batch_sampler, loader.dataset)
+        for part in parts:
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(epoch)
+
+    def _steps(self) -> Iterator[AccumulationStep]:
+        start, self._start = self._start, None
+        if start is None:
+            self._position = DataPosition(self._epoch, extra=self._position.extra)
+            yield from self._full_epoch()
+            return
+        self._position = start.position
+        if start.position.windows == 0:
+            if start.states is not None:
+                generators.restore(start.states)
+            self._set_sampler_state(start.sampler)
+            yield from self._full_epoch(start.done)
+        else:
+            yield from self._rest_of_epoch(start)
+
+    def _full_epoch(self, done: int = 0) -> Iterator[AccumulationStep]:
+        """Iterate an epoch, or from a sample on what is left of it for another layout."""
+        loader, first_row = self.batches, self._position.first_row
+        self.record = EpochRecord(generators.capture(), self.sampler_state)
+        if loader.persistent_workers and self._epoch > 0:
+            # The seed of workers that live on was drawn in the first epoch; one of new workers is no draw of
+            # this run.
+            loader.generator = torch.Generator()
+        batches = iter(self._without(0, loader.generator) if first_row else loader)
+        yield from self._group(self._watched(batches), done=done)
+
+    def _group(
+        self,
+        batches: Iterator[Mapping[str, Any]],
+        *,
+        done: int,
+        prefetched: Mapping[str, Any] | None = None,
+    ) -> Iterator[AccumulationStep]:
+        """Group the micro-batches of an epoch into steps, each with the position after it."""
+        per_epoch, position = len(self.batches), self._position
+        if self._limit is not None:
+            per_epoch = min(self._limit, per_epoch)
+            if not isinstance(self.batches.batch_sampler, Regrouped):  # which limits itself
+                batches = islice(batches, per_epoch - done - (prefetched is not None))
+        steps = group_micro_batches(
+            batches,
+            self._accumulation,
+            done=done,
+            prefetched=prefetched,
+            sizes=self._sizes(),
+        )
+        for step in steps:
+            step.done_micro_batches = min(step.done_micro_batches, per_epoch)
+            position = position.next()
+            if step.done_micro_batches == per_epoch:
+                position = DataPosition(epoch=position.epoch + 1, extra=position.extra)
+                step.ends_epoch = True
+            step.position = self._position = position
+            yield step
+
+    def _rest_of_epoch(self, start: Start) -> Iterator[AccumulationStep]:
+        """Iterate what comes after the completed batches."""
+        completed, done, record = start.position.windows, start.done, start.record
+        if record is None:
+            # As the HF Trainer: the random states are set when the first step's data have been fetched.
+            self.record = EpochRecord(generators.capture(), self.sampler_state)
+            steps = self._group(iter(self._without(completed)), done=done)
+            first = next(steps)
+            if start.states is not None:
+                generators.restore(start.states)
+            yield first
+            yield from steps
+            return
+        assert start.states is not None
+        self.record = record
+        generators.restore(record.states)
+        self._set_sampler_state(record.sampler)
+        seeds_workers = torch.Generator()
+        seeds_workers.set_state(record.states["cpu"])
+        _draw_worker_seed()
+        if self._collates_randomly_in_workers():
+            batches = iter(self._without(0, seeds_workers))
+            self._leave_out(batches, completed)
+        else:
+            batches = iter(self._without(completed, seeds_workers))
+        generators.restore(record.in_hand or start.states)
+        prefetched = next(batches)
+        generators.restore(start.states)
+        following = self._watched(batches, draws=record.in_hand is not None)
+        yield from self._group(following, done=done, prefetched=prefetched)
+
+    def _sizes(self) -> Iterator[int] | None:
+        """Return how many micro-batches each step has where they differ."""
+        batches = self.batches.batch_sampler
+        return batches.sizes() if isinstance(batches, Regrouped) else None
+
+    def _leave_out(self, batches: Iterator[Any], steps: int) -> None:
+        """Collate the first steps again, for the draws that takes."""
+        sizes = self._sizes()
+        for _ in range(steps):
+            next(batches)  # then the size of its step is known
+            for _ in range((self.accumulation if sizes is None else next(sizes)) - 1):
+                next(batches)
+
+    def _without(self, windows: int, generator: torch.Generator | None = None) -> DataLoader[Any]:
+        """Make a loader of the rest of an epoch; the order is drawn here, nothing is collated."""
+        loader, first_row = self.batches, self._position.first_row
+        rest = batches_from(loader, first_row, windows=windows, accumulation=self.accumulation)
+        return DataLoader(
+            loader.dataset,
+            batch_sampler=_RemainingBatches(rest),
+            generator=generator,
+            **{name: getattr(loader, name) for name in _KEPT_ARGUMENTS},
+        )
+
+    def _watched(self, batches: Iterator[Any], draws: bool | None = None) -> Iterator[Any]:
+        """Yield micro-batches; where collating draws, keep the states in which each was collated."""
+        record = self.record
+        assert record is not None
+        if self.batches.num_workers > 0:
+            draws = False
+        if draws is None:
+            before = generators.capture()
+            first = next(batches, None)
+            if first is None:
+                return
+            # The order itself may be drawn with the first batch; then the states are kept for nothing.
+            draws = not generators.are_equal(before, generators.capture())
+            yield first
+        if not draws:
+            yield from batches
+            return
+        while True:
+            record.in_hand = generators.capture()
+            following = next(batches, None)
+            if following is None:
+                return
+            yield following
+
+    def _collates_randomly_in_workers(self) -> bool:
+        """Try on one batch, in this process, whether collating draws."""
+        loader = self.batches
+        if loader.num_workers == 0 or loader.persistent_workers:
+            return False
+        states, batches = generators.capture(), loader.batch_sampler
+        # The first rows of the set: drawing an order of millions for a trial would take as long as the start.
+        count = getattr(getattr(batches, "batch_sampler", batches), "batch_size", None) or 2
+        rows = [loader.dataset[i] for i in range(min(count, len(loader.dataset)))]  # type: ignore[arg-type]
+        between = generators.capture()
+        if loader.collate_fn is not None:
+            loader.collate_fn(rows)
+        draws = not generators.are_equal(between, generators.capture())
+        generators.restore(states)
+        return draws
+
+    def _set_sampler_state(self, state: torch.Tensor | None) -> None:
+        generator = getattr(sampler_of(self.batches), "generator", None)
+        if generator is not None and state is not None:
+            generator.set_state(state)
+
+
+_KEPT_ARGUMENTS = (
+    "collate_fn",
+    "num_workers",
+    "pin_memory",
+    "timeout",
+    "worker_init_fn",
+    "multiprocessing_context",
+    "prefetch_factor",
+    "persistent_workers",
+    "in_order",
+)
+
+
+def _draw_worker_seed() -> None:
+    """Draw what `iter(DataLoader)` draws."""
+    torch.empty((), dtype=torch.int64).random_()
+
+
+class _RemainingBatches:
+    """The batches of indices that an iterator still has."""
+
+    def __init__(self, batches: Iterator[list[int]]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self._batches
+
+
+class EvalLoader(PersistentWorkersMixin):
+    """Iterate an evaluation DataLoader batch by batch.
+
+    As accelerate's loaders do, it fetches each batch before the one in front of it is used; a collator that
+    draws random numbers shows the difference.
+
+    Args:
+        batches: the DataLoader.
+        prefix: what the names of the set's metrics begin with.
+        batch_size: rows of a full batch.
+        is_first_pass: whether its workers, if they live on, are yet to be made; a resumed run has made its
+            own before, and draws no seed for those that take their place.
+        order: the rows' numbers in the order they are read in; `None` is that of the set.
+
+    Proved by: tests/unit/data/test_loader.py
+    """
+
+    def __init__(
+        self,
+        batches: DataLoader[Any],
+        *,
+        prefix: str,
+        batch_size: int,
+        is_first_pass: bool = True,
+        order: Sequence[int] | None = None,
+    ) -> None:
+        self.batches = batches
+        if batches.persistent_workers and not is_first_pass:
+            batches.generator = torch.Generator()
+        self.prefix = prefix
+        self.batch_size = batch_size
+        self.order = order
+
+    def __len__(self) -> int:
+        """Batches of one pass."""
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        generator = getattr(sampler_of(self.batches), "generator", None)
+        if generator is not None and not self.batches.persistent_workers:
+            # Natively, each evaluation has a new loader, unless its workers live on.
+            generator.manual_seed(generator.initial_seed())
+        batches = iter(self.batches)
+        batch = next(batches, None)
+        while batch is not None:
+            following = next(batches, None)
+            yield batch
+            batch = following
+
+    @property
+    def _inner(self) -> DataLoader[Any]:
+        return self.batches
+
+    @property
+    def samples(self) -> int:
+        """Rows of the dataset behind the loader."""
+        return len(self.batches.dataset)  # type: ignore[arg-type]

@@ -1,0 +1,160 @@
+"""What a run of HFModule reads of its data; and of loaders that the user brings."""
+
+import math
+from typing import Any, Protocol
+
+import lightning.pytorch as pl
+from torch.utils.data import DataLoader
+
+from hfbridge.attach import ENDLESS_EPOCHS, end_with, epoch_limit, settings_of
+from hfbridge.data.accumulation import BatchLayout, Schedule, plan_schedule
+from hfbridge.errors import SettingsError
+from hfbridge.settings import Settings
+
+ENDLESS_STEPS = 2**53
+"""Optimizer steps of a run that nothing ends."""
+
+
+class RunData(Protocol):
+    """What HFModule and CallbackHost read of the data of a run."""
+
+    processing_class: Any
+    data_collator: Any
+    packing: int | None
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the run."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """Steps and epochs of the run."""
+
+    @property
+    def train_batch_size(self) -> int:
+        """Samples of a micro-batch."""
+
+    @property
+    def layout(self) -> BatchLayout:
+        """How the samples of an epoch are grouped into optimizer steps."""
+
+    @property
+    def eval_splits(self) -> tuple[str, ...]:
+        """Prefixes of the metrics of the evaluation sets that can be tried before training starts."""
+
+    def is_streamed(self, split: str) -> bool:
+        """Whether a set can only be iterated."""
+
+
+class UserData:
+    """The loaders, or the LightningDataModule, that the user passed to the Trainer.
+
+    Args:
+        trainer: of the run.
+
+    Raises:
+        SettingsError: the settings conflict.
+    """
+
+    packing: int | None = None
+    eval_splits: tuple[str, ...] = ()
+
+    def __init__(self, trainer: pl.Trainer) -> None:
+        self._trainer = trainer
+        self.settings: Settings = settings_of(trainer)
+        self.processing_class = self.data_collator = None
+        self._schedule: Schedule | None = None
+
+    def is_streamed(self, split: str) -> bool:
+        """Loaders of the user's are iterated as they are."""
+        return True
+
+    @property
+    def train_batch_size(self) -> int:
+        """Samples of a micro-batch, as far as the loader says; else `per_device_train_batch_size`."""
+        loader = self._trainer.train_dataloader
+        size = getattr(loader, "batch_size", None)
+        return size if isinstance(size, int) else int(self.settings.per_device_train_batch_size)
+
+    @property
+    def layout(self) -> BatchLayout:
+        """How the samples of an epoch are grouped into optimizer steps."""
+        trainer = self._trainer
+        return BatchLayout(trainer.world_size, self.train_batch_size, trainer.accumulate_grad_batches)
+
+    @property
+    def schedule(self) -> Schedule:
+        """Steps and epochs of the run; the first time, Lightning is asked for the training loader.
+
+        Raises:
+            SettingsError: the loader has no length, and the learning rate depends on the number of steps.
+        """
+        if self._schedule is None:
+            self._trainer.fit_loop.setup_data()
+            self._schedule = self._plan()
+            end_with(self._trainer, self._schedule)
+        return self._schedule
+
+    def _plan(self) -> Schedule:
+        trainer, settings = self._trainer, self.settings
+        batches, accumulation = trainer.num_training_batches, trainer.accumulate_grad_batches
+        if isinstance(batches, float) and math.isinf(batches):
+            return self._plan_endless()
+        size = self.train_batch_size
+        loader: Any = trainer.train_dataloader
+        has_rows = isinstance(loader, DataLoader) and batches == len(loader)
+        return plan_run(
+            settings,
+            rows=len(loader.dataset) if has_rows else int(batches) * size * trainer.world_size,  # type: ignore[arg-type]
+            micro_batches=int(batches),
+            accumulation=accumulation,
+            total_batch_size=size * accumulation * trainer.world_size,
+            epochs=epoch_limit(trainer),
+        )
+
+    def _plan_endless(self) -> Schedule:
+        """Count a run over a loader without a length."""
+        settings, steps = self.settings, int(self.settings.max_steps)
+        if steps <= 0 and settings.lr_scheduler_type not in ("constant", "reduce_lr_on_plateau", "greedy"):
+            raise SettingsError(
+                f"max_steps={steps}, and the training loader has no length: lr_scheduler_type="
+                f"{str(settings.lr_scheduler_type)!r} needs the number of steps. Set max_steps, or "
+                'lr_scheduler_type="constant".'
+            )
+        epochs = epoch_limit(self._trainer) if steps > 0 else math.ceil(settings.num_train_epochs)
+        steps = steps if steps > 0 else ENDLESS_STEPS
+        accumulation = self._trainer.accumulate_grad_batches
+        per_step = self.train_batch_size * accumulation * self._trainer.world_size
+        return Schedule(steps * accumulation, steps, steps, epochs or ENDLESS_EPOCHS, steps * per_step)
+
+
+def plan_run(
+    settings: Settings,
+    *,
+    rows: int,
+    micro_batches: int,
+    accumulation: int,
+    total_batch_size: int,
+    epochs: int | None,
+) -> Schedule:
+    """Count the optimizer steps and epochs of a run.
+
+    Args:
+        settings: `max_steps` and `num_train_epochs`.
+        rows: samples of an epoch.
+        micro_batches: of an epoch, on each rank.
+        accumulation: micro-batches of a full step.
+        total_batch_size: samples of one full optimizer step on all ranks.
+        epochs: ends a run of `max_steps`, too; `None` does not.
+    """
+    steps = int(settings.max_steps)
+    if steps > 0 and epochs is not None:
+        steps = min(steps, epochs * max(math.ceil(micro_batches / accumulation), 1))
+    return plan_schedule(
+        samples_per_epoch=rows,
+        micro_batches_per_epoch=micro_batches,
+        accumulation=accumulation,
+        total_batch_size=total_batch_size,
+        max_steps=steps,
+        num_train_epochs=settings.num_train_epochs,
+    )
