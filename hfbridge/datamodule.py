@@ -4,13 +4,13 @@ given                            becomes
 a DatasetDict                    its splits train, validation (or eval, dev) and test; without a validation
                                  split, all validation_... splits, each evaluated by itself
 train_dataset=, eval_dataset=    used as they are; they win over a split
-a stream                         read as it comes; data/streams.py
+a stream                         read as it comes; data/iterable.py
 eval_dataset={"a": ..., ...}     sets that are evaluated one after the other: eval_a_loss, ...
 map_function                     datasets.map, once on each node; data/mapping.py
 the columns                      those the model's forward takes
 data_collator                    the native default without one
 packing                          rows of the train set become rows of several; data/packing.py
-regroup                          rows of an optimizer step are dealt by length; data/regroup.py
+regroup                          rows of an optimizer step are dealt by length; data/length_grouping.py
 eval_by_length                   evaluations take the longest rows first; data/lengths.py
 """
 
@@ -21,16 +21,13 @@ import lightning.pytorch as pl
 import torch
 
 from hfbridge.agreement import compare, explain, has_ranks
-from hfbridge.attach import configure_trainer, end_with, epoch_limit, is_hf_module, settings_of
+from hfbridge.callbacks.connector import configure_trainer, end_with, epoch_limit, is_hf_module, settings_of
+from hfbridge.callbacks.run_data import plan_run
 from hfbridge.data.accumulation import BatchLayout, MicroBatch, Schedule
 from hfbridge.data.columns import Collator
 from hfbridge.data.dataloaders import EvalLoader, TrainLoader
-from hfbridge.data.lengths import check_sorted
-from hfbridge.data.mapping import Mapper, pack, unpack
-from hfbridge.data.order import micro_batches_of, rows_of_micro_batch, splits_batches
-from hfbridge.data.packing import check_max_tokens, pack_set
-from hfbridge.data.regroup import check_regroup, check_regrouped
-from hfbridge.data.streams import (
+from hfbridge.data.factory import Loaders
+from hfbridge.data.iterable import (
     StreamEvalLoader,
     StreamLoader,
     check_stream,
@@ -38,14 +35,17 @@ from hfbridge.data.streams import (
     is_stream,
     plan_stream,
 )
+from hfbridge.data.length_grouping import check_regroup, check_regrouped
+from hfbridge.data.lengths import check_sorted
+from hfbridge.data.mapping import Mapper, pack, unpack
+from hfbridge.data.packing import check_max_tokens, pack_set
+from hfbridge.data.samplers import micro_batches_of, rows_of_micro_batch, splits_batches
 from hfbridge.errors import DataError, SettingsError
 from hfbridge.facts import facts_of_run
-from hfbridge.loaders import Loaders
 from hfbridge.ranks import gather, together
 from hfbridge.settings import Settings, SettingsSource
 from hfbridge.sources import ProcessorSource, SetSource, make_processor, make_set
 from hfbridge.strategies import close_group_at_exit
-from hfbridge.user_data import plan_run
 
 _SPLITS = {"train": ("train",), "eval": ("validation", "eval", "dev"), "predict": ("test",)}
 _SEVERAL = "validation_"

@@ -8,9 +8,9 @@ One Lightning batch is one micro-batch; the first of an optimizer step counts th
     training_step                    get_batch_samples' count, _prepare_inputs, training_step
     configure_gradient_clipping      _clip_grad_norm, on_pre_optimizer_step
     optimizer_step                   optimizer.step, on_optimizer_step
-    validation_step, test_step,      prediction_step; evaluator.py has the rest of evaluation_loop
+    validation_step, test_step,      prediction_step; callbacks/evaluation.py has the rest of evaluation_loop
       predict_step
-    on_load_checkpoint               _load_from_checkpoint; resume.py has the rest of resuming
+    on_load_checkpoint               _load_from_checkpoint; checkpoints/resume.py has the rest
 """
 
 import inspect
@@ -32,9 +32,13 @@ from transformers import TrainingArguments
 from transformers.utils.logging import set_verbosity
 
 from hfbridge.advice import OF_MODULE
-from hfbridge.attach import configure_trainer, current_micro_batch
-from hfbridge.callbacks import CallbackHost, host_of
+from hfbridge.callbacks.checkpointing import write_on_first_rank
+from hfbridge.callbacks.connector import configure_trainer, current_micro_batch
+from hfbridge.callbacks.evaluation import Evaluator
+from hfbridge.callbacks.run_data import RunData, UserData
+from hfbridge.callbacks.trainer_state import CallbackHost, host_of
 from hfbridge.checkpoints.io import read_directories
+from hfbridge.checkpoints.resume import Resumption, fill_checkpoint
 from hfbridge.datamodule import HFDataModule
 from hfbridge.errors import ModelError
 from hfbridge.evaluation.memory import explain_eval_oom
@@ -42,7 +46,6 @@ from hfbridge.evaluation.metrics import ComputeMetrics
 from hfbridge.evaluation.predict import logits_in
 from hfbridge.evaluation.run import PreprocessLogits
 from hfbridge.evaluation.running import MetricsSource, RunningMetrics
-from hfbridge.evaluator import Evaluator
 from hfbridge.model.adapters import read_peft_config
 from hfbridge.model.build import ModelSource, build_model, check_function, check_source
 from hfbridge.model.chunked import check_chunked
@@ -53,12 +56,9 @@ from hfbridge.model.modes import set_training
 from hfbridge.model.optim import OptimizerClass, Optimizers, check_optimizers, learning_rate_of
 from hfbridge.model_run import ModelRun
 from hfbridge.native import make_native
-from hfbridge.resume import Resumption, fill_checkpoint
-from hfbridge.saving import write_on_first_rank
 from hfbridge.settings import Settings, SettingsSource
 from hfbridge.sources import ProcessorSource, find_factory, make_processor
 from hfbridge.strategies import Sharing
-from hfbridge.user_data import RunData, UserData
 
 
 class HFModule(pl.LightningModule):

@@ -30,7 +30,7 @@ from transformers import (
 )
 from transformers import Trainer as NativeTrainer
 
-from hfbridge.callbacks import CallbackHost
+from hfbridge.callbacks.trainer_state import CallbackHost
 from hfbridge.data.columns import default_collator
 from hfbridge.datamodule import HFDataModule
 from hfbridge.errors import DataError, Problem, SettingsError, raise_problems

@@ -16,19 +16,19 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import PredictionOutput
 
-from hfbridge.any_module import configured_for
 from hfbridge.arguments import AnyCallback, TrainerArguments
-from hfbridge.attach import reset_fit_loop
+from hfbridge.callbacks.any_module import configured_for
+from hfbridge.callbacks.connector import reset_fit_loop
+from hfbridge.callbacks.evaluation import Evaluator
+from hfbridge.callbacks.progress import RunProgressBar, has_native_bar, is_silenced
 from hfbridge.checkpoints.io import NewestOf, newest_in
 from hfbridge.checkpoints.layout import checkpoints_in
 from hfbridge.checkpoints.read import read_checkpoint
 from hfbridge.datamodule import HFDataModule, predicting
 from hfbridge.errors import DataError, ModelError, SettingsError
 from hfbridge.evaluation.generate import decode
-from hfbridge.evaluator import Evaluator
-from hfbridge.lean import LeanEpochLoop, NoProfiler
+from hfbridge.loops.epoch_loop import LeanEpochLoop, NoProfiler
 from hfbridge.module import HFModule
-from hfbridge.progress import RunProgressBar, has_native_bar, is_silenced
 from hfbridge.settings import (
     AccelerateConfig,
     Launched,

@@ -1,7 +1,7 @@
 """A checkpoint in Lightning's form and back, without a model and without a run; knows Hugging Face.
 
 checkpoints/layout.py has the table. What Lightning wants beside it (loop counters, above all) depends on the
-data, and is filled in when a run goes on: hfbridge/resume.py.
+data, and is filled in when a run is resumed: checkpoints/resume.py.
 """
 
 from collections.abc import Mapping, Sequence

@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader
 
 from hfbridge import generators
 from hfbridge.data.accumulation import AccumulationStep, DataPosition, MicroBatch, group_micro_batches
-from hfbridge.data.order import batches_from, sampler_of
-from hfbridge.data.regroup import Regrouped
+from hfbridge.data.length_grouping import Regrouped
+from hfbridge.data.samplers import batches_from, sampler_of
 from hfbridge.generators import RandomStates
 
 
@@ -361,7 +361,7 @@ class EvalLoader(PersistentWorkersMixin):
             own before, and draws no seed for those that take their place.
         order: the rows' numbers in the order they are read in; `None` is that of the set.
 
-    Proved by: tests/unit/data/test_loader.py
+    Proved by: tests/unit/data/test_dataloaders.py
     """
 
     def __init__(

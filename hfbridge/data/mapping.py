@@ -22,7 +22,7 @@ from typing import Any
 import datasets
 
 from hfbridge.agreement import Fact
-from hfbridge.data.streams import facts_of_stream, is_stream, map_stream
+from hfbridge.data.iterable import facts_of_stream, is_stream, map_stream
 from hfbridge.errors import DataError
 
 _SAMPLED = 64

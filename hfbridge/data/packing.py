@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from hfbridge.data.streams import is_stream
+from hfbridge.data.iterable import is_stream
 from hfbridge.errors import DataError
 
 IGNORED = -100

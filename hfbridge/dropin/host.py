@@ -24,11 +24,11 @@ from transformers.trainer_callback import CallbackHandler
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from transformers.trainer_utils import TrainerMemoryTracker
 
-from hfbridge.callbacks import EVENTS, CallbackHost
-from hfbridge.checkpoints.sigterm import SigtermCheckpoint
+from hfbridge.callbacks.evaluation import Evaluator
+from hfbridge.callbacks.jit_checkpoint import SigtermCheckpoint
+from hfbridge.callbacks.trainer_state import EVENTS, CallbackHost
 from hfbridge.evaluation.memory import MemoryTracker, Stage
 from hfbridge.evaluation.metrics import metric_name
-from hfbridge.evaluator import Evaluator
 from hfbridge.model.optim import follows_metric
 
 

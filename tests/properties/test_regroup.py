@@ -10,8 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, DataLoader
 
-from hfbridge.data.order import batches_from
-from hfbridge.data.regroup import Regrouped, deal
+from hfbridge.data.length_grouping import Regrouped, deal
+from hfbridge.data.samplers import batches_from
 from tests.properties.test_split_law import (
     LAW,
     LAW_KINDS,

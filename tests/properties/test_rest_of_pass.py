@@ -12,10 +12,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, DataLoader
 
-from hfbridge.data.dataloaders import Start, WindowLoader
-from hfbridge.data.order import batches_from
+from hfbridge.checkpoints.resume import position_of
 from hfbridge.data.accumulation import Cut, Place
-from hfbridge.resume import position_of
+from hfbridge.data.dataloaders import Start, WindowLoader
+from hfbridge.data.samplers import batches_from
 
 ROWS, SIZE = 1_000_000, 8
 

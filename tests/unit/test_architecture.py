@@ -39,19 +39,14 @@ LAYERS = {
     "checkpoints": 2,
     "checkpoints/io": 3,
     "checkpoints/export": 3,
+    "checkpoints/resume": 3,
+    "data/factory": 3,
+    "callbacks": 3,
+    "loops": 3,
     "module": 3,
     "native": 3,
     "model_run": 3,
     "datamodule": 3,
-    "loaders": 3,
-    "callbacks": 3,
-    "evaluator": 3,
-    "attach": 3,
-    "resume": 3,
-    "saving": 3,
-    "progress": 3,
-    "lean": 3,
-    "sigterm": 3,
     "facts": 3,
     "arguments": 3,
     "sources": 3,
@@ -73,7 +68,7 @@ CLOSED_ROOMS = {
         "weights",
         "write",
         "writer",
-        "sigterm",
+        "resume",
         "convert",
         "io",
         "export",
@@ -83,7 +78,7 @@ LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}
 HUGGING_FACE = {"transformers", "datasets", "evaluate", "peft", "tokenizers"}
 # (path in the package, top-level package): required dependencies that may be imported inside a function.
 LATE_IMPORTS: set[tuple[str, str]] = set()
-MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_METHODS = 450, 50, 25
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_METHODS = 800, 50, 40
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 DOTTED = r"[A-Za-z_]\w*(?:\.\w+)+"
@@ -159,7 +154,7 @@ def imports(source: Source, keys: set[str], package: str) -> list[Import]:
 
 
 def key_of(module: str, package: str) -> str | None:
-    """`data/order` for hfbridge.data.order; None for other packages."""
+    """`data/order` for hfbridge.data.samplers; None for other packages."""
     if module != package and not module.startswith(f"{package}."):
         return None
     return module.removeprefix(package).removeprefix(".").replace(".", "/")
@@ -395,14 +390,14 @@ def build(root: Path, files: dict[str, str]) -> Path:
 
 
 LONG_BODY = "\n".join(f"    x{n} = {n}" for n in range(51))
-METHODS = "\n".join(f"    def m{n}(self): ..." for n in range(26))
+METHODS = "\n".join(f"    def m{n}(self): ..." for n in range(41))
 TYPE_ONLY = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from hfbridge.trainer import Trainer\n"
 
 BROKEN = [
     (misplaced_files, {"utils.py": ""}, "utils.py"),
     (misplaced_files, {"checkpoints/misc.py": ""}, "checkpoints/misc.py"),
     (upward_imports, {"errors.py": "from hfbridge.settings import Settings"}, "errors.py:1"),
-    (upward_imports, {"settings/fields.py": "import hfbridge.data.order"}, "layer 2, from layer 1"),
+    (upward_imports, {"settings/fields.py": "import hfbridge.data.samplers"}, "layer 2, from layer 1"),
     (upward_imports, {"data/order.py": "from hfbridge import Trainer"}, "layer 8"),
     (upward_imports, {"data/order.py": "from ..trainer import Trainer", "trainer.py": ""}, "layer 4"),
     (upward_imports, {"data/order.py": "def f():\n    from hfbridge import cli", "cli.py": ""}, "layer 7"),
@@ -428,10 +423,10 @@ BROKEN = [
     (mixed_worlds, {"strategies/ddp.py": "from transformers import Trainer"}, "strategies/ must not know"),
     (mixed_worlds, {"checkpoints/layout.py": "import pytorch_lightning"}, "checkpoints/ must not know"),
     (mixed_worlds, {"settings/translate.py": "import lightning\nimport transformers"}, "both worlds"),
-    (long_files, {"errors.py": "\n" * 451}, "451 lines"),
+    (long_files, {"errors.py": "\n" * 801}, "801 lines"),
     (long_functions, {"errors.py": f"def f():\n{LONG_BODY}\n"}, "f has 51 lines"),
     (long_functions, {"errors.py": f"class C:\n  async def f(self):\n{LONG_BODY}\n"}, "f has 51 lines"),
-    (crowded_classes, {"errors.py": f"class C:\n{METHODS}\n"}, "26 methods"),
+    (crowded_classes, {"errors.py": f"class C:\n{METHODS}\n"}, "41 methods"),
     (late_imports, {"module.py": "def f():\n    import transformers"}, "imports transformers, no optional"),
     (
         late_imports,

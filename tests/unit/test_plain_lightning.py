@@ -201,7 +201,7 @@ def test_lightnings_bars_show_loss_and_metrics(bar: type[Any]) -> None:
 
 def test_our_bar_shows_the_whole_run(capsys: pytest.CaptureFixture[str]) -> None:
     module, trainer = fit_ours({"disable_tqdm": None, "num_train_epochs": 2})
-    (bar,) = (cb for cb in trainer.callbacks if isinstance(cb, hfbridge.progress.RunProgressBar))
+    (bar,) = (cb for cb in trainer.callbacks if isinstance(cb, hfbridge.callbacks.progress.RunProgressBar))
     assert (bar.train_progress_bar.n, bar.train_progress_bar.total) == (8, 8)
     shown = bar.get_metrics(trainer, module)
     assert {"loss", "norm", "lr", "eval_loss", "eval_m"} == set(shown)

@@ -11,8 +11,8 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 import hfbridge
-from hfbridge.lean import NoProfiler
-from hfbridge.progress import RunProgressBar
+from hfbridge.callbacks.progress import RunProgressBar
+from hfbridge.loops.epoch_loop import NoProfiler
 from hfbridge.trainer import _split_callbacks
 
 SETTINGS: dict[str, Any] = {"output_dir": "out", "use_cpu": True, "save_strategy": "no", "max_steps": 3}

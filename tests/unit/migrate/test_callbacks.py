@@ -13,9 +13,9 @@ from transformers.trainer_callback import DefaultFlowCallback
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 
 import hfbridge
+from hfbridge.callbacks.progress import RunProgressBar
 from hfbridge.errors import SettingsError
 from hfbridge.migrate.callbacks import sort_callbacks
-from hfbridge.progress import RunProgressBar
 from tests.unit.migrate.natives import make_with
 
 

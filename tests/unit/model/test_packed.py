@@ -11,7 +11,7 @@ from torch import nn
 
 from hfbridge import ModelError
 from hfbridge.data.packing import PackCollator, Packed
-from hfbridge.model.packed import check_packing_isolation, check_class
+from hfbridge.model.packed import check_class, check_packing_isolation
 from tests.tiny import VOCABULARY, make_model, make_rows
 
 _SIZES: dict[str, Any] = {
@@ -71,7 +71,9 @@ def model_of(config: hf.PreTrainedConfig, attention: str = "eager") -> Any:
 
 def check(model: nn.Module) -> None:
     check_class(model, packs_per_batch=2)
-    check_packing_isolation(model, torch.randint(3, VOCABULARY, (2, 20), generator=torch.Generator().manual_seed(3)))
+    check_packing_isolation(
+        model, torch.randint(3, VOCABULARY, (2, 20), generator=torch.Generator().manual_seed(3))
+    )
 
 
 @pytest.mark.parametrize(("name", "attention"), with_attentions(APART))

@@ -25,7 +25,7 @@ from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import PredictionOutput
 
 from hfbridge.data.dataloaders import EvalLoader
-from hfbridge.data.streams import StreamEvalLoader
+from hfbridge.data.iterable import StreamEvalLoader
 from hfbridge.evaluation.gather import AnySet, EvalSet, StreamedSet, UserSet
 from hfbridge.evaluation.generate import Generation, generates
 from hfbridge.evaluation.memory import MemoryTracker, Stage

@@ -24,8 +24,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 import hfbridge
-from hfbridge.lean import LeanEpochLoop, LeanStep
-from hfbridge.sigterm import listens_to_sigterm
+from hfbridge.loops.epoch_loop import LeanEpochLoop, LeanStep, listens_to_sigterm
 from hfbridge.strategies import DDPStrategy
 from tests.tiny import PadRows, make_dataset, make_model
 
@@ -476,7 +475,9 @@ def test_the_private_names_are_there() -> None:
     trainer = hfbridge.Trainer(SETTINGS, logger=False)
     loop = trainer.fit_loop.epoch_loop
     for name in ("_results", "_restarting", "_batches_that_stepped"):
-        assert hasattr(loop, name), f"_TrainingEpochLoop has no {name} any more, which hfbridge.lean uses"
+        assert hasattr(loop, name), (
+            f"_TrainingEpochLoop has no {name} any more, which hfbridge.loops.epoch_loop uses"
+        )
     assert "self._broadcast_sigterm_tensor()" in inspect.getsource(_TrainingEpochLoop.advance)
     assert hasattr(trainer._logger_connector, "_first_loop_iter")
     assert hasattr(DDPStrategy(), "_ddp_comm_state")

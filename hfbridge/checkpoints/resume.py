@@ -49,8 +49,8 @@ from hfbridge.checkpoints.write import other_files
 from hfbridge.checkpoints.writer import as_json
 from hfbridge.data.accumulation import BatchLayout, DataPosition
 from hfbridge.data.dataloaders import EpochRecord, Start
-from hfbridge.data.order import depends_on_the_cut, rows_of_micro_batch
-from hfbridge.data.streams import native_place
+from hfbridge.data.iterable import native_place
+from hfbridge.data.samplers import depends_on_the_cut, rows_of_micro_batch
 from hfbridge.errors import BridgeWarning, CheckpointError
 
 

@@ -61,8 +61,8 @@ def scans(monkeypatch: pytest.MonkeyPatch, seen: Callable[[Any], None]) -> None:
         seen(named["split"])
         return real(dataset, *args, **named)
 
-    monkeypatch.setattr("hfbridge.loaders.check_rows", counted)
-    monkeypatch.setattr("hfbridge.loaders.is_known", lambda collator: True)
+    monkeypatch.setattr("hfbridge.data.factory.check_rows", counted)
+    monkeypatch.setattr("hfbridge.data.factory.is_known", lambda collator: True)
 
 
 def test_each_set_is_looked_at_once_a_run(monkeypatch: pytest.MonkeyPatch) -> None:

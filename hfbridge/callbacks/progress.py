@@ -15,7 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from transformers import ProgressCallback
 from transformers.utils.logging import get_verbosity
 
-from hfbridge.data.streams import ENDLESS
+from hfbridge.data.iterable import ENDLESS
 from hfbridge.settings import Settings
 
 # Shown under these names, and the first and the last of all that a row has.
@@ -29,7 +29,7 @@ class RunProgressBar(TQDMProgressBar):
     Lightning's own bars begin anew each epoch and show a learning rate of 2e-5 as 0.000. What does not fit
     into the terminal is left out by whole values, and the bar keeps ten columns.
 
-    Proved by: tests/unit/test_progress.py
+    Proved by: tests/unit/callbacks/test_progress.py
     """
 
     BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"

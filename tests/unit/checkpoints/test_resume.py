@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hfbridge.resume import loop_counters
+from hfbridge.checkpoints.resume import loop_counters
 from tests.parity.engines import Job, make_ours
 
 

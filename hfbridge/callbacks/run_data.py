@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
-from hfbridge.attach import ENDLESS_EPOCHS, end_with, epoch_limit, settings_of
+from hfbridge.callbacks.connector import ENDLESS_EPOCHS, end_with, epoch_limit, settings_of
 from hfbridge.data.accumulation import BatchLayout, Schedule, plan_schedule
 from hfbridge.errors import SettingsError
 from hfbridge.settings import Settings

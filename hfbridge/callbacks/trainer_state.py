@@ -14,7 +14,7 @@ callbacks and before checkpoints are written.
     on_step_end, on_log,
       on_save                  on_train_batch_end, of one after which a step was taken; gradients cleared
     on_prediction_step, on_log,
-      on_evaluate, on_predict  evaluator.py has the table
+      on_evaluate, on_predict  callbacks/evaluation.py has the table
     on_epoch_end               on_train_epoch_end
     on_log, on_train_end       on_train_end
 """
@@ -38,18 +38,18 @@ from transformers.trainer_callback import (
 from transformers.trainer_utils import speed_metrics
 
 from hfbridge import generators
-from hfbridge.attach import current_micro_batch, end_epoch, lightning_validates, run_validation
-from hfbridge.checkpoints.sigterm import SigtermCheckpoint
+from hfbridge.callbacks.checkpointing import RunCheckpoints
+from hfbridge.callbacks.connector import current_micro_batch, end_epoch, lightning_validates, run_validation
+from hfbridge.callbacks.evaluation import EvaluationHooks, Evaluator
+from hfbridge.callbacks.jit_checkpoint import SigtermCheckpoint
+from hfbridge.callbacks.run_data import UserData
+from hfbridge.checkpoints.resume import check_optimizer_state, restore_callback_state
 from hfbridge.data.accumulation import DataPosition, MicroBatch, Schedule
 from hfbridge.evaluation.memory import explain_eval_oom
 from hfbridge.evaluation.metrics import check_is_computed, metric_name
-from hfbridge.evaluator import EvaluationHooks, Evaluator
 from hfbridge.model.counted import InputCounter
 from hfbridge.model.logged import LoggedLoss
 from hfbridge.model.optim import follows_metric, learning_rate_of
-from hfbridge.resume import check_optimizer_state, restore_callback_state
-from hfbridge.saving import RunCheckpoints
-from hfbridge.user_data import UserData
 
 EVENTS = frozenset(name for name in vars(TrainerCallback) if name.startswith("on_"))
 

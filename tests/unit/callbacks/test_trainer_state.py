@@ -5,23 +5,23 @@ import pytest
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import DefaultFlowCallback, EarlyStoppingCallback
 
-from hfbridge.callbacks import CallbackHost
-from hfbridge.evaluator import Evaluator
+from hfbridge.callbacks.evaluation import Evaluator
+from hfbridge.callbacks.trainer_state import CallbackHost
 from tests.tiny import make_model
 
 
 @pytest.mark.parametrize(
     ("path", "used_by"),
     [
-        ("_logger_connector._first_loop_iter", "hfbridge.callbacks.run_validation"),
-        ("fit_loop.epoch_loop.val_loop.inference_mode", "hfbridge.attach.take_over"),
-        ("fit_loop.epoch_loop.val_loop.run", "hfbridge.callbacks.run_validation"),
-        ("fit_loop.epoch_loop.batch_progress.is_last_batch", "hfbridge.callbacks.end_epoch"),
-        ("fit_loop.epoch_loop._should_check_val_epoch", "hfbridge.attach.take_over"),
-        ("fit_loop.epoch_loop.max_steps", "hfbridge.attach.take_over"),
-        ("fit_loop.max_epochs", "hfbridge.attach.take_over"),
-        ("fit_loop.min_epochs", "hfbridge.attach.reset_fit_loop"),
-        ("fit_loop.epoch_loop.min_steps", "hfbridge.attach.reset_fit_loop"),
+        ("_logger_connector._first_loop_iter", "hfbridge.callbacks.trainer_state.run_validation"),
+        ("fit_loop.epoch_loop.val_loop.inference_mode", "hfbridge.callbacks.connector.take_over"),
+        ("fit_loop.epoch_loop.val_loop.run", "hfbridge.callbacks.trainer_state.run_validation"),
+        ("fit_loop.epoch_loop.batch_progress.is_last_batch", "hfbridge.callbacks.trainer_state.end_epoch"),
+        ("fit_loop.epoch_loop._should_check_val_epoch", "hfbridge.callbacks.connector.take_over"),
+        ("fit_loop.epoch_loop.max_steps", "hfbridge.callbacks.connector.take_over"),
+        ("fit_loop.max_epochs", "hfbridge.callbacks.connector.take_over"),
+        ("fit_loop.min_epochs", "hfbridge.callbacks.connector.reset_fit_loop"),
+        ("fit_loop.epoch_loop.min_steps", "hfbridge.callbacks.connector.reset_fit_loop"),
     ],
 )
 def test_lightning_still_has(path: str, used_by: str) -> None:

@@ -19,13 +19,16 @@ Lightning's. In both, a micro-batch that knows its optimizer step decides when t
     _TrainingEpochLoop, its counters, `_results`,          the loop, which does the rest: validation,
       `_restarting`, `_batches_that_stepped`                 stopping, saving loggers
     _accumulated_batches_reached                           steps of different numbers of micro-batches
-    _broadcast_sigterm_tensor                              SIGTERM on several ranks: sigterm.py
+    _broadcast_sigterm_tensor,                             SIGTERM on several ranks: Lightning broadcasts from
+      _signal_connector._sigterm_notifier_fn                 its handler, where the collective meets those of a
+                                                             step, and at the beginning of every step
     _PrefetchDataFetcher, its `batches`, _MaxSizeCycle,    the micro-batch, without a pytree being built for
       `iterator`, `_iterator`, `iterators`                   it
     _logger_connector._first_loop_iter                     `self.log` in a hook
     DDPStrategy._ddp_comm_state                            DDP that averages models takes its own steps
 """
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
@@ -41,13 +44,12 @@ from lightning.pytorch.utilities.combined_loader import _MaxSizeCycle
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from hfbridge.attach import has_plain_backward
+from hfbridge.callbacks.connector import has_plain_backward
 from hfbridge.data.accumulation import MicroBatch, group_micro_batches
 from hfbridge.data.dataloaders import TrainLoader
-from hfbridge.data.streams import StreamLoader
+from hfbridge.data.iterable import StreamLoader
 from hfbridge.datamodule import HFDataModule
 from hfbridge.module import HFModule
-from hfbridge.sigterm import ask_at_sigterm, listens_to_sigterm
 from hfbridge.stopping import CommonStop
 from hfbridge.strategies import DDPStrategy
 
@@ -90,7 +92,7 @@ class LeanEpochLoop(_TrainingEpochLoop):
 
     Where one of several ranks has heard SIGTERM, all end after the same step.
 
-    Proved by: tests/unit/test_lean.py, tests/distributed/test_stopping.py
+    Proved by: tests/unit/loops/test_epoch_loop.py, tests/distributed/test_stopping.py
     """
 
     _lean: "LeanStep | None" = None
@@ -398,3 +400,35 @@ class LeanStep:
         fetcher.fetched += 1
         fetcher.done = self._loop.batch_progress.is_last_batch = fetcher.fetched >= fetcher.length
         return batch
+
+
+def listens_to_sigterm(trainer: pl.Trainer) -> bool:
+    """Whether Lightning handles SIGTERM, and not a callback or the user; it is the same on all ranks."""
+    return _notifier(trainer) in _handlers()
+
+
+def ask_at_sigterm(trainer: pl.Trainer, stop: CommonStop) -> None:
+    """Have SIGTERM ask all ranks, in place of the broadcast.
+
+    Mirrors: lightning.pytorch.trainer.connectors.signal_connector._SignalConnector._sigterm_notifier_fn
+    Proved by: tests/distributed/test_stopping.py
+    """
+
+    def ask(number: int, frame: Any) -> None:
+        launcher = trainer.strategy.launcher
+        if launcher is not None and not stop.is_asked:
+            launcher.kill(number)  # passes it on to the ranks it has started
+        stop.is_asked = True
+
+    handlers = _handlers()
+    handlers[handlers.index(_notifier(trainer))] = ask
+
+
+def _notifier(trainer: pl.Trainer) -> Any:
+    return trainer._signal_connector._sigterm_notifier_fn
+
+
+def _handlers() -> list[Any]:
+    """The functions that Lightning's handler of SIGTERM calls; none if it is another's."""
+    found: list[Any] = getattr(signal.getsignal(signal.SIGTERM), "signal_handlers", [])
+    return found

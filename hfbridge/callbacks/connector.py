@@ -27,9 +27,9 @@ from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from hfbridge.callbacks.evaluation import Evaluator
 from hfbridge.data.accumulation import MicroBatch, Schedule
 from hfbridge.errors import Problem, SettingsError, raise_problems
-from hfbridge.evaluator import Evaluator
 from hfbridge.settings import Settings, require_environment, require_machine
 from hfbridge.settings.plan import NEVER
 from hfbridge.settings.translate import fast_dev_run_settings
@@ -208,7 +208,7 @@ def end_with(trainer: pl.Trainer, schedule: Schedule) -> None:
 def reset_fit_loop(trainer: pl.Trainer) -> None:
     """Replace a Trainer's loops by new ones, which count from zero.
 
-    What they are made of is pinned by tests/unit/test_callbacks.py.
+    What they are made of is pinned by tests/unit/callbacks/test_trainer_state.py.
     """
     ran: Any = trainer.fit_loop
     trainer.fit_loop = type(ran)(trainer, min_epochs=ran.min_epochs, max_epochs=ran.max_epochs)
@@ -220,7 +220,7 @@ def reset_fit_loop(trainer: pl.Trainer) -> None:
 def run_validation(trainer: pl.Trainer) -> None:
     """Run Lightning's validation loop now, in the middle of training.
 
-    The private names touched here are pinned by tests/unit/test_callbacks.py.
+    The private names touched here are pinned by tests/unit/callbacks/test_trainer_state.py.
     """
     connector = trainer._logger_connector
     first_iteration = connector._first_loop_iter  # what Lightning itself saves around a validation
@@ -241,7 +241,7 @@ def _leave_evaluation_to_the_host(trainer: pl.Trainer, settings: Settings) -> No
     """Keep Lightning from validating by itself, and set what its callbacks read to know when to act.
 
     ModelCheckpoint and EarlyStopping read `check_val_every_n_epoch`: at 1 they act at the end of an epoch,
-    at anything else after an evaluation. The private name is pinned by tests/unit/test_callbacks.py.
+    at anything else after an evaluation. tests/unit/callbacks/test_trainer_state.py pins the private name.
     """
     if settings.eval_strategy != "no":
         trainer.check_val_every_n_epoch = NEVER

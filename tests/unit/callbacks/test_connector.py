@@ -8,7 +8,7 @@ import pytest
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from hfbridge.attach import contradictions, has_plain_backward, settings_of, take_over
+from hfbridge.callbacks.connector import contradictions, has_plain_backward, settings_of, take_over
 from hfbridge.data.accumulation import Schedule
 from hfbridge.errors import SettingsError
 from hfbridge.settings import Settings

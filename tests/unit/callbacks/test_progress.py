@@ -10,7 +10,7 @@ from transformers import ProgressCallback, TrainerCallback
 from transformers.utils.logging import set_verbosity_error
 
 import hfbridge
-from hfbridge.progress import RunProgressBar, fitting, has_native_bar, is_silenced
+from hfbridge.callbacks.progress import RunProgressBar, fitting, has_native_bar, is_silenced
 from tests.tiny import PadRows, make_dataset, make_model
 
 SETTINGS: dict[str, Any] = {

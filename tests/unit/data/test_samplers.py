@@ -8,7 +8,7 @@ from accelerate.data_loader import SeedableRandomSampler
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 from transformers import set_seed
 
-from hfbridge.data.order import NativeSamplers, micro_batches_of
+from hfbridge.data.samplers import NativeSamplers, micro_batches_of
 from hfbridge.settings import Settings
 
 SIZE = 3  # rows of a micro-batch

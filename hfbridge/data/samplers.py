@@ -24,7 +24,7 @@ from transformers import Trainer as NativeTrainer
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
-from hfbridge.data.regroup import Regrouped
+from hfbridge.data.length_grouping import Regrouped
 from hfbridge.errors import DataError
 
 

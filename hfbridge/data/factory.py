@@ -10,12 +10,12 @@ from transformers.trainer_utils import seed_worker, unwrap_peft_model
 from hfbridge.data.accumulation import MicroBatch, Schedule
 from hfbridge.data.columns import Collator, accepted_columns, check_labels, default_collator, keep_columns
 from hfbridge.data.dataloaders import EvalLoader, TrainLoader
+from hfbridge.data.iterable import StreamEvalLoader, StreamLoader, WatchedCollator, is_stream, read_stream
+from hfbridge.data.length_grouping import Regroup, Regrouped
 from hfbridge.data.lengths import Lengths, lengths_in, longest_first
 from hfbridge.data.limits import Limits, check_padding, check_rows, check_tensors, is_known
-from hfbridge.data.order import NativeSamplers
 from hfbridge.data.packing import PackCollator, Packed, check_packs
-from hfbridge.data.regroup import Regroup, Regrouped
-from hfbridge.data.streams import StreamEvalLoader, StreamLoader, WatchedCollator, is_stream, read_stream
+from hfbridge.data.samplers import NativeSamplers
 from hfbridge.errors import DataError
 from hfbridge.generators import keeping
 from hfbridge.model.failures import positions_of, vocabulary_of

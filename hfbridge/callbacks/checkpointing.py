@@ -2,7 +2,7 @@
 
 settings that save, or a callback's should_save    checkpoint-N, by a CheckpointWriter
 enable_jit_checkpoint                              the same, after SIGTERM
-ModelCheckpoint, trainer.save_checkpoint           a Lightning file, with what hfbridge/resume.py needs
+ModelCheckpoint, trainer.save_checkpoint           a Lightning file, with what checkpoints/resume.py needs
 """
 
 import copy
@@ -15,12 +15,12 @@ import lightning.pytorch as pl
 from torch import nn
 
 from hfbridge import ranks
+from hfbridge.callbacks.jit_checkpoint import SigtermCheckpoint
 from hfbridge.checkpoints.export import save_pretrained
-from hfbridge.checkpoints.sigterm import SigtermCheckpoint
+from hfbridge.checkpoints.resume import describe_run, position_of
 from hfbridge.checkpoints.writer import CheckpointWriter, export
 from hfbridge.errors import BridgeWarning, CheckpointError, ModelError
 from hfbridge.model.adapters import merged
-from hfbridge.resume import describe_run, position_of
 from hfbridge.strategies import Sharing
 
 _BEFORE_NEXT_STEP = (  # what may run between a save and the moment `before_step` is called

@@ -1,0 +1,1 @@
+"""Lightning callbacks that keep the state, evaluations, checkpoints and progress of a run of HFModule."""
