@@ -250,6 +250,8 @@ class Recorder(pl.Callback):
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         self.rates.append([group["lr"] for group in optimizer.param_groups])
+        if not self.steps:  # resumed in the middle of an epoch
+            self.steps.append(0)
         self.steps[-1] += 1
 
     def on_train_batch_end(
