@@ -139,6 +139,33 @@ def fit(
     return module, trainer
 
 
+def fit_both(
+    side: str, make_class: MakeClass, *, loaders: int = 1, **options: Any
+) -> tuple[Any, Any, Any, Any]:
+    """Train on a side and on the reference; returns module and Trainer of both."""
+
+    def run(of_side: str) -> tuple[Any, Any]:
+        data = (make_loader(16), make_loader(10, seed=5))[:loaders]
+        return fit(of_side, *data, make_class=make_class, **options)
+
+    return *run(side), *run("reference")
+
+
+def our_data(side: str, *, settings: Any = None, epochs: int = 2, **given: Any) -> hfbridge.HFDataModule:
+    """Make an HFDataModule with the settings where a plain Trainer has none."""
+    given.setdefault("data_collator", PadRows())
+    if side == "lightning":
+        said = {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 4, "num_train_epochs": epochs}
+        given["settings"] = {**SETTINGS, **said, **(settings or {})}
+    return hfbridge.HFDataModule(**given)
+
+
+def our_trainer(side: str, *, settings: Any = None, epochs: int = 2, **arguments: Any) -> Any:
+    """Make the Trainer of a side for batches of 4 of an HFDataModule."""
+    sizes = {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 4}
+    return make_trainer(side, settings={**sizes, **(settings or {})}, epochs=epochs, **arguments)
+
+
 def weights(module: Any) -> dict[str, torch.Tensor]:
     """Copy the model's weights."""
     return {name: value.detach().clone() for name, value in module.model.state_dict().items()}
