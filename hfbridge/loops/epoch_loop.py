@@ -19,9 +19,9 @@ Lightning's. In both, a micro-batch that knows its optimizer step decides when t
     _TrainingEpochLoop, its counters, `_results`,          the loop, which does the rest: validation,
       `_restarting`, `_batches_that_stepped`                 stopping, saving loggers
     _accumulated_batches_reached                           steps of different numbers of micro-batches
-    _broadcast_sigterm_tensor,                             SIGTERM on several ranks: Lightning broadcasts from
-      _signal_connector._sigterm_notifier_fn                 its handler, where the collective meets those of a
-                                                             step, and at the beginning of every step
+    _broadcast_sigterm_tensor,                             SIGTERM on several ranks: Lightning broadcasts at
+      _signal_connector._sigterm_notifier_fn                 every step, and from its handler, where the
+                                                             collective meets those of a step
     _PrefetchDataFetcher, its `batches`, _MaxSizeCycle,    the micro-batch, without a pytree being built for
       `iterator`, `_iterator`, `iterators`                   it
     _logger_connector._first_loop_iter                     `self.log` in a hook
