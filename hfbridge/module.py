@@ -452,10 +452,10 @@ class HFModule(pl.LightningModule):
         accumulation = self.trainer.accumulate_grad_batches
         if accumulation > 1 and self.automatic_optimization:
             self.tell(
-                "The training batches come from a loader of your own: the loss of an optimizer step is the "
-                f"mean of the mean losses of its {accumulation} micro-batches. Where they hold different "
-                "numbers of labels, that is not the mean over all labels of the step, which HFDataModule and "
-                "hfbridge.Trainer compute."
+                "The training batches come from a loader of your own: with accumulate_grad_batches="
+                f"{accumulation} a step's loss is the mean of its micro-batches' mean losses. "
+                "Where they hold different numbers of labels, that is not the mean over all labels of the "
+                "step, which HFDataModule and hfbridge.Trainer compute."
             )
 
     def tell(self, note: str) -> None:

@@ -31,7 +31,6 @@ Lightning's. In both, a micro-batch that knows its optimizer step decides when t
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from itertools import chain
 from typing import Any
 
 import lightning.pytorch as pl
@@ -209,12 +208,23 @@ def user_steps(trainer: pl.Trainer, fetcher: Any) -> _UserSteps | None:
     ):
         return None
     fetched, fetcher.batches = fetcher.batches, []
-    steps = _UserSteps(chain(fetched, fetcher.iterator), lambda: trainer.accumulate_grad_batches)
+    steps = _UserSteps(_rest_of(fetched, fetcher.iterator), lambda: trainer.accumulate_grad_batches)
     fetcher.iterator = iter(steps)
     if fetched:  # without a length Lightning fetches one batch ahead, to know which is the last
         fetcher.batches = [next(fetcher.iterator)]
         steps.current = None
     return steps
+
+
+def _rest_of(fetched: list[Any], batches: Any) -> Iterator[Any]:
+    """Yield what was fetched and what follows; Lightning's iterator begins again where `iter` is called."""
+    yield from fetched
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        yield batch
 
 
 def lean_step(loop: _TrainingEpochLoop, fetcher: Any) -> "LeanStep | None":
