@@ -102,8 +102,8 @@ def choose_strategy(settings: Settings, strategy: object, *, has_several: bool) 
     elif not isinstance(strategy, str):
         if said:
             raise ValueError(_both(settings, said))
-        if reason := reason_against_strategy(strategy):
-            raise ValueError(reason)
+        if "Strategy" not in _ancestors(strategy):
+            raise ValueError(f"must be a strategy, got {strategy!r}; set a name: {NAMES_IN_SHORT}")
         return StrategyChoice("given", notes=tuple(_unread(settings, "given")))
     elif strategy not in NAMES:
         raise ValueError(
@@ -118,23 +118,37 @@ def choose_strategy(settings: Settings, strategy: object, *, has_several: bool) 
 
 
 def reason_against_strategy(strategy: object) -> str:
-    """Say why an object cannot be the strategy of a run; empty if it can.
+    """Say why a strategy cannot train an HFModule; empty if it can.
 
-    Those of `hfbridge.strategies` can (they have a `sharing`), and of Lightning's own those that change no
-    number: a single device, and DDP.
+    Those of `hfbridge.strategies` can (they have a `sharing`), and those that leave each rank the whole
+    model: a single device's and DDP, with what is derived of them, as Ray's. Any other module can be trained
+    by any strategy of Lightning's.
     """
-    ancestors = {kind.__name__ for kind in type(strategy).__mro__}
-    if hasattr(strategy, "sharing") or "SingleDeviceStrategy" in ancestors:
+    ancestors = _ancestors(strategy)
+    shards = (
+        ancestors & _SHARDS_BY_ITSELF.keys()
+    )  # DeepSpeedStrategy is derived of DDPStrategy
+    is_whole = not shards and {"SingleDeviceStrategy", "DDPStrategy"} & ancestors
+    if hasattr(strategy, "sharing") or is_whole:
         return ""
+    why, ours = "shards or moves the module by itself", ""
+    for name, (found, reason) in _SHARDS_BY_ITSELF.items():
+        if name in ancestors:
+            ours, why = found, reason
+    instead = f"use hfbridge.strategies.{ours}(...)" if ours else f"use one of {NAMES_IN_SHORT}"
     name = type(strategy).__name__
-    if "Strategy" not in ancestors:
-        return f"refused: {strategy!r} is no strategy; give a name: {NAMES_IN_SHORT}"
-    if name == "DDPStrategy":
-        return ""
-    ours = name.replace("ModelParallel", "FSDP2")
-    known = ("DDPStrategy", "FSDPStrategy", "FSDP2Strategy", "DeepSpeedStrategy")
-    instead = f"use hfbridge.strategies.{ours}(...)" if ours in known else f"use one of {NAMES_IN_SHORT}"
-    return f"refused: under Lightning's {name} the numbers are not the native Trainer's; {instead}"
+    return f"Lightning's {name} {why}, and HFModule builds, clips and saves its model; {instead}"
+
+
+_SHARDS_BY_ITSELF = {
+    "FSDPStrategy": ("FSDPStrategy", "wraps the module and cannot clip by its norm"),
+    "ModelParallelStrategy": ("FSDP2Strategy", "leaves the sharding to configure_model"),
+    "DeepSpeedStrategy": ("DeepSpeedStrategy", "makes the engine of the module"),
+}
+
+
+def _ancestors(strategy: object) -> set[str]:
+    return {kind.__name__ for kind in type(strategy).__mro__}
 
 
 def check_ranks(settings: Settings) -> Iterator[Complaint]:
