@@ -95,6 +95,25 @@ class UserData:
             end_with(self._trainer, self._schedule)
         return self._schedule
 
+    def loader_states(self) -> list[Any]:
+        """Return the states of the training loaders, as of the optimizer step that was taken."""
+        fit_loop = self._trainer.fit_loop
+        states_of: Any = getattr(fit_loop.epoch_loop, "loader_states", None)
+        if states_of is not None:
+            return list(states_of())
+        loader = fit_loop._combined_loader
+        return [] if loader is None else loader._state_dicts()
+
+    def restore_loaders(self) -> None:
+        """Give the training loaders the states of a checkpoint, if they were made before it was read.
+
+        The private names touched here are pinned by tests/lightning/test_data.py.
+        """
+        fit_loop = self._trainer.fit_loop
+        if fit_loop._combined_loader_states_to_load and fit_loop._data_fetcher is not None:
+            fit_loop._load_combined_loader_states()
+            iter(fit_loop._data_fetcher)
+
     def _plan(self) -> Schedule:
         trainer, settings = self._trainer, self.settings
         batches, accumulation = trainer.num_training_batches, trainer.accumulate_grad_batches
@@ -105,7 +124,7 @@ class UserData:
         has_rows = isinstance(loader, DataLoader) and batches == len(loader)
         return plan_run(
             settings,
-            rows=len(loader.dataset) if has_rows else int(batches) * size * trainer.world_size,  # type: ignore[arg-type]
+            rows=len(loader.dataset) if has_rows else int(batches) * size * trainer.world_size,
             micro_batches=int(batches),
             accumulation=accumulation,
             total_batch_size=size * accumulation * trainer.world_size,

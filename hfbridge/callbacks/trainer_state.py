@@ -208,6 +208,9 @@ class CallbackHost(EvaluationHooks):
         assert self.handler is not None
         assert self.args is not None
         self.handler.train_dataloader = trainer.train_dataloader
+        data: Any = pl_module.data
+        if isinstance(data, UserData):
+            data.restore_loaders()
         self._start_s = time.time()
         self.checkpoints.begin(trainer, pl_module)
         _model_of(pl_module).zero_grad()

@@ -125,9 +125,7 @@ def reason_against_strategy(strategy: object) -> str:
     by any strategy of Lightning's.
     """
     ancestors = _ancestors(strategy)
-    shards = (
-        ancestors & _SHARDS_BY_ITSELF.keys()
-    )  # DeepSpeedStrategy is derived of DDPStrategy
+    shards = ancestors & _SHARDS_BY_ITSELF.keys()  # DeepSpeedStrategy is derived of DDPStrategy
     is_whole = not shards and {"SingleDeviceStrategy", "DDPStrategy"} & ancestors
     if hasattr(strategy, "sharing") or is_whole:
         return ""
