@@ -255,6 +255,11 @@ def _logs_by_steps(settings: Settings) -> bool:
     return bool(settings.logging_strategy == "steps" and settings.logging_steps >= 1)
 
 
+def overrides_hook(name: str, callback: Any) -> bool:
+    """Whether a callback has a hook of its own; one of the package `pytorch_lightning` has all of them."""
+    return is_overridden(name, callback) if isinstance(callback, pl.Callback) else hasattr(callback, name)
+
+
 def has_plain_backward(trainer: pl.Trainer) -> bool:
     """Whether Lightning's backward is `loss.backward()` and no more: no hook of it is overridden."""
     module = trainer.lightning_module
@@ -265,7 +270,7 @@ def has_plain_backward(trainer: pl.Trainer) -> bool:
         and isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy))
         and not is_overridden("backward", module)
         and not any(is_overridden(hook, module) for hook in hooks)
-        and not any(is_overridden(hook, cb) for hook in hooks for cb in callbacks)
+        and not any(overrides_hook(hook, cb) for hook in hooks for cb in callbacks)
     )
 
 
