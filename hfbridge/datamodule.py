@@ -462,6 +462,7 @@ class HFDataModule(pl.LightningDataModule):
             accumulation=settings.gradient_accumulation_steps,
             total_batch_size=total,
             epochs=epoch_limit(self._trainer()),
+            trainer=self._trainer(),
         )
 
     def _trainer(self) -> pl.Trainer:

@@ -63,8 +63,8 @@ def note_of_seeds(settings: Settings) -> str:
     if seed is None or settings.given.get("seed", seed) == seed:
         return ""
     return (
-        f"seed_everything({seed}) was called, and the settings have seed={settings.seed}: the run has that of "
-        "the settings."
+        f"seed_everything({seed}) was called, and the settings have seed={settings.seed}: the run takes that "
+        "of the settings."
     )
 
 
