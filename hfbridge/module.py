@@ -335,6 +335,7 @@ class HFModule(pl.LightningModule):
         if not self._run.is_built:
             self._run.build(self._build, **self._is_built)
             self._run.prepare()
+            self._run.expect_trials(self.trainer)
             self.host.attach(self, self.args)
 
     def configure_optimizers(self) -> Any:

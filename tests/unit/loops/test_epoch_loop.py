@@ -89,9 +89,9 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Count the short steps."""
     count, take = [0], LeanStep.take
 
-    def counted(self: LeanStep) -> None:
+    def counted(self: LeanStep) -> int:
         count[0] += 1
-        take(self)
+        return take(self)
 
     monkeypatch.setattr(LeanStep, "take", counted)
     return count
