@@ -196,6 +196,7 @@ class _UserSteps:
         fetcher: of a loader without a length, which is done after the last micro-batch; else `None`. One more
             micro-batch is fetched then, to know which is the last.
         state: returns the state of such a loader, if it has one.
+        groups: whether there are steps; else the batches stay as they are.
 
     Attributes:
         current: the micro-batch that was handed out last.
@@ -210,7 +211,9 @@ class _UserSteps:
         *,
         fetcher: Any = None,
         state: Callable[[], Any] | None = None,
+        groups: bool = True,
     ) -> None:
+        self._groups = groups
         self._batches, self._accumulation = batches, accumulation
         self._fetcher, self._state = fetcher, state
         self._numbers: list[tuple[Any, ...]] = []
@@ -218,6 +221,9 @@ class _UserSteps:
         self.loader_state: Any = None
 
     def __iter__(self) -> Iterator[Any]:
+        if not self._groups:
+            yield from ((batch, *self._numbers.pop(0)) for batch in self._columns())
+            return
         looks_ahead = self._fetcher is not None
         for step in group_micro_batches(self._columns(), self._accumulation, prefetches=looks_ahead):
             for self.current in step:
@@ -241,21 +247,31 @@ def user_steps(trainer: pl.Trainer, fetcher: Any) -> _UserSteps | None:
     """Have Lightning's fetcher group the batches of a loader of the user's into optimizer steps.
 
     Returns:
-        What groups them; `None` where the batches know their step, or HFModule does not train on them as they
-        are.
+        What groups them, or where HFModule does not train on them as they are only keeps the state of a
+        loader that is read ahead; `None` where the batches know their step.
     """
     module, loader = trainer.lightning_module, trainer.train_dataloader
-    overrides = is_overridden("training_step", module, HFModule) if isinstance(module, HFModule) else True
+    groups = isinstance(module, HFModule) and not is_overridden("training_step", module, HFModule)
     is_single = hasattr(loader, "__iter__") and not isinstance(loader, list | tuple | dict)
     if (
         isinstance(loader, TrainLoader | StreamLoader)
         or type(fetcher) is not _PrefetchDataFetcher
-        or overrides
         or not is_single
     ):
         return None
-    fetched, fetcher.batches = fetcher.batches, []  # without a length Lightning fetches one batch ahead
-    is_endless = fetcher.length is None
+    is_endless = fetcher.length is None  # then Lightning fetches one batch ahead
+    if not groups:
+        if not is_endless or not hasattr(loader, "state_dict"):
+            return None
+        steps = _UserSteps(
+            _rest_of([], fetcher.iterator),
+            lambda: trainer.accumulate_grad_batches,
+            state=loader.state_dict,
+            groups=False,
+        )
+        fetcher.iterator = iter(steps)
+        return steps
+    fetched, fetcher.batches = fetcher.batches, []
     steps = _UserSteps(
         _rest_of(fetched, fetcher.iterator),
         lambda: trainer.accumulate_grad_batches,
