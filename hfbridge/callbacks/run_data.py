@@ -6,10 +6,11 @@ from typing import Any, Protocol
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
-from hfbridge.callbacks.connector import ENDLESS_EPOCHS, end_with, epoch_limit, settings_of
+from hfbridge.callbacks.connector import end_with, epoch_limit, settings_of
 from hfbridge.data.accumulation import BatchLayout, Schedule, plan_schedule
 from hfbridge.errors import SettingsError
 from hfbridge.settings import Settings
+from hfbridge.settings.translate import ENDLESS_EPOCHS
 
 ENDLESS_STEPS = 2**53
 """Optimizer steps of a run that nothing ends."""

@@ -6,16 +6,17 @@ A pure function of names and values; knows Lightning's argument names, and impor
     max_epochs                 num_train_epochs                 rounded up; -1 where max_steps decides
     max_steps                  max_steps                        the same
     accumulate_grad_batches    gradient_accumulation_steps      the same
-    gradient_clip_val          max_grad_norm                    the same
+    gradient_clip_val          max_grad_norm                    the same; None for 0
     precision "bf16-mixed"     bf16                             "32-true": HFModule casts
-    log_every_n_steps          logging_steps                    as given
+    log_every_n_steps          logging_steps                    the same; 0 is logging_strategy="no"
     default_root_dir           output_dir                       the same
     enable_progress_bar        disable_tqdm                     the opposite
     accelerator                use_cpu                          "cpu", else "auto"
 
-An argument has Lightning's meaning, a setting transformers'. An argument that no setting was given for
-becomes the setting; where both were given they must agree, or one error lists all conflicts. What neither
-sets has transformers' default where there are settings, and Lightning's where there are none:
+An argument has Lightning's meaning, a setting transformers'. An argument becomes the setting if the setting
+was not passed, or has its default value, which says nothing; otherwise both must agree, or one error lists
+all conflicts. max_epochs=0 and max_steps=0, which no setting can be, train nothing. What neither sets has
+transformers' default where there are settings, and Lightning's where there are none:
 
     argument                                  with settings                     without any
     logger, enable_checkpointing              none                              Lightning's
@@ -23,7 +24,9 @@ sets has transformers' default where there are settings, and Lightning's where t
     val_check_interval,
       check_val_every_n_epoch                 eval_strategy decides             after each epoch
     max_epochs                                num_train_epochs=3                Lightning's
+    gradient_clip_val                         max_grad_norm=1.0                 None
     log_every_n_steps                         logging_steps=500                 50
+    inference_mode                            False                             False
 """
 
 import math
@@ -35,7 +38,7 @@ from typing import Any
 
 from hfbridge.errors import Problem, SettingsError, raise_problems
 from hfbridge.settings.checks import suggest
-from hfbridge.settings.fields import RULES, is_same, show
+from hfbridge.settings.fields import DEFAULTS, RULES, is_same, show
 from hfbridge.settings.legacy import OLD_NAMES
 from hfbridge.settings.plan import NEVER, Plan, Row
 from hfbridge.settings.settings import Settings
@@ -97,14 +100,12 @@ class _Equivalent:
         unset: argument values that mean "not set".
         to_setting: the setting's value for the argument's.
         from_setting: the argument's value for the setting's, to compare.
-        unset_setting: setting values that mean "not set".
     """
 
     field: str
     unset: tuple[object, ...] = (None,)
     to_setting: Callable[[Any], Any] = lambda value: value
     from_setting: Callable[[Any], Any] = lambda value: value
-    unset_setting: tuple[object, ...] = (None,)
 
 
 def _path(value: Any) -> Any:
@@ -113,7 +114,7 @@ def _path(value: Any) -> Any:
 
 _EQUIVALENTS: Mapping[str, _Equivalent] = {
     "max_epochs": _Equivalent("num_train_epochs", unset=(None, -1), from_setting=math.ceil),
-    "max_steps": _Equivalent("max_steps", unset=(None, -1), unset_setting=(None, -1)),
+    "max_steps": _Equivalent("max_steps", unset=(None, -1)),
     "accumulate_grad_batches": _Equivalent("gradient_accumulation_steps", unset=(None, 1)),
     "gradient_clip_val": _Equivalent("max_grad_norm"),
     "log_every_n_steps": _Equivalent("logging_steps"),
@@ -131,7 +132,20 @@ _BESIDE_SETTINGS: Mapping[str, object] = {
     "num_sanity_val_steps": 0,
     "check_val_every_n_epoch": NEVER,
 }
+# What fast_dev_run sets itself, as in Lightning.
+_REPLACED_BY_DEV_RUN = ("max_epochs", "max_steps")
+# What Lightning refuses beside barebones=True.
+_NOT_BAREBONES = (
+    "logger",
+    "enable_checkpointing",
+    "enable_progress_bar",
+    "log_every_n_steps",
+    "num_sanity_val_steps",
+)
 _LIGHTNING_LOGS_EVERY, _LIGHTNING_EPOCHS = 50, 1000
+_BF16 = ("bf16-mixed", "bf16")
+ENDLESS_EPOCHS = 2**40
+"""Epochs of a run that neither epochs nor steps end."""
 _VALIDATION = ("val_check_interval", "check_val_every_n_epoch")
 
 
@@ -160,17 +174,20 @@ def translate(
     settings = Settings() if settings is None else settings
     problems: list[Problem] = []
     taken: dict[str, Any] = {}
+    is_brief = bool(trainer_arguments.get("fast_dev_run"))
     for name, value in trainer_arguments.items():
         if name not in known_arguments:
             problems.append(Problem(f"Trainer({name}=...)", _explain_unknown(name, value, known_arguments)))
-        elif name in _EQUIVALENTS:
+        elif name in _EQUIVALENTS and not (is_brief and name in _REPLACED_BY_DEV_RUN):
             _compare(name, value, settings=settings, taken=taken, problems=problems)
         elif wrong := _find_wrong(name, value, settings=settings, taken=taken):
             problems.append(Problem(_spell(name, value), wrong))
     validates = not has_settings or _sets_validation(trainer_arguments)
     problems += _check_validation(settings, trainer_arguments)
     problems += _check_launched(trainer_arguments, launched)
-    changes = {} if has_settings else _lightning_defaults(taken)
+    changes = {} if has_settings else _lightning_defaults(taken, trainer_arguments)
+    if _never_ends(settings, trainer_arguments):
+        changes["num_train_epochs"] = float(ENDLESS_EPOCHS)
     if steps := int(trainer_arguments.get("fast_dev_run") or 0):
         changes, validates = {**changes, **fast_dev_run_settings(steps)}, True
     if taken or changes:
@@ -221,11 +238,15 @@ def fast_dev_run_settings(steps: int) -> dict[str, Any]:
     }
 
 
-def _lightning_defaults(taken: Mapping[str, Any]) -> dict[str, Any]:
+def _lightning_defaults(taken: Mapping[str, Any], passed: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that stand for Lightning's defaults, where no argument says anything else."""
     found: dict[str, Any] = {"save_strategy": "no", "report_to": "none"}
-    if "logging_steps" not in taken:
+    if passed.get("barebones"):
+        found["logging_strategy"] = "no"
+    elif not {"logging_steps", "logging_strategy"} & taken.keys():
         found["logging_steps"] = _LIGHTNING_LOGS_EVERY
+    if "max_grad_norm" not in taken:
+        found["max_grad_norm"] = 0.0
     if not {"max_steps", "num_train_epochs"} & taken.keys():
         found["num_train_epochs"] = float(_LIGHTNING_EPOCHS)
     return found
@@ -237,14 +258,26 @@ def _is_lightnings(name: str, passed: Mapping[str, Any]) -> bool:
     return name in left and passed.get(name) is None
 
 
+def _never_ends(settings: Settings, passed: Mapping[str, Any]) -> bool:
+    """Whether Lightning's -1 was passed for the epochs, and nothing else ends the run."""
+    has_steps = settings.max_steps > 0 or passed.get("max_steps", -1) not in (None, -1)
+    return passed.get("max_epochs") == -1 and not has_steps and is_unset(settings, "num_train_epochs")
+
+
 def _sets_validation(passed: Mapping[str, Any]) -> bool:
     """Whether arguments of the Trainer set when to validate."""
     return any(passed.get(name) not in (None, NEVER) for name in _VALIDATION)
 
 
+def is_unset(settings: Settings, field: str) -> bool:
+    """Whether a setting was not passed, or has its default value, which says nothing."""
+    given = settings.given
+    return field not in given or given[field] is None or is_same(given[field], DEFAULTS[field])
+
+
 def _check_validation(settings: Settings, passed: Mapping[str, Any]) -> Iterable[Problem]:
     """Compare the arguments that set when to validate with `eval_strategy`."""
-    if "eval_strategy" not in settings.given or not _sets_validation(passed) or passed.get("fast_dev_run"):
+    if is_unset(settings, "eval_strategy") or not _sets_validation(passed) or passed.get("fast_dev_run"):
         return
     for name in _VALIDATION:
         if passed.get(name) not in (None, NEVER):
@@ -285,15 +318,20 @@ def _compare(
     if any(is_same(value, unset) for unset in equivalent.unset):
         return
     field = equivalent.field
-    if name == "log_every_n_steps" and settings.logging_strategy != "steps":
-        text = _conflict(name, value, "logging_strategy", settings)
-        problems.append(Problem(_spell(name, value), text))
-    elif settings.given.get(field) in equivalent.unset_setting:
+    ours = equivalent.from_setting(getattr(settings, field))
+    is_equal = field in settings.given and is_same(ours, _path(value))
+    if name == "log_every_n_steps" and not is_unset(settings, "logging_strategy"):
+        if settings.logging_strategy != "no" or value != 0:
+            text = _conflict(name, value, "logging_strategy", settings)
+            problems.append(Problem(_spell(name, value), text))
+    elif is_equal:
+        return
+    elif not is_unset(settings, field):
+        problems.append(Problem(_spell(name, value), _conflict(name, value, field, settings)))
+    elif is_same(value, 0) and name == "log_every_n_steps":
+        taken["logging_strategy"] = "no"
+    elif not (is_same(value, 0) and name in ("max_epochs", "max_steps")):
         taken[field] = equivalent.to_setting(value)
-    else:
-        ours = equivalent.from_setting(getattr(settings, field))
-        if not is_same(ours, _path(value) if name == "default_root_dir" else value):
-            problems.append(Problem(_spell(name, value), _conflict(name, value, field, settings)))
 
 
 def _reason_against_callback(callback: object) -> str:
@@ -305,11 +343,13 @@ def _reason_against_callback(callback: object) -> str:
 
 
 def _find_wrong(name: str, value: Any, *, settings: Settings, taken: dict[str, Any]) -> str:
-    """Return what is wrong with an argument that has no setting of the same meaning, or empty text."""
+    """Return what is wrong with an argument that needs more than a comparison of values, or empty text."""
     if name == "callbacks":
         return next(filter(None, map(_reason_against_callback, _listed(value))), "")
     if name == "precision":
         return _check_precision(value, settings, taken)
+    if name == "plugins":
+        return _check_plugins(value, settings)
     if name == "accelerator":
         return _check_accelerator(value, settings, taken)
     return ""
@@ -317,13 +357,26 @@ def _find_wrong(name: str, value: Any, *, settings: Settings, taken: dict[str, A
 
 def _check_precision(value: object, settings: Settings, taken: dict[str, Any]) -> str:
     """Compare `precision` with `bf16`, or take "bf16-mixed" over."""
-    is_mixed = value in ("bf16-mixed", "bf16")
-    if value is None or is_mixed == settings.bf16 or (not is_mixed and "bf16" not in settings.given):
+    is_mixed = value in _BF16
+    if value is None or is_mixed == settings.bf16:
         return ""
-    if is_mixed and "bf16" not in settings.given:
+    if is_mixed:
         taken["bf16"] = True
         return ""
     return _conflict("precision", value, "bf16", settings)
+
+
+def _check_plugins(value: object, settings: Settings) -> str:
+    """Compare a precision plugin with `bf16`."""
+    for plugin in _precision_plugins(value):
+        if settings.bf16 and getattr(plugin, "precision", None) not in _BF16:
+            return _conflict("plugins", type(plugin).__name__, "bf16", settings)
+    return ""
+
+
+def _precision_plugins(value: object) -> list[Any]:
+    """Return the precision plugins in `plugins`."""
+    return [plugin for plugin in _listed(value) if _descends_from(plugin, "Precision")]
 
 
 def _check_accelerator(value: object, settings: Settings, taken: dict[str, Any]) -> str:
@@ -331,11 +384,12 @@ def _check_accelerator(value: object, settings: Settings, taken: dict[str, Any])
     if value is None or value == "auto":
         return ""
     is_cpu = value == "cpu" or _descends_from(value, "CPUAccelerator")
-    if "use_cpu" not in settings.given:
-        if is_cpu:
-            taken["use_cpu"] = True
+    if is_cpu == settings.use_cpu:
         return ""
-    return "" if is_cpu == settings.use_cpu else _conflict("accelerator", value, "use_cpu", settings)
+    if is_cpu:
+        taken["use_cpu"] = True
+        return ""
+    return _conflict("accelerator", value, "use_cpu", settings)
 
 
 def _check_launched(said: Mapping[str, Any], launched: Launched | None) -> Iterable[Problem]:
@@ -431,10 +485,14 @@ def _arguments(
         "enable_progress_bar": not settings.disable_tqdm,
         "inference_mode": False,
         "accumulate_grad_batches": settings.gradient_accumulation_steps,
-        "gradient_clip_val": settings.max_grad_norm,
+        "gradient_clip_val": settings.max_grad_norm or None,
         "precision": "32-true",
     }
-    if settings.logging_strategy == "steps" and settings.logging_steps >= 1:
+    if said.get("barebones"):
+        final = {name: value for name, value in final.items() if name not in _NOT_BAREBONES}
+    if _precision_plugins(said.get("plugins")):
+        del final["precision"]
+    if settings.logging_strategy == "steps" and settings.logging_steps >= 1 and not said.get("barebones"):
         final["log_every_n_steps"] = int(settings.logging_steps)
     if settings.output_dir is not None:
         final["default_root_dir"] = os.path.expanduser(settings.output_dir)
@@ -444,19 +502,14 @@ def _arguments(
     for name, value in said.items():
         is_unset = name in ("devices", "accelerator") and value == "auto"
         is_unset |= value is None and (name in final or name in ("strategy", *_VALIDATION))
-        is_unset |= name == "precision" and value in ("bf16-mixed", "bf16")
-        is_unset |= name in ("max_epochs", "max_steps") and value == -1 and not _never_ends(said, settings)
-        if (
-            name not in ("default_root_dir", "enable_progress_bar", "accumulate_grad_batches")
-            and not is_unset
-        ):
+        is_unset |= name == "precision" and value in _BF16
+        is_unset |= name in ("max_epochs", "max_steps") and value == -1
+        is_unset |= name in ("default_root_dir", "enable_progress_bar", "accumulate_grad_batches")
+        if not is_unset or (name == "enable_progress_bar" and said.get("barebones")):
             final[name] = value
+    if final["max_epochs"] == ENDLESS_EPOCHS:
+        final["max_epochs"] = -1
     return final
-
-
-def _never_ends(said: Mapping[str, Any], settings: Settings) -> bool:
-    """Whether Lightning's -1 was passed for the epochs, and nothing else ends the run."""
-    return said.get("max_epochs") == -1 and settings.max_steps <= 0
 
 
 def _rows(settings: Settings) -> Iterable[Row]:
