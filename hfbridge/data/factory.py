@@ -175,7 +175,7 @@ class Loaders:
             order = longest_first(self._lengths_in(whole), len(whole))
         batches: DataLoader[Any] = DataLoader(
             dataset,
-            **self._samplers().of_evaluation(dataset, split, repeats=repeats, order=order),
+            **self._samplers().of_evaluation(dataset, split, batch_size=size, repeats=repeats, order=order),
             collate_fn=collator,
             **self._loading(),
         )

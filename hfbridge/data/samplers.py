@@ -68,13 +68,20 @@ class NativeSamplers(NativeTrainer):
         return self._sharded(sampler, batch_size, drop_last)
 
     def of_evaluation(
-        self, dataset: Sized, split: str, *, repeats: bool, order: Sequence[int] | None = None
+        self,
+        dataset: Sized,
+        split: str,
+        *,
+        batch_size: int,
+        repeats: bool,
+        order: Sequence[int] | None = None,
     ) -> dict[str, Any]:
         """Choose the sampler of an evaluation or prediction set, in the same form.
 
         Args:
             dataset: the set.
             split: its name.
+            batch_size: rows of a batch.
             repeats: rows from the beginning fill up a rank's last batch, as natively; otherwise only a batch
                 that has no others.
             order: the rows' numbers in the order they are to be read in, in place of the native one.
@@ -86,8 +93,7 @@ class NativeSamplers(NativeTrainer):
         sampler: Any = order
         if order is None:
             sampler = self._choose(self._get_eval_sampler, dataset, split) or SequentialSampler(dataset)
-        args = self.args
-        return self._sharded(sampler, args.eval_batch_size, args.dataloader_drop_last, repeats=repeats)
+        return self._sharded(sampler, batch_size, self.args.dataloader_drop_last, repeats=repeats)
 
     def _sharded(
         self, sampler: Sampler[Any], batch_size: int, drop_last: bool, *, repeats: bool = True
