@@ -370,7 +370,8 @@ def _check_plugins(value: object, settings: Settings) -> str:
     """Compare a precision plugin with `bf16`."""
     for plugin in _precision_plugins(value):
         if settings.bf16 and getattr(plugin, "precision", None) not in _BF16:
-            return _conflict("plugins", type(plugin).__name__, "bf16", settings)
+            name = type(plugin).__name__
+            return f"`plugins=[{name}(...)]` conflicts with `bf16=True` in the settings; set only one"
     return ""
 
 
@@ -476,11 +477,11 @@ def _arguments(
     keeps = any(_descends_from(callback, "Checkpoint") for callback in _listed(said.get("callbacks")))
     is_single = choice.kind == "single" or _descends_from(said.get("strategy"), "SingleDeviceStrategy")
     final: dict[str, Any] = {
-        **_BESIDE_SETTINGS,
         "max_epochs": -1 if settings.max_steps > 0 else math.ceil(settings.num_train_epochs),
         "max_steps": settings.max_steps,
         "accelerator": "cpu" if settings.use_cpu else "auto",
         "devices": 1 if is_single else "auto",
+        **_BESIDE_SETTINGS,
         "enable_checkpointing": keeps,
         "enable_progress_bar": not settings.disable_tqdm,
         "inference_mode": False,
