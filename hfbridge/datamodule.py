@@ -8,7 +8,8 @@ train_dataset=, eval_dataset=,   used as they are; they win over a split; the te
 a stream                         read as it comes; data/iterable.py
 eval_dataset={"a": ..., ...}     sets that are evaluated one after the other: eval_a_loss, ...
 map_function                     datasets.map, once on each node; data/mapping.py
-the columns                      those the model's forward takes
+the columns                      those the model's forward takes; under any other LightningModule all that
+                                 tensors can hold
 data_collator                    the native default without one
 packing                          rows of the train set become rows of several; data/packing.py
 regroup                          rows of an optimizer step are dealt by length; data/length_grouping.py
@@ -20,14 +21,22 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from transformers import TrainingArguments
 
 from hfbridge.agreement import compare, explain, has_ranks
-from hfbridge.callbacks.connector import configure_trainer, end_with, epoch_limit, is_hf_module, settings_of
+from hfbridge.callbacks.connector import (
+    configure_trainer,
+    end_with,
+    epoch_limit,
+    has_own_loop,
+    is_hf_module,
+    settings_of,
+)
 from hfbridge.callbacks.run_data import plan_run
-from hfbridge.data.accumulation import BatchLayout, MicroBatch, Schedule
+from hfbridge.data.accumulation import BatchLayout, Schedule
 from hfbridge.data.columns import Collator
 from hfbridge.data.dataloaders import EvalLoader, TrainLoader
-from hfbridge.data.factory import Loaders
+from hfbridge.data.factory import BatchConsumer, Loaders
 from hfbridge.data.iterable import (
     StreamEvalLoader,
     StreamLoader,
@@ -46,7 +55,7 @@ from hfbridge.facts import facts_of_run
 from hfbridge.ranks import gather, together
 from hfbridge.settings import Settings, SettingsSource
 from hfbridge.sources import ProcessorSource, SetSource, make_processor, make_set
-from hfbridge.strategies import close_group_at_exit
+from hfbridge.strategies import close_group_at_exit, rank_variables
 
 _SPLITS = {
     "train": ("train",),
@@ -117,6 +126,7 @@ class HFDataModule(pl.LightningDataModule):
         settings: SettingsSource | None = None,
     ) -> None:
         super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # a rank may have nothing to predict
         if packing is not None:
             check_max_tokens(packing)
         self.given_settings = None if settings is None else Settings.of(settings)
@@ -154,6 +164,7 @@ class HFDataModule(pl.LightningDataModule):
         self.given_batch_size = self._batch_size = check_batch_size(batch_size)
         self._planned_for: int | None = None
         self._is_new_plan = False
+        self._args: TrainingArguments | None = None
 
     @property
     def settings(self) -> Settings:
@@ -272,12 +283,15 @@ class HFDataModule(pl.LightningDataModule):
             if split == "train" and self.packing is not None and not self._is_packed:
                 self._mapped[split], self._is_packed = pack_set(self._mapped[split], self.packing), True
             self._check_batches(split, settings)
-        if stage == "fit":
-            if is_hf_module(self._trainer()):
-                configure_trainer(self._trainer(), settings)
+        trainer = self._trainer()
+        if not is_hf_module(trainer):
+            with rank_variables(trainer.strategy):
+                on_cpu = trainer.strategy.root_device.type == "cpu"
+                self._args = settings.as_training_arguments(use_cpu=on_cpu)
+        elif stage == "fit":
+            configure_trainer(trainer, settings)
             self._schedule, self._planned_for = self._plan(settings), self.train_batch_size
-            if is_hf_module(self._trainer()):
-                end_with(self._trainer(), self._schedule)
+            end_with(trainer, self._schedule)
 
     def on_exception(self, exception: BaseException) -> None:
         """Say what a lost connection to another rank means."""
@@ -286,14 +300,24 @@ class HFDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> TrainLoader | StreamLoader:
         """Make the loader of the training micro-batches; the model is known by now."""
-        self._plan_again()
-        micro_batches = self.schedule.micro_batches_per_epoch
+        trainer, limit = self._trainer(), None
+        is_limited = trainer.limit_train_batches not in (None, 1.0)
+        if is_hf_module(trainer):
+            self._plan_again()
+            micro_batches: int | None = self.schedule.micro_batches_per_epoch
+            limit = micro_batches if is_limited else None
+        elif has_unknown_length(self._mapped["train"]):
+            micro_batches = None
+            limit = trainer.limit_train_batches if isinstance(trainer.limit_train_batches, int) else None
+        else:
+            micro_batches = self.micro_batches()
+            limit = micro_batches if is_limited else None
         return self._loaders.training(
             self._mapped["train"],
             batch_size=self.train_batch_size,
-            schedule=self.schedule,
+            micro_batches=micro_batches,
             is_packed=self.packing is not None,
-            limit=micro_batches if self._trainer().limit_train_batches not in (None, 1.0) else None,
+            limit=limit,
         )
 
     def val_dataloader(self) -> EvalLoader | StreamEvalLoader | list[Any]:
@@ -306,19 +330,24 @@ class HFDataModule(pl.LightningDataModule):
         return self._loaders.evaluation(self._mapped["test"], "test")
 
     def predict_dataloader(self) -> EvalLoader | StreamEvalLoader:
-        """Make the loader of the prediction set; Lightning's own `predict` keeps the order of the set."""
+        """Make the loader of the prediction set; Lightning's own `predict` reads each sample once."""
         module: Any = self._trainer().lightning_module
-        dataset, keeps_order = self._mapped["predict"], module.evaluator.predicts is None
-        return self._loaders.evaluation(dataset, "predict", prefix="test", keeps_order=keeps_order)
+        is_lightnings = not is_hf_module(self._trainer()) or module.evaluator.predicts is None
+        return self._loaders.evaluation(
+            self._mapped["predict"], "predict", prefix="test", keeps_indices=is_lightnings
+        )
 
-    def first_eval_batch(self, split: str) -> MicroBatch:
+    def first_eval_batch(self, split: str) -> Mapping[str, Any]:
         """Collate the first rows of an evaluation set, without a loader."""
         return self._loaders.first_batch(self._mapped[split], split)
 
     @property
     def _loaders(self) -> Loaders:
+        module = self._trainer().lightning_module
+        consumer = BatchConsumer(self._args) if self._args is not None else BatchConsumer.of(module)
         return Loaders(
             self._trainer(),
+            consumer.with_batch_sizes(self.settings),
             self.settings,
             data_collator=self.data_collator,
             processing_class=self.processing_class,
@@ -332,12 +361,13 @@ class HFDataModule(pl.LightningDataModule):
         settings = settings_of(self._trainer())
         _check_batch_sizes(self.given_batch_size, settings)
         self._settings = settings = self._with_batch_size(settings)
-        self._checked = set()  # the model may be another
+        self._checked, self._args = set(), None  # the model may be another
         required = _REQUIRED[stage]
         if not (self.eval_splits if required == "eval" else required in self._raw):
             raise DataError(f"There is {_MISSING[required]}")
         if stage == "fit":
             self._check_evaluation(settings)
+            _check_packing(self.packing, self._trainer())
         _check_lengths(self, stage, settings)
         if self._mapping_failure is not None:
             raise self._mapping_failure
@@ -403,7 +433,7 @@ class HFDataModule(pl.LightningDataModule):
     def _check_batches(self, split: str, settings: Settings) -> None:
         """See that dropping a short last batch, or a round with one, leaves one."""
         if self.is_streamed(split):
-            check_stream(self._mapped[split], split, settings)
+            check_stream(self._mapped[split], split, settings, needs_steps=is_hf_module(self._trainer()))
             return
         name = f"per_device_{'train' if split == 'train' else 'eval'}_batch_size"
         rows, ranks = len(self._mapped[split]), self._trainer().world_size
@@ -547,11 +577,46 @@ def _check_dataset(dataset: Any, split: str) -> None:
         )
 
 
+def _check_token_budget(regroup: bool | int, trainer: pl.Trainer) -> None:
+    """Check that optimizer steps of different numbers of micro-batches can be taken.
+
+    Raises:
+        SettingsError: they cannot.
+    """
+    if isinstance(regroup, bool) or (has_own_loop(trainer) and is_hf_module(trainer)):
+        return
+    if not has_own_loop(trainer):
+        reason = "lightning.Trainer takes a step after accumulate_grad_batches of them. Use hfbridge.Trainer"
+    else:
+        name = type(trainer.lightning_module).__name__
+        reason = f"Lightning divides the loss of {name} by accumulate_grad_batches. Use HFModule"
+    raise SettingsError(
+        f"regroup={regroup} makes optimizer steps of different numbers of micro-batches, and {reason}, or "
+        "regroup=True."
+    )
+
+
+def _check_packing(packing: int | None, trainer: pl.Trainer) -> None:
+    """Check that packed examples are kept apart.
+
+    Raises:
+        DataError: nobody checks that the model does.
+    """
+    if packing is None or is_hf_module(trainer):
+        return
+    raise DataError(
+        f"packing={packing} needs a model whose attention keeps the examples of a row apart, which HFModule "
+        f"checks and {type(trainer.lightning_module).__name__} cannot. Use HFModule, or leave packing out."
+    )
+
+
 def _check_lengths(data: HFDataModule, stage: str, settings: Settings) -> None:
     """See that rows can be dealt by length, where they are to be."""
-    module: Any = data._trainer().lightning_module
-    exactly = module.loss_normalization
+    trainer = data._trainer()
+    module: Any = trainer.lightning_module
+    exactly: Any = module.loss_normalization if is_hf_module(trainer) else "exact"
     if data.regroup and stage == "fit":
+        _check_token_budget(data.regroup, trainer)
         check_regrouped(
             settings,
             loss_normalization=exactly,

@@ -39,6 +39,7 @@ from hfbridge.callbacks.run_data import RunData, UserData
 from hfbridge.callbacks.trainer_state import CallbackHost, host_of
 from hfbridge.checkpoints.io import read_directories
 from hfbridge.checkpoints.resume import Resumption, fill_checkpoint
+from hfbridge.data.dataloaders import EvalLoader, first_samples
 from hfbridge.datamodule import HFDataModule
 from hfbridge.errors import ModelError
 from hfbridge.evaluation.memory import explain_eval_oom
@@ -435,12 +436,14 @@ class HFModule(pl.LightningModule):
         batch = self.run.prepare_inputs(batch, self.device)
         if self.evaluator.predicts is not None:
             return self.evaluator.add(batch)
+        loader = self.trainer.predict_dataloaders
+        own = loader.own_samples(batch_idx) if isinstance(loader, EvalLoader) else None
         if (generation := self.evaluator.generation_of(self)) is not None:
-            return generation.tokens(self.model, batch).cpu()
+            return first_samples(generation.tokens(self.model, batch).cpu(), own)
         with torch.no_grad():
             outputs = self.model(**batch)
         logits = logits_in(outputs, self.model, has_loss=isinstance(outputs, Mapping) and "loss" in outputs)
-        return send_to_device(logits, "cpu")
+        return first_samples(send_to_device(logits, "cpu"), own)
 
     # Parts of the above.
 

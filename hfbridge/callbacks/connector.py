@@ -90,6 +90,11 @@ def is_hf_module(trainer: pl.Trainer) -> bool:
     return isinstance(getattr(trainer.lightning_module, "evaluator", None), Evaluator)
 
 
+def has_own_loop(trainer: pl.Trainer) -> bool:
+    """Whether hfbridge's epoch loop runs, which takes an optimizer step where the micro-batches say."""
+    return hasattr(trainer, "plan")
+
+
 def lightning_validates(trainer: pl.Trainer) -> bool:
     """Whether Lightning's loop decides when to validate, and not `eval_strategy`."""
     plan = getattr(trainer, "plan", None)

@@ -43,6 +43,7 @@ def attached(data: HFDataModule, settings: Any = None, **module: Any) -> HFDataM
         "automatic_optimization": True,
         "loss_normalization": "native",
         "evaluator": Evaluator(),
+        "tell": print,
     }
     given = Settings(**{**SETTINGS, **(settings or {})})
     module = {**known, "given_settings": given, "args": given.as_training_arguments(), **module}
