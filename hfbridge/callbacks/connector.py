@@ -112,8 +112,10 @@ def lightning_validates(trainer: pl.Trainer) -> bool:
 def _without_settings(trainer: pl.Trainer) -> Settings:
     """Return transformers' defaults, with what a plain Trainer says of the loop."""
     epochs = trainer.max_epochs
-    if epochs is None or epochs < 0:
-        epochs = _LIGHTNING_DEFAULT_EPOCHS if trainer.max_steps > 0 else ENDLESS_EPOCHS
+    if epochs is None or (epochs < 0 < trainer.max_steps):
+        epochs = _LIGHTNING_DEFAULT_EPOCHS
+    elif epochs < 0:
+        epochs = ENDLESS_EPOCHS
     log_every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
     settings = Settings().replace(
         save_strategy="no",
