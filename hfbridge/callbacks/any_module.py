@@ -9,7 +9,7 @@ eval_strategy, eval_steps                    check_val_every_n_epoch, val_check_
 eval_on_start                                a validation before the first step
 save_strategy, save_steps, save_total_limit,
   metric_for_best_model, greater_is_better   a ModelCheckpoint in output_dir
-resume_from_checkpoint                       ckpt_path; the newest checkpoint in output_dir for True
+resume_from_checkpoint                       ckpt_path of fit
 seed                                         set_seed before the run
 output_dir                                   default_root_dir
 
