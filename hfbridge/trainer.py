@@ -142,7 +142,7 @@ class Trainer(pl.Trainer):
     @property
     def estimated_stepping_batches(self) -> int | float:
         """Optimizer steps of the run; an epoch that the settings end early is counted as far as it goes."""
-        steps = super().estimated_stepping_batches
+        steps: int | float = super().estimated_stepping_batches
         if self.max_steps != -1 or not has_partial_epoch(self.settings) or not 0 < steps < math.inf:
             return steps
         per_epoch = math.ceil(self.num_training_batches / self.accumulate_grad_batches)

@@ -111,6 +111,7 @@ class SettingsCheckpoint(ModelCheckpoint):
             chosen |= {"save_top_k": limit or 1} if self._strategy == "best" else {}
         elif limit is None:
             chosen = {"save_top_k": -1}
+        chosen["every_n_train_steps" if self._strategy == "steps" else "every_n_epochs"] = 1
         super().__init__(
             dirpath=Path(settings.output_dir or "trainer_output").expanduser(),
             filename=f"{_PREFIX}{{step}}",
@@ -118,7 +119,6 @@ class SettingsCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
             save_on_train_epoch_end=self._strategy == "epoch",
             **chosen,
-            **({"every_n_train_steps": 1} if self._strategy == "steps" else {"every_n_epochs": 1}),
         )
 
     @property
