@@ -65,7 +65,7 @@ class Trainer(pl.Trainer):
         settings: `Settings`, a `transformers.TrainingArguments`, a dict of the same names, or the path of a
             YAML or JSON file that holds one. Without any, the loop has Lightning's defaults (logger,
             ModelCheckpoint, validation each epoch, sanity check), optimizer and schedule transformers'.
-        asynchronous_saving: write checkpoints while training goes on, from copies in memory.
+        asynchronous_saving: write checkpoints during training, from copies in memory.
         callbacks: Lightning callbacks and transformers' `TrainerCallback` objects or classes, in one list.
         accelerate_config: path of a file that `accelerate config` has written: processes, machines,
             precision, FSDP or DeepSpeed. What settings or arguments say, too, must agree.
@@ -78,10 +78,10 @@ class Trainer(pl.Trainer):
         plan: what the settings became.
         train_batch_size: rows of a micro-batch; `auto_find_batch_size` makes it smaller.
         initialized_callbacks: TrainerCallbacks that have heard `on_init_end` from another Trainer.
-        print_logs: whether rows are printed where no bar is shown, as natively.
+        print_logs: whether log entries are printed where no bar is shown, as by the HF Trainer.
 
     Raises:
-        SettingsError: a setting or argument is unknown, wrong, contradictory or not carried; all are named.
+        SettingsError: a setting or argument is unknown, wrong, unsupported or in conflict; all are named.
         MissingDependencyError: a setting needs a package that is not installed.
     """
 
@@ -382,7 +382,7 @@ class Trainer(pl.Trainer):
         Proved by: tests/parity/test_evaluation_options.py
         """
         if not isinstance(model, HFModule):
-            raise ModelError(f"predict_dataset takes an HFModule, and was given a {type(model).__name__}.")
+            raise ModelError(f"`predict_dataset` expects an `HFModule`, got `{type(model).__name__}`.")
         if not isinstance(datamodule, HFDataModule):
             raise DataError(
                 f"predict_dataset takes an HFDataModule, and was given a {type(datamodule).__name__}. A set "
@@ -473,7 +473,7 @@ def _with_defaults(arguments: Mapping[str, Any], *, shows_bar: bool) -> dict[str
 
 
 def _read_config(path: str | os.PathLike[str]) -> AccelerateConfig:
-    """Read an accelerate config; a launcher has told the ranks already where they meet."""
+    """Read an accelerate config; under a launcher the ranks' rendezvous is in the environment already."""
     config = read_accelerate_config(path)
     if _launched() is not None:
         for name in OF_MACHINES:

@@ -1,7 +1,7 @@
 """What HFModule and HFDataModule read from, and set on, the Trainer that they are attached to.
 
 `hfbridge.Trainer` was constructed with arguments that follow from the settings. A plain `lightning.Trainer`
-was not: what it was given, and no setting says, becomes a setting, and the settings configure the loop.
+was not: its arguments become settings where none conflicts, and the settings configure the loop.
 
     lightning.Trainer                     beside settings
     check_val_every_n_epoch,
@@ -39,7 +39,7 @@ _LIGHTNING_DEFAULT_EPOCHS, _LIGHTNING_DEFAULT_LOG_EVERY = 1000, 50
 
 
 def settings_of(trainer: pl.Trainer) -> Settings:
-    """Find the settings of a run, given once: to `hfbridge.Trainer`, or to HFModule or HFDataModule.
+    """Find the settings of a run, passed once: to `hfbridge.Trainer`, or to HFModule or HFDataModule.
 
     Without any, they are transformers' defaults for the model and Lightning's for the loop.
 

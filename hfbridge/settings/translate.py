@@ -1,4 +1,4 @@
-"""Settings and `lightning.Trainer` arguments together: conflicts, and what Lightning is given.
+"""Settings and `lightning.Trainer` arguments together: conflicts, and the arguments for Lightning.
 
 A pure function of names and values; knows Lightning's argument names, and imports nothing of it.
 
@@ -126,7 +126,7 @@ _EQUIVALENTS: Mapping[str, _Equivalent] = {
     ),
 }
 
-# What Lightning is given where neither an argument nor a setting says anything else.
+# Arguments for Lightning where neither an argument nor a setting says anything else.
 _BESIDE_SETTINGS: Mapping[str, object] = {
     "logger": False,
     "num_sanity_val_steps": 0,
@@ -156,7 +156,7 @@ def translate(
     known_arguments: Collection[str] = LIGHTNING_ARGUMENTS,
     launched: Launched | None = None,
 ) -> Plan:
-    """Decide what `lightning.Trainer` is given.
+    """Choose the arguments for `lightning.Trainer`.
 
     Args:
         settings: what the user set by transformers' names; `None` for Lightning's defaults.
@@ -394,7 +394,7 @@ def _check_accelerator(value: object, settings: Settings, taken: dict[str, Any])
 
 
 def _check_launched(said: Mapping[str, Any], launched: Launched | None) -> Iterable[Problem]:
-    """Compare how many ranks are asked for with how many a launcher has started."""
+    """Compare the number of ranks in the arguments with the number that a launcher has started."""
     if launched is None:
         return
     nodes = launched.world_size // launched.local_world_size
@@ -402,11 +402,11 @@ def _check_launched(said: Mapping[str, Any], launched: Launched | None) -> Itera
         f"the launcher (torchrun, SLURM) has started WORLD_SIZE={launched.world_size} ranks, "
         f"{launched.local_world_size} on each of {nodes} nodes; leave it out, or start as many"
     )
-    devices, asked = said.get("devices"), said.get("num_nodes")
+    devices, wanted = said.get("devices"), said.get("num_nodes")
     if _count_devices(devices) not in (None, launched.local_world_size):
         yield Problem(_spell("devices", devices), started)
-    if asked not in (None, nodes):
-        yield Problem(_spell("num_nodes", asked), started)
+    if wanted not in (None, nodes):
+        yield Problem(_spell("num_nodes", wanted), started)
 
 
 def _count_devices(value: Any) -> int | None:
@@ -464,7 +464,7 @@ def _choose(
 
 
 def _has_several(said: Mapping[str, Any], launched: Launched | None) -> bool:
-    """Whether there are several devices or ranks, as far as arguments and launcher tell."""
+    """Whether there are several devices or ranks, as far as arguments and launcher say."""
     if (said.get("num_nodes") or 1) != 1 or (launched is not None and launched.world_size > 1):
         return True
     return not _is_one_device(said.get("devices"))
@@ -514,7 +514,7 @@ def _arguments(
 
 
 def _rows(settings: Settings) -> Iterable[Row]:
-    """One row per setting given, in the order of the rules, and for a default that has a note."""
+    """Make one row per setting that was passed, in the order of the rules, and per default with a note."""
     for name, rule in RULES.items():
         notes = settings.notes_on(name)
         if name in settings.given or notes:
