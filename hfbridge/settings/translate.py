@@ -182,14 +182,11 @@ def translate(
             _compare(name, value, settings=settings, taken=taken, problems=problems)
         elif wrong := _find_wrong(name, value, settings=settings, taken=taken):
             problems.append(Problem(_spell(name, value), wrong))
-    validates = not has_settings or _sets_validation(trainer_arguments)
+    validates = not has_settings or is_brief or _sets_validation(trainer_arguments)
     problems += _check_validation(settings, trainer_arguments)
     problems += _check_launched(trainer_arguments, launched)
     changes = {} if has_settings else _lightning_defaults(taken, trainer_arguments)
-    if _never_ends(settings, trainer_arguments):
-        changes["num_train_epochs"] = float(ENDLESS_EPOCHS)
-    if steps := int(trainer_arguments.get("fast_dev_run") or 0):
-        changes, validates = {**changes, **fast_dev_run_settings(steps)}, True
+    changes |= _limits(settings, trainer_arguments)
     if taken or changes:
         try:
             settings = settings.replace(**{**taken, **changes})
@@ -258,10 +255,14 @@ def _is_lightnings(name: str, passed: Mapping[str, Any]) -> bool:
     return name in left and passed.get(name) is None
 
 
-def _never_ends(settings: Settings, passed: Mapping[str, Any]) -> bool:
-    """Whether Lightning's -1 was passed for the epochs, and nothing else ends the run."""
+def _limits(settings: Settings, passed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that stand for `fast_dev_run`, or for Lightning's -1 where nothing ends the run."""
+    if steps := int(passed.get("fast_dev_run") or 0):
+        return fast_dev_run_settings(steps)
     has_steps = settings.max_steps > 0 or passed.get("max_steps", -1) not in (None, -1)
-    return passed.get("max_epochs") == -1 and not has_steps and is_unset(settings, "num_train_epochs")
+    if passed.get("max_epochs") == -1 and not has_steps and is_unset(settings, "num_train_epochs"):
+        return {"num_train_epochs": float(ENDLESS_EPOCHS)}
+    return {}
 
 
 def _sets_validation(passed: Mapping[str, Any]) -> bool:
