@@ -146,7 +146,8 @@ class Trainer(pl.Trainer):
         if self.max_steps != -1 or not has_partial_epoch(self.settings) or not 0 < steps < math.inf:
             return steps
         per_epoch = math.ceil(self.num_training_batches / self.accumulate_grad_batches)
-        return int(math.ceil(self.settings.num_train_epochs * per_epoch))
+        epochs: float = self.settings.num_train_epochs
+        return math.ceil(epochs * per_epoch)
 
     def fit(
         self,
