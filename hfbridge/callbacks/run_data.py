@@ -8,10 +8,11 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.utils.data import DataLoader
 
-from hfbridge.callbacks.connector import ENDLESS_EPOCHS, end_with, epoch_limit, settings_of
+from hfbridge.callbacks.connector import end_with, epoch_limit, settings_of
 from hfbridge.data.accumulation import BatchLayout, Schedule, plan_schedule
 from hfbridge.errors import SettingsError
 from hfbridge.settings import Settings
+from hfbridge.settings.translate import ENDLESS_EPOCHS
 
 ENDLESS_STEPS = 2**53
 """Optimizer steps of a run that nothing ends."""

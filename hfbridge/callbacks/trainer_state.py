@@ -310,8 +310,7 @@ class CallbackHost(EvaluationHooks):
         self._count_step(trainer, micro_batch, batch_idx, taken)
         self.fire("on_step_end")
         self._log_evaluate_save(trainer, module)
-        if self.control.should_training_stop:
-            trainer.should_stop = True
+        self._stop(trainer)
         if self.control.should_epoch_stop:
             end_epoch(trainer)
 
@@ -330,12 +329,19 @@ class CallbackHost(EvaluationHooks):
             done, self.position = micro_batch.step.done_micro_batches, micro_batch.step.position
         state.epoch = trainer.current_epoch + done / schedule.micro_batches_per_epoch
 
+    def _stop(self, trainer: pl.Trainer) -> None:
+        """Stop training if a callback requested it; a run that ends by itself is not stopped.
+
+        Lightning validates once more when it is stopped, at the last step as well.
+        """
+        is_over = 0 < trainer.max_steps <= trainer.global_step
+        trainer.should_stop |= self.control.should_training_stop and not is_over
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Fire `on_epoch_end`, then log, evaluate and save if they are due."""
         self.fire("on_epoch_end")
         self._log_evaluate_save(trainer, pl_module)
-        if self.control.should_training_stop:
-            trainer.should_stop = True
+        self._stop(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the row of the whole run, put the best weights in, and fire `on_train_end`.

@@ -101,7 +101,7 @@ def choose_strategy(settings: Settings, strategy: object, *, has_several: bool) 
         options: Mapping[str, Any] = {}
     elif not isinstance(strategy, str):
         if said:
-            raise ValueError(_both(settings, said))
+            raise ValueError(_both(strategy, settings, said))
         if "Strategy" not in _ancestors(strategy):
             raise ValueError(f"must be a strategy, got {strategy!r}; set a name: {NAMES_IN_SHORT}")
         return StrategyChoice("given", notes=tuple(_unread(settings, "given")))
@@ -113,7 +113,7 @@ def choose_strategy(settings: Settings, strategy: object, *, has_several: bool) 
     else:
         kind, options = NAMES[strategy]
         if said and said != kind:
-            raise ValueError(_both(settings, said))
+            raise ValueError(_both(strategy, settings, said))
     return StrategyChoice(kind, {**_options(kind, settings), **options}, tuple(_unread(settings, kind)))
 
 
@@ -173,10 +173,11 @@ def _said_by_settings(settings: Settings) -> Kind | None:
     return None
 
 
-def _both(settings: Settings, said: Kind) -> str:
+def _both(strategy: object, settings: Settings, said: Kind) -> str:
     name = "deepspeed" if said == "deepspeed" else "fsdp"
     shown = show(name, getattr(settings, name)).replace(" = ", "=", 1)
-    return f"{shown} in the settings, which is {said}: set through both; choose one"
+    value = f'"{strategy}"' if isinstance(strategy, str) else f"{type(strategy).__name__}(...)"
+    return f"`strategy={value}` conflicts with `{shown}`, which is {said}, in the settings; set only one"
 
 
 def _options(kind: Kind, settings: Settings) -> dict[str, Any]:
@@ -212,7 +213,7 @@ def _fsdp_options(kind: Kind, settings: Settings) -> dict[str, Any]:
     version, config = (1 if kind == "fsdp" else 2), settings.fsdp_config
     if "version" in read_config(config) and version_of(config) != version:
         shown = show("fsdp_config", config).replace(" = ", "=", 1)
-        raise ValueError(f"{shown} in the settings names the other version: choose one")
+        raise ValueError(f"{shown} in the settings names the other version; set only one")
     found = [*fsdp_problems(settings.fsdp, config, version=version)]
     found += fsdp_conflicts(lambda name: getattr(settings, name), config)
     if found:

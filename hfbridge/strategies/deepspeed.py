@@ -88,7 +88,7 @@ class DeepSpeedStrategy(strategies.DeepSpeedStrategy):
         check_config(self.given_config, settings)
         differs = "" if stage is None else check_name(self.given_config, stage=stage, offload=offload)
         if differs:
-            raise SettingsError(f"deepspeed: {differs}: set through both; choose one.")
+            raise SettingsError(f"deepspeed: {differs}; set only one.")
         if on_cpu or (on_cpu is None and not torch.cuda.is_available()):
             os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is imported
         require("deepspeed", extra="deepspeed", for_=f'strategy="deepspeed_stage_{self.stage}"')

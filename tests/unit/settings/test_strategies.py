@@ -50,10 +50,14 @@ def test_what_is_said_chooses(settings, strategy, has_several, kind):
     [
         ({}, "dpp", "is unknown; did you mean ddp"),
         ({}, "ddp_spawn", "is unknown"),
-        ({"fsdp": True}, "ddp", "fsdp=True in the settings, which is fsdp2: set through both; choose one"),
-        (ZERO, "fsdp", "which is deepspeed: set through both"),
-        ({"fsdp": True, "fsdp_config": {"version": 2}}, "fsdp", "which is fsdp2: set through both"),
-        ({"fsdp": True}, DDPStrategy(), "set through both"),
+        (
+            {"fsdp": True},
+            "ddp",
+            '`strategy="ddp"` conflicts with `fsdp=True`, which is fsdp2, in the settings',
+        ),
+        (ZERO, "fsdp", "conflicts with .* which is deepspeed, in the settings; set only one"),
+        ({"fsdp": True, "fsdp_config": {"version": 2}}, "fsdp", "which is fsdp2, in the settings; set only"),
+        ({"fsdp": True}, DDPStrategy(), r"`strategy=DDPStrategy\(\.\.\.\)` conflicts with `fsdp=True`"),
     ],
     ids=lambda value: type(value).__name__ if hasattr(value, "lightning_module") else str(value),
 )
