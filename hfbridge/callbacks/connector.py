@@ -21,7 +21,9 @@ was not: its arguments become settings where none conflicts, and the settings co
 import math
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
@@ -52,7 +54,7 @@ def settings_of(trainer: pl.Trainer) -> Settings:
         SettingsError: there are several that differ, or they conflict with the Trainer's arguments.
         MissingDependencyError: a plain Trainer's run needs a package that is not installed.
     """
-    settings, seed = _find_settings(trainer), _seed_of_everything()
+    settings, seed = _since_last_fit(trainer, _find_settings(trainer)), _seed_of_everything()
     return settings if seed is None or "seed" in settings.given else settings.replace(seed=seed)
 
 
@@ -98,6 +100,46 @@ def _find_settings(trainer: pl.Trainer) -> Settings:
     return _with_arguments_of(trainer, given[first])
 
 
+@dataclass(frozen=True)
+class _End:
+    """Where a Trainer's loops were set to end, in epochs and steps, and what the user had set."""
+
+    epochs: int | None
+    steps: int
+    users_epochs: int | None
+    users_steps: int
+
+
+_ENDS: "WeakKeyDictionary[pl.Trainer, _End]" = WeakKeyDictionary()
+
+
+def _limits_of(trainer: pl.Trainer) -> tuple[int | None, int]:
+    """Return epochs and steps after which the user has a Trainer end, which `end_with` may have replaced."""
+    end = _ENDS.get(trainer)
+    epochs, steps = trainer.max_epochs, trainer.max_steps
+    if end is None:
+        return epochs, steps
+    if trainer.global_step > 0:  # `_since_last_fit` has what was set since
+        return end.users_epochs, end.users_steps
+    return (
+        end.users_epochs if epochs == end.epochs else epochs,
+        end.users_steps if steps == end.steps else steps,
+    )
+
+
+def _since_last_fit(trainer: pl.Trainer, settings: Settings) -> Settings:
+    """Take the epochs or steps that a Trainer was given after it had trained; they win over the settings."""
+    end = _ENDS.get(trainer)
+    if end is None or trainer.global_step == 0:
+        return settings
+    said: dict[str, Any] = {}
+    if trainer.max_steps not in (end.steps, -1):
+        said["max_steps"] = trainer.max_steps
+    if trainer.max_epochs not in (end.epochs, None, -1):
+        said["num_train_epochs"] = float(trainer.max_epochs)
+    return settings.replace(**said) if said else settings
+
+
 def _given_settings(trainer: pl.Trainer) -> dict[str, Settings]:
     """Return the settings that the user passed, by where."""
     plan = getattr(trainer, "plan", None)
@@ -135,8 +177,8 @@ def lightning_validates(trainer: pl.Trainer) -> bool:
 
 def _without_settings(trainer: pl.Trainer) -> Settings:
     """Return transformers' defaults, with what a plain Trainer says of the loop."""
-    epochs = trainer.max_epochs
-    if epochs is None or (epochs < 0 < trainer.max_steps):
+    epochs, steps = _limits_of(trainer)
+    if epochs is None or (epochs < 0 < steps):
         epochs = _LIGHTNING_DEFAULT_EPOCHS
     elif epochs < 0:
         epochs = ENDLESS_EPOCHS
@@ -193,12 +235,13 @@ def _arguments_of(trainer: pl.Trainer) -> Iterator[tuple[str, Any, Any, str]]:
         yield "log_every_n_steps", 0, "no", "logging_strategy"
     elif log_every not in (0, _LIGHTNING_DEFAULT_LOG_EVERY):
         yield "log_every_n_steps", log_every, log_every, "logging_steps"
-    if trainer.max_steps > 0:
-        yield "max_steps", trainer.max_steps, trainer.max_steps, "max_steps"
-    elif trainer.max_epochs == -1:
+    epochs, steps = _limits_of(trainer)
+    if steps > 0:
+        yield "max_steps", steps, steps, "max_steps"
+    elif epochs == -1:
         yield "max_epochs", -1, float(ENDLESS_EPOCHS), "num_train_epochs"
-    elif trainer.max_epochs is not None and 0 < trainer.max_epochs != _LIGHTNING_DEFAULT_EPOCHS:
-        yield "max_epochs", trainer.max_epochs, trainer.max_epochs, "num_train_epochs"
+    elif epochs is not None and 0 < epochs != _LIGHTNING_DEFAULT_EPOCHS:
+        yield "max_epochs", epochs, epochs, "num_train_epochs"
     accumulation = trainer.accumulate_grad_batches
     if accumulation != 1:
         yield "accumulate_grad_batches", accumulation, accumulation, "gradient_accumulation_steps"
@@ -223,23 +266,14 @@ def epoch_limit(trainer: pl.Trainer) -> int | None:
     plan = getattr(trainer, "plan", None)
     if getattr(trainer, "fast_dev_run", False):
         return 1
-    passed = trainer.max_epochs if plan is None else plan.passed.get("max_epochs")
+    passed = _limits_of(trainer)[0] if plan is None else plan.passed.get("max_epochs")
     is_default = passed is None or passed < 0 or (plan is None and passed == _LIGHTNING_DEFAULT_EPOCHS)
     return None if is_default else passed
 
 
 def configure_trainer(trainer: pl.Trainer, settings: Settings) -> None:
-    """Configure Lightning's loops for a run of HFModule.
-
-    Raises:
-        SettingsError: the Trainer has trained another module before.
-    """
+    """Configure Lightning's loops for a run of HFModule."""
     module: Any = trainer.lightning_module
-    if trainer.global_step not in (0, module.host.state.global_step):
-        raise SettingsError(
-            f"This Trainer has already trained another module for {trainer.global_step} steps, and Lightning "
-            "would count on from there. Make a new Trainer for another run."
-        )
     if not lightning_validates(trainer):
         _leave_evaluation_to_the_host(trainer, settings)
         if not hasattr(trainer, "plan"):
@@ -256,6 +290,7 @@ def end_with(trainer: pl.Trainer, schedule: Schedule) -> None:
     """Have a Trainer's loops end as a schedule does; one with a limit of 0 trains nothing."""
     if 0 in (trainer.max_epochs, trainer.max_steps):
         return
+    _ENDS[trainer] = _End(schedule.epochs, schedule.max_steps, *_limits_of(trainer))
     trainer.fit_loop.max_epochs = schedule.epochs
     trainer.fit_loop.epoch_loop.max_steps = schedule.max_steps
 

@@ -198,6 +198,7 @@ class CallbackHost(EvaluationHooks):
         self.state = self._new_state()
         self.position = DataPosition() if resumption is None else resumption.start.position
         if resumption is None:
+            self.state.global_step = module.trainer.global_step  # of another module that it has trained
             self.state.train_batch_size = module.data.train_batch_size
             self.state.compute_steps(args, module.data.schedule.max_steps)
         else:

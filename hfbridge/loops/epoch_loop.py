@@ -262,12 +262,13 @@ def user_steps(trainer: pl.Trainer, fetcher: Any) -> _UserSteps | None:
         return None
     is_endless = fetcher.length is None  # then Lightning fetches one batch ahead
     if not groups:
-        if not is_endless or not hasattr(loader, "state_dict"):
+        state_of: Any = getattr(loader, "state_dict", None)
+        if not is_endless or state_of is None:
             return None
         steps = _UserSteps(
             _rest_of([], fetcher.iterator),
             lambda: trainer.accumulate_grad_batches,
-            state=loader.state_dict,
+            state=state_of,
             groups=False,
         )
         fetcher.iterator = iter(steps)
