@@ -24,6 +24,7 @@ import lightning.pytorch as pl
 import torch
 from accelerate.utils import send_to_device
 from accelerate.utils.memory import clear_device_cache
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
@@ -32,13 +33,15 @@ from transformers import TrainingArguments
 from transformers.utils.logging import set_verbosity
 
 from hfbridge.advice import OF_MODULE
+from hfbridge.callbacks.attachment import attach_host
 from hfbridge.callbacks.checkpointing import write_on_first_rank
-from hfbridge.callbacks.connector import configure_trainer, current_micro_batch
+from hfbridge.callbacks.connector import configure_trainer, current_micro_batch, note_of_seeds
 from hfbridge.callbacks.evaluation import Evaluator
 from hfbridge.callbacks.run_data import RunData, UserData
-from hfbridge.callbacks.trainer_state import CallbackHost, host_of
+from hfbridge.callbacks.trainer_state import CallbackHost
 from hfbridge.checkpoints.io import read_directories
 from hfbridge.checkpoints.resume import Resumption, fill_checkpoint
+from hfbridge.data.dataloaders import EvalLoader, first_samples
 from hfbridge.datamodule import HFDataModule
 from hfbridge.errors import ModelError
 from hfbridge.evaluation.memory import explain_eval_oom
@@ -161,6 +164,8 @@ class HFModule(pl.LightningModule):
         self.given_settings = None if settings is None else Settings.of(settings)
         self._run: ModelRun | None = None
         self._host: CallbackHost | None = None
+        self._has_begun = False
+        self._learning_rate: float | None = None
         self.evaluator = Evaluator()
         self._data: RunData | None = None
         self.schedule: Any = None
@@ -210,11 +215,29 @@ class HFModule(pl.LightningModule):
 
     @property
     def lr_schedule(self) -> Any:
-        """The learning-rate schedule of the run; `None` without one."""
-        if self.schedule is not None:
-            return self.schedule
+        """The learning-rate schedule of the run, which callbacks may have replaced; `None` without one."""
         configs = self.trainer.lr_scheduler_configs
-        return configs[0].scheduler if configs else None
+        return configs[0].scheduler if configs else self.schedule
+
+    @property
+    def learning_rate(self) -> float | None:
+        """The learning rate, which wins over the settings' where it is set; `None` before a run is set up.
+
+        Lightning's `LearningRateFinder` and `Tuner.lr_find` set it.
+        """
+        settings = self.given_settings if self._data is None else self._data.settings
+        if self._learning_rate is not None or settings is None:
+            return self._learning_rate
+        return float(settings.learning_rate)
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate: float) -> None:
+        self._learning_rate = learning_rate
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether the host is among the Trainer's callbacks: Lightning's finders try runs without any."""
+        return self._host in self.trainer.callbacks  # type: ignore[attr-defined]
 
     @property
     def sharing(self) -> Sharing:
@@ -225,6 +248,18 @@ class HFModule(pl.LightningModule):
     def log_history(self) -> list[dict[str, float]]:
         """Rows of the run as the native Trainer logs them, each with its step."""
         return [] if self._host is None else self._host.state.log_history
+
+    def __getattr__(self, name: str) -> Any:
+        """Find the backbone, without its head, for Lightning's `BackboneFinetuning`."""
+        modules = self.__dict__.get("_modules", {})
+        if name == "backbone" and "model" in modules and name not in modules:
+            return getattr(self.model, "base_model", self.model)
+        return super().__getattr__(name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the run out of copies, which callbacks make to average weights."""
+        own = {"_run": None, "_host": None, "_data": None, "schedule": None, "resumption": None}
+        return {**super().__getstate__(), **own, "_reused_optimizer": None, "evaluator": Evaluator()}
 
     def forward(self, **inputs: Any) -> Any:
         """Call the Hugging Face model.
@@ -243,29 +278,46 @@ class HFModule(pl.LightningModule):
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """Hand Lightning, once, the host of the native state, of TrainerCallbacks and of evaluations."""
-        if host := host_of(self.evaluator, self.trainer):
-            self._host = host
-            return []
-        self._host = CallbackHost(
-            self.evaluator,
-            getattr(self.trainer, "trainer_callbacks", ()),
-            initialized=getattr(self.trainer, "initialized_callbacks", ()),
-            print_logs=getattr(self.trainer, "print_logs", True),
-        )
-        return [self._host]
+        self._has_begun = False
+        self._host, added = attach_host(self)
+        return added
 
     def setup(self, stage: str) -> None:
-        """Make the TrainingArguments of the run.
+        """Make the TrainingArguments of the run, unless that was done before other callbacks were set up."""
+        self.begin_run()
+
+    def begin_run(self, *, builds: bool = False) -> None:
+        """Set the run up, once.
+
+        Args:
+            builds: also build the model, unless the strategy cuts it into parts: callbacks that are set up
+                before Lightning calls `configure_model` find it.
 
         Raises:
             ModelError: `optimizers` was passed, and the strategy replaces the parameters in it.
         """
-        self.resumption = None
+        if not self._has_begun:
+            self._set_up()
+        trainer, sharing = self.trainer, self.sharing
+        is_cut = sharing.is_sharded or sharing.replaces_parameters or sharing.zero_config is not None
+        if builds and not is_cut:
+            strategy, precision = trainer.strategy, trainer.precision_plugin
+            with (
+                strategy.tensor_init_context(),
+                strategy.model_sharded_context(),
+                precision.module_init_context(),
+            ):
+                HFModule.configure_model(self)
+
+    def _set_up(self) -> None:
+        self.resumption, self._has_begun = None, True
+        self.evaluator.set_up(self.trainer)
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
         is_ours = isinstance(datamodule, HFDataModule)
         self._data = datamodule if is_ours else UserData(self.trainer)
-        if stage == "fit" and not is_ours:
+        if self.trainer.state.fn == TrainerFn.FITTING and not is_ours:
             configure_trainer(self.trainer, self.data.settings)
+        self.tell(note_of_seeds(self.data.settings))
         self._run = ModelRun(self, self.data.settings)
         set_verbosity(self.args.get_process_log_level())
         self.evaluator.begin_run(self, self.args)
@@ -280,9 +332,11 @@ class HFModule(pl.LightningModule):
         if self._run is None:
             self.model = self.model if self._build is None else self._build()
             return
-        self._run.build(self._build, **self._is_built)
-        self._run.prepare()
-        self.host.attach(self, self.args)
+        if not self._run.is_built:
+            self._run.build(self._build, **self._is_built)
+            self._run.prepare()
+            self._run.expect_trials(self.trainer)
+            self.host.attach(self, self.args)
 
     def configure_optimizers(self) -> Any:
         """Make optimizer and schedule as the native Trainer does."""
@@ -299,6 +353,7 @@ class HFModule(pl.LightningModule):
 
     def teardown(self, stage: str) -> None:
         """Undo changes to the model and the user's optimizer."""
+        self._has_begun = False
         if self._run is not None:
             self._run.close()
 
@@ -317,7 +372,7 @@ class HFModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put into a Lightning checkpoint what an exact resume needs."""
         if self._host is not None and self._host.checkpoints.is_resumable:
-            checkpoint |= self._host.checkpoints.describe(self)
+            checkpoint |= self._host.checkpoints.describe(self, checkpoint)
 
     def save_pretrained(self, path: str | os.PathLike[str], *, merge: bool = False) -> None:
         """Write the model, and its tokenizer or processor, into a folder for `from_pretrained`.
@@ -370,6 +425,9 @@ class HFModule(pl.LightningModule):
             batch: columns by name, on the model's device. One without a step gets its own mean loss.
         """
         run, host = self.run, self.host
+        is_heard = host in self.trainer.callbacks  # type: ignore[attr-defined]
+        if not is_heard:
+            run.begin_trial()
         micro_batch = current_micro_batch(self.trainer, batch)
         step, index = (None, 0) if micro_batch is None else (micro_batch.step, micro_batch.index)
         if step is None:
@@ -387,7 +445,8 @@ class HFModule(pl.LightningModule):
         if every is not None and host.state.global_step % every == 0:
             clear_device_cache()
         share = loss if step is not None else loss / self.trainer.accumulate_grad_batches
-        host.add_micro_batch(share.detach(), batch)
+        if is_heard:
+            host.add_micro_batch(share.detach(), batch)
         return loss
 
     def configure_gradient_clipping(
@@ -408,39 +467,56 @@ class HFModule(pl.LightningModule):
         if by_value and gradient_clip_val:
             nn.utils.clip_grad_value_(self.model.parameters(), gradient_clip_val)
         self.host.fire("on_pre_optimizer_step")
+        self.last_step.is_updating = True
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
         """Take the step and keep the learning rate it was taken with; the schedule is stepped afterwards."""
         optimizer.step(closure=optimizer_closure)
+        self.last_step.is_updating = False
         self.host.fire("on_optimizer_step")
         self.last_step.learning_rate = learning_rate_of(optimizer, self.lr_schedule)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
-        """Do nothing: CallbackHost clears the gradients after the step, as the HF Trainer does."""
+        """Clear the gradients of a trial of Lightning's finders.
+
+        In a run CallbackHost has cleared them, after the step before, as the HF Trainer does.
+        """
+        if not self.is_heard:
+            optimizer.zero_grad()
 
     # Evaluation.
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Collect loss, logits and labels of one batch."""
-        self.evaluator.add(self.run.prepare_inputs(batch, self.device), dataloader_idx)
+        batch = self.run.prepare_inputs(batch, self.device)
+        if self.is_heard:
+            self.evaluator.add(batch, dataloader_idx)
+        else:
+            self.evaluator.try_batch(self, batch)
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Collect loss, logits and labels of one batch."""
-        self.evaluator.add(self.run.prepare_inputs(batch, self.device), dataloader_idx)
+        batch = self.run.prepare_inputs(batch, self.device)
+        if self.is_heard:
+            self.evaluator.add(batch, dataloader_idx)
+        else:
+            self.evaluator.try_batch(self, batch)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Return a batch's logits, a tensor or a tuple of them, or what is generated for it, on the CPU."""
         batch = self.run.prepare_inputs(batch, self.device)
         if self.evaluator.predicts is not None:
             return self.evaluator.add(batch)
+        loader = self.trainer.predict_dataloaders
+        own = loader.own_samples(batch_idx) if isinstance(loader, EvalLoader) else None
         if (generation := self.evaluator.generation_of(self)) is not None:
-            return generation.tokens(self.model, batch).cpu()
+            return first_samples(generation.tokens(self.model, batch).cpu(), own)
         with torch.no_grad():
             outputs = self.model(**batch)
         logits = logits_in(outputs, self.model, has_loss=isinstance(outputs, Mapping) and "loss" in outputs)
-        return send_to_device(logits, "cpu")
+        return first_samples(send_to_device(logits, "cpu"), own)
 
     # Parts of the above.
 
@@ -449,10 +525,10 @@ class HFModule(pl.LightningModule):
         accumulation = self.trainer.accumulate_grad_batches
         if accumulation > 1 and self.automatic_optimization:
             self.tell(
-                "The training batches come from a loader of your own: the loss of an optimizer step is the "
-                f"mean of the mean losses of its {accumulation} micro-batches. Where they hold different "
-                "numbers of labels, that is not the mean over all labels of the step, which HFDataModule and "
-                "hfbridge.Trainer compute."
+                "The training batches come from a loader of your own: with accumulate_grad_batches="
+                f"{accumulation} a step's loss is the mean of its micro-batches' mean losses. "
+                "Where they hold different numbers of labels, that is not the mean over all labels of the "
+                "step, which HFDataModule and hfbridge.Trainer compute."
             )
 
     def tell(self, note: str) -> None:

@@ -7,6 +7,7 @@ ModelCheckpoint, trainer.save_checkpoint           a Lightning file, with what c
 
 import copy
 import warnings
+from collections.abc import Mapping
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import nn
 
 from hfbridge import ranks
 from hfbridge.callbacks.jit_checkpoint import SigtermCheckpoint
+from hfbridge.callbacks.run_data import UserData
 from hfbridge.checkpoints.export import save_pretrained
 from hfbridge.checkpoints.resume import describe_run, position_of
 from hfbridge.checkpoints.writer import CheckpointWriter, export
@@ -120,14 +122,22 @@ class RunCheckpoints:
         if self._writer is not None:
             self._writer.before_step()
 
-    def describe(self, module: Any) -> dict[str, Any]:
-        """Make what a Lightning checkpoint of this moment keeps of the run; called by all ranks."""
+    def describe(self, module: Any, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+        """Make what a Lightning checkpoint of this moment keeps of the run; called by all ranks.
+
+        Args:
+            module: the HFModule.
+            checkpoint: what Lightning keeps: neither optimizer nor schedule with `save_weights_only`.
+        """
         host = self._host
         host.store_flops()
         state = copy.deepcopy(host.state)
         export(state, host.exports())
         position = self._position(module.trainer)
-        return describe_run(module, state, position, processing_class_of(module))
+        entries = describe_run(module, state, position, processing_class_of(module))
+        if checkpoint.get("lr_schedulers") == [] and module.lr_schedule is not None:
+            entries["lr_schedulers"] = [module.lr_schedule.state_dict()]  # that Lightning does not step
+        return entries
 
     def finish(self, module: Any) -> None:
         """Put the best weights into the model, if asked for, when training has ended.
@@ -139,9 +149,13 @@ class RunCheckpoints:
                 self._writer.load_best(module.model, self._host.state, load=module.sharing.load_weights)
             self._writer = None
 
-    def abandon(self) -> None:
-        """Let go of directory and signal after an exception."""
-        self.is_resumable = False  # the step may be half done
+    def abandon(self, *, is_half_done: bool) -> None:
+        """Let go of directory and signal after an exception.
+
+        Args:
+            is_half_done: the optimizer was changing the weights; a run cannot go on from them.
+        """
+        self.is_resumable &= not is_half_done
         for callback in self._sigterm_callbacks():
             callback.listen_no_more()
         try:
@@ -149,10 +163,17 @@ class RunCheckpoints:
         except CheckpointError as error:  # not in place of the exception that is on its way
             warnings.warn(str(error), BridgeWarning, stacklevel=2)
 
+    def close(self) -> None:
+        """Let go of the directory of a run that has ended."""
+        self._close()
+
     def _position(self, trainer: pl.Trainer) -> dict[str, Any]:
         loader: Any = trainer.train_dataloader
         module: Any = trainer.lightning_module
-        return position_of(loader, self._host.logged.record, self._host.position, module.data.layout)
+        position = position_of(loader, self._host.logged.record, self._host.position, module.data.layout)
+        if isinstance(module.data, UserData):
+            position["loaders"] = module.data.loader_states()
+        return position
 
     def _sigterm_callbacks(self) -> list[SigtermCheckpoint]:
         handler = self._host.handler

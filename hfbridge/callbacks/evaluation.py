@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import find_batch_size
@@ -34,6 +35,7 @@ from hfbridge.evaluation.run import EvalOptions, Evaluation
 from hfbridge.model.chunked import logits_kept
 from hfbridge.model.prepare import takes_skip_logits
 
+_OF_LOADER = "/dataloader_idx_"  # as Lightning names metrics where there are several loaders
 _JOINS_CROSSWISE = (
     "eval_use_gather_object=True: natively, the first evaluation on several ranks joins the rounds row by "
     "row, the first rows of all rounds and so on, and drops rows. Leave it out, or "
@@ -50,6 +52,7 @@ class Evaluator:
         prediction: what that run has made.
         generate_arguments: what the next runs give `generate` beside the settings.
         rehearses: a run that evaluates tries that on a few rows before it begins.
+        known_metrics: names that these few rows gave.
 
     Proved by: tests/parity/test_evaluation_options.py
     """
@@ -62,6 +65,7 @@ class Evaluator:
         self.generate_arguments: dict[str, Any] = {}
         self.keep_padded_samples = False
         self.rehearses = True
+        self.known_metrics: set[str] = set()
         self._trainer: weakref.ref[pl.Trainer] | None = None
         self._evaluated = False
         self._preparation_s: float | None = None
@@ -134,6 +138,7 @@ class Evaluator:
             self._new_evaluation(module, _set_of(batch, split, args.eval_batch_size)).sanity_check([batch])
             for split, batch in batches.items()
         ]
+        self.known_metrics = _union(known)
         if not follows or None in known:
             return
         if metric_name(wanted) not in _union(known):
@@ -171,12 +176,26 @@ class Evaluator:
 
     # Lightning's hooks.
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def set_up(self, trainer: pl.Trainer) -> None:
         """Begin a run."""
         self.is_first_run = self._trainer is None or self._trainer() is not trainer
         if self.is_first_run:
             self._trainer = weakref.ref(trainer)
             self._evaluated, self._preparation_s = False, None
+
+    def forget(self) -> None:
+        """Take the next run of the Trainer for its first: this one has only tried batch sizes or rates."""
+        self._trainer = None
+
+    def try_batch(self, module: Any, batch: Any) -> None:
+        """Evaluate one batch for a finder of Lightning's, which runs without callbacks.
+
+        Args:
+            module: the HFModule.
+            batch: on the model's device.
+        """
+        args = module.args
+        self._new_evaluation(module, UserSet("eval", args.eval_batch_size, ranks=args.world_size)).add(batch)
 
     def begin(self, trainer: pl.Trainer, module: Any, loaders: Any, stage: Stage, limits: Any) -> None:
         """Begin with the first set.
@@ -220,8 +239,12 @@ class Evaluator:
         to_loggers = None if trainer.state.fn != TrainerFn.FITTING else False
         # On several ranks Lightning warns of what is not synchronised; it does not, of the same on all.
         same: Any = {"batch_size": 1, "sync_dist": True, "rank_zero_only": True}
-        self._module.log_dict(numbers, prog_bar=True, logger=to_loggers, **same)
-        self._module.log_dict(self._speed, logger=to_loggers, **same)
+        for values, shown in ((numbers, True), (self._speed, False)):
+            plain = {name: value for name, value in values.items() if _OF_LOADER not in name}
+            self._module.log_dict(plain, prog_bar=shown, logger=to_loggers, **same)
+            for name in values.keys() - plain.keys():
+                # `LightningModule.log` refuses such names, which it makes itself in the steps of a loader.
+                log_result(trainer, name, values[name], prog_bar=shown, logger=to_loggers is None)
 
     def on_predict_epoch_end(self) -> None:
         """Compute the metrics of a `PredictionOutput` and fire `on_predict`.
@@ -323,7 +346,7 @@ class Evaluator:
             evaluation.try_finish()
             return
         module = self._module
-        metrics, speed = evaluation.finish()
+        metrics, speed = (self._with_number_of_loader(found) for found in evaluation.finish())
         row = {**metrics, **speed}
         module.host.report_evaluation(module.trainer, row)
         self.memory.end(self._stage, row)
@@ -332,26 +355,33 @@ class Evaluator:
         module.eval_metrics = {**module.eval_metrics, **row} if self._reported else row
         self._reported.append(evaluation.of.prefix)
 
+    def _with_number_of_loader(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """Add to names what Lightning adds where there are several loaders of the user's."""
+        loader = self._loaders[self._index][1]
+        if len(self._loaders) == 1 or isinstance(loader, EvalLoader | StreamEvalLoader):
+            return dict(metrics)
+        suffix = f"{_OF_LOADER}{self._index}"
+        return {name if name == "epoch" else f"{name}{suffix}": value for name, value in metrics.items()}
+
 
 def _union(known: Iterable[Iterable[str] | None]) -> set[str]:
     return {name for names in known for name in names or ()}
 
 
 def named_loaders(loaders: Any, stage: str) -> list[tuple[str, Any]]:
-    """Name evaluation loaders by what their metrics begin with.
+    """Name evaluation loaders by what their metrics begin with: those of the user's all by the stage.
 
     Args:
         loaders: one, or several in a list or dict.
         stage: "eval" or "test".
     """
+    several = [loaders]
     if isinstance(loaders, Mapping):
-        several = [(f"{stage}_{key}", loader) for key, loader in loaders.items()]
+        several = list(loaders.values())
     elif isinstance(loaders, list | tuple):
-        several = [(f"{stage}_{number}", loader) for number, loader in enumerate(loaders)]
-    else:
-        several = [(stage, loaders)]
+        several = list(loaders)
     ours = EvalLoader | StreamEvalLoader
-    return [(loader.prefix if isinstance(loader, ours) else prefix, loader) for prefix, loader in several]
+    return [(loader.prefix if isinstance(loader, ours) else stage, loader) for loader in several]
 
 
 def set_in(
@@ -388,6 +418,25 @@ def _set_of(batch: Any, prefix: str, batch_size: int) -> EvalSet:
     return EvalSet(prefix, find_batch_size(batch) or 1, 1, batch_size)
 
 
+def log_result(trainer: pl.Trainer, name: str, value: float, *, prog_bar: bool, logger: bool) -> None:
+    """Log a number at the end of an evaluation as `LightningModule.log` does, which all ranks have alike.
+
+    Args:
+        trainer: in an evaluation.
+        name: under which it is logged, whatever it is.
+        value: the number.
+        prog_bar: show it in the progress bar.
+        logger: send it to the loggers.
+
+    Mirrors: lightning.pytorch.LightningModule.log
+    """
+    results, module = trainer._results, trainer.lightning_module
+    assert results is not None
+    number = torch.tensor(value, dtype=torch.float32, device=module.device)
+    function = module._current_fx_name or "on_validation_epoch_end"
+    results.log(function, name, number, prog_bar=prog_bar, logger=logger, batch_size=1, rank_zero_only=True)
+
+
 class EvaluationHooks(pl.Callback):
     """Pass Lightning's hooks around evaluations on to an `Evaluator`.
 
@@ -397,10 +446,6 @@ class EvaluationHooks(pl.Callback):
 
     def __init__(self, evaluator: Evaluator) -> None:
         self.evaluator = evaluator
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Begin a run."""
-        self.evaluator.setup(trainer, pl_module, stage)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin with the first set."""

@@ -1,15 +1,18 @@
 """What a run of HFModule reads of its data; and of loaders that the user brings."""
 
 import math
+from dataclasses import replace
 from typing import Any, Protocol
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.utils.data import DataLoader
 
-from hfbridge.callbacks.connector import ENDLESS_EPOCHS, end_with, epoch_limit, settings_of
+from hfbridge.callbacks.connector import end_with, epoch_limit, settings_of
 from hfbridge.data.accumulation import BatchLayout, Schedule, plan_schedule
 from hfbridge.errors import SettingsError
 from hfbridge.settings import Settings
+from hfbridge.settings.translate import ENDLESS_EPOCHS
 
 ENDLESS_STEPS = 2**53
 """Optimizer steps of a run that nothing ends."""
@@ -95,6 +98,29 @@ class UserData:
             end_with(self._trainer, self._schedule)
         return self._schedule
 
+    def loader_states(self) -> list[Any]:
+        """Return the states of the training loaders, as of the optimizer step that was taken."""
+        fit_loop = self._trainer.fit_loop
+        states_of: Any = getattr(fit_loop.epoch_loop, "loader_states", None)
+        if states_of is not None:
+            return list(states_of())
+        loader = fit_loop._combined_loader
+        return [] if loader is None else loader._state_dicts()
+
+    def restore_loaders(self) -> None:
+        """Give the training loaders the states of a checkpoint, if they were made before it was read.
+
+        The private names touched here are pinned by tests/lightning/test_data.py.
+        """
+        fit_loop = self._trainer.fit_loop
+        if fit_loop._combined_loader_states_to_load and fit_loop._data_fetcher is not None:
+            fit_loop._load_combined_loader_states()
+            iter(fit_loop._data_fetcher)
+
+    def plan_again(self) -> None:
+        """Count the steps of the loader that Lightning has now; a finder of batch sizes had it made anew."""
+        self._schedule = None
+
     def _plan(self) -> Schedule:
         trainer, settings = self._trainer, self.settings
         batches, accumulation = trainer.num_training_batches, trainer.accumulate_grad_batches
@@ -105,11 +131,12 @@ class UserData:
         has_rows = isinstance(loader, DataLoader) and batches == len(loader)
         return plan_run(
             settings,
-            rows=len(loader.dataset) if has_rows else int(batches) * size * trainer.world_size,  # type: ignore[arg-type]
+            rows=len(loader.dataset) if has_rows else int(batches) * size * trainer.world_size,
             micro_batches=int(batches),
             accumulation=accumulation,
             total_batch_size=size * accumulation * trainer.world_size,
             epochs=epoch_limit(trainer),
+            trainer=trainer,
         )
 
     def _plan_endless(self) -> Schedule:
@@ -136,6 +163,7 @@ def plan_run(
     accumulation: int,
     total_batch_size: int,
     epochs: int | None,
+    trainer: pl.Trainer,
 ) -> Schedule:
     """Count the optimizer steps and epochs of a run.
 
@@ -146,11 +174,12 @@ def plan_run(
         accumulation: micro-batches of a full step.
         total_batch_size: samples of one full optimizer step on all ranks.
         epochs: ends a run of `max_steps`, too; `None` does not.
+        trainer: may have a GradientAccumulationScheduler, after which `accumulation` changes with the epochs.
     """
     steps = int(settings.max_steps)
     if steps > 0 and epochs is not None:
         steps = min(steps, epochs * max(math.ceil(micro_batches / accumulation), 1))
-    return plan_schedule(
+    schedule = plan_schedule(
         samples_per_epoch=rows,
         micro_batches_per_epoch=micro_batches,
         accumulation=accumulation,
@@ -158,3 +187,26 @@ def plan_run(
         max_steps=steps,
         num_train_epochs=settings.num_train_epochs,
     )
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    scheduler = next((cb for cb in callbacks if isinstance(cb, GradientAccumulationScheduler)), None)
+    return schedule if scheduler is None else _with_changing_accumulation(schedule, scheduler, settings)
+
+
+def _with_changing_accumulation(
+    schedule: Schedule, scheduler: GradientAccumulationScheduler, settings: Settings
+) -> Schedule:
+    """Count the steps of a run whose accumulation changes with the epochs."""
+
+    def steps_of(epoch: int) -> int:
+        accumulation = scheduler.get_accumulate_grad_batches(epoch)
+        return max(math.ceil(schedule.micro_batches_per_epoch / accumulation), 1)
+
+    if settings.max_steps > 0:
+        epochs, steps = 0, 0
+        while steps < schedule.max_steps:
+            steps, epochs = steps + steps_of(epochs), epochs + 1
+        return replace(schedule, epochs=epochs)
+    whole, last = math.floor(settings.num_train_epochs), max(scheduler.scheduling)
+    steps = sum(map(steps_of, range(min(whole, last)))) + max(whole - last, 0) * steps_of(last)
+    part = math.ceil((settings.num_train_epochs - whole) * steps_of(whole))
+    return replace(schedule, max_steps=steps + part)

@@ -42,6 +42,7 @@ from hfbridge.callbacks.checkpointing import RunCheckpoints
 from hfbridge.callbacks.connector import current_micro_batch, end_epoch, lightning_validates, run_validation
 from hfbridge.callbacks.evaluation import EvaluationHooks, Evaluator
 from hfbridge.callbacks.jit_checkpoint import SigtermCheckpoint
+from hfbridge.callbacks.monitors import check_monitors
 from hfbridge.callbacks.run_data import UserData
 from hfbridge.checkpoints.resume import check_optimizer_state, restore_callback_state
 from hfbridge.data.accumulation import DataPosition, MicroBatch, Schedule
@@ -98,6 +99,8 @@ class CallbackHost(EvaluationHooks):
         self.end_micro_batch: Callable[[], None] = _nothing  # called when a backward is over
         self._start_s = 0.0
         self._is_within_step = self._has_loss = False
+        self._micro_batch: MicroBatch | None = None
+        self._trainer: pl.Trainer | None = None
         self._trainer_step = 0  # trainer.global_step when the last step was closed
         self._first_step = self._first_tokens = 0
         self._follows_metric = self._is_new_best = False
@@ -110,7 +113,7 @@ class CallbackHost(EvaluationHooks):
             module: the module whose parts the callbacks are given.
             args: the arguments they are given.
         """
-        self.args = args
+        self.args, self._trainer = args, module.trainer
         if self.handler is not None:
             self.handler.model = module.model
             return
@@ -135,8 +138,11 @@ class CallbackHost(EvaluationHooks):
         handler.callbacks = everyone
 
     def fire(self, event: str, **extra: Any) -> None:
-        """Tell the callbacks of a native event; an event that none of them overrides costs nothing."""
-        if event in self._handled_events:
+        """Tell the callbacks of a native event; an event that none of them overrides costs nothing.
+
+        Nothing is told of trials of Lightning's finders, which run without callbacks.
+        """
+        if event in self._handled_events and self in self._trainer.callbacks:  # type: ignore[union-attr]
             assert self.handler is not None
             self.checkpoints.before_step()  # a callback may change weights
             try:
@@ -154,6 +160,7 @@ class CallbackHost(EvaluationHooks):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin a new native state."""
         module: Any = pl_module
+        module.run.end_trials(trainer)
         self.evaluator.memory.begin("train")
         handler, args = self.handler, self.args
         assert handler is not None
@@ -172,7 +179,7 @@ class CallbackHost(EvaluationHooks):
             self.end_micro_batch = self._counter.settle
         handler.optimizer = next(iter(trainer.optimizers), None)
         handler.lr_scheduler = module.lr_schedule
-        self._is_within_step, self._trainer_step = False, trainer.global_step
+        self._is_within_step = False
         is_told = module.resumption is not None or not self.warn_existing_checkpoints
         self.checkpoints.open(trainer, is_resumed=is_told)
 
@@ -184,9 +191,14 @@ class CallbackHost(EvaluationHooks):
         args, resumption = self.args, module.resumption
         assert args is not None
         assert self.logged is not None
+        if resumption is None and 0 < self.state.global_step == module.trainer.global_step:
+            self.logged.resume(self.state.global_step, None)  # Lightning goes on with the same loops
+            self._first_step, self._first_tokens = self.state.global_step, self.state.num_input_tokens_seen
+            return
         self.state = self._new_state()
         self.position = DataPosition() if resumption is None else resumption.start.position
         if resumption is None:
+            self.state.global_step = module.trainer.global_step  # of another module that it has trained
             self.state.train_batch_size = module.data.train_batch_size
             self.state.compute_steps(args, module.data.schedule.max_steps)
         else:
@@ -207,7 +219,12 @@ class CallbackHost(EvaluationHooks):
         """Fire `on_train_begin`, and evaluate if `eval_on_start`."""
         assert self.handler is not None
         assert self.args is not None
+        check_monitors(trainer, pl_module)
+        self._trainer_step = trainer.global_step  # which Lightning restores after on_fit_start
         self.handler.train_dataloader = trainer.train_dataloader
+        data: Any = pl_module.data
+        if isinstance(data, UserData):
+            data.restore_loaders()
         self._start_s = time.time()
         self.checkpoints.begin(trainer, pl_module)
         _model_of(pl_module).zero_grad()
@@ -232,7 +249,7 @@ class CallbackHost(EvaluationHooks):
     ) -> None:
         """Fire `on_step_begin` with the first micro-batch of an optimizer step."""
         self._has_loss = False
-        micro_batch = current_micro_batch(trainer, batch)
+        self._micro_batch = micro_batch = current_micro_batch(trainer, batch)
         if micro_batch is not None and micro_batch.is_last and micro_batch.step.ends_epoch:  # type: ignore[union-attr]
             end_epoch(trainer)  # Lightning counts the micro-batches of any other epoch
         if self._is_within_step:
@@ -289,11 +306,22 @@ class CallbackHost(EvaluationHooks):
         taken: int,
     ) -> None:
         """Close an optimizer step: clear gradients, count, then log, evaluate and save if they are due."""
-        schedule = self._schedule
-        assert schedule is not None
         if module.automatic_optimization:
             _model_of(module).zero_grad()
-        state, self._is_within_step = self.state, False
+        self._count_step(trainer, micro_batch, batch_idx, taken)
+        self.fire("on_step_end")
+        self._log_evaluate_save(trainer, module)
+        self._stop(trainer)
+        if self.control.should_epoch_stop:
+            end_epoch(trainer)
+
+    def _count_step(
+        self, trainer: pl.Trainer, micro_batch: MicroBatch | None, batch_idx: int, taken: int
+    ) -> None:
+        """Count an optimizer step: what the run's state tells of where it is."""
+        schedule = self._schedule
+        assert schedule is not None
+        state, self._is_within_step, self._micro_batch = self.state, False, None
         state.global_step += taken
         if micro_batch is None or micro_batch.step is None:
             done = batch_idx + 1
@@ -301,19 +329,20 @@ class CallbackHost(EvaluationHooks):
         else:
             done, self.position = micro_batch.step.done_micro_batches, micro_batch.step.position
         state.epoch = trainer.current_epoch + done / schedule.micro_batches_per_epoch
-        self.fire("on_step_end")
-        self._log_evaluate_save(trainer, module)
-        if self.control.should_training_stop:
-            trainer.should_stop = True
-        if self.control.should_epoch_stop:
-            end_epoch(trainer)
+
+    def _stop(self, trainer: pl.Trainer) -> None:
+        """Stop training if a callback requested it; a run that ends by itself is not stopped.
+
+        Lightning validates once more when it is stopped, at the last step as well.
+        """
+        is_over = 0 < trainer.max_steps <= trainer.global_step
+        trainer.should_stop |= self.control.should_training_stop and not is_over
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Fire `on_epoch_end`, then log, evaluate and save if they are due."""
         self.fire("on_epoch_end")
         self._log_evaluate_save(trainer, pl_module)
-        if self.control.should_training_stop:
-            trainer.should_stop = True
+        self._stop(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the row of the whole run, put the best weights in, and fire `on_train_end`.
@@ -337,10 +366,25 @@ class CallbackHost(EvaluationHooks):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Give the model back as it was: Lightning tears a module down only after a run that ended."""
+        """Give the model back as it was: Lightning tears a module down only after a run that ended.
+
+        Callbacks save checkpoints afterwards. Another callback may have failed after an optimizer step.
+        """
+        module: Any = pl_module
+        taken = trainer.global_step - self._trainer_step
+        if self.checkpoints.is_resumable and taken > 0:
+            self._trainer_step += taken
+            self._count_step(trainer, self._micro_batch, trainer.fit_loop.batch_idx, taken)
         self.evaluator.on_exception()
-        pl_module.teardown("fit")
-        self.checkpoints.abandon()
+        module.teardown("fit")
+        self.checkpoints.abandon(is_half_done=module.last_step.is_updating)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Let go of the run's directory; a run that only tried batch sizes or learning rates was none."""
+        module: Any = pl_module
+        self.checkpoints.close()
+        if module.run.has_tried:
+            self.evaluator.forget()
 
     # Called by Evaluator.
 
@@ -452,7 +496,10 @@ class CallbackHost(EvaluationHooks):
         """Add a row to the history, tell the callbacks and Lightning's loggers."""
         row = self._add_row(logs, start_s)
         numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
-        for lightning_logger in trainer.loggers if trainer.state.fn == TrainerFn.FITTING else ():
+        loggers = trainer.loggers if trainer.state.fn == TrainerFn.FITTING else ()
+        if loggers:
+            trainer.logged_metrics.update({name: torch.tensor(value) for name, value in numbers.items()})
+        for lightning_logger in loggers:
             lightning_logger.log_metrics(numbers, step=self.state.global_step)
             lightning_logger.save()  # its files hold the entry from now on, as those of report_to do
 
@@ -480,12 +527,6 @@ class CallbackHost(EvaluationHooks):
         """Take the operations counted since the last time into the state."""
         assert self._counter is not None
         self.state.total_flos += self._counter.drain_flops()
-
-
-def host_of(evaluator: Evaluator, trainer: pl.Trainer) -> CallbackHost | None:
-    """Find the host of an evaluator's module that a Trainer has already."""
-    listed: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return next((cb for cb in listed if isinstance(cb, CallbackHost) and cb.evaluator is evaluator), None)
 
 
 def _is_fitting(trainer: pl.Trainer) -> bool:
