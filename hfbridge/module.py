@@ -18,12 +18,15 @@ import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import lightning.pytorch as pl
 import torch
 from accelerate.utils import send_to_device
 from accelerate.utils.memory import clear_device_cache
+from lightning.fabric.utilities.data import AttributeDict
+from lightning.pytorch.utilities import GradClipAlgorithmType
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
@@ -50,6 +53,15 @@ from hfbridge.model.adapters import read_peft_config
 from hfbridge.model.build import ModelSource, build_model, check_function, check_source
 from hfbridge.model.chunked import check_chunked
 from hfbridge.model.criterion import LossFunction
+from hfbridge.model.hyperparameters import (
+    LEFT_OUT_KEY,
+    check_stored,
+    describe_left_out,
+    left_out,
+    logged_hyperparameters,
+    make_plain,
+    store_arguments,
+)
 from hfbridge.model.logged import StepRecord
 from hfbridge.model.loss import scale_for_accumulation
 from hfbridge.model.modes import set_training
@@ -60,13 +72,18 @@ from hfbridge.settings import Settings, SettingsSource
 from hfbridge.sources import ProcessorSource, find_factory, make_processor
 from hfbridge.strategies import Sharing
 
+_NOT_BUILT = (
+    "The model is not built yet: HFModule builds a named model, or calls a factory, when a run begins. Call "
+    "module.configure_model() to build it now."
+)
+
 
 class HFModule(pl.LightningModule):
     """Train any Hugging Face model with Lightning, step for step as the native Trainer would.
 
     Args:
         model: a model, a function that returns one, or the name or folder of one together with `auto_class`.
-            A named model is built, seeded, when the run begins; until then `module.model` is `None`.
+            A named model is built, seeded, when the run begins, or by `module.configure_model()`.
         auto_class: the `AutoModelFor...` class, or its name, of a named model.
         model_kwargs: further arguments of `from_pretrained`, such as `{"num_labels": 3}`.
         dtype: dtype of a named model's weights; "auto" keeps the one they were saved in. `bf16=True` in the
@@ -130,8 +147,10 @@ class HFModule(pl.LightningModule):
         chunked_loss: bool = False,
     ) -> None:
         super().__init__()
+        store_arguments(self, inspect.currentframe(), _ARGUMENTS)
+        check_stored(model=model, model_kwargs=model_kwargs, peft_config=peft_config)
         model = find_factory(model, auto_class)
-        has_function = compute_loss_func is not None
+        has_function = compute_loss_func is not None or self.computes_loss
         check_chunked(chunked_loss, has_function=has_function)
         check_source(model, auto_class, dtype=dtype, model_kwargs=model_kwargs, has_function=has_function)
         if loss_normalization not in ("exact", "native"):
@@ -157,7 +176,8 @@ class HFModule(pl.LightningModule):
             )
         in_parts = is_named and peft_config is None
         self._is_built = {"in_parts": in_parts, "seeds_again": is_named or is_object}
-        self.model: Any = model if is_ready else None
+        if is_ready:
+            self.model = model
         self.given_settings = None if settings is None else Settings.of(settings)
         self._run: ModelRun | None = None
         self._host: CallbackHost | None = None
@@ -184,6 +204,39 @@ class HFModule(pl.LightningModule):
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
+
+    @property
+    def model(self) -> Any:
+        """The Hugging Face model.
+
+        Raises:
+            ModelError: a named model, or one that a function makes, that no run has built yet.
+        """
+        found = self._modules.get("model")
+        if found is None:
+            raise ModelError(_NOT_BUILT)
+        return found
+
+    @model.setter
+    def model(self, model: Any) -> None:  # modules are registered by torch
+        raise ModelError(f"`model` must be a torch.nn.Module, got `{type(model).__name__}`.")
+
+    @property
+    def is_built(self) -> bool:
+        """Whether the model is there: a named one is built when a run begins, or by `configure_model()`."""
+        return self._modules.get("model") is not None
+
+    @property
+    def computes_loss(self) -> bool:
+        """Whether a subclass overrides `compute_loss`."""
+        return is_overridden("compute_loss", self, HFModule)
+
+    @property
+    def hparams_initial(self) -> Any:
+        """The hyperparameters as loggers get them: with the settings of the run."""
+        of_data = getattr(getattr(self._trainer, "datamodule", None), "hparams_initial", {})
+        settings = None if self._data is None else self._data.settings
+        return AttributeDict(logged_hyperparameters(super().hparams_initial, settings, of_data))
 
     @property
     def run(self) -> ModelRun:
@@ -232,12 +285,25 @@ class HFModule(pl.LightningModule):
         Raises:
             ModelError: a named model that no run has built yet.
         """
-        if self.model is None:
-            raise ModelError(
-                "The model is not built yet: HFModule builds a named model, or calls a factory, when a run "
-                "begins. Call module.configure_model() to build it now."
-            )
         return self.model(**inputs)
+
+    def freeze(self) -> Self:
+        """Freeze all parameters of the model, as Lightning does.
+
+        Raises:
+            ModelError: a named model that is not built yet.
+        """
+        _ = self.model
+        return super().freeze()
+
+    def load_state_dict(self, *arguments: Any, **named: Any) -> Any:
+        """Load weights, as `torch.nn.Module.load_state_dict` does.
+
+        Raises:
+            ModelError: a named model that is not built yet.
+        """
+        _ = self.model
+        return super().load_state_dict(*arguments, **named)
 
     # Setting up.
 
@@ -278,7 +344,9 @@ class HFModule(pl.LightningModule):
         run, as when a Lightning checkpoint is loaded, the model is built and that is all.
         """
         if self._run is None:
-            self.model = self.model if self._build is None else self._build()
+            if not self.is_built:
+                assert self._build is not None
+                self.model = self._build()
             return
         self._run.build(self._build, **self._is_built)
         self._run.prepare()
@@ -310,12 +378,17 @@ class HFModule(pl.LightningModule):
         Raises:
             CheckpointError: it is another model's, or does not tell where its run was.
         """
-        if self.model is None:
+        if not self.is_built:
             self.configure_model()
+        for note in describe_left_out(self, checkpoint):
+            self.tell(note)
         self.resumption = fill_checkpoint(self, checkpoint)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put into a Lightning checkpoint what an exact resume needs."""
+        """Put into a Lightning checkpoint what an exact resume needs, and plain hyperparameters."""
+        if stored := checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY):
+            checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = make_plain(stored, _ARGUMENTS)
+        checkpoint[LEFT_OUT_KEY] = left_out(self)
         if self._host is not None and self._host.checkpoints.is_resumable:
             checkpoint |= self._host.checkpoints.describe(self)
 
@@ -336,8 +409,6 @@ class HFModule(pl.LightningModule):
         Mirrors: transformers.Trainer.save_model
         Proved by: tests/unit/checkpoints/test_export.py
         """
-        if self.model is None:
-            raise ModelError("The model is not built yet: train it, or call module.configure_model() first.")
         write_on_first_rank(self, self.model, Path(path), merge=merge)
 
     to_native = make_native
@@ -389,6 +460,48 @@ class HFModule(pl.LightningModule):
         share = loss if step is not None else loss / self.trainer.accumulate_grad_batches
         host.add_micro_batch(share.detach(), batch)
         return loss
+
+    def compute_loss(self, outputs: Any, batch: Any) -> Tensor:
+        """Compute the loss of a micro-batch; override it to train and evaluate with another one.
+
+        It is used for training, logging, evaluation and prediction. The loss of an optimizer step is the mean
+        over everything that counts in it: labels that are not ignored, or rows.
+
+            class Focal(HFModule):
+                def compute_loss(self, outputs, batch):
+                    return focal_loss(outputs.logits, batch["labels"])
+
+        Args:
+            outputs: what the model's forward returned; a model that takes labels was given them.
+            batch: the micro-batch, on the model's device, with its labels.
+
+        Returns:
+            The mean over the micro-batch, scalar. This one is the model's own, or that of
+            `label_smoothing_factor` or `compute_loss_func`.
+
+        Mirrors: transformers.Trainer.compute_loss
+        Proved by: tests/lightning/test_overrides.py
+        """
+        return self.run.criterion.loss_of(self.model, outputs, batch)
+
+    def clip_gradients(
+        self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """Clip gradients as Lightning does; a value passed here wins over transformers' default of 1.0.
+
+        Args:
+            optimizer: whose parameters' gradients are clipped.
+            gradient_clip_val: largest norm or value; the Trainer's without it.
+            gradient_clip_algorithm: "norm" or "value"; likewise.
+        """
+        trainer, is_given = self.trainer, "max_grad_norm" in self.data.settings.given
+        if gradient_clip_val is None or is_given or trainer.gradient_clip_val is None:
+            super().clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        algorithm = GradClipAlgorithmType(
+            gradient_clip_algorithm or trainer.gradient_clip_algorithm or "norm"
+        )
+        trainer.precision_plugin.clip_gradients(optimizer, gradient_clip_val, algorithm)
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
@@ -461,6 +574,8 @@ class HFModule(pl.LightningModule):
             self.notes.append(note)
             rank_zero_info(f"hfbridge: {note}")
 
+
+_ARGUMENTS = frozenset(inspect.signature(HFModule.__init__).parameters) - {"self"}
 
 # Lightning reads this signature at every step; kept, it costs a third.
 HFModule.training_step.__signature__ = inspect.signature(HFModule.training_step)  # type: ignore[attr-defined]

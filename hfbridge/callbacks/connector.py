@@ -196,7 +196,7 @@ def configure_trainer(trainer: pl.Trainer, settings: Settings) -> None:
     if trainer.lightning_module.automatic_optimization:
         if not any(isinstance(cb, GradientAccumulationScheduler) for cb in trainer.callbacks):  # type: ignore[attr-defined]
             trainer.accumulate_grad_batches = settings.gradient_accumulation_steps
-        trainer.gradient_clip_val = settings.max_grad_norm
+        trainer.gradient_clip_val = settings.max_grad_norm or None
 
 
 def end_with(trainer: pl.Trainer, schedule: Schedule) -> None:

@@ -56,9 +56,8 @@ class NativeLoss:
         """
         loss, outputs = self._scaled(model, inputs, items)
         self.criterion.check(loss, outputs, model)
-        is_scaled = self.criterion.function is not None or (
-            self.traits.takes_items and items.total is not None
-        )
+        calls_function = self.criterion.function is not None and self.criterion.hook is None
+        is_scaled = calls_function or (self.traits.takes_items and items.total is not None)
         return loss if is_scaled else loss / size
 
     def evaluate(self, model: nn.Module, inputs: Inputs) -> tuple[Tensor, Any, int]:
