@@ -3,11 +3,13 @@
 given                            becomes
 a DatasetDict                    its splits train, validation (or eval, dev) and test; without a validation
                                  split, all validation_... splits, each evaluated by itself
-train_dataset=, eval_dataset=    used as they are; they win over a split
+train_dataset=, eval_dataset=,   used as they are; they win over a split; the test split serves
+  test_dataset=, predict_dataset=  trainer.test and trainer.predict
 a stream                         read as it comes; data/iterable.py
 eval_dataset={"a": ..., ...}     sets that are evaluated one after the other: eval_a_loss, ...
 map_function                     datasets.map, once on each node; data/mapping.py
-the columns                      those the model's forward takes
+the columns                      those the model's forward takes; under any other LightningModule all that
+                                 tensors can hold
 data_collator                    the native default without one
 packing                          rows of the train set become rows of several; data/packing.py
 regroup                          rows of an optimizer step are dealt by length; data/length_grouping.py
@@ -19,14 +21,22 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from transformers import TrainingArguments
 
 from hfbridge.agreement import compare, explain, has_ranks
-from hfbridge.callbacks.connector import configure_trainer, end_with, epoch_limit, is_hf_module, settings_of
+from hfbridge.callbacks.connector import (
+    configure_trainer,
+    end_with,
+    epoch_limit,
+    has_own_loop,
+    is_hf_module,
+    settings_of,
+)
 from hfbridge.callbacks.run_data import plan_run
-from hfbridge.data.accumulation import BatchLayout, MicroBatch, Schedule
+from hfbridge.data.accumulation import BatchLayout, Schedule
 from hfbridge.data.columns import Collator
 from hfbridge.data.dataloaders import EvalLoader, TrainLoader
-from hfbridge.data.factory import Loaders
+from hfbridge.data.factory import BatchConsumer, Loaders
 from hfbridge.data.iterable import (
     StreamEvalLoader,
     StreamLoader,
@@ -45,15 +55,21 @@ from hfbridge.facts import facts_of_run
 from hfbridge.ranks import gather, together
 from hfbridge.settings import Settings, SettingsSource
 from hfbridge.sources import ProcessorSource, SetSource, make_processor, make_set
-from hfbridge.strategies import close_group_at_exit
+from hfbridge.strategies import close_group_at_exit, rank_variables
 
-_SPLITS = {"train": ("train",), "eval": ("validation", "eval", "dev"), "predict": ("test",)}
+_SPLITS = {
+    "train": ("train",),
+    "eval": ("validation", "eval", "dev"),
+    "test": ("test",),
+    "predict": ("test",),
+}
 _SEVERAL = "validation_"
 # The set that a stage of Lightning's cannot do without, and what to say if it is not there.
-_REQUIRED = {"fit": "train", "validate": "eval", "test": "eval", "predict": "predict"}
+_REQUIRED = {"fit": "train", "validate": "eval", "test": "test", "predict": "predict"}
 _MISSING = {
     "train": "nothing to train on: pass train_dataset=, or a DatasetDict with a train split.",
     "eval": "nothing to evaluate on: pass eval_dataset=, or a DatasetDict with a validation split.",
+    "test": "nothing to test: pass test_dataset=, or a DatasetDict with a test split.",
     "predict": "nothing to predict: pass predict_dataset=, or a DatasetDict with a test split.",
 }
 
@@ -65,7 +81,10 @@ class HFDataModule(pl.LightningDataModule):
         dataset: a DatasetDict, or one Dataset to train on. A function that returns one does for each set.
         train_dataset: anything with a length and rows, or a stream; wins over `dataset`.
         eval_dataset: evaluated when the settings say so, and by `trainer.validate`; or several by name.
+        test_dataset: for `trainer.test`, whose metrics begin with `test_`.
         predict_dataset: for `trainer.predict` and `trainer.predict_dataset`.
+        batch_size: samples of a micro-batch of each loader, on each rank; without it the settings'
+            `per_device_train_batch_size` and `per_device_eval_batch_size`.
         map_function: given to `datasets.map` for every split: rows to columns, a tokenizer's call, say. On
             several ranks one of each node maps, and the others are given what it has made.
         map_kwargs: further arguments of `datasets.map`; `batched=True` unless you say otherwise.
@@ -94,7 +113,9 @@ class HFDataModule(pl.LightningDataModule):
         *,
         train_dataset: SetSource | None = None,
         eval_dataset: SetSource | None = None,
+        test_dataset: SetSource | None = None,
         predict_dataset: SetSource | None = None,
+        batch_size: int | None = None,
         map_function: Callable[..., Any] | None = None,
         map_kwargs: Mapping[str, Any] | None = None,
         processing_class: ProcessorSource | None = None,
@@ -105,11 +126,17 @@ class HFDataModule(pl.LightningDataModule):
         settings: SettingsSource | None = None,
     ) -> None:
         super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # a rank may have nothing to predict
         if packing is not None:
             check_max_tokens(packing)
         self.given_settings = None if settings is None else Settings.of(settings)
         self._settings: Settings | None = None
-        given = {"train": train_dataset, "eval": eval_dataset, "predict": predict_dataset}
+        given = {
+            "train": train_dataset,
+            "eval": eval_dataset,
+            "test": test_dataset,
+            "predict": predict_dataset,
+        }
         explicit = {split: make_set(source, f"{split}_dataset") for split, source in given.items()}
         found = _split(make_set(dataset, "dataset"), explicit)
         self._raw = {split: rows for split, rows in found.items() if rows is not None}
@@ -134,6 +161,10 @@ class HFDataModule(pl.LightningDataModule):
         self.eval_by_length = eval_by_length
         self._is_packed = False
         self._checked: set[str] = set()
+        self.given_batch_size = self._batch_size = check_batch_size(batch_size)
+        self._planned_for: int | None = None
+        self._is_new_plan = False
+        self._args: TrainingArguments | None = None
 
     @property
     def settings(self) -> Settings:
@@ -148,10 +179,31 @@ class HFDataModule(pl.LightningDataModule):
         return self._schedule
 
     @property
+    def batch_size(self) -> int | None:
+        """Samples of a micro-batch of each loader.
+
+        Without one, that of the training loader; `None` before a run is set up. Loaders that are made after
+        it is set have the new size, as Lightning's `Tuner` and `BatchSizeFinder` expect.
+        """
+        if self._batch_size is not None or self._settings is None:
+            return self._batch_size
+        return self.train_batch_size
+
+    @batch_size.setter
+    def batch_size(self, batch_size: int) -> None:
+        self.given_batch_size = None
+        self._batch_size = check_batch_size(batch_size)
+        if self._settings is not None:
+            self._settings = self._with_batch_size(self._settings)
+
+    @property
     def train_batch_size(self) -> int:
-        """Rows of a micro-batch: `per_device_train_batch_size`, or fewer with `auto_find_batch_size`."""
-        size: int = getattr(self._trainer(), "train_batch_size", self.settings.per_device_train_batch_size)
-        return size
+        """Samples of a micro-batch: `per_device_train_batch_size`, or fewer with `auto_find_batch_size`."""
+        settings = self.settings
+        if self._batch_size is not None and not settings.auto_find_batch_size:
+            return self._batch_size
+        size: int = getattr(self._trainer(), "train_batch_size", settings.per_device_train_batch_size)
+        return size if self._batch_size is None else min(size, self._batch_size)
 
     @property
     def layout(self) -> BatchLayout:
@@ -191,7 +243,7 @@ class HFDataModule(pl.LightningDataModule):
     @property
     def eval_splits(self) -> tuple[str, ...]:
         """What the metrics of each evaluation set begin with: "eval", or "eval_<key>" for several."""
-        return tuple(split for split in self._raw if split not in ("train", "predict"))
+        return tuple(split for split in self._raw if split not in _SPLITS or split == "eval")
 
     def prepare_data(self) -> None:
         """On several ranks, map on the one of each node that Lightning calls this on; the others wait for it.
@@ -227,17 +279,19 @@ class HFDataModule(pl.LightningDataModule):
         self._share_mapped(needed)
         for split in needed:
             if split not in self._mapped:
-                raw = self._raw[split]
-                self._mapped[split] = raw if self._mapper is None else self._mapper.map(raw, split)
+                self._mapped[split] = self._map(split)
             if split == "train" and self.packing is not None and not self._is_packed:
                 self._mapped[split], self._is_packed = pack_set(self._mapped[split], self.packing), True
             self._check_batches(split, settings)
-        if stage == "fit":
-            if is_hf_module(self._trainer()):
-                configure_trainer(self._trainer(), settings)
-            self._schedule = self._plan(settings)
-            if is_hf_module(self._trainer()):
-                end_with(self._trainer(), self._schedule)
+        trainer = self._trainer()
+        if not is_hf_module(trainer):
+            with rank_variables(trainer.strategy):
+                on_cpu = trainer.strategy.root_device.type == "cpu"
+                self._args = settings.as_training_arguments(use_cpu=on_cpu)
+        elif stage == "fit":
+            configure_trainer(trainer, settings)
+            self._schedule, self._planned_for = self._plan(settings), self.train_batch_size
+            end_with(trainer, self._schedule)
 
     def on_exception(self, exception: BaseException) -> None:
         """Say what a lost connection to another rank means."""
@@ -245,14 +299,25 @@ class HFDataModule(pl.LightningDataModule):
         explain(exception, timeout_s=settings.ddp_timeout)
 
     def train_dataloader(self) -> TrainLoader | StreamLoader:
-        """Make the loader of the training windows; the model is known by now."""
-        micro_batches = self.schedule.micro_batches_per_epoch
+        """Make the loader of the training micro-batches; the model is known by now."""
+        trainer, limit = self._trainer(), None
+        is_limited = trainer.limit_train_batches not in (None, 1.0)
+        if is_hf_module(trainer):
+            self._plan_again()
+            micro_batches: int | None = self.schedule.micro_batches_per_epoch
+            limit = micro_batches if is_limited else None
+        elif has_unknown_length(self._mapped["train"]):
+            micro_batches = None
+            limit = trainer.limit_train_batches if isinstance(trainer.limit_train_batches, int) else None
+        else:
+            micro_batches = self.micro_batches()
+            limit = micro_batches if is_limited else None
         return self._loaders.training(
             self._mapped["train"],
             batch_size=self.train_batch_size,
-            schedule=self.schedule,
+            micro_batches=micro_batches,
             is_packed=self.packing is not None,
-            limit=micro_batches if self._trainer().limit_train_batches not in (None, 1.0) else None,
+            limit=limit,
         )
 
     def val_dataloader(self) -> EvalLoader | StreamEvalLoader | list[Any]:
@@ -260,20 +325,29 @@ class HFDataModule(pl.LightningDataModule):
         loaders = [self._loaders.evaluation(self._mapped[split], split) for split in self.eval_splits]
         return loaders[0] if len(loaders) == 1 else loaders
 
-    def predict_dataloader(self) -> EvalLoader | StreamEvalLoader:
-        """Make the loader of the prediction set; Lightning's own `predict` keeps the order of the set."""
-        module: Any = self._trainer().lightning_module
-        dataset, keeps_order = self._mapped["predict"], module.evaluator.predicts is None
-        return self._loaders.evaluation(dataset, "predict", prefix="test", keeps_order=keeps_order)
+    def test_dataloader(self) -> EvalLoader | StreamEvalLoader:
+        """Make the loader of the test set."""
+        return self._loaders.evaluation(self._mapped["test"], "test")
 
-    def first_eval_batch(self, split: str) -> MicroBatch:
+    def predict_dataloader(self) -> EvalLoader | StreamEvalLoader:
+        """Make the loader of the prediction set; Lightning's own `predict` reads each sample once."""
+        module: Any = self._trainer().lightning_module
+        is_lightnings = not is_hf_module(self._trainer()) or module.evaluator.predicts is None
+        return self._loaders.evaluation(
+            self._mapped["predict"], "predict", prefix="test", keeps_indices=is_lightnings
+        )
+
+    def first_eval_batch(self, split: str) -> Mapping[str, Any]:
         """Collate the first rows of an evaluation set, without a loader."""
         return self._loaders.first_batch(self._mapped[split], split)
 
     @property
     def _loaders(self) -> Loaders:
+        module = self._trainer().lightning_module
+        consumer = BatchConsumer(self._args) if self._args is not None else BatchConsumer.of(module)
         return Loaders(
             self._trainer(),
+            consumer.with_batch_sizes(self.settings),
             self.settings,
             data_collator=self.data_collator,
             processing_class=self.processing_class,
@@ -284,16 +358,49 @@ class HFDataModule(pl.LightningDataModule):
 
     def _begin(self, stage: str) -> None:
         """Find the settings and the sets of a stage, and raise what the mapping has failed with."""
-        self._settings = settings = settings_of(self._trainer())
-        self._checked = set()  # the model may be another
+        settings = settings_of(self._trainer())
+        _check_batch_sizes(self.given_batch_size, settings)
+        self._settings = settings = self._with_batch_size(settings)
+        self._checked, self._args = set(), None  # the model may be another
         required = _REQUIRED[stage]
         if not (self.eval_splits if required == "eval" else required in self._raw):
             raise DataError(f"There is {_MISSING[required]}")
         if stage == "fit":
             self._check_evaluation(settings)
+            _check_packing(self.packing, self._trainer())
         _check_lengths(self, stage, settings)
         if self._mapping_failure is not None:
             raise self._mapping_failure
+
+    def _with_batch_size(self, settings: Settings) -> Settings:
+        """Return settings with the batch size of this data module, if it has one."""
+        size = self._batch_size
+        if size is None:
+            return settings
+        return settings.replace(per_device_train_batch_size=size, per_device_eval_batch_size=size)
+
+    def _plan_again(self) -> None:
+        """Count the steps again after another batch size was set, and have the run end with them.
+
+        A trial of Lightning's `BatchSizeFinder`, which runs without callbacks, ends by itself.
+        """
+        trainer, size = self._trainer(), self.train_batch_size
+        if self._planned_for != size:
+            self._schedule, self._planned_for, self._is_new_plan = self._plan(self.settings), size, True
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if self._is_new_plan and callbacks and is_hf_module(trainer):
+            self._is_new_plan = False
+            end_with(trainer, self.schedule)
+
+    def _map(self, split: str) -> Any:
+        """Map a set, unless the same one was mapped for another stage."""
+        raw = self._raw[split]
+        if self._mapper is None:
+            return raw
+        for other in ("test", "predict"):
+            if other in self._mapped and self._raw[other] is raw and split in ("test", "predict"):
+                return self._mapped[other]
+        return self._mapper.map(raw, split)
 
     def _needed(self, stage: str) -> tuple[str, ...]:
         """The sets of a stage that are there."""
@@ -326,7 +433,7 @@ class HFDataModule(pl.LightningDataModule):
     def _check_batches(self, split: str, settings: Settings) -> None:
         """See that dropping a short last batch, or a round with one, leaves one."""
         if self.is_streamed(split):
-            check_stream(self._mapped[split], split, settings)
+            check_stream(self._mapped[split], split, settings, needs_steps=is_hf_module(self._trainer()))
             return
         name = f"per_device_{'train' if split == 'train' else 'eval'}_batch_size"
         rows, ranks = len(self._mapped[split]), self._trainer().world_size
@@ -363,6 +470,34 @@ class HFDataModule(pl.LightningDataModule):
         return self.trainer
 
 
+def check_batch_size(batch_size: Any) -> int | None:
+    """Return a batch size.
+
+    Raises:
+        DataError: it is no positive number.
+    """
+    if batch_size is None or (
+        isinstance(batch_size, int) and not isinstance(batch_size, bool) and batch_size > 0
+    ):
+        return batch_size
+    raise DataError(f"batch_size={batch_size!r}: it must be a number of samples, 1 or more.")
+
+
+def _check_batch_sizes(batch_size: int | None, settings: Settings) -> None:
+    """Check that a batch size does not conflict with the settings.
+
+    Raises:
+        SettingsError: it does.
+    """
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
+        value = settings.given.get(name)
+        if batch_size is not None and value not in (None, batch_size):
+            raise SettingsError(
+                f"`batch_size={batch_size}` of HFDataModule conflicts with `{name}={value}` in the settings; "
+                "set only one."
+            )
+
+
 def predicting(data: HFDataModule, dataset: SetSource) -> HFDataModule:
     """Make a data module that predicts another set in the way of a given one.
 
@@ -375,6 +510,7 @@ def predicting(data: HFDataModule, dataset: SetSource) -> HFDataModule:
     """
     return HFDataModule(
         predict_dataset=dataset,
+        batch_size=data.given_batch_size,
         **data.mapping,
         processing_class=data.processing_class,
         data_collator=data.data_collator,
@@ -384,7 +520,7 @@ def predicting(data: HFDataModule, dataset: SetSource) -> HFDataModule:
 
 
 def _split(dataset: Any, explicit: dict[str, Any]) -> dict[str, Any]:
-    """Sort what was given into training, evaluation and prediction set."""
+    """Sort what was given into training, evaluation, test and prediction set."""
     if dataset is None:
         return explicit
     if not isinstance(dataset, Mapping):
@@ -441,11 +577,46 @@ def _check_dataset(dataset: Any, split: str) -> None:
         )
 
 
+def _check_token_budget(regroup: bool | int, trainer: pl.Trainer) -> None:
+    """Check that optimizer steps of different numbers of micro-batches can be taken.
+
+    Raises:
+        SettingsError: they cannot.
+    """
+    if isinstance(regroup, bool) or (has_own_loop(trainer) and is_hf_module(trainer)):
+        return
+    if not has_own_loop(trainer):
+        reason = "lightning.Trainer takes a step after accumulate_grad_batches of them. Use hfbridge.Trainer"
+    else:
+        name = type(trainer.lightning_module).__name__
+        reason = f"Lightning divides the loss of {name} by accumulate_grad_batches. Use HFModule"
+    raise SettingsError(
+        f"regroup={regroup} makes optimizer steps of different numbers of micro-batches, and {reason}, or "
+        "regroup=True."
+    )
+
+
+def _check_packing(packing: int | None, trainer: pl.Trainer) -> None:
+    """Check that packed examples are kept apart.
+
+    Raises:
+        DataError: nobody checks that the model does.
+    """
+    if packing is None or is_hf_module(trainer):
+        return
+    raise DataError(
+        f"packing={packing} needs a model whose attention keeps the examples of a row apart, which HFModule "
+        f"checks and {type(trainer.lightning_module).__name__} cannot. Use HFModule, or leave packing out."
+    )
+
+
 def _check_lengths(data: HFDataModule, stage: str, settings: Settings) -> None:
     """See that rows can be dealt by length, where they are to be."""
-    module: Any = data._trainer().lightning_module
-    exactly = module.loss_normalization
+    trainer = data._trainer()
+    module: Any = trainer.lightning_module
+    exactly: Any = module.loss_normalization if is_hf_module(trainer) else "exact"
     if data.regroup and stage == "fit":
+        _check_token_budget(data.regroup, trainer)
         check_regrouped(
             settings,
             loss_normalization=exactly,

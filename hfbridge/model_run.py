@@ -15,11 +15,15 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from accelerate.utils import send_to_device
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from transformers import TrainingArguments, enable_full_determinism, set_seed
 
+from hfbridge import generators
 from hfbridge.agreement import compare
+from hfbridge.callbacks.connector import end_with
+from hfbridge.callbacks.run_data import UserData
 from hfbridge.data.accumulation import AccumulationStep
 from hfbridge.data.columns import label_names_of
 from hfbridge.data.limits import check_arrays
@@ -58,6 +62,8 @@ class ModelRun:
 
     Attributes:
         args: the settings as native TrainingArguments.
+        is_built: the model is there.
+        has_tried: a finder of Lightning's has trained the model, and the run has not begun.
         sharing: how the ranks share the model.
         normalization: how losses are normalised; known once the model is built.
         criterion: where they come from; likewise.
@@ -96,7 +102,9 @@ class ModelRun:
             )
         self.chunked: ChunkedLoss | None = None
         self._closure_hook: Any = None
-        self._has_looked = False
+        self.is_built = self._has_looked = self._trains = self.has_tried = False
+        self._planned: tuple[int, float] | None = None
+        self._random_states: Any = None
         self._tries_packing = module.data.packing is not None
 
     def build(self, build: Any, *, in_parts: bool, seeds_again: bool) -> None:
@@ -110,7 +118,7 @@ class ModelRun:
         Raises:
             RankError: the ranks' models differ.
         """
-        args, module = self.args, self._module
+        args, module, self.is_built = self.args, self._module, True
         seed_all = enable_full_determinism if args.full_determinism else set_seed
         if not module.is_built or module.evaluator.is_first_run:
             seed_all(args.seed)
@@ -166,6 +174,8 @@ class ModelRun:
             cast_for_evaluation(model, args)
         self.sharing.shard(model, dtype=self._mixed)
         self.preparation_s = time.perf_counter() - began_s
+        if any(isinstance(cb, BatchSizeFinder | LearningRateFinder) for cb in module.trainer.callbacks):
+            self._random_states = generators.capture()
 
     def _normalize(self) -> Normalization:
         """Choose where losses come from and how they are normalised."""
@@ -192,7 +202,10 @@ class ModelRun:
 
     def configure_optimizers(self, *, max_steps: int) -> Any:
         """Make optimizer and schedule as the native Trainer does; returns what Lightning wants of them."""
-        module = self._module
+        module, self._planned = self._module, (max_steps, self._module.learning_rate)
+        self.args.learning_rate = module.learning_rate
+        if self._closure_hook is not None:
+            self._closure_hook.remove()
         parts = NativeParts(
             module.model,
             self.args,
@@ -213,9 +226,31 @@ class ModelRun:
 
     def begin_training(self) -> None:
         """Train through what the strategy has put around the model; of a part of it, tell how large."""
+        if self._trains:
+            return
+        self._trains = True
         if self.parameters.trained < self.parameters.total:
             self._module.tell(str(self.parameters))
         self.preparation.train_through(self.sharing.forward_through(self._module.model))
+
+    def begin_trial(self) -> None:
+        """Train for a finder of Lightning's, which comes before the run and without callbacks."""
+        self.has_tried = True
+        self.begin_training()
+
+    def end_trials(self, trainer: pl.Trainer) -> None:
+        """Begin as without trials, but with the batch size and the learning rate that they have found."""
+        if not self.has_tried:
+            return
+        module, self.has_tried = self._module, False
+        data = module.data
+        if isinstance(data, UserData):
+            data.plan_again()
+        end_with(trainer, data.schedule)
+        if self._planned not in (None, (data.schedule.max_steps, module.learning_rate)):
+            trainer.strategy.setup_optimizers(trainer)
+        if self._random_states is not None:
+            generators.restore(self._random_states)
 
     def begin_step(self, step: AccumulationStep, device: torch.device) -> None:
         """Count what the loss divides by in an optimizer step, before its first micro-batch is trained.

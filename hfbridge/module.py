@@ -15,7 +15,8 @@ One Lightning batch is one micro-batch; the first of an optimizer step counts th
 
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -25,6 +26,7 @@ import torch
 from accelerate.utils import send_to_device
 from accelerate.utils.memory import clear_device_cache
 from lightning.fabric.utilities.data import AttributeDict
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -35,13 +37,15 @@ from transformers import TrainingArguments
 from transformers.utils.logging import set_verbosity
 
 from hfbridge.advice import OF_MODULE
+from hfbridge.callbacks.attachment import attach_host, insert_host
 from hfbridge.callbacks.checkpointing import write_on_first_rank
 from hfbridge.callbacks.connector import configure_trainer, current_micro_batch
 from hfbridge.callbacks.evaluation import Evaluator
 from hfbridge.callbacks.run_data import RunData, UserData
-from hfbridge.callbacks.trainer_state import CallbackHost, host_of
+from hfbridge.callbacks.trainer_state import CallbackHost
 from hfbridge.checkpoints.io import read_directories
 from hfbridge.checkpoints.resume import Resumption, fill_checkpoint
+from hfbridge.data.dataloaders import EvalLoader, first_samples
 from hfbridge.datamodule import HFDataModule
 from hfbridge.errors import ModelError
 from hfbridge.evaluation.memory import explain_eval_oom
@@ -181,6 +185,8 @@ class HFModule(pl.LightningModule):
         self.given_settings = None if settings is None else Settings.of(settings)
         self._run: ModelRun | None = None
         self._host: CallbackHost | None = None
+        self._has_begun = False
+        self._learning_rate: float | None = None
         self.evaluator = Evaluator()
         self._data: RunData | None = None
         self.schedule: Any = None
@@ -232,6 +238,11 @@ class HFModule(pl.LightningModule):
         return is_overridden("compute_loss", self, HFModule)
 
     @property
+    def clears_gradients(self) -> bool:
+        """Whether a subclass overrides `optimizer_zero_grad`."""
+        return is_overridden("optimizer_zero_grad", self, HFModule)
+
+    @property
     def hparams_initial(self) -> Any:
         """The hyperparameters as loggers get them: with the settings of the run."""
         of_data = getattr(getattr(self._trainer, "datamodule", None), "hparams_initial", {})
@@ -263,11 +274,29 @@ class HFModule(pl.LightningModule):
 
     @property
     def lr_schedule(self) -> Any:
-        """The learning-rate schedule of the run; `None` without one."""
-        if self.schedule is not None:
-            return self.schedule
+        """The learning-rate schedule of the run, which callbacks may have replaced; `None` without one."""
         configs = self.trainer.lr_scheduler_configs
-        return configs[0].scheduler if configs else None
+        return configs[0].scheduler if configs else self.schedule
+
+    @property
+    def learning_rate(self) -> float | None:
+        """The learning rate, which wins over the settings' where it is set; `None` before a run is set up.
+
+        Lightning's `LearningRateFinder` and `Tuner.lr_find` set it.
+        """
+        settings = self.given_settings if self._data is None else self._data.settings
+        if self._learning_rate is not None or settings is None:
+            return self._learning_rate
+        return float(settings.learning_rate)
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate: float) -> None:
+        self._learning_rate = learning_rate
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether the host is among the Trainer's callbacks: Lightning's finders try runs without any."""
+        return self._host in self.trainer.callbacks  # type: ignore[attr-defined]
 
     @property
     def sharing(self) -> Sharing:
@@ -278,6 +307,18 @@ class HFModule(pl.LightningModule):
     def log_history(self) -> list[dict[str, float]]:
         """Rows of the run as the native Trainer logs them, each with its step."""
         return [] if self._host is None else self._host.state.log_history
+
+    def __getattr__(self, name: str) -> Any:
+        """Find the backbone, without its head, for Lightning's `BackboneFinetuning`."""
+        modules = self.__dict__.get("_modules", {})
+        if name == "backbone" and "model" in modules and name not in modules:
+            return getattr(self.model, "base_model", self.model)
+        return super().__getattr__(name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the run out of copies, which callbacks make to average weights."""
+        own = {"_run": None, "_host": None, "_data": None, "schedule": None, "resumption": None}
+        return {**super().__getstate__(), **own, "_reused_optimizer": None, "evaluator": Evaluator()}
 
     def forward(self, **inputs: Any) -> Any:
         """Call the Hugging Face model.
@@ -309,28 +350,56 @@ class HFModule(pl.LightningModule):
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """Hand Lightning, once, the host of the native state, of TrainerCallbacks and of evaluations."""
-        if host := host_of(self.evaluator, self.trainer):
-            self._host = host
-            return []
-        self._host = CallbackHost(
-            self.evaluator,
-            getattr(self.trainer, "trainer_callbacks", ()),
-            initialized=getattr(self.trainer, "initialized_callbacks", ()),
-            print_logs=getattr(self.trainer, "print_logs", True),
-        )
-        return [self._host]
+        self._has_begun = False
+        self._host, added = attach_host(self)
+        return added
 
     def setup(self, stage: str) -> None:
-        """Make the TrainingArguments of the run.
+        """Make the TrainingArguments of the run, unless that was done before other callbacks were set up."""
+        self.begin_run()
+
+    def begin_run(self, *, builds: bool = False) -> None:
+        """Set the run up, once.
+
+        Args:
+            builds: also build the model, unless the strategy cuts it into parts: callbacks that are set up
+                before Lightning calls `configure_model` find it.
 
         Raises:
             ModelError: `optimizers` was passed, and the strategy replaces the parameters in it.
         """
-        self.resumption = None
+        if self._has_begun and not builds:
+            return
+        if not self._has_begun:
+            self._set_up()
+        trainer, sharing = self.trainer, self.sharing
+        is_cut = sharing.is_sharded or sharing.replaces_parameters or sharing.zero_config is not None
+        if builds and not is_cut:
+            strategy = trainer.strategy
+            with strategy.tensor_init_context(), strategy.model_sharded_context():
+                with trainer.precision_plugin.module_init_context():
+                    HFModule.configure_model(self)
+
+    def ensure_ready(self) -> None:
+        """Set the run up and prepare the model, where a subclass's hooks have not called `super()`."""
+        self.begin_run()
+        HFModule.configure_model(self)
+
+    def end_run(self) -> None:
+        """Undo changes to the model and the user's optimizer; a second call does nothing."""
+        self._has_begun = False
+        if self._run is not None:
+            self._run.close()
+
+    def _set_up(self) -> None:
+        self.resumption, self.schedule, self._has_begun = None, None, True
+        if not self.is_heard:
+            self._host = insert_host(self)
+        self.evaluator.set_up(self.trainer)
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
         is_ours = isinstance(datamodule, HFDataModule)
         self._data = datamodule if is_ours else UserData(self.trainer)
-        if stage == "fit" and not is_ours:
+        if self.trainer.state.fn == TrainerFn.FITTING and not is_ours:
             configure_trainer(self.trainer, self.data.settings)
         self._run = ModelRun(self, self.data.settings)
         set_verbosity(self.args.get_process_log_level())
@@ -343,32 +412,34 @@ class HFModule(pl.LightningModule):
         The random state in which training starts is the native one; model/build.py has the table. Without a
         run, as when a Lightning checkpoint is loaded, the model is built and that is all.
         """
-        if self._run is None:
+        if self._trainer is None:
             if not self.is_built:
                 assert self._build is not None
                 self.model = self._build()
             return
-        self._run.build(self._build, **self._is_built)
-        self._run.prepare()
-        self.host.attach(self, self.args)
+        self.begin_run()
+        if not self.run.is_built:
+            self.run.build(self._build, **self._is_built)
+            self.run.prepare()
+            self.host.attach(self, self.args)
 
     def configure_optimizers(self) -> Any:
         """Make optimizer and schedule as the native Trainer does."""
+        self.ensure_ready()
         return self.run.configure_optimizers(max_steps=self.data.schedule.max_steps)
 
     def on_fit_start(self) -> None:
         """Sanity-check evaluation before training starts."""
         evaluates = self.args.eval_strategy != "no" or self.args.eval_on_start
         if evaluates and self.trainer.limit_val_batches:
-            with isolate_rng(), explain_eval_oom(self.args):
+            with isolate_rng(), explain_eval_oom(self.args), _nothing_logged(self):
                 self.evaluator.sanity_check(self, self.data)
         self.model.train()
         self.run.begin_training()
 
     def teardown(self, stage: str) -> None:
         """Undo changes to the model and the user's optimizer."""
-        if self._run is not None:
-            self._run.close()
+        self.end_run()
 
     # Checkpoints.
 
@@ -390,7 +461,7 @@ class HFModule(pl.LightningModule):
             checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = make_plain(stored, _ARGUMENTS)
         checkpoint[LEFT_OUT_KEY] = left_out(self)
         if self._host is not None and self._host.checkpoints.is_resumable:
-            checkpoint |= self._host.checkpoints.describe(self)
+            checkpoint |= self._host.checkpoints.describe(self, checkpoint)
 
     def save_pretrained(self, path: str | os.PathLike[str], *, merge: bool = False) -> None:
         """Write the model, and its tokenizer or processor, into a folder for `from_pretrained`.
@@ -441,6 +512,9 @@ class HFModule(pl.LightningModule):
             batch: columns by name, on the model's device. One without a step gets its own mean loss.
         """
         run, host = self.run, self.host
+        is_heard = host in self.trainer.callbacks  # type: ignore[attr-defined]
+        if not is_heard:
+            run.begin_trial()
         micro_batch = current_micro_batch(self.trainer, batch)
         step, index = (None, 0) if micro_batch is None else (micro_batch.step, micro_batch.index)
         if step is None:
@@ -458,7 +532,8 @@ class HFModule(pl.LightningModule):
         if every is not None and host.state.global_step % every == 0:
             clear_device_cache()
         share = loss if step is not None else loss / self.trainer.accumulate_grad_batches
-        host.add_micro_batch(share.detach(), batch)
+        if is_heard:
+            host.add_micro_batch(share.detach(), batch)
         return loss
 
     def compute_loss(self, outputs: Any, batch: Any) -> Tensor:
@@ -521,39 +596,56 @@ class HFModule(pl.LightningModule):
         if by_value and gradient_clip_val:
             nn.utils.clip_grad_value_(self.model.parameters(), gradient_clip_val)
         self.host.fire("on_pre_optimizer_step")
+        self.last_step.is_updating = True
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
         """Take the step and keep the learning rate it was taken with; the schedule is stepped afterwards."""
         optimizer.step(closure=optimizer_closure)
+        self.last_step.is_updating = False
         self.host.fire("on_optimizer_step")
         self.last_step.learning_rate = learning_rate_of(optimizer, self.lr_schedule)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
-        """Do nothing: CallbackHost clears the gradients after the step, as the HF Trainer does."""
+        """Clear the gradients, for a subclass that overrides this and in trials of Lightning's finders.
+
+        In any other run CallbackHost has cleared them, after the step before, as the HF Trainer does.
+        """
+        if self.clears_gradients or not self.is_heard:
+            optimizer.zero_grad()
 
     # Evaluation.
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Collect loss, logits and labels of one batch."""
-        self.evaluator.add(self.run.prepare_inputs(batch, self.device), dataloader_idx)
+        batch = self.run.prepare_inputs(batch, self.device)
+        if self.is_heard:
+            self.evaluator.add(batch, dataloader_idx)
+        else:
+            self.evaluator.try_batch(self, batch)
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Collect loss, logits and labels of one batch."""
-        self.evaluator.add(self.run.prepare_inputs(batch, self.device), dataloader_idx)
+        batch = self.run.prepare_inputs(batch, self.device)
+        if self.is_heard:
+            self.evaluator.add(batch, dataloader_idx)
+        else:
+            self.evaluator.try_batch(self, batch)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Return a batch's logits, a tensor or a tuple of them, or what is generated for it, on the CPU."""
         batch = self.run.prepare_inputs(batch, self.device)
         if self.evaluator.predicts is not None:
             return self.evaluator.add(batch)
+        loader = self.trainer.predict_dataloaders
+        own = loader.own_samples(batch_idx) if isinstance(loader, EvalLoader) else None
         if (generation := self.evaluator.generation_of(self)) is not None:
-            return generation.tokens(self.model, batch).cpu()
+            return first_samples(generation.tokens(self.model, batch).cpu(), own)
         with torch.no_grad():
             outputs = self.model(**batch)
         logits = logits_in(outputs, self.model, has_loss=isinstance(outputs, Mapping) and "loss" in outputs)
-        return send_to_device(logits, "cpu")
+        return first_samples(send_to_device(logits, "cpu"), own)
 
     # Parts of the above.
 
@@ -573,6 +665,22 @@ class HFModule(pl.LightningModule):
         if note and note not in self.notes:
             self.notes.append(note)
             rank_zero_info(f"hfbridge: {note}")
+
+
+@contextmanager
+def _nothing_logged(module: HFModule) -> Iterator[None]:
+    """Leave out what a subclass logs in `compute_loss`."""
+    names = ("log", "log_dict")
+    vars(module).update(dict.fromkeys(names, _ignore))
+    try:
+        yield
+    finally:
+        for name in names:
+            del vars(module)[name]
+
+
+def _ignore(*arguments: Any, **named: Any) -> None:
+    pass
 
 
 _ARGUMENTS = frozenset(inspect.signature(HFModule.__init__).parameters) - {"self"}

@@ -7,6 +7,7 @@ ModelCheckpoint, trainer.save_checkpoint           a Lightning file, with what c
 
 import copy
 import warnings
+from collections.abc import Mapping
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
@@ -120,14 +121,22 @@ class RunCheckpoints:
         if self._writer is not None:
             self._writer.before_step()
 
-    def describe(self, module: Any) -> dict[str, Any]:
-        """Make what a Lightning checkpoint of this moment keeps of the run; called by all ranks."""
+    def describe(self, module: Any, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+        """Make what a Lightning checkpoint of this moment keeps of the run; called by all ranks.
+
+        Args:
+            module: the HFModule.
+            checkpoint: what Lightning keeps: neither optimizer nor schedule with `save_weights_only`.
+        """
         host = self._host
         host.store_flops()
         state = copy.deepcopy(host.state)
         export(state, host.exports())
         position = self._position(module.trainer)
-        return describe_run(module, state, position, processing_class_of(module))
+        entries = describe_run(module, state, position, processing_class_of(module))
+        if checkpoint.get("lr_schedulers") == [] and module.lr_schedule is not None:
+            entries["lr_schedulers"] = [module.lr_schedule.state_dict()]  # that Lightning does not step
+        return entries
 
     def finish(self, module: Any) -> None:
         """Put the best weights into the model, if asked for, when training has ended.
@@ -139,15 +148,23 @@ class RunCheckpoints:
                 self._writer.load_best(module.model, self._host.state, load=module.sharing.load_weights)
             self._writer = None
 
-    def abandon(self) -> None:
-        """Let go of directory and signal after an exception."""
-        self.is_resumable = False  # the step may be half done
+    def abandon(self, *, is_half_done: bool) -> None:
+        """Let go of directory and signal after an exception.
+
+        Args:
+            is_half_done: the optimizer was changing the weights; a run cannot go on from them.
+        """
+        self.is_resumable &= not is_half_done
         for callback in self._sigterm_callbacks():
             callback.listen_no_more()
         try:
             self._close()
         except CheckpointError as error:  # not in place of the exception that is on its way
             warnings.warn(str(error), BridgeWarning, stacklevel=2)
+
+    def close(self) -> None:
+        """Let go of the directory of a run that has ended."""
+        self._close()
 
     def _position(self, trainer: pl.Trainer) -> dict[str, Any]:
         loader: Any = trainer.train_dataloader

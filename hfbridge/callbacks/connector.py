@@ -7,8 +7,9 @@ was not: what it was given, and no setting says, becomes a setting, and the sett
     check_val_every_n_epoch,
       val_check_interval                  if they were set, Lightning validates. Else `eval_strategy` decides:
                                           CallbackHost evaluates, and callbacks that read
-                                          check_val_every_n_epoch act after evaluations, or without any
-                                          (eval_strategy="no") at the end of an epoch
+                                          check_val_every_n_epoch act after evaluations
+                                          (eval_strategy="steps") or at the end of an epoch, which is after
+                                          its evaluation
     accumulate_grad_batches               gradient_accumulation_steps
     gradient_clip_val                     max_grad_norm
     max_epochs, max_steps                 those of the schedule
@@ -89,6 +90,11 @@ def _given_settings(trainer: pl.Trainer) -> dict[str, Settings]:
 def is_hf_module(trainer: pl.Trainer) -> bool:
     """Whether an HFModule is run, and not a LightningModule of the user's."""
     return isinstance(getattr(trainer.lightning_module, "evaluator", None), Evaluator)
+
+
+def has_own_loop(trainer: pl.Trainer) -> bool:
+    """Whether hfbridge's epoch loop runs, which takes an optimizer step where the micro-batches say."""
+    return hasattr(trainer, "plan")
 
 
 def lightning_validates(trainer: pl.Trainer) -> bool:
@@ -202,7 +208,14 @@ def configure_trainer(trainer: pl.Trainer, settings: Settings) -> None:
 def end_with(trainer: pl.Trainer, schedule: Schedule) -> None:
     """Have a Trainer's loops end as a schedule does."""
     trainer.fit_loop.max_epochs = schedule.epochs
-    trainer.fit_loop.epoch_loop.max_steps = schedule.max_steps
+    trainer.fit_loop.epoch_loop.max_steps = schedule.max_steps if _counts_steps(trainer, schedule) else -1
+
+
+def _counts_steps(trainer: pl.Trainer, schedule: Schedule) -> bool:
+    """Whether a number of steps may end the run: a module that optimizes by hand may take any number."""
+    is_by_hand = not trainer.lightning_module.automatic_optimization
+    has_whole_epochs = schedule.max_steps % max(schedule.steps_per_epoch, 1) == 0
+    return not (is_by_hand and has_whole_epochs and settings_of(trainer).max_steps <= 0)
 
 
 def reset_fit_loop(trainer: pl.Trainer) -> None:
@@ -217,18 +230,27 @@ def reset_fit_loop(trainer: pl.Trainer) -> None:
     )
 
 
-def run_validation(trainer: pl.Trainer) -> None:
+def run_validation(trainer: pl.Trainer, *, ends_epoch: bool = False) -> None:
     """Run Lightning's validation loop now, in the middle of training.
+
+    Args:
+        trainer: of the run.
+        ends_epoch: the epoch loop has ended, and counted its last step already; Lightning's own loop logs
+            what a validation gives with the number that the step had before.
 
     The private names touched here are pinned by tests/unit/callbacks/test_trainer_state.py.
     """
     connector = trainer._logger_connector
     first_iteration = connector._first_loop_iter  # what Lightning itself saves around a validation
+    epoch_loop = trainer.fit_loop.epoch_loop
+    epoch_loop._batches_that_stepped -= ends_epoch
     trainer.validating = True
+    trainer.lightning_module.on_validation_model_zero_grad()
     try:
-        trainer.fit_loop.epoch_loop.val_loop.run()
+        epoch_loop.val_loop.run()
     finally:
         trainer.training = True
+        epoch_loop._batches_that_stepped += ends_epoch
         connector._first_loop_iter = first_iteration
 
 
@@ -243,7 +265,7 @@ def _leave_evaluation_to_the_host(trainer: pl.Trainer, settings: Settings) -> No
     ModelCheckpoint and EarlyStopping read `check_val_every_n_epoch`: at 1 they act at the end of an epoch,
     at anything else after an evaluation. tests/unit/callbacks/test_trainer_state.py pins the private name.
     """
-    if settings.eval_strategy != "no":
+    if settings.eval_strategy == "steps":
         trainer.check_val_every_n_epoch = NEVER
         return
     trainer.check_val_every_n_epoch = 1
@@ -253,6 +275,11 @@ def _leave_evaluation_to_the_host(trainer: pl.Trainer, settings: Settings) -> No
 
 def _logs_by_steps(settings: Settings) -> bool:
     return bool(settings.logging_strategy == "steps" and settings.logging_steps >= 1)
+
+
+def overrides_hook(name: str, callback: Any) -> bool:
+    """Whether a callback has a hook of its own; one of the package `pytorch_lightning` has all of them."""
+    return is_overridden(name, callback) if isinstance(callback, pl.Callback) else hasattr(callback, name)
 
 
 def has_plain_backward(trainer: pl.Trainer) -> bool:
@@ -265,7 +292,7 @@ def has_plain_backward(trainer: pl.Trainer) -> bool:
         and isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy))
         and not is_overridden("backward", module)
         and not any(is_overridden(hook, module) for hook in hooks)
-        and not any(is_overridden(hook, cb) for hook in hooks for cb in callbacks)
+        and not any(overrides_hook(hook, cb) for hook in hooks for cb in callbacks)
     )
 
 

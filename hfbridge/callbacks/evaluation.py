@@ -50,6 +50,7 @@ class Evaluator:
         prediction: what that run has made.
         generate_arguments: what the next runs give `generate` beside the settings.
         rehearses: a run that evaluates tries that on a few rows before it begins.
+        known_metrics: names that these few rows gave.
 
     Proved by: tests/parity/test_evaluation_options.py
     """
@@ -62,6 +63,7 @@ class Evaluator:
         self.generate_arguments: dict[str, Any] = {}
         self.keep_padded_samples = False
         self.rehearses = True
+        self.known_metrics: set[str] = set()
         self._trainer: weakref.ref[pl.Trainer] | None = None
         self._evaluated = False
         self._preparation_s: float | None = None
@@ -134,6 +136,7 @@ class Evaluator:
             self._new_evaluation(module, _set_of(batch, split, args.eval_batch_size)).sanity_check([batch])
             for split, batch in batches.items()
         ]
+        self.known_metrics = _union(known)
         if not follows or None in known:
             return
         if metric_name(wanted) not in _union(known):
@@ -171,12 +174,26 @@ class Evaluator:
 
     # Lightning's hooks.
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def set_up(self, trainer: pl.Trainer) -> None:
         """Begin a run."""
         self.is_first_run = self._trainer is None or self._trainer() is not trainer
         if self.is_first_run:
             self._trainer = weakref.ref(trainer)
             self._evaluated, self._preparation_s = False, None
+
+    def forget(self) -> None:
+        """Take the next run of the Trainer for its first: this one has only tried batch sizes or rates."""
+        self._trainer = None
+
+    def try_batch(self, module: Any, batch: Any) -> None:
+        """Evaluate one batch for a finder of Lightning's, which runs without callbacks.
+
+        Args:
+            module: the HFModule.
+            batch: on the model's device.
+        """
+        args = module.args
+        self._new_evaluation(module, UserSet("eval", args.eval_batch_size, ranks=args.world_size)).add(batch)
 
     def begin(self, trainer: pl.Trainer, module: Any, loaders: Any, stage: Stage, limits: Any) -> None:
         """Begin with the first set.
@@ -398,21 +415,23 @@ class EvaluationHooks(pl.Callback):
     def __init__(self, evaluator: Evaluator) -> None:
         self.evaluator = evaluator
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Begin a run."""
-        self.evaluator.setup(trainer, pl_module, stage)
-
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin with the first set."""
+        module: Any = pl_module
+        module.ensure_ready()
         limits = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
         self.evaluator.begin(trainer, pl_module, trainer.val_dataloaders, "eval", limits)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin with the first set."""
+        module: Any = pl_module
+        module.ensure_ready()
         self.evaluator.begin(trainer, pl_module, trainer.test_dataloaders, "test", trainer.num_test_batches)
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to collect, if a `PredictionOutput` was requested."""
+        module: Any = pl_module
+        module.ensure_ready()
         if self.evaluator.predicts is not None:
             self.evaluator.begin(
                 trainer, pl_module, trainer.predict_dataloaders, "test", trainer.num_predict_batches

@@ -95,6 +95,10 @@ class UserData:
             end_with(self._trainer, self._schedule)
         return self._schedule
 
+    def plan_again(self) -> None:
+        """Count the steps of the loader that Lightning has now; a finder of batch sizes had it made anew."""
+        self._schedule = None
+
     def _plan(self) -> Schedule:
         trainer, settings = self._trainer, self.settings
         batches, accumulation = trainer.num_training_batches, trainer.accumulate_grad_batches

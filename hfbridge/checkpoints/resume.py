@@ -440,7 +440,6 @@ def describe_run(
         **plain_ranks(states),
         layout.WEIGHTS_KEY: {"names": saved_names(module.model, weights), "adapter": False},
         layout.FILES_KEY: pack(other_files(module.model, module.args, processing_class)),
-        "lr_schedulers": [module.lr_schedule.state_dict()],
     }
 
 

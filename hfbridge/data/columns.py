@@ -4,6 +4,8 @@ column of the dataset                          in the micro-batch
 a parameter of the model's forward             kept
 label, label_ids, the label names              kept (the collator renames the first two to labels)
 anything else                                  dropped, unless remove_unused_columns=False
+
+Of a LightningModule of the user's no signature is known: it gets every column that tensors can hold.
 """
 
 import inspect
@@ -13,7 +15,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import datasets
-from torch import nn
+import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
+from torch import Tensor, nn
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, default_data_collator
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 from transformers.models.auto import modeling_auto
@@ -110,6 +114,77 @@ def keep_columns(
     if dropped:
         logger.info("%s set: %s does not take %s; dropped.", split, name, _listed(dropped))
     return dataset.remove_columns(dropped), collator
+
+
+def keep_tensor_columns(dataset: Any, collator: Collator, *, split: str) -> tuple[Any, Collator]:
+    """Drop columns that tensors cannot hold, such as texts: from a `datasets.Dataset` itself, else by rows.
+
+    Returns:
+        The dataset and the collator to load it with.
+
+    Raises:
+        DataError: no column is left.
+    """
+    if not isinstance(dataset, datasets.Dataset) or dataset.format["type"] is not None:
+        return dataset, TensorColumnsCollator(collator, split)
+    types = {field.name: field.type for field in dataset.features.arrow_schema}
+    dropped = [name for name in dataset.column_names if not _is_numeric_type(types[name])]
+    if len(dropped) == len(types):
+        raise DataError(_no_tensors(split, dropped))
+    if dropped:
+        logger.info("%s set: no tensor holds %s; dropped.", split, _listed(dropped))
+    return dataset.remove_columns(dropped), collator
+
+
+class TensorColumnsCollator:
+    """Collate the columns of rows that tensors can hold; rows that are no mappings stay as they are.
+
+    Args:
+        collator: makes a batch of what is left of the rows.
+        split: name of the set.
+    """
+
+    def __init__(self, collator: Collator, split: str) -> None:
+        self._collator, self._split = collator, split
+
+    def __call__(self, rows: list[Any]) -> Mapping[str, Any]:
+        """Collate a micro-batch.
+
+        Raises:
+            DataError: no column is left.
+        """
+        if not isinstance(rows[0], Mapping):
+            return self._collator(rows)
+        kept = [name for name in rows[0] if all(name in row and _is_numeric(row[name]) for row in rows)]
+        if not kept:
+            raise DataError(_no_tensors(self._split, rows[0]))
+        return self._collator([{name: row[name] for name in kept} for row in rows])
+
+
+def _no_tensors(split: str, columns: Iterable[object]) -> str:
+    return (
+        f"The {split} dataset has no column that a tensor can hold: its columns are {_listed(columns)}. Give "
+        "a map_function that makes them (a tokenizer, say), or set remove_unused_columns=False if your "
+        "data_collator makes them."
+    )
+
+
+def _is_numeric_type(kind: Any) -> bool:
+    """Whether a column of this Arrow type holds numbers, or lists of them."""
+    if isinstance(kind, pa.ExtensionType):
+        kind = kind.storage_type
+    while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
+
+
+def _is_numeric(value: Any) -> bool:
+    """Whether a tensor can hold a value of a row."""
+    if isinstance(value, (list, tuple)):
+        return not value or _is_numeric(value[0])
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "biuf"
+    return isinstance(value, (bool, int, float, np.number, np.bool_, Tensor))
 
 
 def check_labels(dataset: Any, *, model: nn.Module, split: str) -> None:

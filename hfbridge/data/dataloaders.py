@@ -13,13 +13,16 @@ can resume in the middle of an epoch, with every draw as if it had never stopped
     training                            from the state at the checkpoint
 """
 
+from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice, repeat
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from accelerate.utils.operations import recursively_apply
+from lightning.pytorch.overrides.distributed import _IndexBatchSamplerWrapper
+from torch.utils.data import DataLoader, SequentialSampler
 
 from hfbridge import generators
 from hfbridge.data.accumulation import AccumulationStep, DataPosition, MicroBatch, group_micro_batches
@@ -93,18 +96,30 @@ class TrainLoader(PersistentWorkersMixin):
         batches: loader of the micro-batches of this rank.
         accumulation: micro-batches of a full step; a function is called when a step begins.
         limit: micro-batches of an epoch, if fewer than there are (`limit_train_batches`).
+        is_stateful: `state_dict` holds the place in the epoch; that of HFModule is kept by its checkpoints.
 
     Attributes:
         current: the micro-batch that was handed out last; `None` before the first one of an epoch.
         record: of the current epoch, or the last one.
+        sampler: the object whose `set_epoch` Lightning calls before each epoch, and whose class it reads to
+            know that rows are not shuffled.
 
     Proved by: tests/unit/data/test_dataloaders.py
     """
 
     def __init__(
-        self, batches: DataLoader[Any], *, accumulation: int | Callable[[], int], limit: int | None = None
+        self,
+        batches: DataLoader[Any],
+        *,
+        accumulation: int | Callable[[], int],
+        limit: int | None = None,
+        is_stateful: bool = False,
     ) -> None:
-        self.batches, self._limit = batches, limit
+        self.batches, self._limit, self._is_stateful = batches, limit, is_stateful
+        self._handed_out = self._skipped = 0
+        self.sampler: Any = self
+        if isinstance(sampler_of(batches), SequentialSampler):
+            self.sampler = _InOrder(batches.dataset, self.set_epoch)
         self._accumulation = accumulation
         self.current: MicroBatch | None = None
         self.record: EpochRecord | None = None
@@ -118,9 +133,12 @@ class TrainLoader(PersistentWorkersMixin):
         return batches.most if isinstance(batches, Regrouped) else len(self.batches)
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        self.current = None
-        for step in self._steps():
+        self.current, self._handed_out, self._skipped = None, self._skipped, 0
+        for step in self._rest_by_count() if self._handed_out else self._steps():
             for self.current in step.micro_batches:
+                self._handed_out += 1
+                if step.ends_epoch and self.current.is_last:
+                    self._handed_out = 0
                 yield self.current
 
     def start_at(self, start: Start) -> None:
@@ -128,11 +146,17 @@ class TrainLoader(PersistentWorkersMixin):
         self._start = start
 
     def state_dict(self) -> dict[str, Any]:
-        """Mark this loader as resumable for Lightning; its state is in `EpochRecord`."""
-        return {}
+        """Return the micro-batches of the epoch that were handed out; nothing for HFModule."""
+        return {"micro_batches": self._handed_out} if self._is_stateful else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Do nothing: `start_at` sets where to resume."""
+        """Skip micro-batches of the next epoch that were handed out before; `start_at` is HFModule's way."""
+        self._skipped = int(state.get("micro_batches", 0))
+
+    @property
+    def dataset(self) -> Any:
+        """The samples, which Lightning's `BatchSizeFinder` counts."""
+        return self.batches.dataset
 
     @property
     def accumulation(self) -> int:
@@ -142,11 +166,6 @@ class TrainLoader(PersistentWorkersMixin):
     @property
     def _inner(self) -> DataLoader[Any]:
         return self.batches
-
-    @property
-    def sampler(self) -> "TrainLoader":
-        """The object whose `set_epoch` Lightning calls before each epoch: this loader."""
-        return self
 
     @property
     def sampler_state(self) -> torch.Tensor | None:
@@ -195,6 +214,7 @@ class TrainLoader(PersistentWorkersMixin):
         *,
         done: int,
         prefetched: Mapping[str, Any] | None = None,
+        sizes: Iterator[int] | None = None,
     ) -> Iterator[AccumulationStep]:
         """Group the micro-batches of an epoch into steps, each with the position after it."""
         per_epoch, position = len(self.batches), self._position
@@ -207,7 +227,7 @@ class TrainLoader(PersistentWorkersMixin):
             self._accumulation,
             done=done,
             prefetched=prefetched,
-            sizes=self._sizes(),
+            sizes=self._sizes() if sizes is None else sizes,
         )
         for step in steps:
             step.done_micro_batches = min(step.done_micro_batches, per_epoch)
@@ -248,6 +268,17 @@ class TrainLoader(PersistentWorkersMixin):
         generators.restore(start.states)
         following = self._watched(batches, draws=record.in_hand is not None)
         yield from self._group(following, done=done, prefetched=prefetched)
+
+    def _rest_by_count(self) -> Iterator[AccumulationStep]:
+        """Iterate an epoch without what was handed out before a checkpoint of Lightning's."""
+        self._position = DataPosition(self._epoch)
+        self.record = EpochRecord(generators.capture(), self.sampler_state)
+        steps, begun = divmod(self._handed_out, self.accumulation)
+        batches = iter(self._without(steps))
+        for _ in range(begun):
+            next(batches)
+        sizes = chain([self.accumulation - begun], repeat(self.accumulation)) if begun else None
+        yield from self._group(batches, done=self._handed_out - begun, sizes=sizes)
 
     def _sizes(self) -> Iterator[int] | None:
         """Return how many micro-batches each step has where they differ."""
@@ -337,6 +368,19 @@ def _draw_worker_seed() -> None:
     torch.empty((), dtype=torch.int64).random_()
 
 
+class _InOrder(SequentialSampler):
+    """Stand for rows that are read in their order, and pass on the number of the epoch.
+
+    Args:
+        dataset: the rows.
+        set_epoch: is called with the number of an epoch.
+    """
+
+    def __init__(self, dataset: Any, set_epoch: Callable[[int], None]) -> None:
+        super().__init__(dataset)
+        self.set_epoch = set_epoch
+
+
 class _RemainingBatches:
     """The batches of indices that an iterator still has."""
 
@@ -345,6 +389,18 @@ class _RemainingBatches:
 
     def __iter__(self) -> Iterator[list[int]]:
         return self._batches
+
+
+def first_samples(tensors: Any, count: int | None) -> Any:
+    """Return the first samples of a tensor, or of tensors in tuples, lists and dicts.
+
+    Args:
+        tensors: each [batch, ...].
+        count: how many; `None` is all.
+    """
+    if count is None:
+        return tensors
+    return recursively_apply(lambda tensor: tensor[:count], tensors)
 
 
 class EvalLoader(PersistentWorkersMixin):
@@ -360,6 +416,9 @@ class EvalLoader(PersistentWorkersMixin):
         is_first_pass: whether its workers, if they live on, are yet to be made; a resumed run has made its
             own before, and draws no seed for those that take their place.
         order: the rows' numbers in the order they are read in; `None` is that of the set.
+
+    Attributes:
+        batch_sampler: for predictions Lightning's record of the rows of each batch; else `None`.
 
     Proved by: tests/unit/data/test_dataloaders.py
     """
@@ -379,12 +438,32 @@ class EvalLoader(PersistentWorkersMixin):
         self.prefix = prefix
         self.batch_size = batch_size
         self.order = order
+        sampler: Any = batches.batch_sampler
+        self.batch_sampler = sampler if isinstance(sampler, _IndexBatchSamplerWrapper) else None
+
+    @property
+    def dataset(self) -> Any:
+        """The samples, which Lightning's `BatchSizeFinder` counts."""
+        return self.batches.dataset
+
+    def own_samples(self, batch_idx: int) -> int | None:
+        """Count the samples of a batch to predict; fewer than it has where it fills up a round of the ranks.
+
+        Args:
+            batch_idx: number of the batch.
+
+        Returns:
+            `None` for a loader that does not predict.
+        """
+        if self.batch_sampler is None:
+            return None
+        return len(self.batch_sampler.seen_batch_indices[batch_idx])
 
     def __len__(self) -> int:
         """Batches of one pass."""
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[MicroBatch]:
+    def __iter__(self) -> Iterator[Any]:
         generator = getattr(sampler_of(self.batches), "generator", None)
         if generator is not None and not self.batches.persistent_workers:
             # Natively, each evaluation has a new loader, unless its workers live on.
@@ -393,7 +472,8 @@ class EvalLoader(PersistentWorkersMixin):
         batch = next(batches, None)
         while batch is not None:
             following = next(batches, None)
-            yield batch
+            # A BatchEncoding, which a tokenizer's collator makes, is no dict.
+            yield dict(batch) if isinstance(batch, UserDict) else batch
             batch = following
 
     @property

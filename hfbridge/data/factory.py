@@ -1,26 +1,91 @@
-"""Loaders: what HFDataModule's sets are read through, as the native Trainer reads them; knows both worlds."""
+"""Loaders: what HFDataModule's sets are read through, as the native Trainer reads them; knows both worlds.
 
+read by                              columns                      order and split between ranks
+HFModule                             those its model takes        the HF Trainer's
+a LightningModule of the user's      all that tensors can hold    the HF Trainer's; nothing is counted
+"""
+
+from collections.abc import Callable, Mapping
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.overrides.distributed import _IndexBatchSamplerWrapper
+from lightning_utilities.core.rank_zero import rank_zero_info
+from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, TensorDataset
+from transformers import TrainingArguments
 from transformers.trainer_utils import seed_worker, unwrap_peft_model
 
-from hfbridge.data.accumulation import MicroBatch, Schedule
-from hfbridge.data.columns import Collator, accepted_columns, check_labels, default_collator, keep_columns
+from hfbridge.data.columns import (
+    Collator,
+    accepted_columns,
+    check_labels,
+    default_collator,
+    keep_columns,
+    keep_tensor_columns,
+)
 from hfbridge.data.dataloaders import EvalLoader, TrainLoader
 from hfbridge.data.iterable import StreamEvalLoader, StreamLoader, WatchedCollator, is_stream, read_stream
 from hfbridge.data.length_grouping import Regroup, Regrouped
 from hfbridge.data.lengths import Lengths, lengths_in, longest_first
 from hfbridge.data.limits import Limits, check_padding, check_rows, check_tensors, is_known
 from hfbridge.data.packing import PackCollator, Packed, check_packs
-from hfbridge.data.samplers import NativeSamplers
+from hfbridge.data.samplers import NativeSamplers, own_rows
 from hfbridge.errors import DataError
 from hfbridge.generators import keeping
 from hfbridge.model.failures import positions_of, vocabulary_of
 from hfbridge.model.packed import check_class
 from hfbridge.settings import Settings
+from hfbridge.strategies import sharing_of
+
+
+@dataclass(frozen=True)
+class BatchConsumer:
+    """What loaders read of the module that takes their batches.
+
+    Attributes:
+        args: of the run.
+        model: the Hugging Face model; `None` in a LightningModule of the user's, of which nothing is known.
+        label_names: the names under which labels reach the model.
+        processing_class: tokenizer or processor of the module.
+        loss_normalization: of HFModule.
+        resumption: where HFModule resumes; `None` for a new run.
+        tell: gives a note.
+    """
+
+    args: TrainingArguments
+    model: nn.Module | None = None
+    label_names: tuple[str, ...] = ()
+    processing_class: Any = None
+    loss_normalization: str = "exact"
+    resumption: Any = None
+    tell: Callable[[str], None] = rank_zero_info
+
+    @classmethod
+    def of(cls, module: Any) -> "BatchConsumer":
+        """Read an HFModule, whose model is built."""
+        return cls(
+            module.args,
+            module.model,
+            tuple(module.label_names),
+            module.processing_class,
+            module.loss_normalization,
+            module.resumption,
+            module.tell,
+        )
+
+    def with_batch_sizes(self, settings: Settings) -> "BatchConsumer":
+        """Return one whose arguments have the batch sizes of settings, which may have changed in the run."""
+        names = ("per_device_train_batch_size", "per_device_eval_batch_size")
+        sizes = {name: getattr(settings, name) for name in names}
+        if all(getattr(self.args, name) == size for name, size in sizes.items()):
+            return self
+        args = copy(self.args)
+        vars(args).update(sizes)
+        return replace(self, args=args)
 
 
 class Loaders:
@@ -28,7 +93,8 @@ class Loaders:
 
     Args:
         trainer: of the run.
-        settings: likewise.
+        consumer: the module that takes the batches.
+        settings: of the run.
         data_collator: the user's; `None` chooses the native default.
         processing_class: tokenizer or processor; HFModule's is used without one.
         checked: sets of the run whose rows have been looked at; added to.
@@ -41,6 +107,7 @@ class Loaders:
     def __init__(
         self,
         trainer: pl.Trainer,
+        consumer: BatchConsumer,
         settings: Settings,
         *,
         data_collator: Collator | None,
@@ -52,16 +119,16 @@ class Loaders:
         self._limit: int | None = None
         self._checked, self._regroup, self._eval_by_length = checked, regroup, eval_by_length
         self._trainer, self._settings = trainer, settings
-        self._module: Any = trainer.lightning_module
+        self._consumer, self._is_any_module = consumer, consumer.model is None
         self._given_collator = data_collator
-        self._processing_class = processing_class or self._module.processing_class
+        self._processing_class = processing_class or consumer.processing_class
 
     def training(
         self,
         dataset: Any,
         *,
         batch_size: int,
-        schedule: Schedule,
+        micro_batches: int | None,
         is_packed: bool = False,
         limit: int | None = None,
     ) -> TrainLoader | StreamLoader:
@@ -70,7 +137,7 @@ class Loaders:
         Args:
             dataset: mapped.
             batch_size: rows of a micro-batch.
-            schedule: of the run.
+            micro_batches: of an epoch; `None` if it ends with a stream whose length is not known.
             is_packed: rows hold several samples each.
             limit: micro-batches of an epoch, if fewer than there are.
         """
@@ -82,23 +149,26 @@ class Loaders:
             dataset, collator = self._prepare(dataset, "train")
         loader: TrainLoader | StreamLoader
         if is_stream(dataset):
-            loader = self._stream_loader(dataset, collator, batch_size, schedule)
+            loader = self._stream_loader(dataset, collator, batch_size, micro_batches)
         else:
-            sampling = self._samplers().of_training(dataset, batch_size)
+            in_order = bool(getattr(self._trainer, "overfit_batches", 0))
+            sampling = self._samplers().of_training(dataset, batch_size, in_order=in_order)
             if self._regroup:
                 sampling = {"batch_sampler": self._regrouped(whole, sampling)}
             loader = self._train_loader(dataset, collator, sampling)
-        if self._module.resumption is not None:
-            loader.start_at(self._module.resumption.start)
+        if self._consumer.resumption is not None:
+            loader.start_at(self._consumer.resumption.start)
         return loader
 
     def _collator_of_packs(self, dataset: Any, batch_size: int) -> Collator:
         """See that the model can be given packs, and say how a micro-batch is made of them."""
-        module, config = self._module, getattr(self._module.model, "config", None)
-        check_class(module.model, packs_per_batch=batch_size)
+        model = self._consumer.model
+        assert model is not None
+        config = getattr(model, "config", None)
+        check_class(model, packs_per_batch=batch_size)
         if isinstance(dataset, Packed):
-            accepted = accepted_columns(module.model, module.label_names)
-            check_packs(dataset, positions=positions_of(module.model), accepted=accepted)
+            accepted = accepted_columns(model, self._consumer.label_names)
+            check_packs(dataset, positions=positions_of(model), accepted=accepted)
         return PackCollator(getattr(config, "pad_token_id", None) or 0)
 
     def _regrouped(self, dataset: Any, sampling: dict[str, Any]) -> Regrouped:
@@ -106,7 +176,7 @@ class Loaders:
         return Regrouped(
             sampling.get("batch_sampler") or BatchSampler(**sampling),
             self._lengths_in(dataset),
-            accumulation=self._settings.gradient_accumulation_steps,
+            accumulation=self._trainer.accumulate_grad_batches,
             max_tokens=None if self._regroup is True else self._regroup,
             limit=self._limit,
         )
@@ -127,12 +197,17 @@ class Loaders:
             **self._loading(),
         )
         trainer = self._trainer
-        return TrainLoader(loader, accumulation=lambda: trainer.accumulate_grad_batches, limit=self._limit)
+        return TrainLoader(
+            loader,
+            accumulation=lambda: trainer.accumulate_grad_batches,
+            limit=self._limit,
+            is_stateful=self._is_any_module,
+        )
 
     def _stream_loader(
-        self, dataset: Any, collator: Collator, batch_size: int, schedule: Schedule
+        self, dataset: Any, collator: Collator, batch_size: int, micro_batches: int | None
     ) -> StreamLoader:
-        args = self._module.args
+        args = self._consumer.args
         config: Any = args.accelerator_config
         watched = WatchedCollator(
             collator,
@@ -143,18 +218,19 @@ class Loaders:
         return StreamLoader(
             loader,
             watched,
-            schedule=schedule,
-            accumulation=self._settings.gradient_accumulation_steps,
-            keeps_short=self._module.loss_normalization == "exact",
+            micro_batches=micro_batches,
+            accumulation=self._trainer.accumulate_grad_batches,
+            keeps_short=self._consumer.loss_normalization == "exact",
             limit=self._limit,
+            is_stateful=self._is_any_module,
         )
 
     def _read(self, dataset: Any, **loading: Any) -> Any:
         device = self._trainer.strategy.root_device
-        return read_stream(dataset, args=self._module.args, device=device, **loading, **self._loading())
+        return read_stream(dataset, args=self._consumer.args, device=device, **loading, **self._loading())
 
     def evaluation(
-        self, dataset: Any, split: str, *, prefix: str | None = None, keeps_order: bool = False
+        self, dataset: Any, split: str, *, prefix: str | None = None, keeps_indices: bool = False
     ) -> EvalLoader | StreamEvalLoader:
         """Make the loader of an evaluation or prediction set.
 
@@ -162,24 +238,41 @@ class Loaders:
             dataset: mapped.
             split: its name.
             prefix: what the names of its metrics begin with; `None` is the split's name.
-            keeps_order: rows are read in the order of the set, whatever the data module says.
+            keeps_indices: for Lightning's `predict`: rows are read in the order of the set, each once, and
+                their numbers are kept.
         """
         whole = dataset  # with the column of lengths
         dataset, collator = self._prepare(dataset, split)
         size = self._settings.per_device_eval_batch_size
         if is_stream(dataset):
             make = partial(self._read, dataset, collate_fn=collator, batch_size=size)
-            return StreamEvalLoader(make, prefix=prefix or split, batch_size=size)
-        repeats, order = self._module.loss_normalization == "native", None
-        if self._eval_by_length and not keeps_order:
+            return StreamEvalLoader(
+                make, prefix=prefix or split, batch_size=size, has_length=not self._is_any_module
+            )
+        repeats, order = self._consumer.loss_normalization == "native" and not keeps_indices, None
+        if self._eval_by_length and not keeps_indices:
             order = longest_first(self._lengths_in(whole), len(whole))
+        sampling = self._samplers().of_evaluation(
+            dataset,
+            split,
+            batch_size=size,
+            repeats=repeats,
+            order=order,
+            drop_last=False if keeps_indices else None,
+        )
+        if keeps_indices:
+            sampling = {
+                "batch_sampler": RecordedBatches(
+                    sampling, rows=len(dataset), fills_up=sharing_of(self._trainer.strategy).is_sharded
+                )
+            }
         batches: DataLoader[Any] = DataLoader(
             dataset,
-            **self._samplers().of_evaluation(dataset, split, repeats=repeats, order=order),
+            **sampling,
             collate_fn=collator,
             **self._loading(),
         )
-        resumption, prefix = self._module.resumption, prefix or split
+        resumption, prefix = self._consumer.resumption, prefix or split
         return EvalLoader(
             batches,
             prefix=prefix,
@@ -188,7 +281,7 @@ class Loaders:
             order=order,
         )
 
-    def first_batch(self, dataset: Any, split: str) -> MicroBatch:
+    def first_batch(self, dataset: Any, split: str) -> Mapping[str, Any]:
         """Collate the first rows of an evaluation set, without a loader."""
         dataset, collator = self._prepare(dataset, split)
         rows = min(len(dataset), self._settings.per_device_eval_batch_size)
@@ -196,10 +289,10 @@ class Loaders:
             return collator([dataset[i] for i in range(rows)])
 
     def _samplers(self) -> NativeSamplers:
-        return NativeSamplers(self._module.args, self._processing_class)
+        return NativeSamplers(self._consumer.args, self._processing_class)
 
     def _prepare(self, dataset: Any, split: str) -> tuple[Any, Collator]:
-        module = self._module
+        model = self._consumer.model
         collator = self._given_collator or default_collator(self._processing_class)
         if isinstance(dataset, TensorDataset) and self._given_collator is None:
             raise DataError(
@@ -211,22 +304,26 @@ class Loaders:
             self._checked.add(split)
         if not self._settings.remove_unused_columns:
             return dataset, collator
+        if model is None:
+            return keep_tensor_columns(dataset, collator, split=split)
         return keep_columns(
-            dataset, collator, model=module.model, label_names=module.label_names, split=split
+            dataset, collator, model=model, label_names=self._consumer.label_names, split=split
         )
 
     def _check(self, dataset: Any, collator: Collator, split: str) -> None:
         """See that rows fit the model: once for each set, however many loaders of it are made."""
-        module = self._module
-        check_labels(dataset, model=module.model, split=split)
+        model = self._consumer.model
         check_tensors(collator, split)
         check_padding(collator, split)
+        if model is None:
+            return
+        check_labels(dataset, model=model, split=split)
         if is_known(collator):
-            name = type(unwrap_peft_model(module.model)).__name__
-            limits = Limits(name, vocabulary_of(module.model), positions_of(module.model))
+            name = type(unwrap_peft_model(model)).__name__
+            limits = Limits(name, vocabulary_of(model), positions_of(model))
             note = check_rows(dataset, limits, split=split)
             if note:
-                module.tell(note)
+                self._consumer.tell(note)
 
     def _loading(self) -> dict[str, Any]:
         settings, on_gpu = self._settings, self._trainer.strategy.root_device.type == "cuda"
@@ -238,3 +335,33 @@ class Loaders:
             "multiprocessing_context": settings.dataloader_multiprocessing_context,
             "in_order": settings.dataloader_in_order,
         }
+
+
+class RecordedBatches(_IndexBatchSamplerWrapper):
+    """The batches of a rank that predicts, and Lightning's record of their rows: each row on one rank, once.
+
+    Args:
+        sampling: a batch sampler, or a sampler and a batch size.
+        rows: of the set.
+        fills_up: all ranks have as many batches; one of repeated rows, of which none is recorded, fills up
+            the last round.
+    """
+
+    def __init__(self, sampling: Mapping[str, Any], *, rows: int, fills_up: bool) -> None:
+        batches: Any = sampling.get("batch_sampler") or BatchSampler(**sampling)
+        super().__init__(batches)
+        self._rows, self._fills_up = rows, fills_up
+
+    def __len__(self) -> int:
+        batches = super().__len__()
+        is_repeated = batches > 0 and own_rows(self._batch_sampler, batches - 1, rows=self._rows) == 0
+        return batches - 1 if is_repeated and not self._fills_up else batches
+
+    def __next__(self) -> list[int]:
+        number = len(self.seen_batch_indices)
+        own = own_rows(self._batch_sampler, number, rows=self._rows)
+        if own == 0 and not self._fills_up:
+            raise StopIteration
+        batch = super().__next__()
+        self.seen_batch_indices[number] = batch[:own]
+        return batch

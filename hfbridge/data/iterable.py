@@ -44,8 +44,14 @@ def has_unknown_length(dataset: Any) -> bool:
     return is_stream(dataset) and not has_length(dataset)
 
 
-def check_stream(dataset: Any, split: str, settings: Any) -> None:
+def check_stream(dataset: Any, split: str, settings: Any, *, needs_steps: bool = True) -> None:
     """See that settings can be honoured for a stream.
+
+    Args:
+        dataset: the stream.
+        split: its name.
+        settings: of the run.
+        needs_steps: a run without a number of steps cannot be planned.
 
     Raises:
         SettingsError: they have no effect on streams, natively, or need a length.
@@ -63,7 +69,7 @@ def check_stream(dataset: Any, split: str, settings: Any) -> None:
             f"train_sampling_strategy={str(settings.train_sampling_strategy)!r}, and {subject}, whose order "
             "is its own. Leave it out, or load the set with streaming=False."
         )
-    if has_unknown_length(dataset) and settings.max_steps <= 0:
+    if needs_steps and has_unknown_length(dataset) and settings.max_steps <= 0:
         raise SettingsError(
             f"max_steps={settings.max_steps}, and {subject} without a length: the number of steps cannot be "
             "told. Set max_steps to how many optimizer steps the run is to take."
@@ -207,7 +213,7 @@ class WatchedCollator:
     """
 
     def __init__(
-        self, collator: Callable[[list[Any]], MicroBatch], *, watches: bool, round_size: int
+        self, collator: Callable[[list[Any]], Mapping[str, Any]], *, watches: bool, round_size: int
     ) -> None:
         self._collator, self._watches, self._round_size = collator, watches, round_size
         self._draws: bool | None = None
@@ -231,7 +237,7 @@ class WatchedCollator:
             generators.restore(self._again[2])
             self._again = None
 
-    def __call__(self, rows: list[Any]) -> MicroBatch:
+    def __call__(self, rows: list[Any]) -> Mapping[str, Any]:
         """Collate a micro-batch."""
         if not self._watches:
             return self._collator(rows)
@@ -256,10 +262,11 @@ class StreamLoader(PersistentWorkersMixin):
     Args:
         loader: of `read_stream`.
         collator: the one it has.
-        schedule: of the run.
+        micro_batches: of an epoch; `None` if it ends with the stream, whose length is not known.
         accumulation: micro-batches of a full step.
         keeps_short: a step that the end of a stream of unknown length cuts short is a step of its own.
         limit: micro-batches of an epoch, if fewer than there are (`limit_train_batches`).
+        is_stateful: `state_dict` holds the place in the epoch; that of HFModule is kept by its checkpoints.
 
     Attributes:
         current: the micro-batch that was handed out last; `None` before the first one of an epoch.
@@ -276,22 +283,26 @@ class StreamLoader(PersistentWorkersMixin):
         loader: Any,
         collator: WatchedCollator,
         *,
-        schedule: Schedule,
+        micro_batches: int | None,
         accumulation: int,
         keeps_short: bool,
         limit: int | None = None,
+        is_stateful: bool = False,
     ) -> None:
         self.loader, self.accumulation, self._limit = loader, accumulation, limit
         self.current: MicroBatch | None = None
         self.record: EpochRecord | None = None
         self._collator, self._keeps_short = collator, keeps_short
-        self._per_epoch = schedule.micro_batches_per_epoch
+        self._per_epoch, self._is_stateful = micro_batches, is_stateful
+        self._handed_out = self._skipped = 0
         self._has_length = has_length(loader)
         self._start: Start | None = None
         self._epoch = 0
 
     def __len__(self) -> int:
-        """Micro-batches of an epoch, as in the HF Trainer: those of the run, if the length is unknown."""
+        """Micro-batches of an epoch; in the HF Trainer's way those of the run, if the length is unknown."""
+        if self._per_epoch is None:
+            raise TypeError("the length of the stream is not known")
         return self._per_epoch
 
     @property
@@ -312,22 +323,26 @@ class StreamLoader(PersistentWorkersMixin):
         self._start = start
 
     def state_dict(self) -> dict[str, Any]:
-        """Tell Lightning that this loader can go on in mid-pass; what it needs travels elsewhere."""
-        return {}
+        """Return the micro-batches of the epoch that were handed out; nothing for HFModule."""
+        return {"micro_batches": self._handed_out} if self._is_stateful else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Do nothing: `start_at` says where to go on."""
+        """Skip micro-batches of the next epoch that were handed out before; `start_at` is HFModule's way."""
+        self._skipped = int(state.get("micro_batches", 0))
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        self.current = None
+        self.current, self._handed_out, self._skipped = None, self._skipped, 0
         for step in self._steps():
             for self.current in step.micro_batches:
+                self._handed_out += 1
+                if step.ends_epoch and self.current.is_last:
+                    self._handed_out = 0
                 yield self.current
 
     def _steps(self) -> Iterator[AccumulationStep]:
         start, self._start = self._start, None
         place = DataPosition(self._epoch) if start is None else start.position
-        behind = place.windows * self.accumulation
+        behind = self._handed_out or place.windows * self.accumulation
         loader = skip_first_batches(self.loader, behind) if behind else self.loader
         loader.set_epoch(place.epoch)
         record = None if start is None else start.record
@@ -348,14 +363,16 @@ class StreamLoader(PersistentWorkersMixin):
     def _group(self, loader: Any, place: DataPosition, *, done: int) -> Iterator[AccumulationStep]:
         """Group an epoch, or what is left of it, into steps, each with the position after it."""
         batches, window, is_last = self._batches(loader, may_be_empty=done > 0), list[MicroBatch](), False
+        missing = done % self.accumulation  # of a step that was begun before a checkpoint
         while not is_last:
             batch = next(batches, None)
             if batch is not None:
                 window.append(MicroBatch(batch))
                 done += 1
             is_last = batch is None or bool(loader.end_of_dataloader) or done == self._limit
-            if len(window) < self.accumulation and not is_last:
+            if len(window) + missing < self.accumulation and not is_last:
                 continue
+            missing = 0
             self._collator.settle()
             if not window:
                 return
@@ -407,6 +424,7 @@ class StreamEvalLoader(PersistentWorkersMixin):
         make: makes the loader, which natively is another for each evaluation.
         prefix: what the names of the set's metrics begin with.
         batch_size: rows of a full batch.
+        has_length: its length is a number that no stream has: without one Lightning reads a batch ahead.
 
     Attributes:
         rounds: for each round so far its rows on all ranks, without repeated ones, and those of a rank.
@@ -416,8 +434,10 @@ class StreamEvalLoader(PersistentWorkersMixin):
     Proved by: tests/parity/test_streams.py
     """
 
-    def __init__(self, make: Callable[[], Any], *, prefix: str, batch_size: int) -> None:
-        self._make = make
+    def __init__(
+        self, make: Callable[[], Any], *, prefix: str, batch_size: int, has_length: bool = True
+    ) -> None:
+        self._make, self._says_length = make, has_length
         self._kept: Any = None
         self.prefix, self.batch_size = prefix, batch_size
         self.rounds: list[tuple[int, int]] = []
@@ -429,7 +449,9 @@ class StreamEvalLoader(PersistentWorkersMixin):
         return self._kept
 
     def __len__(self) -> int:
-        """More than any stream has: without a length Lightning would read ahead."""
+        """More than any stream has, if it has a length."""
+        if not self._says_length:
+            raise TypeError("the length of the stream is not known")
         return ENDLESS
 
     def __iter__(self) -> Iterator[MicroBatch]:

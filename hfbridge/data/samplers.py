@@ -43,12 +43,13 @@ class NativeSamplers(NativeTrainer):
     def __init__(self, args: TrainingArguments, processing_class: Any) -> None:
         self.args, self.processing_class = args, processing_class
 
-    def of_training(self, dataset: Sized, batch_size: int) -> dict[str, Any]:
+    def of_training(self, dataset: Sized, batch_size: int, *, in_order: bool = False) -> dict[str, Any]:
         """Choose the sampler of the training set; call it after the run has been seeded.
 
         Args:
             dataset: the training set.
             batch_size: rows of a micro-batch.
+            in_order: take the order of the set, whatever the strategy (`overfit_batches`).
 
         Returns:
             `batch_sampler`, or `sampler`, `batch_size` and `drop_last`, for a DataLoader.
@@ -58,6 +59,8 @@ class NativeSamplers(NativeTrainer):
 
         Mirrors: accelerate.data_loader.prepare_data_loader
         """
+        if in_order:
+            return self._sharded(SequentialSampler(dataset), batch_size, self.args.dataloader_drop_last)
         sampler = self._choose(self._get_train_sampler, dataset, "train")
         if isinstance(sampler, BatchRebalanceSampler):
             return {"batch_sampler": sampler}
@@ -68,16 +71,25 @@ class NativeSamplers(NativeTrainer):
         return self._sharded(sampler, batch_size, drop_last)
 
     def of_evaluation(
-        self, dataset: Sized, split: str, *, repeats: bool, order: Sequence[int] | None = None
+        self,
+        dataset: Sized,
+        split: str,
+        *,
+        batch_size: int,
+        repeats: bool,
+        order: Sequence[int] | None = None,
+        drop_last: bool | None = None,
     ) -> dict[str, Any]:
         """Choose the sampler of an evaluation or prediction set, in the same form.
 
         Args:
             dataset: the set.
             split: its name.
+            batch_size: rows of a batch.
             repeats: rows from the beginning fill up a rank's last batch, as natively; otherwise only a batch
                 that has no others.
             order: the rows' numbers in the order they are to be read in, in place of the native one.
+            drop_last: leave out a short last batch; `None` is `dataloader_drop_last`.
 
         Raises:
             DataError: lengths are needed, and the rows do not have them.
@@ -86,8 +98,8 @@ class NativeSamplers(NativeTrainer):
         sampler: Any = order
         if order is None:
             sampler = self._choose(self._get_eval_sampler, dataset, split) or SequentialSampler(dataset)
-        args = self.args
-        return self._sharded(sampler, args.eval_batch_size, args.dataloader_drop_last, repeats=repeats)
+        drop_last = self.args.dataloader_drop_last if drop_last is None else drop_last
+        return self._sharded(sampler, batch_size, drop_last, repeats=repeats)
 
     def _sharded(
         self, sampler: Sampler[Any], batch_size: int, drop_last: bool, *, repeats: bool = True
@@ -133,12 +145,25 @@ class _WithoutRepeats(BatchSamplerShard):
     """
 
     def __iter__(self) -> Iterator[list[int]]:
-        parts = self.num_processes if self.split_batches else 1
         sampler: Any = self.batch_sampler.sampler
-        size, rows = self.batch_size // parts, len(sampler)
         for index, batch in enumerate(super().__iter__()):  # type: ignore[no-untyped-call]
-            own = rows - (index * self.num_processes + self.process_index) * size
+            own = own_rows(self, index, rows=len(sampler))
             yield batch[:own] if own > 0 else batch
+
+
+def own_rows(batches: Any, index: int, *, rows: int) -> int:
+    """Count the rows of one of a rank's batches that are not repeated; a full one's may be counted as more.
+
+    Args:
+        batches: of this rank.
+        index: number of the batch.
+        rows: of the set.
+    """
+    if not isinstance(batches, BatchSamplerShard):
+        return rows
+    parts = batches.num_processes if batches.split_batches else 1
+    size = batches.batch_size // parts
+    return max(rows - (index * batches.num_processes + batches.process_index) * size, 0)
 
 
 def micro_batches_of(rows: int, size: int, settings: Any, *, world_size: int) -> int:

@@ -44,7 +44,7 @@ from lightning.pytorch.utilities.combined_loader import _MaxSizeCycle
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from hfbridge.callbacks.connector import has_plain_backward
+from hfbridge.callbacks.connector import has_plain_backward, overrides_hook
 from hfbridge.data.accumulation import MicroBatch, group_micro_batches
 from hfbridge.data.dataloaders import TrainLoader
 from hfbridge.data.iterable import StreamLoader
@@ -262,13 +262,14 @@ def _no_hooks_overridden(trainer: pl.Trainer) -> bool:
     return (
         isinstance(module, HFModule)
         and isinstance(data, HFDataModule)
+        and module.is_heard
         and module.automatic_optimization
         and has_plain_backward(trainer)
         and not any(is_overridden(hook, module, HFModule) for hook in _OF_HFMODULE)
         and not any(is_overridden(hook, module) for hook in _OF_MODULES)
         and not is_overridden("transfer_batch_to_device", data)
         and not any(is_overridden(hook, data) for hook in _OF_DATA)
-        and not any(is_overridden(hook, cb) for hook in _OF_CALLBACKS for cb in callbacks)
+        and not any(overrides_hook(hook, cb) for hook in _OF_CALLBACKS for cb in callbacks)
     )
 
 
@@ -302,7 +303,7 @@ class LeanStep:
         self._at_end = self._hooks("on_train_batch_end")
 
     def _hooks(self, name: str) -> list[Callable[..., Any]]:
-        return [getattr(cb, name) for cb in self.callbacks if is_overridden(name, cb)]
+        return [getattr(cb, name) for cb in self.callbacks if overrides_hook(name, cb)]
 
     def take(self) -> int:
         """Run the micro-batch.

@@ -17,10 +17,12 @@ class StepRecord:
     Attributes:
         grad_norm: 2-norm of all gradients before clipping, scalar; `None` before the first step.
         learning_rate: the rate the step was taken with; `None` before the first step.
+        is_updating: the optimizer is changing the weights.
     """
 
     grad_norm: Tensor | None = None
     learning_rate: float | None = None
+    is_updating: bool = False
 
 
 class LoggedLoss:

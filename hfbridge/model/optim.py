@@ -8,9 +8,9 @@ reduce_lr_on_plateau, greedy            after each evaluation, with its metric, 
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from transformers import Trainer as NativeTrainer
 from transformers import TrainingArguments
 from transformers.optimization import GreedyLR
@@ -90,7 +90,23 @@ def build_optimizer(parts: NativeParts, *, max_steps: int) -> tuple[Optimizer, A
         SettingsError: the optimizer refuses the settings.
     """
     optimizer = make_optimizer(parts)
-    return optimizer, parts.create_scheduler(num_training_steps=max_steps)
+    is_given = parts.lr_scheduler is not None
+    schedule = parts.create_scheduler(num_training_steps=max_steps)
+    if type(schedule) is LambdaLR and not is_given:
+        schedule.__class__ = OfItsGroups
+    return optimizer, schedule
+
+
+class OfItsGroups(LambdaLR):
+    """A `LambdaLR` that leaves the groups alone that were added to its optimizer later.
+
+    Lightning's finetuning callbacks add them, and choose their learning rate.
+    """
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Compute the rates of the schedule's groups; the others keep theirs."""
+        rates = super().get_lr()
+        return rates + [group["lr"] for group in self.optimizer.param_groups[len(rates) :]]
 
 
 def make_optimizer(parts: NativeParts) -> Optimizer:

@@ -11,6 +11,7 @@ import torch
 from transformers import default_data_collator
 
 from hfbridge import DataError, HFDataModule, Settings, SettingsError
+from hfbridge.callbacks.evaluation import Evaluator
 from tests.tiny import PadRows, make_dataset, make_model, make_tokenizer
 
 SETTINGS: dict[str, Any] = {
@@ -41,6 +42,8 @@ def attached(data: HFDataModule, settings: Any = None, **module: Any) -> HFDataM
         "processing_class": None,
         "automatic_optimization": True,
         "loss_normalization": "native",
+        "evaluator": Evaluator(),
+        "tell": print,
     }
     given = Settings(**{**SETTINGS, **(settings or {})})
     module = {**known, "given_settings": given, "args": given.as_training_arguments(), **module}
@@ -62,7 +65,12 @@ def set_up(data: HFDataModule, settings: Any = None, *, stage: str = "fit", **mo
 def test_the_splits_of_a_dataset_dict(name: str) -> None:
     splits = {"train": rows(4), name: rows(3), "test": rows(2), "unlabelled": rows(5)}
     data = HFDataModule(datasets.DatasetDict(splits))
-    assert {split: len(found) for split, found in data._raw.items()} == {"train": 4, "eval": 3, "predict": 2}
+    assert {split: len(found) for split, found in data._raw.items()} == {
+        "train": 4,
+        "eval": 3,
+        "test": 2,
+        "predict": 2,
+    }
 
 
 def test_several_validation_splits_are_several_sets() -> None:
@@ -208,20 +216,20 @@ def test_outside_of_a_run_it_says_so() -> None:
         HFDataModule(rows()).setup("fit")
 
 
-def test_windows_hold_what_the_collator_made() -> None:
+def test_micro_batches_hold_what_the_collator_made() -> None:
     data = set_up(HFDataModule(rows(10), data_collator=PadRows()), {"gradient_accumulation_steps": 2})
-    windows = list(data.train_dataloader())
-    assert [len(window) for window in windows] == [2, 1]
-    assert [len(batch["labels"]) for window in windows for batch in window] == [4, 4, 2]
-    assert set(windows[0].micro_batches[0]) == {"input_ids", "attention_mask", "labels"}
+    batches = list(data.train_dataloader())
+    assert [len(batch.step) for batch in batches] == [2, 2, 1]
+    assert [len(batch["labels"]) for batch in batches] == [4, 4, 2]
+    assert set(batches[0]) == {"input_ids", "attention_mask", "labels"}
 
 
 def test_unused_columns_stay_if_they_shall() -> None:
     named = rows(4).add_column("idx", list(range(4)))
     kept = set_up(HFDataModule(named, data_collator=PadRows()), {"remove_unused_columns": False})
-    assert "idx" in next(iter(kept.train_dataloader())).micro_batches[0]
+    assert "idx" in next(iter(kept.train_dataloader()))
     dropped = set_up(HFDataModule(named, data_collator=PadRows()))
-    assert "idx" not in next(iter(dropped.train_dataloader())).micro_batches[0]
+    assert "idx" not in next(iter(dropped.train_dataloader()))
 
 
 def test_evaluation_is_in_the_datasets_order() -> None:
@@ -258,18 +266,18 @@ def test_a_tokenizer_on_either_side_chooses_the_padding_collator(owner: str) -> 
     tokenizer = make_tokenizer()
     data = HFDataModule(rows(6), processing_class=tokenizer if owner == "data" else None)
     set_up(data, processing_class=tokenizer if owner == "module" else None)
-    batch = next(iter(data.train_dataloader())).micro_batches[0]
+    batch = next(iter(data.train_dataloader()))
     assert batch["input_ids"].shape == batch["attention_mask"].shape
 
 
 def test_without_a_tokenizer_rows_are_stacked() -> None:
     data = set_up(HFDataModule(rows(6)))
-    assert data.train_dataloader().micro_batches.collate_fn is default_data_collator
+    assert data.train_dataloader().batches.collate_fn is default_data_collator
 
 
 def test_loader_arguments_come_from_the_settings() -> None:
     data = set_up(HFDataModule(rows(9)), {"dataloader_drop_last": True, "dataloader_in_order": False})
-    loader = data.train_dataloader().micro_batches
+    loader = data.train_dataloader().batches
     assert (loader.drop_last, loader.batch_size, loader.in_order, loader.pin_memory) == (
         True,
         4,
@@ -280,3 +288,64 @@ def test_loader_arguments_come_from_the_settings() -> None:
 
 def test_it_can_be_pickled_before_a_run() -> None:
     assert set(pickle.loads(pickle.dumps(HFDataModule(rows(3), data_collator=PadRows())))._raw) == {"train"}
+
+
+# Test set and batch size.
+
+
+def test_a_test_split_serves_test_and_predict_and_is_mapped_once() -> None:
+    calls: list[int] = []
+
+    def count(batch: dict[str, Any]) -> dict[str, Any]:
+        calls.append(len(batch["input_ids"]))
+        return {"position_ids": [list(range(len(ids))) for ids in batch["input_ids"]]}
+
+    data = HFDataModule({"train": rows(4), "test": rows(6)}, map_function=count, data_collator=PadRows())
+    set_up(data, stage="test")
+    before = len(calls)
+    loader = data.test_dataloader()
+    assert (loader.prefix, loader.samples) == ("test", 6)  # type: ignore[union-attr]
+    data.setup("predict")
+    assert len(calls) == before
+    assert data.predict_dataloader().samples == 6  # type: ignore[union-attr]
+
+
+def test_each_set_is_that_of_its_name() -> None:
+    data = HFDataModule({"train": rows(4), "test": rows(6)}, test_dataset=rows(5))
+    assert {split: len(found) for split, found in data._raw.items()} == {"train": 4, "test": 5, "predict": 6}
+
+
+def test_testing_without_a_test_set_is_an_error() -> None:
+    with pytest.raises(DataError, match="nothing to test: pass test_dataset="):
+        set_up(HFDataModule(rows(), eval_dataset=rows()), stage="test")
+
+
+def test_batch_size_is_that_of_the_settings_once_it_is_set_up() -> None:
+    data = HFDataModule(rows(10), data_collator=PadRows())
+    assert data.batch_size is None
+    assert set_up(data).batch_size == 4
+
+
+@pytest.mark.parametrize("name", ["per_device_train_batch_size", "per_device_eval_batch_size"])
+def test_a_batch_size_beside_another_of_the_settings_is_a_conflict(name: str) -> None:
+    data = HFDataModule(rows(10), batch_size=5)
+    other = {"per_device_train_batch_size": 5, "per_device_eval_batch_size": 5, name: 3}
+    with pytest.raises(SettingsError, match=f"`batch_size=5` of HFDataModule conflicts with `{name}=3`"):
+        set_up(data, other)
+
+
+def test_a_batch_size_that_is_set_in_a_run_makes_other_loaders_and_another_schedule() -> None:
+    data = HFDataModule(train_dataset=rows(10), eval_dataset=rows(7), data_collator=PadRows())
+    set_up(data, {"max_steps": -1, "num_train_epochs": 2})
+    assert data.schedule.max_steps == 6
+    data.batch_size = 2
+    assert [len(batch["labels"]) for batch in data.train_dataloader()] == [2] * 5
+    assert [len(batch["labels"]) for batch in data.val_dataloader()] == [2, 2, 2, 1]
+    assert data.schedule.max_steps == data.trainer.max_steps == 10  # type: ignore[union-attr]
+    assert data.batch_size == 2
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, True, 2.5, "4"])
+def test_a_batch_size_is_a_number(batch_size: Any) -> None:
+    with pytest.raises(DataError, match="batch_size="):
+        HFDataModule(rows(), batch_size=batch_size)

@@ -90,7 +90,9 @@ def evaluation_batches(rows, ranks, *, repeats, **config):
                 split_batches=config.get("splits", False), use_seedable_sampler=True
             ),
         )
-        parts = NativeSamplers(args, None).of_evaluation(range(rows), "eval", repeats=repeats)
+        parts = NativeSamplers(args, None).of_evaluation(
+            range(rows), "eval", batch_size=args.eval_batch_size, repeats=repeats
+        )
         dealt.append(list(parts["batch_sampler"]))
         assert len(dealt[-1]) == len(parts["batch_sampler"])
     return dealt
