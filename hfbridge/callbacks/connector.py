@@ -8,8 +8,7 @@ was not: what it was given, and no setting says, becomes a setting, and the sett
       val_check_interval                  if they were set, Lightning validates. Else `eval_strategy` decides:
                                           CallbackHost evaluates, and callbacks that read
                                           check_val_every_n_epoch act after evaluations
-                                          (eval_strategy="steps") or at the end of an epoch, which is after
-                                          its evaluation
+                                          (eval_strategy="steps"), or at the end of an epoch
     accumulate_grad_batches               gradient_accumulation_steps
     gradient_clip_val                     max_grad_norm
     max_epochs, max_steps                 those of the schedule
@@ -263,12 +262,10 @@ def _leave_evaluation_to_the_host(trainer: pl.Trainer, settings: Settings) -> No
     """Keep Lightning from validating by itself, and set what its callbacks read to know when to act.
 
     ModelCheckpoint and EarlyStopping read `check_val_every_n_epoch`: at 1 they act at the end of an epoch,
-    at anything else after an evaluation. tests/unit/callbacks/test_trainer_state.py pins the private name.
+    where the host has evaluated before them, at anything else after an evaluation.
+    tests/unit/callbacks/test_trainer_state.py pins the private name.
     """
-    if settings.eval_strategy == "steps":
-        trainer.check_val_every_n_epoch = NEVER
-        return
-    trainer.check_val_every_n_epoch = 1
+    trainer.check_val_every_n_epoch = NEVER if settings.eval_strategy == "steps" else 1
     epoch_loop: Any = trainer.fit_loop.epoch_loop
     epoch_loop._should_check_val_epoch = bool  # always False
 

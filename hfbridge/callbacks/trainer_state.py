@@ -183,7 +183,7 @@ class CallbackHost(EvaluationHooks):
             self.end_micro_batch = self._counter.settle
         handler.optimizer = next(iter(trainer.optimizers), None)
         handler.lr_scheduler = module.lr_schedule
-        self._is_within_step, self._trainer_step = False, trainer.global_step
+        self._is_within_step = False
         is_told = module.resumption is not None or not self.warn_existing_checkpoints
         self.checkpoints.open(trainer, is_resumed=is_told)
         self._clears = module.automatic_optimization and not module.clears_gradients
@@ -225,6 +225,7 @@ class CallbackHost(EvaluationHooks):
         assert self.handler is not None
         assert self.args is not None
         check_monitors(trainer, pl_module)
+        self._trainer_step = trainer.global_step  # which Lightning restores after on_fit_start
         self.handler.train_dataloader = trainer.train_dataloader
         self._start_s = time.time()
         module: Any = pl_module

@@ -115,7 +115,7 @@ def make_optimizer(parts: NativeParts) -> Optimizer:
     Raises:
         SettingsError: the optimizer refuses the settings.
     """
-    args = parts.args
+    args, is_given = parts.args, parts.optimizer is not None
     try:
         optimizer = parts.create_optimizer()
     except (ValueError, TypeError) as error:
@@ -126,6 +126,8 @@ def make_optimizer(parts: NativeParts) -> Optimizer:
             f"The optimizer is a {type(optimizer).__name__}; it must be a torch.optim.Optimizer, which "
             "Lightning can step and save."
         )
+    if "weight_decay" in optimizer.defaults and not is_given:
+        optimizer.defaults["weight_decay"] = args.weight_decay  # of groups that callbacks add later
     return optimizer
 
 

@@ -69,6 +69,7 @@ def test_a_named_model_is_rebuilt_from_a_checkpoint_alone(side: str, folder: Pat
 
 
 @for_both
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft
 @pytest.mark.parametrize("as_dict_of_fields", [False, True], ids=["LoraConfig", "dict"])
 def test_an_adapter_is_rebuilt_from_a_checkpoint_alone(
     side: str, folder: Path, as_dict_of_fields: bool
