@@ -343,7 +343,9 @@ class HFDataModule(pl.LightningDataModule):
 
     @property
     def _loaders(self) -> Loaders:
-        module = self._trainer().lightning_module
+        module: Any = self._trainer().lightning_module
+        if is_hf_module(self._trainer()):
+            module.begin_run(builds=True)  # Lightning's finders look at loaders before modules are set up
         consumer = BatchConsumer(self._args) if self._args is not None else BatchConsumer.of(module)
         return Loaders(
             self._trainer(),
@@ -460,6 +462,7 @@ class HFDataModule(pl.LightningDataModule):
             accumulation=settings.gradient_accumulation_steps,
             total_batch_size=total,
             epochs=epoch_limit(self._trainer()),
+            trainer=self._trainer(),
         )
 
     def _trainer(self) -> pl.Trainer:

@@ -39,7 +39,7 @@ from transformers.utils.logging import set_verbosity
 from hfbridge.advice import OF_MODULE
 from hfbridge.callbacks.attachment import attach_host, insert_host
 from hfbridge.callbacks.checkpointing import write_on_first_rank
-from hfbridge.callbacks.connector import configure_trainer, current_micro_batch
+from hfbridge.callbacks.connector import configure_trainer, current_micro_batch, note_of_seeds
 from hfbridge.callbacks.evaluation import Evaluator
 from hfbridge.callbacks.run_data import RunData, UserData
 from hfbridge.callbacks.trainer_state import CallbackHost
@@ -375,10 +375,13 @@ class HFModule(pl.LightningModule):
         trainer, sharing = self.trainer, self.sharing
         is_cut = sharing.is_sharded or sharing.replaces_parameters or sharing.zero_config is not None
         if builds and not is_cut:
-            strategy = trainer.strategy
-            with strategy.tensor_init_context(), strategy.model_sharded_context():
-                with trainer.precision_plugin.module_init_context():
-                    HFModule.configure_model(self)
+            strategy, precision = trainer.strategy, trainer.precision_plugin
+            with (
+                strategy.tensor_init_context(),
+                strategy.model_sharded_context(),
+                precision.module_init_context(),
+            ):
+                HFModule.configure_model(self)
 
     def ensure_ready(self) -> None:
         """Set the run up and prepare the model, where a subclass's hooks have not called `super()`."""
@@ -401,6 +404,7 @@ class HFModule(pl.LightningModule):
         self._data = datamodule if is_ours else UserData(self.trainer)
         if self.trainer.state.fn == TrainerFn.FITTING and not is_ours:
             configure_trainer(self.trainer, self.data.settings)
+        self.tell(note_of_seeds(self.data.settings))
         self._run = ModelRun(self, self.data.settings)
         set_verbosity(self.args.get_process_log_level())
         self.evaluator.begin_run(self, self.args)

@@ -20,8 +20,10 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning_utilities.core.rank_zero import rank_zero_info
 from transformers import set_seed
 
+from hfbridge.callbacks.connector import note_of_seeds
 from hfbridge.evaluation.metrics import metric_name
 from hfbridge.settings import Settings
 
@@ -37,6 +39,8 @@ def configured_for(trainer: Any, module: pl.LightningModule) -> Iterator[None]:
     settings: Settings = trainer.settings
     if trainer.plan.has_settings:
         if "seed" in settings.given:
+            if note := note_of_seeds(settings):
+                rank_zero_info(f"hfbridge: {note}")
             set_seed(settings.seed)
         _set_precision(trainer, settings)
         if not module.automatic_optimization:

@@ -18,6 +18,7 @@ was not: what it was given, and no setting says, becomes a setting, and the sett
 """
 
 import math
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,7 +43,8 @@ ENDLESS_EPOCHS = 2**40
 def settings_of(trainer: pl.Trainer) -> Settings:
     """Find the settings of a run, given once: to `hfbridge.Trainer`, or to HFModule or HFDataModule.
 
-    Without any, they are transformers' defaults for the model and Lightning's for the loop.
+    Without any, they are transformers' defaults for the model and Lightning's for the loop. The seed of
+    `lightning.seed_everything` counts where they set none.
 
     Args:
         trainer: the Trainer that module and data module are attached to.
@@ -51,6 +53,28 @@ def settings_of(trainer: pl.Trainer) -> Settings:
         SettingsError: there are several that differ, or they conflict with the Trainer's arguments.
         MissingDependencyError: a plain Trainer's run needs a package that is not installed.
     """
+    settings, seed = _find_settings(trainer), _seed_of_everything()
+    return settings if seed is None or "seed" in settings.given else settings.replace(seed=seed)
+
+
+def note_of_seeds(settings: Settings) -> str:
+    """Make the note of a run with two different seeds; it is empty where there is one."""
+    seed = _seed_of_everything()
+    if seed is None or settings.given.get("seed", seed) == seed:
+        return ""
+    return (
+        f"seed_everything({seed}) was called, and the settings have seed={settings.seed}: the run takes that "
+        "of the settings."
+    )
+
+
+def _seed_of_everything() -> int | None:
+    """Read the seed that `lightning.seed_everything` was called with, where it keeps it."""
+    seed = os.environ.get("PL_GLOBAL_SEED", "")
+    return int(seed) if seed.isdecimal() else None
+
+
+def _find_settings(trainer: pl.Trainer) -> Settings:
     plan = getattr(trainer, "plan", None)
     given = _given_settings(trainer)
     first = next(iter(given), None)
@@ -185,12 +209,13 @@ def configure_trainer(trainer: pl.Trainer, settings: Settings) -> None:
     """Configure Lightning's loops for a run of HFModule.
 
     Raises:
-        SettingsError: the Trainer has trained before.
+        SettingsError: the Trainer has trained another module before.
     """
-    if trainer.global_step > 0:
+    module: Any = trainer.lightning_module
+    if trainer.global_step not in (0, module.host.state.global_step):
         raise SettingsError(
-            f"This Trainer has already trained for {trainer.global_step} steps, and Lightning would count on "
-            "from there. Make a new Trainer for another run."
+            f"This Trainer has already trained another module for {trainer.global_step} steps, and Lightning "
+            "would count on from there. Make a new Trainer for another run."
         )
     if not lightning_validates(trainer):
         _leave_evaluation_to_the_host(trainer, settings)
@@ -198,7 +223,7 @@ def configure_trainer(trainer: pl.Trainer, settings: Settings) -> None:
             trainer.num_sanity_val_steps = 0
     if _logs_by_steps(settings):
         trainer.log_every_n_steps = int(settings.logging_steps)  # type: ignore[attr-defined]
-    if trainer.lightning_module.automatic_optimization:
+    if module.automatic_optimization:
         if not any(isinstance(cb, GradientAccumulationScheduler) for cb in trainer.callbacks):  # type: ignore[attr-defined]
             trainer.accumulate_grad_batches = settings.gradient_accumulation_steps
         trainer.gradient_clip_val = settings.max_grad_norm or None

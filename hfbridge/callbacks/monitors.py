@@ -40,7 +40,7 @@ def check_monitors(trainer: pl.Trainer, module: Any) -> None:
         if is_known or name.startswith(tuple(beginnings)):
             continue
         raise SettingsError(
-            f"{type(callback).__name__}(monitor={monitor!r}): nothing logs {monitor!r} in this run. There are "
+            f"{type(callback).__name__}(monitor={monitor!r}): nothing logs {monitor!r} in this run; it logs "
             f"{', '.join(sorted(names))}."
         )
 

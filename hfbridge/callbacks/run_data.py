@@ -1,9 +1,11 @@
 """What a run of HFModule reads of its data; and of loaders that the user brings."""
 
 import math
+from dataclasses import replace
 from typing import Any, Protocol
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.utils.data import DataLoader
 
 from hfbridge.callbacks.connector import ENDLESS_EPOCHS, end_with, epoch_limit, settings_of
@@ -114,6 +116,7 @@ class UserData:
             accumulation=accumulation,
             total_batch_size=size * accumulation * trainer.world_size,
             epochs=epoch_limit(trainer),
+            trainer=trainer,
         )
 
     def _plan_endless(self) -> Schedule:
@@ -140,6 +143,7 @@ def plan_run(
     accumulation: int,
     total_batch_size: int,
     epochs: int | None,
+    trainer: pl.Trainer,
 ) -> Schedule:
     """Count the optimizer steps and epochs of a run.
 
@@ -150,11 +154,12 @@ def plan_run(
         accumulation: micro-batches of a full step.
         total_batch_size: samples of one full optimizer step on all ranks.
         epochs: ends a run of `max_steps`, too; `None` does not.
+        trainer: may have a GradientAccumulationScheduler, after which `accumulation` changes with the epochs.
     """
     steps = int(settings.max_steps)
     if steps > 0 and epochs is not None:
         steps = min(steps, epochs * max(math.ceil(micro_batches / accumulation), 1))
-    return plan_schedule(
+    schedule = plan_schedule(
         samples_per_epoch=rows,
         micro_batches_per_epoch=micro_batches,
         accumulation=accumulation,
@@ -162,3 +167,26 @@ def plan_run(
         max_steps=steps,
         num_train_epochs=settings.num_train_epochs,
     )
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    scheduler = next((cb for cb in callbacks if isinstance(cb, GradientAccumulationScheduler)), None)
+    return schedule if scheduler is None else _with_changing_accumulation(schedule, scheduler, settings)
+
+
+def _with_changing_accumulation(
+    schedule: Schedule, scheduler: GradientAccumulationScheduler, settings: Settings
+) -> Schedule:
+    """Count the steps of a run whose accumulation changes with the epochs."""
+
+    def steps_of(epoch: int) -> int:
+        accumulation = scheduler.get_accumulate_grad_batches(epoch)
+        return max(math.ceil(schedule.micro_batches_per_epoch / accumulation), 1)
+
+    if settings.max_steps > 0:
+        epochs, steps = 0, 0
+        while steps < schedule.max_steps:
+            steps, epochs = steps + steps_of(epochs), epochs + 1
+        return replace(schedule, epochs=epochs)
+    whole, last = math.floor(settings.num_train_epochs), max(scheduler.scheduling)
+    steps = sum(map(steps_of, range(min(whole, last)))) + max(whole - last, 0) * steps_of(last)
+    part = math.ceil((settings.num_train_epochs - whole) * steps_of(whole))
+    return replace(schedule, max_steps=steps + part)

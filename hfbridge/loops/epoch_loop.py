@@ -209,7 +209,8 @@ def user_steps(trainer: pl.Trainer, fetcher: Any) -> _UserSteps | None:
     ):
         return None
     fetched, fetcher.batches = fetcher.batches, []
-    steps = _UserSteps(chain(fetched, fetcher.iterator), lambda: trainer.accumulate_grad_batches)
+    source: Any = fetcher.iterator
+    steps = _UserSteps(chain(fetched, source), lambda: trainer.accumulate_grad_batches)
     fetcher.iterator = iter(steps)
     if fetched:  # without a length Lightning fetches one batch ahead, to know which is the last
         fetcher.batches = [next(fetcher.iterator)]
@@ -355,7 +356,7 @@ class LeanStep:
     def _accumulate(self, batch: MicroBatch, running: dict[str, Any]) -> Any:
         """Add the gradients of a micro-batch after which no step is taken; returns its loss, detached."""
         if self._has_ranks:
-            with self._trainer.strategy.block_backward_sync():  # type: ignore[attr-defined]
+            with self._trainer.strategy.block_backward_sync():
                 return self._backward(batch, running)
         return self._backward(batch, running)
 

@@ -570,7 +570,12 @@ def _(engine: str) -> Any:
     run = make_run(engine, detection, subclass=spiking)
     with pytest.raises(TrainingSpikeException, match="batch 4"):
         run.fit()
-    assert Path(run.trainer.default_root_dir, "skip_batches.json").read_text().split() == ["[", "3,", "4", "]"]
+    assert Path(run.trainer.default_root_dir, "skip_batches.json").read_text().split() == [
+        "[",
+        "3,",
+        "4",
+        "]",
+    ]
     return float(detection.last_val)
 
 

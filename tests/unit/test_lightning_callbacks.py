@@ -8,6 +8,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import (
     EarlyStopping,
+    GradientAccumulationScheduler,
     LearningRateMonitor,
     ModelCheckpoint,
     RichProgressBar,
@@ -17,6 +18,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import CSVLogger
 
 import hfbridge
+from hfbridge.errors import SettingsError
 from tests.tiny import PadRows, make_dataset, make_model
 
 SETTINGS: dict[str, Any] = {
@@ -129,7 +131,7 @@ def test_early_stopping_on_an_evaluation_by_steps(engine: str) -> None:
 
 @ENGINES
 def test_a_metric_that_does_not_exist_is_answered_with_those_that_do(engine: str) -> None:
-    with pytest.raises(RuntimeError, match=r"val_loss.*eval_loss"):
+    with pytest.raises(SettingsError, match=r"val_loss.*eval_loss"):
         fit(engine, EVALUATIONS["by epochs"], callbacks=[EarlyStopping(monitor="val_loss")])
 
 
@@ -137,6 +139,25 @@ def test_a_metric_that_does_not_exist_is_answered_with_those_that_do(engine: str
 def test_native_and_lightning_steps_are_the_same_number(engine: str) -> None:
     module, trainer = fit(engine, {"gradient_accumulation_steps": 2})
     assert trainer.global_step == module.host.state.global_step == 4
+
+
+@ENGINES
+@pytest.mark.parametrize(("length", "steps"), [({}, 5), ({"max_steps": 4}, 4), ({"num_train_epochs": 3}, 6)])
+def test_the_schedule_knows_an_accumulation_that_changes(
+    engine: str, length: dict[str, int], steps: int
+) -> None:
+    """Three micro-batches an epoch: three steps in the first, two in the second, one in the third."""
+    scheduler = GradientAccumulationScheduler({1: 2, 2: 3})
+    epochs = {"max_epochs": length.get("num_train_epochs", 2)} if engine == "plain" else {}
+    module, trainer = fit(
+        engine,
+        {"num_train_epochs": 2, "lr_scheduler_type": "linear", **length},
+        callbacks=[scheduler],
+        **epochs,
+    )
+    assert trainer.global_step == module.host.state.max_steps == steps
+    rates = [row["learning_rate"] for row in module.log_history if "learning_rate" in row]
+    assert rates == pytest.approx([1e-3 * (1 - step / steps) for step in range(steps)])
 
 
 @ENGINES
@@ -160,13 +181,11 @@ def test_the_learning_rate_is_logged_as_it_was_used(engine: str, tmp_path: Path)
         engine, logger=logger, callbacks=[LearningRateMonitor("step")], enable_checkpointing=False
     )
     native = {row["step"]: row["learning_rate"] for row in module.log_history if "learning_rate" in row}
-    assert {
-        step: row["train/learning_rate"] for step, row in logger.rows if "train/learning_rate" in row
-    } == native
+    assert {step: row["learning_rate"] for step, row in logger.rows if "learning_rate" in row} == native
     monitored = [row for _, row in logger.rows if any(name.startswith("lr-AdamW") for name in row)]
     assert monitored
     names = {name for _, row in logger.rows for name in row}
-    assert {"train/loss", "train/grad_norm", "train/epoch", "train/train_loss"} <= names
+    assert {"loss", "grad_norm", "epoch", "train_loss"} <= names
 
 
 @ENGINES
