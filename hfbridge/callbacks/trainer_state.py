@@ -40,7 +40,13 @@ from transformers.trainer_utils import speed_metrics
 
 from hfbridge import generators
 from hfbridge.callbacks.checkpointing import RunCheckpoints
-from hfbridge.callbacks.connector import current_micro_batch, end_epoch, lightning_validates, run_validation
+from hfbridge.callbacks.connector import (
+    current_micro_batch,
+    end_by_epochs,
+    end_epoch,
+    lightning_validates,
+    run_validation,
+)
 from hfbridge.callbacks.evaluation import EvaluationHooks, Evaluator
 from hfbridge.callbacks.jit_checkpoint import SigtermCheckpoint
 from hfbridge.callbacks.monitors import check_monitors
@@ -181,6 +187,8 @@ class CallbackHost(EvaluationHooks):
                 ranks=trainer.world_size,
             )
             self.end_micro_batch = self._counter.settle
+        if trainer.ckpt_path is not None and module.resumption is None:
+            end_by_epochs(trainer, schedule)
         handler.optimizer = next(iter(trainer.optimizers), None)
         handler.lr_scheduler = module.lr_schedule
         self._is_within_step = False

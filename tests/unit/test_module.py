@@ -83,7 +83,7 @@ def test_a_folder_is_built_when_the_run_begins_and_not_before(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = HFModule(folder, "AutoModelForSequenceClassification")
-    assert module.model is None
+    assert not module.is_built
     fit(module)
     assert same(weights(module), weights(fit(HFModule(make_model("distilbert")))))
 
@@ -147,7 +147,7 @@ def test_a_module_can_be_copied(trained: bool, make_copy: Any) -> None:
 
 
 def test_a_named_module_can_be_copied() -> None:
-    assert pickle.loads(pickle.dumps(HFModule("some/name", "AutoModelForCausalLM"))).model is None
+    assert not pickle.loads(pickle.dumps(HFModule("some/name", "AutoModelForCausalLM"))).is_built
 
 
 def test_a_lightning_checkpoint_can_be_loaded(tmp_path: Path) -> None:
