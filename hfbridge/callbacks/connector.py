@@ -26,6 +26,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from hfbridge.callbacks.evaluation import Evaluator
@@ -160,6 +161,8 @@ def _with_arguments_of(trainer: pl.Trainer, settings: Settings) -> Settings:
         elif (math.ceil(ours) if field == "num_train_epochs" else ours) != value:
             text = f"`{name}={value!r}` conflicts with `{field}={ours!r}` in the settings; set only one"
             problems.append(Problem(f"lightning.Trainer({name}={value!r})", text))
+    if trainer.state.fn not in (None, TrainerFn.FITTING):
+        problems.clear()  # what they say differently is of training
     problems += _only_ours(settings)
     if problems:
         noun = "argument" if len(problems) == 1 else "arguments"

@@ -26,6 +26,7 @@ from hfbridge.checkpoints.manifest import make_manifest
 from hfbridge.checkpoints.read import Checkpoint, RankState
 from hfbridge.checkpoints.weights import prompts_of
 from hfbridge.errors import CheckpointError
+from hfbridge.model.adapters import has_adapters
 
 
 @dataclass

@@ -23,7 +23,6 @@ from hfbridge.model.asking import device_of
 from hfbridge.model.criterion import OWN_LOSS, Criterion
 from hfbridge.model.items import Inputs, LossTraits, WindowItems, native_items, over_ranks, true_items
 
-
 _FEW_DIGITS, _ROUNDING = 2**12, 2.0**-21  # of a scale, and the errors of a division and a product in float32
 
 
