@@ -135,6 +135,18 @@ class ModelRun:
             label_names_of(module.model) if args.label_names is None else list(args.label_names)
         )
 
+    def build_early(self) -> None:
+        """Build the model as Lightning would later, unless the strategy cuts it into parts."""
+        sharing, trainer = self.sharing, self._module.trainer
+        if sharing.is_sharded or sharing.replaces_parameters or sharing.zero_config is not None:
+            return
+        with (
+            trainer.strategy.tensor_init_context(),
+            trainer.strategy.model_sharded_context(),
+            trainer.precision_plugin.module_init_context(),
+        ):
+            self._module.ensure_ready()
+
     def prepare(self) -> None:
         """Make the model ready: its loss, its forward, and each rank's part of it."""
         args, module = self.args, self._module
@@ -180,7 +192,7 @@ class ModelRun:
     def _normalize(self) -> Normalization:
         """Choose where losses come from and how they are normalised."""
         args, module, model = self.args, self._module, self._module.model
-        hook = module.compute_loss if module.computes_loss else None
+        hook = module.compute_loss if module.overrides("compute_loss") else None
         self.criterion = criterion_of(
             model,
             smoothing=args.label_smoothing_factor,
@@ -275,6 +287,18 @@ class ModelRun:
             inputs = [self.prepare_inputs(micro_batch, device) for micro_batch in inputs]
         step.loss = normalization.loss_for(model, inputs)
         step.items = step.loss.count(step.micro_batches, device)
+
+    def warn_of_mean(self) -> None:
+        """Note what Lightning's mean over the micro-batches of a step means, where items differ."""
+        module = self._module
+        accumulation = module.trainer.accumulate_grad_batches
+        if accumulation > 1 and module.automatic_optimization:
+            module.tell(
+                "The training batches come from a loader of your own: the loss of an optimizer step is the "
+                f"mean of the mean losses of its {accumulation} micro-batches. Where they hold different "
+                "numbers of labels, that is not the mean over all labels of the step, which HFDataModule and "
+                "hfbridge.Trainer compute."
+            )
 
     def loss_share(self, inputs: Any, step: AccumulationStep | None, index: int) -> Tensor:
         """Compute a micro-batch's share of its optimizer step's loss, scalar.

@@ -55,6 +55,7 @@ from hfbridge.evaluation.run import PreprocessLogits
 from hfbridge.evaluation.running import MetricsSource, RunningMetrics
 from hfbridge.model.adapters import read_peft_config
 from hfbridge.model.build import ModelSource, build_model, check_function, check_source
+from hfbridge.model.built import backbone, built_model, is_built
 from hfbridge.model.chunked import check_chunked
 from hfbridge.model.criterion import LossFunction
 from hfbridge.model.hyperparameters import (
@@ -75,11 +76,6 @@ from hfbridge.native import make_native
 from hfbridge.settings import Settings, SettingsSource
 from hfbridge.sources import ProcessorSource, find_factory, make_processor
 from hfbridge.strategies import Sharing
-
-_NOT_BUILT = (
-    "The model is not built yet: HFModule builds a named model, or calls a factory, when a run begins. Call "
-    "module.configure_model() to build it now."
-)
 
 
 class HFModule(pl.LightningModule):
@@ -131,6 +127,15 @@ class HFModule(pl.LightningModule):
     Proved by: tests/parity/test_steps.py
     """
 
+    _run: ModelRun | None = None
+    _host: CallbackHost | None = None
+    _data: RunData | None = None
+    _has_begun = False
+    _learning_rate: float | None = None
+    _reused_optimizer: Optimizer | None = None
+    resumption: Resumption | None = None
+    schedule: Any = None
+
     def __init__(
         self,
         model: ModelSource,
@@ -154,7 +159,7 @@ class HFModule(pl.LightningModule):
         store_arguments(self, inspect.currentframe(), _ARGUMENTS)
         check_stored(model=model, model_kwargs=model_kwargs, peft_config=peft_config)
         model = find_factory(model, auto_class)
-        has_function = compute_loss_func is not None or self.computes_loss
+        has_function = compute_loss_func is not None or self.overrides("compute_loss")
         check_chunked(chunked_loss, has_function=has_function)
         check_source(model, auto_class, dtype=dtype, model_kwargs=model_kwargs, has_function=has_function)
         if loss_normalization not in ("exact", "native"):
@@ -183,15 +188,7 @@ class HFModule(pl.LightningModule):
         if is_ready:
             self.model = model
         self.given_settings = None if settings is None else Settings.of(settings)
-        self._run: ModelRun | None = None
-        self._host: CallbackHost | None = None
-        self._has_begun = False
-        self._learning_rate: float | None = None
         self.evaluator = Evaluator()
-        self._data: RunData | None = None
-        self.schedule: Any = None
-        self._reused_optimizer: Optimizer | None = None
-        self.resumption: Resumption | None = None
         self.notes, self.advice = list[str](), OF_MODULE
         self.label_names: list[str] = []
         self.processing_class: Any = make_processor(processing_class)
@@ -211,36 +208,13 @@ class HFModule(pl.LightningModule):
         else:
             super().__setattr__(name, value)
 
-    @property
-    def model(self) -> Any:
-        """The Hugging Face model.
+    model: Any = property(built_model)
+    is_built: Any = property(is_built)
+    backbone: Any = property(backbone)
 
-        Raises:
-            ModelError: a named model, or one that a function makes, that no run has built yet.
-        """
-        found = self._modules.get("model")
-        if found is None:
-            raise ModelError(_NOT_BUILT)
-        return found
-
-    @model.setter
-    def model(self, model: Any) -> None:  # modules are registered by torch
-        raise ModelError(f"`model` must be a torch.nn.Module, got `{type(model).__name__}`.")
-
-    @property
-    def is_built(self) -> bool:
-        """Whether the model is there: a named one is built when a run begins, or by `configure_model()`."""
-        return self._modules.get("model") is not None
-
-    @property
-    def computes_loss(self) -> bool:
-        """Whether a subclass overrides `compute_loss`."""
-        return is_overridden("compute_loss", self, HFModule)
-
-    @property
-    def clears_gradients(self) -> bool:
-        """Whether a subclass overrides `optimizer_zero_grad`."""
-        return is_overridden("optimizer_zero_grad", self, HFModule)
+    def overrides(self, name: str) -> bool:
+        """Whether a subclass overrides a method of HFModule."""
+        return is_overridden(name, self, HFModule)
 
     @property
     def hparams_initial(self) -> Any:
@@ -308,13 +282,6 @@ class HFModule(pl.LightningModule):
         """Rows of the run as the native Trainer logs them, each with its step."""
         return [] if self._host is None else self._host.state.log_history
 
-    def __getattr__(self, name: str) -> Any:
-        """Find the backbone, without its head, for Lightning's `BackboneFinetuning`."""
-        modules = self.__dict__.get("_modules", {})
-        if name == "backbone" and "model" in modules and name not in modules:
-            return getattr(self.model, "base_model", self.model)
-        return super().__getattr__(name)
-
     def __getstate__(self) -> dict[str, Any]:
         """Leave the run out of copies, which callbacks make to average weights."""
         own = {"_run": None, "_host": None, "_data": None, "schedule": None, "resumption": None}
@@ -368,20 +335,23 @@ class HFModule(pl.LightningModule):
         Raises:
             ModelError: `optimizers` was passed, and the strategy replaces the parameters in it.
         """
-        if self._has_begun and not builds:
-            return
         if not self._has_begun:
-            self._set_up()
-        trainer, sharing = self.trainer, self.sharing
-        is_cut = sharing.is_sharded or sharing.replaces_parameters or sharing.zero_config is not None
-        if builds and not is_cut:
-            strategy, precision = trainer.strategy, trainer.precision_plugin
-            with (
-                strategy.tensor_init_context(),
-                strategy.model_sharded_context(),
-                precision.module_init_context(),
-            ):
-                HFModule.configure_model(self)
+            self.resumption, self.schedule, self._has_begun = None, None, True
+            if not self.is_heard:
+                self._host = insert_host(self)
+            self.evaluator.set_up(self.trainer)
+            datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+            is_ours = isinstance(datamodule, HFDataModule)
+            self._data = datamodule if is_ours else UserData(self.trainer)
+            if self.trainer.state.fn == TrainerFn.FITTING and not is_ours:
+                configure_trainer(self.trainer, self.data.settings)
+            self.tell(note_of_seeds(self.data.settings))
+            self._run = ModelRun(self, self.data.settings)
+            set_verbosity(self.args.get_process_log_level())
+            self.evaluator.begin_run(self, self.args)
+            read_directories(self.trainer.strategy)
+        if builds:
+            self.run.build_early()
 
     def ensure_ready(self) -> None:
         """Set the run up and prepare the model, where a subclass's hooks have not called `super()`."""
@@ -393,22 +363,6 @@ class HFModule(pl.LightningModule):
         self._has_begun = False
         if self._run is not None:
             self._run.close()
-
-    def _set_up(self) -> None:
-        self.resumption, self.schedule, self._has_begun = None, None, True
-        if not self.is_heard:
-            self._host = insert_host(self)
-        self.evaluator.set_up(self.trainer)
-        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
-        is_ours = isinstance(datamodule, HFDataModule)
-        self._data = datamodule if is_ours else UserData(self.trainer)
-        if self.trainer.state.fn == TrainerFn.FITTING and not is_ours:
-            configure_trainer(self.trainer, self.data.settings)
-        self.tell(note_of_seeds(self.data.settings))
-        self._run = ModelRun(self, self.data.settings)
-        set_verbosity(self.args.get_process_log_level())
-        self.evaluator.begin_run(self, self.args)
-        read_directories(self.trainer.strategy)
 
     def configure_model(self) -> None:
         """Seed, build the model if it is not there, and put its forward under autocast.
@@ -440,10 +394,6 @@ class HFModule(pl.LightningModule):
                 self.evaluator.sanity_check(self, self.data)
         self.model.train()
         self.run.begin_training()
-
-    def teardown(self, stage: str) -> None:
-        """Undo changes to the model and the user's optimizer."""
-        self.end_run()
 
     # Checkpoints.
 
@@ -522,7 +472,7 @@ class HFModule(pl.LightningModule):
         micro_batch = current_micro_batch(self.trainer, batch)
         step, index = (None, 0) if micro_batch is None else (micro_batch.step, micro_batch.index)
         if step is None:
-            self._warn_of_mean(batch)
+            run.warn_of_mean()
         elif step.loss is None:
             run.begin_step(step, self.device)
             if host.state.global_step == 0:
@@ -616,7 +566,7 @@ class HFModule(pl.LightningModule):
 
         In any other run CallbackHost has cleared them, after the step before, as the HF Trainer does.
         """
-        if self.clears_gradients or not self.is_heard:
+        if self.overrides("optimizer_zero_grad") or not self.is_heard:
             optimizer.zero_grad()
 
     # Evaluation.
@@ -652,17 +602,6 @@ class HFModule(pl.LightningModule):
         return first_samples(send_to_device(logits, "cpu"), own)
 
     # Parts of the above.
-
-    def _warn_of_mean(self, batch: Any) -> None:
-        """Note what Lightning's mean over the micro-batches of a step means, where items differ."""
-        accumulation = self.trainer.accumulate_grad_batches
-        if accumulation > 1 and self.automatic_optimization:
-            self.tell(
-                "The training batches come from a loader of your own: the loss of an optimizer step is the "
-                f"mean of the mean losses of its {accumulation} micro-batches. Where they hold different "
-                "numbers of labels, that is not the mean over all labels of the step, which HFDataModule and "
-                "hfbridge.Trainer compute."
-            )
 
     def tell(self, note: str) -> None:
         """Give a note once, on the first rank; an empty one is none."""

@@ -235,20 +235,16 @@ def configure_trainer(trainer: pl.Trainer, settings: Settings) -> None:
 def end_with(trainer: pl.Trainer, schedule: Schedule) -> None:
     """Have a Trainer's loops end as a schedule does."""
     trainer.fit_loop.max_epochs = schedule.epochs
-    trainer.fit_loop.epoch_loop.max_steps = schedule.max_steps
-    if not trainer.lightning_module.automatic_optimization:  # it may take any number of steps
-        end_by_epochs(trainer, schedule)
-
-
-def end_by_epochs(trainer: pl.Trainer, schedule: Schedule) -> None:
-    """Have epochs end a run that `max_steps` does not: Lightning resumes such a run at the end of an epoch."""
-    if has_whole_epochs(trainer, schedule):
+    is_automatic = trainer.lightning_module.automatic_optimization
+    if is_automatic or not has_whole_epochs(settings_of(trainer), schedule):
+        trainer.fit_loop.epoch_loop.max_steps = schedule.max_steps
+    else:  # a module that optimizes by hand may take any number of steps
         trainer.fit_loop.epoch_loop.max_steps = -1
 
 
-def has_whole_epochs(trainer: pl.Trainer, schedule: Schedule) -> bool:
+def has_whole_epochs(settings: Settings, schedule: Schedule) -> bool:
     """Whether a run ends with an epoch, and not by a number of steps."""
-    return settings_of(trainer).max_steps <= 0 and schedule.max_steps % max(schedule.steps_per_epoch, 1) == 0
+    return settings.max_steps <= 0 and schedule.max_steps % max(schedule.steps_per_epoch, 1) == 0
 
 
 def reset_fit_loop(trainer: pl.Trainer) -> None:

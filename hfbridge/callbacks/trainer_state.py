@@ -42,8 +42,8 @@ from hfbridge import generators
 from hfbridge.callbacks.checkpointing import RunCheckpoints
 from hfbridge.callbacks.connector import (
     current_micro_batch,
-    end_by_epochs,
     end_epoch,
+    has_whole_epochs,
     lightning_validates,
     run_validation,
 )
@@ -187,14 +187,16 @@ class CallbackHost(EvaluationHooks):
                 ranks=trainer.world_size,
             )
             self.end_micro_batch = self._counter.settle
-        if trainer.ckpt_path is not None and module.resumption is None:
-            end_by_epochs(trainer, schedule)
+        by_lightning = trainer.ckpt_path is not None and module.resumption is None
+        if by_lightning and has_whole_epochs(module.data.settings, schedule):
+            # Lightning resumes a run that epochs end, and not steps, at the end of an epoch.
+            trainer.fit_loop.epoch_loop.max_steps = -1
         handler.optimizer = next(iter(trainer.optimizers), None)
         handler.lr_scheduler = module.lr_schedule
         self._is_within_step = False
         is_told = module.resumption is not None or not self.warn_existing_checkpoints
         self.checkpoints.open(trainer, is_resumed=is_told)
-        self._clears = module.automatic_optimization and not module.clears_gradients
+        self._clears = module.automatic_optimization and not module.overrides("optimizer_zero_grad")
         self._clears_late = self._clears and is_overridden("on_train_batch_end", module)
 
     def _begin_state(self, module: Any) -> None:

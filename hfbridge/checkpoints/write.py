@@ -26,7 +26,6 @@ from hfbridge.checkpoints.manifest import make_manifest
 from hfbridge.checkpoints.read import Checkpoint, RankState
 from hfbridge.checkpoints.weights import prompts_of
 from hfbridge.errors import CheckpointError
-from hfbridge.model.adapters import has_adapters
 
 
 @dataclass
@@ -153,7 +152,7 @@ def other_files(model: nn.Module, args: TrainingArguments, processing_class: Any
         folder = Path(name)
         if _saves_itself(model):
             # PEFT looks the weights of whole layers up by their names.
-            names = model.state_dict() if has_adapters(model) else {}
+            names = model.state_dict() if hasattr(model, "peft_config") else {}
             save_model(model, folder, processing_class, weights={name: torch.empty(1) for name in names})
         elif processing_class is not None:
             processing_class.save_pretrained(folder)

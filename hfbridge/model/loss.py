@@ -143,7 +143,7 @@ Loss = NativeLoss | ExactLoss
 def scale_for_accumulation(loss: Tensor, accumulation: int) -> Tensor:
     """Multiply a loss so that its gradient, after Lightning's division, is that of the loss to the bit.
 
-    Lightning divides by `accumulate_grad_batches`. In float32 `(1 / n) * n` is not 1 for every n, first at 41.
+    Lightning divides by `accumulate_grad_batches`. In float32 `(1 / n) * n` is not always 1, first at n = 41.
 
     Args:
         loss: scalar.

@@ -260,6 +260,9 @@ def test_the_data_module_by_place_or_name(by_name: bool) -> None:
     assert module.host.state.global_step == 2
 
 
+@pytest.mark.filterwarnings(
+    "ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"
+)  # no val loader
 def test_loaders_by_lightnings_names() -> None:
     loader = DataLoader(make_rows("distilbert", 8), batch_size=4, collate_fn=PadRows())  # type: ignore[arg-type]
     module = HFModule(make_model("distilbert"))
