@@ -186,8 +186,6 @@ class ModelRun:
             cast_for_evaluation(model, args)
         self.sharing.shard(model, dtype=self._mixed)
         self.preparation_s = time.perf_counter() - began_s
-        if any(isinstance(cb, BatchSizeFinder | LearningRateFinder) for cb in module.trainer.callbacks):
-            self._random_states = generators.capture()
 
     def _normalize(self) -> Normalization:
         """Choose where losses come from and how they are normalised."""
@@ -244,6 +242,12 @@ class ModelRun:
         if self.parameters.trained < self.parameters.total:
             self._module.tell(str(self.parameters))
         self.preparation.train_through(self.sharing.forward_through(self._module.model))
+
+    def expect_trials(self, trainer: pl.Trainer) -> None:
+        """Keep the random states in which training is to start, where a finder of Lightning's comes first."""
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if any(isinstance(cb, BatchSizeFinder | LearningRateFinder) for cb in callbacks):
+            self._random_states = generators.capture()
 
     def begin_trial(self) -> None:
         """Train for a finder of Lightning's, which comes before the run and without callbacks."""

@@ -379,6 +379,7 @@ class HFModule(pl.LightningModule):
         if not self.run.is_built:
             self.run.build(self._build, **self._is_built)
             self.run.prepare()
+            self.run.expect_trials(self.trainer)
             self.host.attach(self, self.args)
 
     def configure_optimizers(self) -> Any:

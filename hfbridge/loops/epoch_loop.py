@@ -49,6 +49,7 @@ from hfbridge.data.accumulation import MicroBatch, group_micro_batches
 from hfbridge.data.dataloaders import TrainLoader
 from hfbridge.data.iterable import StreamLoader
 from hfbridge.datamodule import HFDataModule
+from hfbridge.model.loss import scale_for_accumulation
 from hfbridge.module import HFModule
 from hfbridge.stopping import CommonStop
 from hfbridge.strategies import DDPStrategy
@@ -302,6 +303,8 @@ class LeanStep:
         self._has_ranks = trainer.world_size > 1
         self._at_start = self._hooks("on_train_batch_start")
         self._at_end = self._hooks("on_train_batch_end")
+        # The host, which is always there, knows the loss.
+        self._divides = len(self._at_end) > 1 and trainer.accumulate_grad_batches > 1
 
     def _hooks(self, name: str) -> list[Callable[..., Any]]:
         return [getattr(cb, name) for cb in self.callbacks if overrides_hook(name, cb)]
@@ -342,6 +345,9 @@ class LeanStep:
                 schedule.step()
                 loop.scheduler_progress.increment_completed()
         running["_current_fx_name"] = "on_train_batch_end"
+        if self._divides:  # the same number in the precision that it has in Lightning's own loop
+            accumulation = trainer.accumulate_grad_batches
+            loss = scale_for_accumulation(loss, accumulation) / accumulation
         for hook in self._at_end:
             hook(trainer, module, {"loss": loss}, batch, index)
         running["_current_fx_name"] = None

@@ -141,6 +141,7 @@ def test_native_and_lightning_steps_are_the_same_number(engine: str) -> None:
     assert trainer.global_step == module.host.state.global_step == 4
 
 
+@pytest.mark.filterwarnings("ignore:When using `Trainer\\(accumulate_grad_batches != 1\\)` and overriding")
 @ENGINES
 @pytest.mark.parametrize(("length", "steps"), [({}, 5), ({"max_steps": 4}, 4), ({"num_train_epochs": 3}, 6)])
 def test_the_schedule_knows_an_accumulation_that_changes(

@@ -164,21 +164,24 @@ def test_early_stopping_and_checkpoints_follow_our_metrics(tmp_path: Path) -> No
     assert {"eval_loss", "eval_m", "loss", "grad_norm", "learning_rate"} <= set(trainer.callback_metrics)
 
 
-def test_a_logger_gets_native_names_and_steps(tmp_path: Path) -> None:
+def test_a_logger_gets_the_names_of_callback_metrics_and_steps(tmp_path: Path) -> None:
     module, _ = fit_ours(logger=CSVLogger(tmp_path), callbacks=[LearningRateMonitor("step")])
     (file,) = tmp_path.rglob("metrics.csv")
     with file.open() as opened:
         rows = list(csv.DictReader(opened))
-    logged = {int(row["step"]): float(row["train/loss"]) for row in rows if row["train/loss"]}
+    logged = {int(row["step"]): float(row["loss"]) for row in rows if row["loss"]}
     assert logged == {row["step"]: row["loss"] for row in module.log_history if "loss" in row}
-    assert {int(row["step"]) for row in rows if row["eval/loss"]} == {2, 4}
+    assert {int(row["step"]) for row in rows if row["eval_loss"]} == {2, 4}
 
 
-def test_hooks_see_one_batch_an_optimizer_step() -> None:
+def test_hooks_see_each_micro_batch_and_each_optimizer_step() -> None:
     class Counter(pl.Callback):
-        steps = backwards = 0
+        batches = backwards = steps = 0
 
         def on_train_batch_end(self, *hook: Any) -> None:
+            self.batches += 1
+
+        def on_before_optimizer_step(self, *hook: Any) -> None:
             self.steps += 1
 
         def on_after_backward(self, *hook: Any) -> None:
@@ -186,7 +189,7 @@ def test_hooks_see_one_batch_an_optimizer_step() -> None:
 
     counter, (silent, _) = Counter(), fit_ours()
     module, _ = fit_ours(callbacks=[counter])
-    assert (counter.steps, counter.backwards) == (4, 12)
+    assert (counter.batches, counter.backwards, counter.steps) == (12, 12, 4)
     assert_same(silent, module)
 
 
