@@ -8,6 +8,7 @@ optimised        optimizer and schedule, or the DeepSpeed engine that holds them
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -33,7 +34,7 @@ from hfbridge.facts import facts_of_model
 from hfbridge.model.adapters import ParameterCounts, count_parameters
 from hfbridge.model.build import weights_dtypes
 from hfbridge.model.chunked import ChunkedLoss
-from hfbridge.model.criterion import criterion_of
+from hfbridge.model.criterion import Criterion, criterion_of
 from hfbridge.model.failures import check_vocabulary
 from hfbridge.model.items import read_traits
 from hfbridge.model.normalization import Normalization
@@ -65,6 +66,7 @@ class ModelRun:
         has_tried: a finder of Lightning's has trained the model, and the run has not begun.
         sharing: how the ranks share the model.
         normalization: how losses are normalised; known once the model is built.
+        criterion: where they come from; likewise.
         preparation: what was done to the model, to be undone; likewise.
         preparation_s: how long what is put around the model took, with the ranks' shares; natively the
             evaluation of a model that has not trained tells of it.
@@ -76,6 +78,7 @@ class ModelRun:
     """
 
     normalization: Normalization
+    criterion: Criterion
     preparation: Preparation
     preparation_s: float
     parameters: ParameterCounts
@@ -117,11 +120,11 @@ class ModelRun:
         """
         args, module, self.is_built = self.args, self._module, True
         seed_all = enable_full_determinism if args.full_determinism else set_seed
-        if module.model is None or module.evaluator.is_first_run:
+        if not module.is_built or module.evaluator.is_first_run:
             seed_all(args.seed)
         if self.sharing.loads_sharded and not in_parts:
             module.tell(_BUILT_WHOLE)
-        if module.model is None:
+        if not module.is_built:
             shard = partial(self.sharing.shard, dtype=self._mixed)
             module.model = build(shard=shard if self.sharing.loads_sharded and in_parts else None)
             if seeds_again:
@@ -131,6 +134,18 @@ class ModelRun:
         module.label_names = (
             label_names_of(module.model) if args.label_names is None else list(args.label_names)
         )
+
+    def build_early(self) -> None:
+        """Build the model as Lightning would later, unless the strategy cuts it into parts."""
+        sharing, trainer = self.sharing, self._module.trainer
+        if sharing.is_sharded or sharing.replaces_parameters or sharing.zero_config is not None:
+            return
+        with (
+            trainer.strategy.tensor_init_context(),
+            trainer.strategy.model_sharded_context(),
+            trainer.precision_plugin.module_init_context(),
+        ):
+            self._module.ensure_ready()
 
     def prepare(self) -> None:
         """Make the model ready: its loss, its forward, and each rank's part of it."""
@@ -149,20 +164,7 @@ class ModelRun:
         if module.chunked_loss:
             is_sharded = self._zero is not None and self._zero.is_sharded
             self.chunked = ChunkedLoss(model, args, is_sharded=is_sharded)
-        criterion = criterion_of(
-            model,
-            smoothing=args.label_smoothing_factor,
-            function=module.compute_loss_func,
-            forgets_shift=module.loss_normalization == "native",
-            chunked=self.chunked,
-        )
-        self.normalization = Normalization(
-            module.loss_normalization,
-            read_traits(model, has_function=module.compute_loss_func is not None),
-            criterion,
-            ranks=module.trainer.world_size,
-            counts_all=args.average_tokens_across_devices,
-        )
+        self.normalization = self._normalize()
         began_s = time.perf_counter()
         self.preparation = Preparation(
             model,
@@ -184,6 +186,29 @@ class ModelRun:
             cast_for_evaluation(model, args)
         self.sharing.shard(model, dtype=self._mixed)
         self.preparation_s = time.perf_counter() - began_s
+
+    def _normalize(self) -> Normalization:
+        """Choose where losses come from and how they are normalised."""
+        args, module, model = self.args, self._module, self._module.model
+        hook = module.compute_loss if module.overrides("compute_loss") else None
+        self.criterion = criterion_of(
+            model,
+            smoothing=args.label_smoothing_factor,
+            function=module.compute_loss_func,
+            forgets_shift=module.loss_normalization == "native",
+            chunked=self.chunked,
+            hook=hook,
+        )
+        traits = read_traits(model, has_function=module.compute_loss_func is not None)
+        if hook is not None:  # returns the mean over a micro-batch
+            traits = replace(traits, takes_items=False, counts_natively=False)
+        return Normalization(
+            module.loss_normalization,
+            traits,
+            self.criterion,
+            ranks=module.trainer.world_size,
+            counts_all=args.average_tokens_across_devices,
+        )
 
     def configure_optimizers(self, *, max_steps: int) -> Any:
         """Make optimizer and schedule as the native Trainer does; returns what Lightning wants of them."""
@@ -266,6 +291,18 @@ class ModelRun:
             inputs = [self.prepare_inputs(micro_batch, device) for micro_batch in inputs]
         step.loss = normalization.loss_for(model, inputs)
         step.items = step.loss.count(step.micro_batches, device)
+
+    def warn_of_mean(self) -> None:
+        """Note what Lightning's mean over the micro-batches of a step means, where items differ."""
+        module = self._module
+        accumulation = module.trainer.accumulate_grad_batches
+        if accumulation > 1 and module.automatic_optimization:
+            module.tell(
+                "The training batches come from a loader of your own: with accumulate_grad_batches="
+                f"{accumulation} a step's loss is the mean of its micro-batches' mean losses. "
+                "Where they hold different numbers of labels, that is not the mean over all labels of the "
+                "step, which HFDataModule and hfbridge.Trainer compute."
+            )
 
     def loss_share(self, inputs: Any, step: AccumulationStep | None, index: int) -> Tensor:
         """Compute a micro-batch's share of its optimizer step's loss, scalar.

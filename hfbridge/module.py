@@ -15,16 +15,20 @@ One Lightning batch is one micro-batch; the first of an optimizer step counts th
 
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import lightning.pytorch as pl
 import torch
 from accelerate.utils import send_to_device
 from accelerate.utils.memory import clear_device_cache
+from lightning.fabric.utilities.data import AttributeDict
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import GradClipAlgorithmType
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
@@ -33,7 +37,7 @@ from transformers import TrainingArguments
 from transformers.utils.logging import set_verbosity
 
 from hfbridge.advice import OF_MODULE
-from hfbridge.callbacks.attachment import attach_host
+from hfbridge.callbacks.attachment import attach_host, insert_host
 from hfbridge.callbacks.checkpointing import write_on_first_rank
 from hfbridge.callbacks.connector import configure_trainer, current_micro_batch, note_of_seeds
 from hfbridge.callbacks.evaluation import Evaluator
@@ -51,8 +55,18 @@ from hfbridge.evaluation.run import PreprocessLogits
 from hfbridge.evaluation.running import MetricsSource, RunningMetrics
 from hfbridge.model.adapters import read_peft_config
 from hfbridge.model.build import ModelSource, build_model, check_function, check_source
+from hfbridge.model.built import backbone, built_model, is_built
 from hfbridge.model.chunked import check_chunked
 from hfbridge.model.criterion import LossFunction
+from hfbridge.model.hyperparameters import (
+    LEFT_OUT_KEY,
+    check_stored,
+    describe_left_out,
+    left_out,
+    logged_hyperparameters,
+    make_plain,
+    store_arguments,
+)
 from hfbridge.model.logged import StepRecord
 from hfbridge.model.loss import scale_for_accumulation
 from hfbridge.model.modes import set_training
@@ -69,7 +83,7 @@ class HFModule(pl.LightningModule):
 
     Args:
         model: a model, a function that returns one, or the name or folder of one together with `auto_class`.
-            A named model is built, seeded, when the run begins; until then `module.model` is `None`.
+            A named model is built, seeded, when the run begins, or by `module.configure_model()`.
         auto_class: the `AutoModelFor...` class, or its name, of a named model.
         model_kwargs: further arguments of `from_pretrained`, such as `{"num_labels": 3}`.
         dtype: dtype of a named model's weights; "auto" keeps the one they were saved in. `bf16=True` in the
@@ -113,6 +127,15 @@ class HFModule(pl.LightningModule):
     Proved by: tests/parity/test_steps.py
     """
 
+    _run: ModelRun | None = None
+    _host: CallbackHost | None = None
+    _data: RunData | None = None
+    _has_begun = False
+    _learning_rate: float | None = None
+    _reused_optimizer: Optimizer | None = None
+    resumption: Resumption | None = None
+    schedule: Any = None
+
     def __init__(
         self,
         model: ModelSource,
@@ -133,8 +156,10 @@ class HFModule(pl.LightningModule):
         chunked_loss: bool = False,
     ) -> None:
         super().__init__()
+        store_arguments(self, inspect.currentframe(), _ARGUMENTS)
+        check_stored(model=model, model_kwargs=model_kwargs, peft_config=peft_config)
         model = find_factory(model, auto_class)
-        has_function = compute_loss_func is not None
+        has_function = compute_loss_func is not None or self.overrides("compute_loss")
         check_chunked(chunked_loss, has_function=has_function)
         check_source(model, auto_class, dtype=dtype, model_kwargs=model_kwargs, has_function=has_function)
         if loss_normalization not in ("exact", "native"):
@@ -160,17 +185,10 @@ class HFModule(pl.LightningModule):
             )
         in_parts = is_named and peft_config is None
         self._is_built = {"in_parts": in_parts, "seeds_again": is_named or is_object}
-        self.model: Any = model if is_ready else None
+        if is_ready:
+            self.model = model
         self.given_settings = None if settings is None else Settings.of(settings)
-        self._run: ModelRun | None = None
-        self._host: CallbackHost | None = None
-        self._has_begun = False
-        self._learning_rate: float | None = None
         self.evaluator = Evaluator()
-        self._data: RunData | None = None
-        self.schedule: Any = None
-        self._reused_optimizer: Optimizer | None = None
-        self.resumption: Resumption | None = None
         self.notes, self.advice = list[str](), OF_MODULE
         self.label_names: list[str] = []
         self.processing_class: Any = make_processor(processing_class)
@@ -189,6 +207,21 @@ class HFModule(pl.LightningModule):
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
+
+    model: Any = property(built_model)
+    is_built: Any = property(is_built)
+    backbone: Any = property(backbone)
+
+    def overrides(self, name: str) -> bool:
+        """Whether a subclass overrides a method of HFModule."""
+        return is_overridden(name, self, HFModule)
+
+    @property
+    def hparams_initial(self) -> Any:
+        """The hyperparameters as loggers get them: with the settings of the run."""
+        of_data = getattr(getattr(self._trainer, "datamodule", None), "hparams_initial", {})
+        settings = None if self._data is None else self._data.settings
+        return AttributeDict(logged_hyperparameters(super().hparams_initial, settings, of_data))
 
     @property
     def run(self) -> ModelRun:
@@ -249,13 +282,6 @@ class HFModule(pl.LightningModule):
         """Rows of the run as the native Trainer logs them, each with its step."""
         return [] if self._host is None else self._host.state.log_history
 
-    def __getattr__(self, name: str) -> Any:
-        """Find the backbone, without its head, for Lightning's `BackboneFinetuning`."""
-        modules = self.__dict__.get("_modules", {})
-        if name == "backbone" and "model" in modules and name not in modules:
-            return getattr(self.model, "base_model", self.model)
-        return super().__getattr__(name)
-
     def __getstate__(self) -> dict[str, Any]:
         """Leave the run out of copies, which callbacks make to average weights."""
         own = {"_run": None, "_host": None, "_data": None, "schedule": None, "resumption": None}
@@ -267,12 +293,25 @@ class HFModule(pl.LightningModule):
         Raises:
             ModelError: a named model that no run has built yet.
         """
-        if self.model is None:
-            raise ModelError(
-                "The model is not built yet: HFModule builds a named model, or calls a factory, when a run "
-                "begins. Call module.configure_model() to build it now."
-            )
         return self.model(**inputs)
+
+    def freeze(self) -> Self:
+        """Freeze all parameters of the model, as Lightning does.
+
+        Raises:
+            ModelError: a named model that is not built yet.
+        """
+        _ = self.model
+        return super().freeze()
+
+    def load_state_dict(self, *arguments: Any, **named: Any) -> Any:
+        """Load weights, as `torch.nn.Module.load_state_dict` does.
+
+        Raises:
+            ModelError: a named model that is not built yet.
+        """
+        _ = self.model
+        return super().load_state_dict(*arguments, **named)
 
     # Setting up.
 
@@ -297,31 +336,33 @@ class HFModule(pl.LightningModule):
             ModelError: `optimizers` was passed, and the strategy replaces the parameters in it.
         """
         if not self._has_begun:
-            self._set_up()
-        trainer, sharing = self.trainer, self.sharing
-        is_cut = sharing.is_sharded or sharing.replaces_parameters or sharing.zero_config is not None
-        if builds and not is_cut:
-            strategy, precision = trainer.strategy, trainer.precision_plugin
-            with (
-                strategy.tensor_init_context(),
-                strategy.model_sharded_context(),
-                precision.module_init_context(),
-            ):
-                HFModule.configure_model(self)
+            self.resumption, self.schedule, self._has_begun = None, None, True
+            if not self.is_heard:
+                self._host = insert_host(self)
+            self.evaluator.set_up(self.trainer)
+            datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+            is_ours = isinstance(datamodule, HFDataModule)
+            self._data = datamodule if is_ours else UserData(self.trainer)
+            if self.trainer.state.fn == TrainerFn.FITTING and not is_ours:
+                configure_trainer(self.trainer, self.data.settings)
+            self.tell(note_of_seeds(self.data.settings))
+            self._run = ModelRun(self, self.data.settings)
+            set_verbosity(self.args.get_process_log_level())
+            self.evaluator.begin_run(self, self.args)
+            read_directories(self.trainer.strategy)
+        if builds:
+            self.run.build_early()
 
-    def _set_up(self) -> None:
-        self.resumption, self._has_begun = None, True
-        self.evaluator.set_up(self.trainer)
-        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
-        is_ours = isinstance(datamodule, HFDataModule)
-        self._data = datamodule if is_ours else UserData(self.trainer)
-        if self.trainer.state.fn == TrainerFn.FITTING and not is_ours:
-            configure_trainer(self.trainer, self.data.settings)
-        self.tell(note_of_seeds(self.data.settings))
-        self._run = ModelRun(self, self.data.settings)
-        set_verbosity(self.args.get_process_log_level())
-        self.evaluator.begin_run(self, self.args)
-        read_directories(self.trainer.strategy)
+    def ensure_ready(self) -> None:
+        """Set the run up and prepare the model, where a subclass's hooks have not called `super()`."""
+        self.begin_run()
+        HFModule.configure_model(self)
+
+    def end_run(self) -> None:
+        """Undo changes to the model and the user's optimizer; a second call does nothing."""
+        self._has_begun = False
+        if self._run is not None:
+            self._run.close()
 
     def configure_model(self) -> None:
         """Seed, build the model if it is not there, and put its forward under autocast.
@@ -329,33 +370,31 @@ class HFModule(pl.LightningModule):
         The random state in which training starts is the native one; model/build.py has the table. Without a
         run, as when a Lightning checkpoint is loaded, the model is built and that is all.
         """
-        if self._run is None:
-            self.model = self.model if self._build is None else self._build()
+        if self._trainer is None:
+            if not self.is_built:
+                assert self._build is not None
+                self.model = self._build()
             return
-        if not self._run.is_built:
-            self._run.build(self._build, **self._is_built)
-            self._run.prepare()
-            self._run.expect_trials(self.trainer)
+        self.begin_run()
+        if not self.run.is_built:
+            self.run.build(self._build, **self._is_built)
+            self.run.prepare()
+            self.run.expect_trials(self.trainer)
             self.host.attach(self, self.args)
 
     def configure_optimizers(self) -> Any:
         """Make optimizer and schedule as the native Trainer does."""
+        self.ensure_ready()
         return self.run.configure_optimizers(max_steps=self.data.schedule.max_steps)
 
     def on_fit_start(self) -> None:
         """Sanity-check evaluation before training starts."""
         evaluates = self.args.eval_strategy != "no" or self.args.eval_on_start
         if evaluates and self.trainer.limit_val_batches:
-            with isolate_rng(), explain_eval_oom(self.args):
+            with isolate_rng(), explain_eval_oom(self.args), _nothing_logged(self):
                 self.evaluator.sanity_check(self, self.data)
         self.model.train()
         self.run.begin_training()
-
-    def teardown(self, stage: str) -> None:
-        """Undo changes to the model and the user's optimizer."""
-        self._has_begun = False
-        if self._run is not None:
-            self._run.close()
 
     # Checkpoints.
 
@@ -365,12 +404,17 @@ class HFModule(pl.LightningModule):
         Raises:
             CheckpointError: it is another model's, or does not tell where its run was.
         """
-        if self.model is None:
+        if not self.is_built:
             self.configure_model()
+        for note in describe_left_out(self, checkpoint):
+            self.tell(note)
         self.resumption = fill_checkpoint(self, checkpoint)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put into a Lightning checkpoint what an exact resume needs."""
+        """Put into a Lightning checkpoint what an exact resume needs, and plain hyperparameters."""
+        if stored := checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY):
+            checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = make_plain(stored, _ARGUMENTS)
+        checkpoint[LEFT_OUT_KEY] = left_out(self)
         if self._host is not None and self._host.checkpoints.is_resumable:
             checkpoint |= self._host.checkpoints.describe(self, checkpoint)
 
@@ -391,8 +435,6 @@ class HFModule(pl.LightningModule):
         Mirrors: transformers.Trainer.save_model
         Proved by: tests/unit/checkpoints/test_export.py
         """
-        if self.model is None:
-            raise ModelError("The model is not built yet: train it, or call module.configure_model() first.")
         write_on_first_rank(self, self.model, Path(path), merge=merge)
 
     to_native = make_native
@@ -431,7 +473,7 @@ class HFModule(pl.LightningModule):
         micro_batch = current_micro_batch(self.trainer, batch)
         step, index = (None, 0) if micro_batch is None else (micro_batch.step, micro_batch.index)
         if step is None:
-            self._warn_of_mean(batch)
+            run.warn_of_mean()
         elif step.loss is None:
             run.begin_step(step, self.device)
             if host.state.global_step == 0:
@@ -448,6 +490,48 @@ class HFModule(pl.LightningModule):
         if is_heard:
             host.add_micro_batch(share.detach(), batch)
         return loss
+
+    def compute_loss(self, outputs: Any, batch: Any) -> Tensor:
+        """Compute the loss of a micro-batch; override it to train and evaluate with another one.
+
+        It is used for training, logging, evaluation and prediction. The loss of an optimizer step is the mean
+        over everything that counts in it: labels that are not ignored, or rows.
+
+            class Focal(HFModule):
+                def compute_loss(self, outputs, batch):
+                    return focal_loss(outputs.logits, batch["labels"])
+
+        Args:
+            outputs: what the model's forward returned; a model that takes labels was given them.
+            batch: the micro-batch, on the model's device, with its labels.
+
+        Returns:
+            The mean over the micro-batch, scalar. This one is the model's own, or that of
+            `label_smoothing_factor` or `compute_loss_func`.
+
+        Mirrors: transformers.Trainer.compute_loss
+        Proved by: tests/lightning/test_overrides.py
+        """
+        return self.run.criterion.loss_of(self.model, outputs, batch)
+
+    def clip_gradients(
+        self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """Clip gradients as Lightning does; a value passed here wins over transformers' default of 1.0.
+
+        Args:
+            optimizer: whose parameters' gradients are clipped.
+            gradient_clip_val: largest norm or value; the Trainer's without it.
+            gradient_clip_algorithm: "norm" or "value"; likewise.
+        """
+        trainer, is_given = self.trainer, "max_grad_norm" in self.data.settings.given
+        if gradient_clip_val is None or is_given or trainer.gradient_clip_val is None:
+            super().clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        algorithm = GradClipAlgorithmType(
+            gradient_clip_algorithm or trainer.gradient_clip_algorithm or "norm"
+        )
+        trainer.precision_plugin.clip_gradients(optimizer, gradient_clip_val, algorithm)
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
@@ -479,11 +563,11 @@ class HFModule(pl.LightningModule):
         self.last_step.learning_rate = learning_rate_of(optimizer, self.lr_schedule)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
-        """Clear the gradients of a trial of Lightning's finders.
+        """Clear the gradients, for a subclass that overrides this and in trials of Lightning's finders.
 
-        In a run CallbackHost has cleared them, after the step before, as the HF Trainer does.
+        In any other run CallbackHost has cleared them, after the step before, as the HF Trainer does.
         """
-        if not self.is_heard:
+        if self.overrides("optimizer_zero_grad") or not self.is_heard:
             optimizer.zero_grad()
 
     # Evaluation.
@@ -520,23 +604,30 @@ class HFModule(pl.LightningModule):
 
     # Parts of the above.
 
-    def _warn_of_mean(self, batch: Any) -> None:
-        """Note what Lightning's mean over the micro-batches of a step means, where items differ."""
-        accumulation = self.trainer.accumulate_grad_batches
-        if accumulation > 1 and self.automatic_optimization:
-            self.tell(
-                "The training batches come from a loader of your own: with accumulate_grad_batches="
-                f"{accumulation} a step's loss is the mean of its micro-batches' mean losses. "
-                "Where they hold different numbers of labels, that is not the mean over all labels of the "
-                "step, which HFDataModule and hfbridge.Trainer compute."
-            )
-
     def tell(self, note: str) -> None:
         """Give a note once, on the first rank; an empty one is none."""
         if note and note not in self.notes:
             self.notes.append(note)
             rank_zero_info(f"hfbridge: {note}")
 
+
+@contextmanager
+def _nothing_logged(module: HFModule) -> Iterator[None]:
+    """Leave out what a subclass logs in `compute_loss`."""
+    names = ("log", "log_dict")
+    vars(module).update(dict.fromkeys(names, _ignore))
+    try:
+        yield
+    finally:
+        for name in names:
+            del vars(module)[name]
+
+
+def _ignore(*arguments: Any, **named: Any) -> None:
+    pass
+
+
+_ARGUMENTS = frozenset(inspect.signature(HFModule.__init__).parameters) - {"self"}
 
 # Lightning reads this signature at every step; kept, it costs a third.
 HFModule.training_step.__signature__ = inspect.signature(HFModule.training_step)  # type: ignore[attr-defined]

@@ -209,7 +209,7 @@ def _mapped(data: Any, split: str) -> Any:
 
 def _model_of(module: Any, args: Any) -> tuple[nn.Module | None, Any]:
     """Return a model, or what makes one; a named one is built, seeded as a run of hfbridge would."""
-    if module.model is not None:
+    if module.is_built:
         return module.model, None
     build = module._build
     if not module._is_built["seeds_again"]:

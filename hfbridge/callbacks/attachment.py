@@ -7,6 +7,7 @@ CallbackHost      after the callbacks of the user, before checkpoints: trainer_s
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Checkpoint
 
 from hfbridge.callbacks.connector import overrides_hook
 from hfbridge.callbacks.trainer_state import CallbackHost
@@ -71,3 +72,16 @@ def attach_host(module: Any) -> tuple[CallbackHost, list[pl.Callback]]:
         print_logs=getattr(trainer, "print_logs", True),
     )
     return host, [host]
+
+
+def insert_host(module: Any) -> CallbackHost:
+    """Put the host of a module into its Trainer's list, where `configure_callbacks` has not.
+
+    Args:
+        module: the HFModule, attached to its Trainer.
+    """
+    host, added = attach_host(module)
+    callbacks: list[Any] = module.trainer.callbacks
+    place = next((n for n, callback in enumerate(callbacks) if isinstance(callback, Checkpoint)), None)
+    callbacks[len(callbacks) if place is None else place : place] = added
+    return host

@@ -29,6 +29,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from hfbridge.callbacks.evaluation import Evaluator
@@ -214,6 +215,8 @@ def _with_arguments_of(trainer: pl.Trainer, settings: Settings) -> Settings:
         else:
             text = f"`{name}={passed!r}` conflicts with `{field}={ours!r}` in the settings; set only one"
             problems.append(Problem(f"lightning.Trainer({name}={passed!r})", text))
+    if trainer.state.fn not in (None, TrainerFn.FITTING):
+        problems.clear()  # what they say differently is of training
     problems += _only_ours(settings)
     if problems:
         noun = "argument" if len(problems) == 1 else "arguments"
@@ -292,7 +295,16 @@ def end_with(trainer: pl.Trainer, schedule: Schedule) -> None:
         return
     _ENDS[trainer] = _End(schedule.epochs, schedule.max_steps, *_limits_of(trainer))
     trainer.fit_loop.max_epochs = schedule.epochs
-    trainer.fit_loop.epoch_loop.max_steps = schedule.max_steps
+    is_automatic = trainer.lightning_module.automatic_optimization
+    if is_automatic or not has_whole_epochs(settings_of(trainer), schedule):
+        trainer.fit_loop.epoch_loop.max_steps = schedule.max_steps
+    else:  # a module that optimizes by hand may take any number of steps
+        trainer.fit_loop.epoch_loop.max_steps = -1
+
+
+def has_whole_epochs(settings: Settings, schedule: Schedule) -> bool:
+    """Whether a run ends with an epoch, and not by a number of steps."""
+    return settings.max_steps <= 0 and schedule.max_steps % max(schedule.steps_per_epoch, 1) == 0
 
 
 def reset_fit_loop(trainer: pl.Trainer) -> None:
@@ -307,18 +319,27 @@ def reset_fit_loop(trainer: pl.Trainer) -> None:
     )
 
 
-def run_validation(trainer: pl.Trainer) -> None:
+def run_validation(trainer: pl.Trainer, *, ends_epoch: bool = False) -> None:
     """Run Lightning's validation loop now, in the middle of training.
+
+    Args:
+        trainer: of the run.
+        ends_epoch: the epoch loop has ended, and counted its last step already; Lightning's own loop logs
+            what a validation gives with the number that the step had before.
 
     The private names touched here are pinned by tests/unit/callbacks/test_trainer_state.py.
     """
     connector = trainer._logger_connector
     first_iteration = connector._first_loop_iter  # what Lightning itself saves around a validation
+    epoch_loop = trainer.fit_loop.epoch_loop
+    epoch_loop._batches_that_stepped -= ends_epoch
     trainer.validating = True
+    trainer.lightning_module.on_validation_model_zero_grad()
     try:
-        trainer.fit_loop.epoch_loop.val_loop.run()
+        epoch_loop.val_loop.run()
     finally:
         trainer.training = True
+        epoch_loop._batches_that_stepped += ends_epoch
         connector._first_loop_iter = first_iteration
 
 

@@ -449,15 +449,21 @@ class EvaluationHooks(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin with the first set."""
+        module: Any = pl_module
+        module.ensure_ready()
         limits = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
         self.evaluator.begin(trainer, pl_module, trainer.val_dataloaders, "eval", limits)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin with the first set."""
+        module: Any = pl_module
+        module.ensure_ready()
         self.evaluator.begin(trainer, pl_module, trainer.test_dataloaders, "test", trainer.num_test_batches)
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to collect, if a `PredictionOutput` was requested."""
+        module: Any = pl_module
+        module.ensure_ready()
         if self.evaluator.predicts is not None:
             self.evaluator.begin(
                 trainer, pl_module, trainer.predict_dataloaders, "test", trainer.num_predict_batches

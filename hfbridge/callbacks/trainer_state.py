@@ -26,6 +26,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
@@ -39,7 +40,13 @@ from transformers.trainer_utils import speed_metrics
 
 from hfbridge import generators
 from hfbridge.callbacks.checkpointing import RunCheckpoints
-from hfbridge.callbacks.connector import current_micro_batch, end_epoch, lightning_validates, run_validation
+from hfbridge.callbacks.connector import (
+    current_micro_batch,
+    end_epoch,
+    has_whole_epochs,
+    lightning_validates,
+    run_validation,
+)
 from hfbridge.callbacks.evaluation import EvaluationHooks, Evaluator
 from hfbridge.callbacks.jit_checkpoint import SigtermCheckpoint
 from hfbridge.callbacks.monitors import check_monitors
@@ -98,7 +105,9 @@ class CallbackHost(EvaluationHooks):
         self._counter: InputCounter | None = None
         self.end_micro_batch: Callable[[], None] = _nothing  # called when a backward is over
         self._start_s = 0.0
-        self._is_within_step = self._has_loss = False
+        self._is_within_step = self._has_loss = self._has_losses = False
+        self._clears = self._clears_late = self._has_gradients = False
+        self._losses: list[torch.Tensor] = []  # of the current step of a module that optimizes by hand
         self._micro_batch: MicroBatch | None = None
         self._trainer: pl.Trainer | None = None
         self._trainer_step = 0  # trainer.global_step when the last step was closed
@@ -160,6 +169,7 @@ class CallbackHost(EvaluationHooks):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin a new native state."""
         module: Any = pl_module
+        module.ensure_ready()
         module.run.end_trials(trainer)
         self.evaluator.memory.begin("train")
         handler, args = self.handler, self.args
@@ -177,11 +187,17 @@ class CallbackHost(EvaluationHooks):
                 ranks=trainer.world_size,
             )
             self.end_micro_batch = self._counter.settle
+        by_lightning = trainer.ckpt_path is not None and module.resumption is None
+        if by_lightning and has_whole_epochs(module.data.settings, schedule):
+            # Lightning resumes a run that epochs end, and not steps, at the end of an epoch.
+            trainer.fit_loop.epoch_loop.max_steps = -1
         handler.optimizer = next(iter(trainer.optimizers), None)
         handler.lr_scheduler = module.lr_schedule
         self._is_within_step = False
         is_told = module.resumption is not None or not self.warn_existing_checkpoints
         self.checkpoints.open(trainer, is_resumed=is_told)
+        self._clears = module.automatic_optimization and not module.overrides("optimizer_zero_grad")
+        self._clears_late = self._clears and is_overridden("on_train_batch_end", module)
 
     def _begin_state(self, module: Any) -> None:
         """Make a new `TrainerState`, or restore the one of a checkpoint.
@@ -226,6 +242,9 @@ class CallbackHost(EvaluationHooks):
         if isinstance(data, UserData):
             data.restore_loaders()
         self._start_s = time.time()
+        module: Any = pl_module
+        module.run.begin_training()  # where a subclass's on_fit_start has not
+        self._adopt_progress(trainer, module)
         self.checkpoints.begin(trainer, pl_module)
         _model_of(pl_module).zero_grad()
         self.control.should_training_stop = False
@@ -236,6 +255,20 @@ class CallbackHost(EvaluationHooks):
         resumption: Any = pl_module.resumption
         if resumption is not None and resumption.is_mid_epoch:  # for which Lightning begins no epoch
             self.on_train_epoch_start(trainer, pl_module)
+
+    def _adopt_progress(self, trainer: pl.Trainer, module: Any) -> None:
+        """Go on from counters that Lightning restored from a checkpoint without the state of a run."""
+        self._trainer_step = trainer.global_step
+        if module.resumption is not None or self.state.global_step or not trainer.global_step:
+            return
+        assert self.logged is not None
+        assert self._schedule is not None
+        is_automatic = module.automatic_optimization
+        steps = trainer.global_step if is_automatic else trainer.fit_loop.epoch_loop._batches_that_stepped
+        self.state.global_step, self.state.epoch = steps, steps / self._schedule.steps_per_epoch
+        self.position = DataPosition(*divmod(steps, self._schedule.steps_per_epoch))
+        self.logged.resume(steps, None)
+        self._first_step = steps
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Fire `on_epoch_begin`; a row that no step of this epoch precedes has no gradient norm."""
@@ -249,6 +282,9 @@ class CallbackHost(EvaluationHooks):
     ) -> None:
         """Fire `on_step_begin` with the first micro-batch of an optimizer step."""
         self._has_loss = False
+        if self._has_gradients:
+            self._has_gradients = False
+            _model_of(pl_module).zero_grad()
         self._micro_batch = micro_batch = current_micro_batch(trainer, batch)
         if micro_batch is not None and micro_batch.is_last and micro_batch.step.ends_epoch:  # type: ignore[union-attr]
             end_epoch(trainer)  # Lightning counts the micro-batches of any other epoch
@@ -268,7 +304,7 @@ class CallbackHost(EvaluationHooks):
         """
         assert self.logged is not None
         assert self._counter is not None
-        self._has_loss = True
+        self._has_loss = self._has_losses = True
         self.logged.add(loss, global_step=self.state.global_step)
         self.state.num_input_tokens_seen += self._counter.add(inputs)
 
@@ -277,11 +313,11 @@ class CallbackHost(EvaluationHooks):
     ) -> None:
         """Close a micro-batch and, if a step was taken after it, an optimizer step."""
         if not self._has_loss:
-            self._add_outputs(outputs, batch)
+            self._add_outputs(outputs, batch, is_automatic=pl_module.automatic_optimization)
         taken = trainer.global_step - self._trainer_step
         if taken:
             self._trainer_step += taken
-            self._end_step(trainer, pl_module, current_micro_batch(trainer, batch), batch_idx, taken)
+            self._end_step(trainer, pl_module, current_micro_batch(trainer, batch), batch_idx)
             return
         self.end_micro_batch()
         if pl_module.automatic_optimization:
@@ -291,11 +327,19 @@ class CallbackHost(EvaluationHooks):
             trainer.should_stop |= self.control.should_training_stop
             end_epoch(trainer)
 
-    def _add_outputs(self, outputs: Any, batch: Any) -> None:
-        """Add the loss that a `training_step` of the user's returned."""
+    def _add_outputs(self, outputs: Any, batch: Any, *, is_automatic: bool) -> None:
+        """Add the loss that a `training_step` of the user's returned.
+
+        A module that optimizes by hand may take a step after any number of micro-batches; its loss is their
+        mean.
+        """
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if isinstance(loss, torch.Tensor) and loss.numel() == 1:
-            self.add_micro_batch(loss.detach(), batch if isinstance(batch, Mapping) else {})
+        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+            return
+        if not is_automatic:
+            self._losses.append(loss.detach())
+            loss = torch.zeros_like(self._losses[0])
+        self.add_micro_batch(loss.detach(), batch if isinstance(batch, Mapping) else {})
 
     def _end_step(
         self,
@@ -303,26 +347,31 @@ class CallbackHost(EvaluationHooks):
         module: Any,
         micro_batch: MicroBatch | None,
         batch_idx: int,
-        taken: int,
     ) -> None:
         """Close an optimizer step: clear gradients, count, then log, evaluate and save if they are due."""
-        if module.automatic_optimization:
+        self._has_gradients = self._clears_late  # which the module's hook may read
+        if self._clears and not self._clears_late:
             _model_of(module).zero_grad()
-        self._count_step(trainer, micro_batch, batch_idx, taken)
+        if self._losses:
+            assert self.logged is not None
+            self.logged.add(torch.stack(self._losses).mean(), global_step=self.state.global_step)
+            self._losses.clear()
+        self._count_step(trainer, micro_batch, batch_idx)
         self.fire("on_step_end")
         self._log_evaluate_save(trainer, module)
         self._stop(trainer)
         if self.control.should_epoch_stop:
             end_epoch(trainer)
 
-    def _count_step(
-        self, trainer: pl.Trainer, micro_batch: MicroBatch | None, batch_idx: int, taken: int
-    ) -> None:
-        """Count an optimizer step: what the run's state tells of where it is."""
+    def _count_step(self, trainer: pl.Trainer, micro_batch: MicroBatch | None, batch_idx: int) -> None:
+        """Count an optimizer step: what the run's state tells of where it is.
+
+        A module that optimizes by hand may have several optimizers, whose steps Lightning counts one by one.
+        """
         schedule = self._schedule
         assert schedule is not None
         state, self._is_within_step, self._micro_batch = self.state, False, None
-        state.global_step += taken
+        state.global_step += 1
         if micro_batch is None or micro_batch.step is None:
             done = batch_idx + 1
             self.position = self.position.next()
@@ -341,7 +390,7 @@ class CallbackHost(EvaluationHooks):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Fire `on_epoch_end`, then log, evaluate and save if they are due."""
         self.fire("on_epoch_end")
-        self._log_evaluate_save(trainer, pl_module)
+        self._log_evaluate_save(trainer, pl_module, ends_epoch=True)
         self._stop(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -374,15 +423,16 @@ class CallbackHost(EvaluationHooks):
         taken = trainer.global_step - self._trainer_step
         if self.checkpoints.is_resumable and taken > 0:
             self._trainer_step += taken
-            self._count_step(trainer, self._micro_batch, trainer.fit_loop.batch_idx, taken)
+            self._count_step(trainer, self._micro_batch, trainer.fit_loop.batch_idx)
         self.evaluator.on_exception()
-        module.teardown("fit")
+        module.end_run()
         self.checkpoints.abandon(is_half_done=module.last_step.is_updating)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let go of the run's directory; a run that only tried batch sizes or learning rates was none."""
         module: Any = pl_module
         self.checkpoints.close()
+        module.end_run()
         if module.run.has_tried:
             self.evaluator.forget()
 
@@ -411,7 +461,9 @@ class CallbackHost(EvaluationHooks):
 
     # What the native Trainer does after each step and each epoch.
 
-    def _log_evaluate_save(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _log_evaluate_save(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, ends_epoch: bool = False
+    ) -> None:
         """Log, then evaluate, then save, where the control's flags say so.
 
         Mirrors: transformers.Trainer._maybe_log_save_evaluate
@@ -425,7 +477,7 @@ class CallbackHost(EvaluationHooks):
                 True  # before Lightning's callbacks save: they keep schedule and best value
             )
             try:
-                self._evaluate(trainer)
+                self._evaluate(trainer, ends_epoch=ends_epoch)
             finally:
                 self._follows_metric = False
             if args.save_strategy == "best":
@@ -440,11 +492,11 @@ class CallbackHost(EvaluationHooks):
         if self._follows_metric or (lightning_validates(trainer) and _is_fitting(trainer)):
             self._follow_metric(pl_module)
 
-    def _evaluate(self, trainer: pl.Trainer) -> None:
+    def _evaluate(self, trainer: pl.Trainer, *, ends_epoch: bool = False) -> None:
         assert self.args is not None
         self.checkpoints.before_step()  # a callback may put other weights in
         with explain_eval_oom(self.args):
-            run_validation(trainer)
+            run_validation(trainer, ends_epoch=ends_epoch)
 
     def _follow_metric(self, module: Any) -> None:
         """Step a schedule that follows a metric, and keep the best value of `metric_for_best_model`.
@@ -478,14 +530,16 @@ class CallbackHost(EvaluationHooks):
         if not self.logged.is_due(self.state.global_step):
             return
         step = module.last_step
-        logs: dict[str, Any] = {"loss": self.logged.drain(self.state.global_step)}
+        loss = self.logged.drain(self.state.global_step)
+        logs: dict[str, Any] = {"loss": loss} if self._has_losses else {}
+        self._has_losses = False
         if step.grad_norm is not None:
             logs["grad_norm"] = step.grad_norm.item()
-        logs["learning_rate"] = (
-            learning_rate_of(trainer.optimizers[0], module.lr_schedule)
-            if step.learning_rate is None
-            else step.learning_rate
-        )
+        rate = step.learning_rate
+        if rate is None and trainer.optimizers:
+            rate = learning_rate_of(trainer.optimizers[0], module.lr_schedule)
+        if rate is not None:
+            logs["learning_rate"] = rate
         # What `self.log` would do, without the result objects that it leaves to be read at every step.
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in logs.items()})
         trainer.progress_bar_metrics.update(logs)

@@ -151,7 +151,9 @@ def other_files(model: nn.Module, args: TrainingArguments, processing_class: Any
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if _saves_itself(model):
-            save_model(model, folder, processing_class, weights={})
+            # PEFT looks the weights of whole layers up by their names.
+            names = model.state_dict() if hasattr(model, "peft_config") else {}
+            save_model(model, folder, processing_class, weights={name: torch.empty(1) for name in names})
         elif processing_class is not None:
             processing_class.save_pretrained(folder)
         torch.save(args, folder / layout.TRAINING_ARGS_NAME)

@@ -189,7 +189,7 @@ class Recorder(TrainerCallback):
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note the learning rate before the schedule moves on."""
-        self._rate = learning_rate_of(kwargs["optimizer"], kwargs["lr_scheduler"])
+        self._rate = learning_rate_of(kwargs["optimizer"], kwargs["lr_scheduler"]) or 0.0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Record the step, and end the run after the last one that is asked for."""

@@ -174,9 +174,9 @@ class NativeHost(CallbackHost):
         self._native.log(logs, *([] if start_s is None else [start_s]))
         return dict(logs)
 
-    def _evaluate(self, trainer: pl.Trainer) -> None:
+    def _evaluate(self, trainer: pl.Trainer, *, ends_epoch: bool = False) -> None:
         if not self._evaluates_itself:
-            super()._evaluate(trainer)
+            super()._evaluate(trainer, ends_epoch=ends_epoch)
             self._native.model.eval()  # as natively, until the next window
             return
         self.checkpoints.before_step()

@@ -237,14 +237,14 @@ def check_chunked(chunked_loss: object, *, has_function: bool) -> None:
     """See that HFModule's `chunked_loss` may be used with its other arguments.
 
     Raises:
-        ModelError: it is no bool, or a `compute_loss_func` was given, too.
+        ModelError: it is no bool, or the loss is another than the model's own.
     """
     if not isinstance(chunked_loss, bool):
         raise ModelError(f"chunked_loss={chunked_loss!r}; it may be True or False.")
     if chunked_loss and has_function:
         raise ModelError(
             "chunked_loss=True computes the model's own loss without logits, and compute_loss_func is given "
-            "logits to compute another. Leave one of them out."
+            "logits to compute another, as an overridden compute_loss is. Leave one of them out."
         )
 
 

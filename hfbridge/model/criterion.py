@@ -1,4 +1,6 @@
-"""Where a loss comes from: the model, smoothed labels, or the user's function; knows Hugging Face.
+"""Where a loss comes from: the model, smoothed labels, or the user's function or method; knows Hugging Face.
+
+A subclass's `HFModule.compute_loss` gets the outputs and the batch, and returns the loss. Without one:
 
 compute_loss_func    label_smoothing_factor    labels reach    loss
 given                -                         the function    what the function returns
@@ -7,8 +9,9 @@ given                -                         the function    what the function
                                                               logits: chunked.py
 """
 
+import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -24,6 +27,8 @@ from hfbridge.model.failures import FAILURES, explain
 from hfbridge.model.items import Inputs, LossTraits
 
 LossFunction = Callable[..., Any]
+LossHook = Callable[[Any, Any], Any]
+"""`HFModule.compute_loss`: a function of outputs and batch."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,9 @@ class Criterion:
         shifts: the smoother compares logits with the next token's label.
         forgets_shift: not while a compiled model trains, as natively, where the compiled model is asked for
             its name.
+        hook: a subclass's `compute_loss`; wins over all the others, which it may call.
+        drops_labels: the model does not take the labels that the hook gets.
+        is_own: the loss is the one that the model returns.
 
     Mirrors: transformers.Trainer.compute_loss
     """
@@ -46,6 +54,14 @@ class Criterion:
     shifts: bool = False
     forgets_shift: bool = False
     chunked: ChunkedLoss | None = None
+    hook: LossHook | None = None
+    drops_labels: bool = False
+    is_own: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Find out whether the loss is the model's: it is asked at every micro-batch."""
+        is_own = self.function is None and self.smoother is None and self.hook is None
+        object.__setattr__(self, "is_own", is_own)
 
     def __call__(
         self, model: nn.Module, inputs: Inputs, number: Tensor | None, *, traits: LossTraits
@@ -65,9 +81,8 @@ class Criterion:
             ModelError: there is no loss, or the class does not train.
             DataError: the micro-batch does not fit the model.
         """
-        labels = None
-        if self.function is not None or self.smoother is not None:
-            labels = inputs.get("labels")
+        batch = inputs
+        if self.function is not None or self.smoother is not None or self.drops_labels:
             inputs = {name: value for name, value in inputs.items() if name != "labels"}
         if traits.takes_items and number is not None:
             inputs = {**inputs, "num_items_in_batch": number}
@@ -75,19 +90,41 @@ class Criterion:
             outputs = _forward(model, inputs)
         else:
             outputs = self.chunked.run(partial(_forward, model, inputs), inputs)
+        if self.is_own:
+            return loss_in(outputs, inputs, model), outputs
+        if self.hook is None:
+            return self.loss_of(model, outputs, batch, number), outputs
+        loss = self.hook(outputs, batch)
+        if not isinstance(loss, Tensor):
+            raise ModelError(f"compute_loss returned {loss!r}; it must return the loss, a scalar tensor.")
+        return loss, outputs
+
+    def loss_of(self, model: nn.Module, outputs: Any, batch: Inputs, number: Tensor | None = None) -> Tensor:
+        """Compute the loss that settings and arguments name, scalar.
+
+        Args:
+            model: the Hugging Face model.
+            outputs: of its forward.
+            batch: the micro-batch, with its labels.
+            number: what sums are divided by, scalar; `None` for the micro-batch's own mean.
+
+        Raises:
+            ModelError: there is none.
+        """
+        labels = batch.get("labels")
         if self.function is not None:
             loss = self.function(outputs, labels, num_items_in_batch=number)
-            if not isinstance(loss, Tensor):
-                name = getattr(self.function, "__qualname__", repr(self.function))
-                raise ModelError(
-                    f"compute_loss_func ({name}) returned {loss!r}; it must return the loss, a scalar tensor."
-                )
-            return loss, outputs
+            if isinstance(loss, Tensor):
+                return loss
+            name = getattr(self.function, "__qualname__", repr(self.function))
+            raise ModelError(
+                f"compute_loss_func ({name}) returned {loss!r}; it must return the loss, a scalar tensor."
+            )
         if self.smoother is not None and labels is not None:
             shifts = self.shifts and not (self.forgets_shift and isinstance(model, OptimizedModule))
             smoothed: Tensor = self.smoother(outputs, labels, shift_labels=shifts, num_items_in_batch=number)
-            return smoothed, outputs
-        return loss_in(outputs, inputs, model), outputs
+            return smoothed
+        return loss_in(outputs, batch, model)
 
     def check(self, loss: Tensor, outputs: Any, model: nn.Module) -> None:
         """See that a training loss is one number.
@@ -95,14 +132,14 @@ class Criterion:
         Raises:
             ModelError: it is not, or the model returned a bare tensor, whose first value is no loss.
         """
-        is_bare = self.function is None and self.smoother is None and isinstance(outputs, Tensor)
+        is_bare = self.is_own and isinstance(outputs, Tensor)
         if loss.numel() == 1 and not (is_bare and outputs.numel() > 1):
             return
         shape, what = tuple((outputs if is_bare else loss).shape), "a bare tensor" if is_bare else "a loss"
         raise ModelError(
             f"{type(unwrap_peft_model(model)).__name__} returned {what} of shape {shape}; training needs one "
             "number. Pass compute_loss_func=..., which gets the outputs and returns it: "
-            "lambda outputs, labels, num_items_in_batch: outputs.loss.mean(), say."
+            "lambda outputs, labels, num_items_in_batch: outputs.loss.mean(), say. Or override compute_loss."
         )
 
 
@@ -117,6 +154,7 @@ def criterion_of(
     function: LossFunction | None,
     forgets_shift: bool = False,
     chunked: ChunkedLoss | None = None,
+    hook: LossHook | None = None,
 ) -> Criterion:
     """Choose where a run's losses come from.
 
@@ -126,14 +164,16 @@ def criterion_of(
         function: `compute_loss_func`; wins over smoothing.
         forgets_shift: of the criterion.
         chunked: of the criterion; goes with neither of the first two.
+        hook: of the criterion; wins over all of them.
 
     Raises:
         ModelError: smoothing for a multi-label classifier, whose labels are no class ids.
 
     Mirrors: transformers.Trainer.compute_loss
     """
+    drops = hook is not None and not _takes_labels(model)
     if function is not None or not smoothing:
-        return Criterion(function=function, chunked=chunked)
+        return Criterion(function=function, chunked=chunked, hook=hook, drops_labels=drops)
     if getattr(getattr(model, "config", None), "problem_type", None) == "multi_label_classification":
         raise ModelError(
             f"label_smoothing_factor={smoothing} does not fit a multi-label classifier, for which the native "
@@ -141,7 +181,14 @@ def criterion_of(
         )
     shifts = type(unwrap_peft_model(model)).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
     smoother = LabelSmoother(epsilon=smoothing)
-    return Criterion(smoother=smoother, shifts=shifts, forgets_shift=forgets_shift)
+    return Criterion(
+        smoother=smoother, shifts=shifts, forgets_shift=forgets_shift, hook=hook, drops_labels=drops
+    )
+
+
+def _takes_labels(model: nn.Module) -> bool:
+    """Whether a model's forward has an argument for labels; models without a head have none."""
+    return "labels" in inspect.signature(unwrap_peft_model(model).forward).parameters
 
 
 def _forward(model: nn.Module, inputs: Inputs) -> Any:

@@ -23,6 +23,8 @@ from hfbridge.model.asking import device_of
 from hfbridge.model.criterion import OWN_LOSS, Criterion
 from hfbridge.model.items import Inputs, LossTraits, WindowItems, native_items, over_ranks, true_items
 
+_FEW_DIGITS, _ROUNDING = 2**12, 2.0**-21  # of a scale, and the errors of a division and a product in float32
+
 
 class NativeLoss:
     """The native Trainer's normalisation, with the factors it has for some models.
@@ -56,9 +58,8 @@ class NativeLoss:
         """
         loss, outputs = self._scaled(model, inputs, items)
         self.criterion.check(loss, outputs, model)
-        is_scaled = self.criterion.function is not None or (
-            self.traits.takes_items and items.total is not None
-        )
+        calls_function = self.criterion.function is not None and self.criterion.hook is None
+        is_scaled = calls_function or (self.traits.takes_items and items.total is not None)
         return loss if is_scaled else loss / size
 
     def evaluate(self, model: nn.Module, inputs: Inputs) -> tuple[Tensor, Any, int]:
@@ -140,25 +141,30 @@ Loss = NativeLoss | ExactLoss
 
 
 def scale_for_accumulation(loss: Tensor, accumulation: int) -> Tensor:
-    """Multiply a loss so that Lightning's division by `accumulate_grad_batches` gives it back, to the bit.
+    """Multiply a loss so that its gradient, after Lightning's division, is that of the loss to the bit.
 
-    In float64 `(1 / n) * n` rounds to 1 in float32 for every n, so that the gradient is that of the loss; in
-    float32 it does not from n = 41 on.
+    Lightning divides by `accumulate_grad_batches`. In float32 `(1 / n) * n` is not always 1, first at n = 41.
 
     Args:
         loss: scalar.
         accumulation: what Lightning divides by.
 
+    Returns:
+        The product: of a loss in float32 or float64 in its dtype, of others in float64.
+
     Proved by: tests/unit/model/test_loss.py
     """
-    if loss.device.type == "mps":  # has no float64
-        scaled: Tensor = _ScaledLoss.apply(loss, accumulation)
+    if loss.dtype in (torch.float32, torch.float64):
+        scaled: Tensor = _ScaledLoss.apply(loss, accumulation)  # type: ignore[no-untyped-call]
         return scaled
-    return loss.double() * accumulation
+    return loss.double() * accumulation  # halves have too few digits; in float64 (1 / n) * n rounds to 1
 
 
 class _ScaledLoss(torch.autograd.Function):
-    """A product whose gradient, divided by the factor before, is rounded to the number that it came from."""
+    """A product whose gradient, divided by the factor before, is rounded to the number that it came from.
+
+    That is 1, or the scale of a gradient scaler: a number of few binary digits.
+    """
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, factor: int) -> Tensor:
@@ -168,8 +174,9 @@ class _ScaledLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         product = gradients[0] * ctx.factor
-        nearest = torch.exp2(torch.log2(product).round())  # 1, or the scale of a gradient scaler
-        is_near = (product / nearest - 1).abs() < 1e-6
+        mantissa, exponent = torch.frexp(product)
+        nearest = torch.ldexp((mantissa * _FEW_DIGITS).round() / _FEW_DIGITS, exponent)
+        is_near = (product - nearest).abs() <= product.abs() * _ROUNDING
         return torch.where(is_near, nearest, product), None
 
 

@@ -191,7 +191,8 @@ class Normalization:
         )
         self.traits = dataclasses.replace(self.traits, shift=self._probe.shift)
         self._loss = self._make(divides=self._probe.divides)
-        if isinstance(self._loss, ExactLoss) and (len(micro_batches) > 1 or self._ranks > 1):
+        is_compared = self._criterion.hook is None and (len(micro_batches) > 1 or self._ranks > 1)
+        if isinstance(self._loss, ExactLoss) and is_compared:
             inputs = telling or micro_batches[0]
             parts = halves(inputs)
             if not _all_have(parts is not None, self._ranks, device_of(model)):
@@ -209,10 +210,9 @@ class Normalization:
             model: the Hugging Face model on its device.
             batch: on the model's device.
         """
-        labels, criterion = batch.get("labels"), self._criterion
+        labels = batch.get("labels")
         one_a_row = isinstance(labels, Tensor) and labels.dim() == 1
-        is_own = criterion.function is None and criterion.smoother is None
-        if self._loss is None and (self.name == "native" or (one_a_row and is_own)):
+        if self._loss is None and (self.name == "native" or (one_a_row and self._criterion.is_own)):
             return self._make(divides=False)
         return self.loss_for(model, [batch])
 

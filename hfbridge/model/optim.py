@@ -144,11 +144,13 @@ def follows_metric(schedule: object) -> bool:
     return isinstance(schedule, (ReduceLROnPlateau, GreedyLR))
 
 
-def learning_rate_of(optimizer: Optimizer, schedule: Any) -> float:
-    """Read the rate of the first parameter group.
+def learning_rate_of(optimizer: Optimizer, schedule: Any) -> float | None:
+    """Read the rate of the first parameter group; `None` without an optimizer, which has no groups.
 
     Mirrors: transformers.Trainer._get_learning_rate
     """
+    if not optimizer.param_groups:
+        return None
     reads_optimizer = schedule is None or follows_metric(schedule)
     rate = optimizer.param_groups[0]["lr"] if reads_optimizer else schedule.get_last_lr()[0]
     return float(rate)

@@ -95,7 +95,7 @@ class FSDP2Strategy(ShardedStrategy, strategies.ModelParallelStrategy):
     def teardown(self) -> None:
         """Give the model back with nothing gathered."""
         module: Any = self.lightning_module
-        if module is not None and module.model is not None:
+        if module is not None and module.is_built:
             let_go(module.model)
         super().teardown()
 

@@ -69,6 +69,7 @@ def test_a_named_model_is_rebuilt_from_a_checkpoint_alone(side: str, folder: Pat
 
 
 @for_both
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft
 @pytest.mark.parametrize("as_dict_of_fields", [False, True], ids=["LoraConfig", "dict"])
 def test_an_adapter_is_rebuilt_from_a_checkpoint_alone(
     side: str, folder: Path, as_dict_of_fields: bool
@@ -76,6 +77,7 @@ def test_an_adapter_is_rebuilt_from_a_checkpoint_alone(
     config: Any = adapter()
     if as_dict_of_fields:
         config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_lin"]}
+        config["modules_to_save"] = []  # the head stays as it is
     module = train_named(side, folder, "saved.ckpt", peft_config=config)
     loaded = hfbridge.HFModule.load_from_checkpoint("saved.ckpt")
     assert is_same(weights(loaded), weights(module))

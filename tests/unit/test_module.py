@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 import hfbridge
-from hfbridge import DataError, HFDataModule, HFModule, ModelError, SettingsError
+from hfbridge import HFDataModule, HFModule, ModelError, SettingsError
 from tests.tiny import PadRows, make_dataset, make_model, make_rows
 
 SETTINGS: dict[str, Any] = {
@@ -83,7 +83,7 @@ def test_a_folder_is_built_when_the_run_begins_and_not_before(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = HFModule(folder, "AutoModelForSequenceClassification")
-    assert module.model is None
+    assert not module.is_built
     fit(module)
     assert same(weights(module), weights(fit(HFModule(make_model("distilbert")))))
 
@@ -147,7 +147,7 @@ def test_a_module_can_be_copied(trained: bool, make_copy: Any) -> None:
 
 
 def test_a_named_module_can_be_copied() -> None:
-    assert pickle.loads(pickle.dumps(HFModule("some/name", "AutoModelForCausalLM"))).model is None
+    assert not pickle.loads(pickle.dumps(HFModule("some/name", "AutoModelForCausalLM"))).is_built
 
 
 def test_a_lightning_checkpoint_can_be_loaded(tmp_path: Path) -> None:
@@ -243,10 +243,11 @@ def test_rows_without_labels_can_be_predicted() -> None:
 # What is given in another way.
 
 
-@pytest.mark.parametrize("verb", ["validate", "predict"])
-def test_a_loader_is_refused_with_the_call_to_write(verb: str) -> None:
-    with pytest.raises(DataError, match=rf"write trainer\.{verb}\(module, HFDataModule"):
-        getattr(trainer(), verb)(HFModule(make_model("distilbert")), DataLoader([1]))
+@pytest.mark.parametrize("verb", ["validate", "test", "predict"])
+def test_a_loader_is_taken(verb: str) -> None:
+    loader = DataLoader(make_rows("distilbert", 6), batch_size=4, collate_fn=PadRows())  # type: ignore[arg-type]
+    found = getattr(trainer(), verb)(HFModule(make_model("distilbert")), loader)
+    assert [len(logits) for logits in found] == [4, 2] if verb == "predict" else found[0]
 
 
 @pytest.mark.parametrize("by_name", [True, False])
@@ -259,9 +260,14 @@ def test_the_data_module_by_place_or_name(by_name: bool) -> None:
     assert module.host.state.global_step == 2
 
 
-def test_loaders_by_lightnings_names_are_refused() -> None:
-    with pytest.raises(DataError, match="train_dataloaders"):
-        trainer().fit(HFModule(make_model("distilbert")), train_dataloaders=DataLoader([1]))
+@pytest.mark.filterwarnings(
+    "ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"
+)  # no val loader
+def test_loaders_by_lightnings_names() -> None:
+    loader = DataLoader(make_rows("distilbert", 8), batch_size=4, collate_fn=PadRows())  # type: ignore[arg-type]
+    module = HFModule(make_model("distilbert"))
+    trainer().fit(module, train_dataloaders=loader)
+    assert module.host.state.global_step == 2
 
 
 def test_settings_on_the_module_may_be_training_arguments() -> None:

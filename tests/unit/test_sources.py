@@ -130,7 +130,7 @@ def test_a_function_that_makes_no_processor(named: str) -> None:
 
 def test_a_model_is_named_by_its_factory_which_the_run_calls(named: str) -> None:
     module = HFModule(f"{named}.build")  # the function would raise
-    assert module.model is None
+    assert not module.is_built
     with pytest.raises(ModelError, match=r"model is 'sources_named\.biuld', and sources_named has no biuld"):
         HFModule(f"{named}.biuld")
 

@@ -11,7 +11,7 @@ from hfbridge.errors import ModelError
 from hfbridge.model.asking import device_of
 from hfbridge.model.criterion import loss_in
 from hfbridge.model.items import read_traits
-from hfbridge.model.loss import ExactLoss, NativeLoss
+from hfbridge.model.loss import ExactLoss, NativeLoss, scale_for_accumulation
 
 CPU = torch.device("cpu")
 
@@ -196,3 +196,37 @@ def test_the_models_own_error_is_not_replaced():
 
 def test_a_models_device_is_that_of_its_parameters():
     assert device_of(Stub()) == CPU
+
+
+# Lightning's division by accumulate_grad_batches.
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("scale", [1.0, 65536.0, 2.0**-7, 3.0])
+def test_the_gradient_after_lightnings_division_is_that_of_the_loss(dtype, scale):
+    wrong = []
+    for accumulation in range(1, 4097):
+        weight = torch.tensor(0.7, dtype=dtype, requires_grad=True)
+        divided = scale_for_accumulation(weight * 1.0, accumulation) / accumulation
+        divided.backward(torch.tensor(scale, dtype=divided.dtype))
+        if weight.grad.item() != scale:
+            wrong.append(accumulation)
+        assert divided.item() == pytest.approx(weight.item(), rel=1e-6)
+    assert not wrong
+
+
+def test_a_plain_product_in_float32_would_lose_digits():
+    assert torch.tensor(1.0) / 41 * 41 != 1
+
+
+def test_a_gradient_that_is_no_scale_keeps_its_digits():
+    weight = torch.tensor(0.7, requires_grad=True)
+    (scale_for_accumulation(weight * 1.0, 41) / 41).backward(torch.tensor(0.1234567))
+    assert weight.grad.item() == pytest.approx(0.1234567, rel=2e-7)
+    assert scale_for_accumulation(weight, 3).dtype is torch.float32
+
+
+def test_a_gradient_that_overflows_stays_infinite():
+    weight = torch.tensor(0.7, requires_grad=True)
+    (scale_for_accumulation(weight * 1.0, 3) / 3).backward(torch.tensor(float("inf")))
+    assert torch.isinf(weight.grad)
