@@ -6,6 +6,8 @@ max_steps               max_steps
 accelerator             use_cpu
 default_root_dir        output_dir
 enable_progress_bar     disable_tqdm
+accumulate_grad_batches gradient_accumulation_steps
+gradient_clip_val       max_grad_norm
 log_every_n_steps       logging_strategy; logging_steps, if that counts steps
 strategy, devices       deepspeed, fsdp, fsdp_config, unless the Trainer says them
 """
@@ -45,6 +47,8 @@ def _sources(settings: Settings, said: Mapping[str, Any]) -> Iterator[tuple[str,
     yield "accelerator", ("use_cpu",)
     yield "default_root_dir", ("output_dir",)
     yield "enable_progress_bar", ("disable_tqdm",)
+    yield "accumulate_grad_batches", ("gradient_accumulation_steps",)
+    yield "gradient_clip_val", ("max_grad_norm",)
     counts = "logging_strategy" in settings.undecided or settings.logging_strategy == "steps"
     yield "log_every_n_steps", ("logging_strategy", "logging_steps") if counts else ()
     if said.get("strategy") in (None, "auto"):

@@ -60,6 +60,15 @@ def test_notes_do_not_follow_from_what_is_undecided() -> None:
         ({}, {"devices": 2}, {"deepspeed"}, {"strategy": ("deepspeed",)}),
         ({}, {"strategy": "ddp"}, {"deepspeed"}, {}),
         ({}, {}, {"learning_rate"}, {}),
+        (
+            {},
+            {},
+            {"gradient_accumulation_steps", "max_grad_norm"},
+            {
+                "accumulate_grad_batches": ("gradient_accumulation_steps",),
+                "gradient_clip_val": ("max_grad_norm",),
+            },
+        ),
     ],
 )
 def test_what_lightning_is_given_waits_for(given, said, undecided, expected) -> None:
