@@ -30,6 +30,7 @@ from transformers import (
 )
 from transformers import Trainer as NativeTrainer
 
+from hfbridge.callbacks.attachment import RunSetup
 from hfbridge.callbacks.trainer_state import CallbackHost
 from hfbridge.data.columns import default_collator
 from hfbridge.datamodule import HFDataModule
@@ -38,7 +39,7 @@ from hfbridge.settings import Settings
 from hfbridge.settings.deepspeed import preset
 
 # Callbacks that are hfbridge's own, or only show something.
-_SHOWING = (CallbackHost, ModelSummary, ProgressBar)
+_SHOWING = (CallbackHost, RunSetup, ModelSummary, ProgressBar)
 # What only Lightning does, and the values that say nothing; all else is a setting, too, or shows something.
 _LIGHTNING_ALONE: Mapping[str, tuple[object, ...]] = {
     "detect_anomaly": (None, False),

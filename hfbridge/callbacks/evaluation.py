@@ -15,7 +15,6 @@ run of Lightning's validation loop evaluates all sets, one after the other:
 import math
 import weakref
 from collections.abc import Iterable, Mapping
-from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -129,7 +128,7 @@ class Evaluator:
         follows = wanted is not None and args.eval_strategy != "no"
         if not self.rehearses or any(data.is_streamed(split) for split in data.eval_splits):
             return
-        prepare = partial(module.run.prepare_inputs, device=module.device)
+        prepare = module.run.prepare_inputs
         batches = {split: prepare(data.first_eval_batch(split)) for split in data.eval_splits}
         if module.compute_metrics is None and module.running_metrics is None and not follows:
             return

@@ -107,6 +107,7 @@ class CallbackHost(EvaluationHooks):
         self._start_s = 0.0
         self._is_within_step = self._has_loss = self._has_losses = False
         self._clears = self._clears_late = self._has_gradients = False
+        self._is_automatic = self._knows_steps = True
         self._losses: list[torch.Tensor] = []  # of the current step of a module that optimizes by hand
         self._micro_batch: MicroBatch | None = None
         self._trainer: pl.Trainer | None = None
@@ -244,6 +245,9 @@ class CallbackHost(EvaluationHooks):
         self._start_s = time.time()
         module: Any = pl_module
         module.run.begin_training()  # where a subclass's on_fit_start has not
+        self._is_automatic = module.automatic_optimization
+        # A strategy of Lightning's that accumulates by itself takes no step with a short last one.
+        self._knows_steps = self._is_automatic and not trainer.strategy.handles_gradient_accumulation
         self._adopt_progress(trainer, module)
         self.checkpoints.begin(trainer, pl_module)
         _model_of(pl_module).zero_grad()
@@ -314,13 +318,17 @@ class CallbackHost(EvaluationHooks):
         """Close a micro-batch and, if a step was taken after it, an optimizer step."""
         if not self._has_loss:
             self._add_outputs(outputs, batch, is_automatic=pl_module.automatic_optimization)
-        taken = trainer.global_step - self._trainer_step
+        micro_batch = self._micro_batch
+        if self._knows_steps and micro_batch is not None and micro_batch.step is not None:
+            taken = int(micro_batch.is_last)
+        else:
+            taken = trainer.global_step - self._trainer_step
         if taken:
             self._trainer_step += taken
-            self._end_step(trainer, pl_module, current_micro_batch(trainer, batch), batch_idx)
+            self._end_step(trainer, pl_module, micro_batch, batch_idx)
             return
         self.end_micro_batch()
-        if pl_module.automatic_optimization:
+        if self._is_automatic:
             self.fire("on_substep_end")
         if self.wants_stop:
             self._is_within_step = False
@@ -384,8 +392,8 @@ class CallbackHost(EvaluationHooks):
 
         Lightning validates once more when it is stopped, at the last step as well.
         """
-        is_over = 0 < trainer.max_steps <= trainer.global_step
-        trainer.should_stop |= self.control.should_training_stop and not is_over
+        if self.control.should_training_stop:
+            trainer.should_stop |= not 0 < trainer.max_steps <= trainer.global_step
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Fire `on_epoch_end`, then log, evaluate and save if they are due."""

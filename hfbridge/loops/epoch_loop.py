@@ -371,6 +371,7 @@ class LeanStep:
         self._optimizer, self._epoch = trainer.optimizers[0], trainer.current_epoch
         self._schedules: list[Any] = [config.scheduler for config in trainer.lr_scheduler_configs]
         self._device = trainer.strategy.root_device
+        self._moves = self._device.type != "cpu"
         progress: Any = loop.batch_progress
         of_optimizer: Any = loop.automatic_optimization.optim_progress.optimizer
         self._batches = progress.total, progress.current
@@ -399,7 +400,9 @@ class LeanStep:
         loop, trainer, module = self._loop, self._trainer, self._module
         if self._has_ranks:
             loop._broadcast_sigterm_tensor()
-        batch = self._next().to(self._device)
+        batch = self._next()
+        if self._moves:
+            batch = batch.to(self._device)
         running = vars(module)
         total, current = self._batches
         index = current.ready

@@ -190,7 +190,7 @@ def _plain(value: Any, name: str) -> Any:
         return sorted(_plain(entry, name) for entry in value)
     if name == "auto_class" and isinstance(value, type):
         return value.__name__
-    if name == "peft_config" and dataclasses.is_dataclass(value):
+    if name == "peft_config" and dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _plain_config(value)
     raise _NotPlainError
 

@@ -346,7 +346,7 @@ def checkpoints(folder: str) -> dict[str, Path]:
             {"checkpoint-2", "checkpoint-4"},
         ),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value) if isinstance(value, set) else value),
 )
 def test_settings_say_when_any_module_is_saved(settings: Any, expected: set[str]) -> None:
     fit_any({"num_train_epochs": 2, "output_dir": "here", **settings})

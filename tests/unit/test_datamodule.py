@@ -45,6 +45,7 @@ def attached(data: HFDataModule, settings: Any = None, **module: Any) -> HFDataM
         "loss_normalization": "native",
         "evaluator": Evaluator(),
         "tell": print,
+        "begin_run": lambda **_: None,
     }
     given = Settings(**{**SETTINGS, **(settings or {})})
     module = {**known, "given_settings": given, "args": given.as_training_arguments(), **module}

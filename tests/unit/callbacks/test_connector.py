@@ -246,11 +246,27 @@ def test_epochs_that_were_passed_limit_a_run_of_steps(arguments: Any, limit: int
     assert epoch_limit(ours({"max_steps": 5}, **arguments)) == limit
 
 
-def test_a_trainer_that_has_trained_is_refused() -> None:
-    trainer = plain(max_epochs=2)
-    trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = 4
-    with pytest.raises(SettingsError, match=r"trained.* for 4 steps.*new Trainer"):
-        configure_trainer(trainer, Settings(num_train_epochs=2))
+def has_trained(trainer: Any, steps: int) -> None:
+    """Have a Trainer count the steps of a run that was ended."""
+    end_with(trainer, SCHEDULE)
+    trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = steps
+
+
+def test_the_end_of_a_run_is_not_taken_for_an_argument() -> None:
+    settings = Settings(num_train_epochs=2)
+    trainer = plain(settings, max_epochs=2)
+    has_trained(trainer, 4)
+    assert settings_of(trainer) == settings
+
+
+@pytest.mark.parametrize("make", [plain, ours])
+def test_what_a_trainer_is_given_after_it_has_trained_wins(make: Any) -> None:
+    trainer = make(Settings(num_train_epochs=2)) if make is plain else make({"num_train_epochs": 2})
+    has_trained(trainer, 4)
+    trainer.fit_loop.max_epochs = 7
+    assert settings_of(trainer).num_train_epochs == 7
+    trainer.fit_loop.epoch_loop.max_steps = 30
+    assert settings_of(trainer).max_steps == 30
 
 
 # What conflicts.
