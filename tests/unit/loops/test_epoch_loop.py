@@ -188,7 +188,7 @@ class Joins(pl.Callback):
         pytest.param({"max_grad_norm": 0.0, "bf16": True}, list, 12, id="unclipped"),
         pytest.param({}, lambda: [Stops("on_step_end", "should_training_stop")], 3, id="ends-run"),
         pytest.param({}, lambda: [Stops("on_step_end", "should_epoch_stop")], 4, id="ends-epoch"),
-        pytest.param({}, lambda: [Stops("on_substep_end", "should_epoch_stop")], 5, id="ends-in-window"),
+        pytest.param({}, lambda: [Stops("on_substep_end", "should_epoch_stop")], 3, id="ends-in-window"),
         pytest.param({}, lambda: [Logs()], 12, id="self.log"),
         pytest.param({}, lambda: [StopsEarly()], 5, id="should_stop"),
         pytest.param({}, lambda: [Joins()], 2, id="joins"),
