@@ -1,7 +1,7 @@
-"""What `lightning.Trainer` is told, by name and type, where `hfbridge.Trainer` passes it on.
+"""The arguments of `lightning.Trainer` by name and type, as `hfbridge.Trainer` accepts them.
 
-Type checkers, editors and LightningCLI know the arguments by it. One that is not given is not there, so that
-settings/translate.py still knows what was said: a default of Lightning's says nothing about the run.
+Type checkers, editors and LightningCLI read them here. One that is not passed is not in the dictionary, so
+that settings/translate.py can tell it from one that was passed with Lightning's default.
 """
 
 import os
@@ -21,50 +21,60 @@ AnyCallback = Callback | TrainerCallback | type[TrainerCallback]
 
 
 class TrainerArguments(TypedDict, total=False):
-    """The arguments of `lightning.Trainer` but `callbacks`; settings/translate.py says what they become.
+    """The arguments of `lightning.Trainer` but `callbacks`, each with Lightning's meaning.
+
+    Where a setting means the same, both must agree; a default value of either says nothing.
 
     Args:
-        accelerator: "cpu", "gpu" or "auto"; `use_cpu` of the settings says the same.
+        accelerator: "cpu", "gpu" or "auto"; "cpu" is `use_cpu` of the settings.
         strategy: how ranks share the work: "ddp", "fsdp", "fsdp2", "deepspeed_stage_2", ..., or an object of
-            `hfbridge.strategies`.
-        devices: how many devices of a node take part, or which.
-        num_nodes: how many nodes take part.
-        precision: only what the settings say; `bf16` is their word for it.
-        logger: loggers of Lightning's, which get every row that the native Trainer would log.
-        fast_dev_run: refused; use `max_steps` of the settings.
-        max_epochs: `num_train_epochs` of the settings.
-        min_epochs: passed on.
-        max_steps: `max_steps` of the settings.
-        min_steps: passed on.
-        max_time: ends the run when the time is over, "00:12:00:00" say.
-        limit_train_batches: refused; use `max_steps` of the settings.
-        limit_val_batches: refused; use a smaller evaluation set.
-        limit_test_batches: batches of `trainer.test`.
-        limit_predict_batches: batches of `trainer.predict`.
-        overfit_batches: refused; use `max_steps` of the settings.
-        val_check_interval: refused; `eval_strategy` and `eval_steps` of the settings decide.
-        check_val_every_n_epoch: refused; `eval_strategy` and `eval_steps` of the settings decide.
-        num_sanity_val_steps: only 0; `eval_on_start` of the settings evaluates first.
-        log_every_n_steps: `logging_steps` of the settings.
-        enable_checkpointing: Lightning's own checkpoints, beside those that `save_strategy` asks for.
+            `hfbridge.strategies`; `fsdp` and `deepspeed` of the settings.
+        devices: number of devices of a node, or which.
+        num_nodes: number of nodes.
+        precision: "32-true"; "bf16-mixed", which is `bf16` of the settings; "16-mixed", "bf16-true",
+            "16-true", "64-true" and "transformer-engine" by Lightning's precision plugins.
+        logger: loggers of Lightning, which get every log entry beside `report_to`; `True` for Lightning's.
+        fast_dev_run: run so many micro-batches of training, validation, test and prediction; save and report
+            nothing.
+        max_epochs: `num_train_epochs` of the settings; 0 trains nothing, -1 does not limit.
+        min_epochs: epochs before a callback can stop training.
+        max_steps: `max_steps` of the settings; 0 trains nothing, -1 does not limit.
+        min_steps: steps before a callback can stop training.
+        max_time: end the run after this time, "00:12:00:00" say.
+        limit_train_batches: micro-batches of an epoch, or a share of them; the schedule follows.
+        limit_val_batches: batches of a validation, or a share of them.
+        limit_test_batches: batches of `trainer.test`, or a share of them.
+        limit_predict_batches: batches of `trainer.predict`, or a share of them.
+        overfit_batches: train and validate on so many batches, in the order of the set.
+        val_check_interval: validate after so many micro-batches, a share of an epoch, or a time; conflicts
+            with an `eval_strategy` of the settings.
+        check_val_every_n_epoch: validate after every so many epochs; conflicts with an `eval_strategy` of
+            the settings.
+        num_sanity_val_steps: batches to validate on before training; 0 with settings, 2 without. Random
+            states are restored.
+        log_every_n_steps: `logging_steps` of the settings; 0 is `logging_strategy="no"`.
+        enable_checkpointing: add a ModelCheckpoint, beside the checkpoints of `save_strategy`; false with
+            settings, true without.
         enable_progress_bar: the opposite of `disable_tqdm` of the settings.
         enable_model_summary: print the parts of the model and their sizes.
         accumulate_grad_batches: `gradient_accumulation_steps` of the settings.
-        gradient_clip_val: `max_grad_norm` of the settings.
-        gradient_clip_algorithm: only "norm".
-        deterministic: refused; use `full_determinism` of the settings.
-        benchmark: cuDNN looks for the fastest kernels.
-        inference_mode: only false, as natively.
-        use_distributed_sampler: only false; rows are dealt to the ranks as natively.
-        profiler: of Lightning's, or its name: "simple", "advanced".
+        gradient_clip_val: `max_grad_norm` of the settings; without settings gradients are not clipped.
+        gradient_clip_algorithm: "norm" or "value".
+        deterministic: use deterministic algorithms of torch, or "warn".
+        benchmark: let cuDNN search for the fastest kernels.
+        inference_mode: validate, test and predict under `torch.inference_mode`, and not `torch.no_grad`;
+            false if not passed.
+        use_distributed_sampler: on several ranks, replace the samplers of DataLoaders; those of HFDataModule
+            stay.
+        profiler: of Lightning, or its name: "simple", "advanced".
         detect_anomaly: find the operation whose gradient is not a number.
-        barebones: refused; it takes out what hfbridge runs on.
-        plugins: of Lightning's, but for precision.
-        sync_batchnorm: batch norms see the rows of all ranks.
-        reload_dataloaders_every_n_epochs: only 0.
+        barebones: switch off what costs time in Lightning: loggers, checkpoints, progress bar, model summary.
+        plugins: of Lightning; a precision plugin stands in place of `precision`.
+        sync_batchnorm: compute batch norms over the samples of all ranks.
+        reload_dataloaders_every_n_epochs: make the loaders anew after so many epochs.
         default_root_dir: `output_dir` of the settings.
-        enable_autolog_hparams: hand hyperparameters to the loggers.
-        model_registry: where Lightning keeps models.
+        enable_autolog_hparams: log hyperparameters at the start of a run.
+        model_registry: name of the model in Lightning's registry, for `ckpt_path="registry"`.
     """
 
     accelerator: str | Accelerator

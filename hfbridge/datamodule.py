@@ -17,6 +17,7 @@ eval_by_length                   evaluations take the longest rows first; data/l
 """
 
 from collections.abc import Callable, Mapping, Sized
+from types import MethodType
 from typing import Any
 
 import lightning.pytorch as pl
@@ -321,7 +322,7 @@ class HFDataModule(pl.LightningDataModule):
         )
 
     def val_dataloader(self) -> EvalLoader | StreamEvalLoader | list[Any]:
-        """Make the loader of the evaluation set; a list of none or of several."""
+        """Make the loader of the evaluation set, or a list of those of several."""
         loaders = [self._loaders.evaluation(self._mapped[split], split) for split in self.eval_splits]
         return loaders[0] if len(loaders) == 1 else loaders
 
@@ -369,6 +370,8 @@ class HFDataModule(pl.LightningDataModule):
             raise DataError(f"There is {_MISSING[required]}")
         if stage == "fit":
             self._check_evaluation(settings)
+            if not self.eval_splits:  # then Lightning does not validate; an empty list gives a warning
+                self.val_dataloader = MethodType(pl.LightningDataModule.val_dataloader, self)  # type: ignore[method-assign]
             _check_packing(self.packing, self._trainer())
         _check_lengths(self, stage, settings)
         if self._mapping_failure is not None:

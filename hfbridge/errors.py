@@ -4,6 +4,7 @@ BridgeError (Exception)
 ├── SettingsError (ValueError)            a setting or Trainer argument is unknown, wrong or not carried
 ├── DataError (ValueError)                dataset, columns, labels, collator or map function
 ├── ModelError (ValueError)               the model has no loss or cannot be built
+│   └── ModuleTypeError (TypeError)       what is to be run is not a LightningModule
 ├── MetricsError (TypeError)              compute_metrics did not return what it should
 ├── ReportError (OSError)                 the files of a comparison are missing, damaged or of another form
 ├── CheckpointError (OSError)             a checkpoint cannot be written, found or read
@@ -55,6 +56,10 @@ class DataError(BridgeError, ValueError):
 
 class ModelError(BridgeError, ValueError):
     """The model returns no loss or cannot be built."""
+
+
+class ModuleTypeError(ModelError, TypeError):
+    """What is to be run is not a LightningModule."""
 
 
 class MetricsError(BridgeError, TypeError):

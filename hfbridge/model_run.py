@@ -236,6 +236,8 @@ class ModelRun:
 
     def begin_training(self) -> None:
         """Train through what the strategy has put around the model; of a part of it, tell how large."""
+        optimizers = self._module.trainer.optimizers
+        self.optimizers_to_training = [o.train for o in optimizers if hasattr(o, "train")]
         if self._trains:
             return
         self._trains = True
@@ -268,12 +270,11 @@ class ModelRun:
         if self._random_states is not None:
             generators.restore(self._random_states)
 
-    def begin_step(self, step: AccumulationStep, device: torch.device) -> None:
+    def begin_step(self, step: AccumulationStep) -> None:
         """Count what the loss divides by in an optimizer step, before its first micro-batch is trained.
 
         Args:
             step: its micro-batches are still on the CPU.
-            device: the model's.
 
         Raises:
             ModelError: the model does not keep the samples of packed rows apart.
@@ -282,15 +283,15 @@ class ModelRun:
         """
         normalization, model = self.normalization, self._module.model
         if self._tries_packing:
-            first = self.prepare_inputs(step.micro_batches[0], device)
+            first = self.prepare_inputs(step.micro_batches[0])
             with together():
                 check_packing_isolation(model, first["input_ids"])
             self._tries_packing = False
         inputs: list[Any] = step.micro_batches
         if not normalization.is_settled:
-            inputs = [self.prepare_inputs(micro_batch, device) for micro_batch in inputs]
+            inputs = [self.prepare_inputs(micro_batch) for micro_batch in inputs]
         step.loss = normalization.loss_for(model, inputs)
-        step.items = step.loss.count(step.micro_batches, device)
+        step.items = step.loss.count(step.micro_batches, self._device)
 
     def warn_of_mean(self) -> None:
         """Note what Lightning's mean over the micro-batches of a step means, where items differ."""
@@ -298,33 +299,35 @@ class ModelRun:
         accumulation = module.trainer.accumulate_grad_batches
         if accumulation > 1 and module.automatic_optimization:
             module.tell(
-                "The training batches come from a loader of your own: the loss of an optimizer step is the "
-                f"mean of the mean losses of its {accumulation} micro-batches. Where they hold different "
-                "numbers of labels, that is not the mean over all labels of the step, which HFDataModule and "
-                "hfbridge.Trainer compute."
+                "The training batches come from a loader of your own: with accumulate_grad_batches="
+                f"{accumulation} a step's loss is the mean of its micro-batches' mean losses. "
+                "Where they hold different numbers of labels, that is not the mean over all labels of the "
+                "step, which HFDataModule and hfbridge.Trainer compute."
             )
 
     def loss_share(self, inputs: Any, step: AccumulationStep | None, index: int) -> Tensor:
         """Compute a micro-batch's share of its optimizer step's loss, scalar.
 
         Args:
-            inputs: on the model's device.
+            inputs: columns by name.
             step: that it belongs to; `None` for one whose step is not known, which gets its own mean loss.
             index: its number in the step.
 
         Mirrors: transformers.Trainer.training_step
         """
         loss: Tensor
+        inputs = self.prepare_inputs(inputs)
         self.sharing.before_forward()
         if step is None:
             alone = self.normalization.loss_for(self._module.model, [inputs])
             items = alone.count([inputs], self._device)
             loss = alone.train(self.preparation.trained, inputs, items, 0, 1)
         else:
-            loss = step.loss.train(self.preparation.trained, inputs, step.items, index, len(step))
+            size = len(step.micro_batches)
+            loss = step.loss.train(self.preparation.trained, inputs, step.items, index, size)
         return loss
 
-    def prepare_inputs(self, inputs: Any, device: torch.device) -> Any:
+    def prepare_inputs(self, inputs: Any) -> Any:
         """Copy a micro-batch to the device, and cast it to what DeepSpeed computes in.
 
         Raises:
@@ -333,8 +336,8 @@ class ModelRun:
         if not self._has_looked and isinstance(inputs, Mapping):
             check_arrays(inputs)
             self._has_looked = True
-        if device.type != "cpu":
-            inputs = send_to_device(inputs, device, non_blocking=True)
+        if self._device.type != "cpu":
+            inputs = send_to_device(inputs, self._device, non_blocking=True)
         return inputs if self._zero is None else self._zero.cast(inputs)
 
     def close(self) -> None:

@@ -45,6 +45,7 @@ from hfbridge.callbacks.run_data import RunData, UserData
 from hfbridge.callbacks.trainer_state import CallbackHost
 from hfbridge.checkpoints.io import read_directories
 from hfbridge.checkpoints.resume import Resumption, fill_checkpoint
+from hfbridge.data.accumulation import MicroBatch
 from hfbridge.data.dataloaders import EvalLoader, first_samples
 from hfbridge.datamodule import HFDataModule
 from hfbridge.errors import ModelError
@@ -466,27 +467,29 @@ class HFModule(pl.LightningModule):
         Args:
             batch: columns by name, on the model's device. One without a step gets its own mean loss.
         """
-        run, host = self.run, self.host
-        is_heard = host in self.trainer.callbacks  # type: ignore[attr-defined]
+        run, host, trainer = self._run, self._host, self._trainer
+        assert run is not None
+        assert host is not None
+        is_heard = host in trainer.callbacks
         if not is_heard:
             run.begin_trial()
-        micro_batch = current_micro_batch(self.trainer, batch)
+        has_step = type(batch) is MicroBatch and batch.step is not None
+        micro_batch = batch if has_step else current_micro_batch(trainer, batch)
         step, index = (None, 0) if micro_batch is None else (micro_batch.step, micro_batch.index)
         if step is None:
             run.warn_of_mean()
         elif step.loss is None:
-            run.begin_step(step, self.device)
+            run.begin_step(step)
             if host.state.global_step == 0:
                 self.tell(run.normalization.compare(step.micro_batches, advice=self.advice))
-        for optimizer in self.trainer.optimizers:
-            if hasattr(optimizer, "train"):  # schedule-free optimizers
-                optimizer.train()
+        for to_training in run.optimizers_to_training:
+            to_training()
         set_training(run.preparation.trained)
-        loss = run.loss_share(run.prepare_inputs(batch, self.device), step, index)
+        loss = run.loss_share(batch, step, index)
         every = run.args.torch_empty_cache_steps
         if every is not None and host.state.global_step % every == 0:
             clear_device_cache()
-        share = loss if step is not None else loss / self.trainer.accumulate_grad_batches
+        share = loss if step is not None else loss / trainer.accumulate_grad_batches
         if is_heard:
             host.add_micro_batch(share.detach(), batch)
         return loss
@@ -574,7 +577,7 @@ class HFModule(pl.LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Collect loss, logits and labels of one batch."""
-        batch = self.run.prepare_inputs(batch, self.device)
+        batch = self.run.prepare_inputs(batch)
         if self.is_heard:
             self.evaluator.add(batch, dataloader_idx)
         else:
@@ -582,7 +585,7 @@ class HFModule(pl.LightningModule):
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Collect loss, logits and labels of one batch."""
-        batch = self.run.prepare_inputs(batch, self.device)
+        batch = self.run.prepare_inputs(batch)
         if self.is_heard:
             self.evaluator.add(batch, dataloader_idx)
         else:
@@ -590,7 +593,7 @@ class HFModule(pl.LightningModule):
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Return a batch's logits, a tensor or a tuple of them, or what is generated for it, on the CPU."""
-        batch = self.run.prepare_inputs(batch, self.device)
+        batch = self.run.prepare_inputs(batch)
         if self.evaluator.predicts is not None:
             return self.evaluator.add(batch)
         loader = self.trainer.predict_dataloaders

@@ -2,10 +2,12 @@
 
 import dataclasses
 import inspect
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Unpack
 
 import lightning.pytorch as pl
@@ -17,7 +19,12 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import PredictionOutput
 
 from hfbridge.arguments import AnyCallback, TrainerArguments
-from hfbridge.callbacks.any_module import configured_for
+from hfbridge.callbacks.any_module import (
+    configured_for_any_module,
+    configured_to_fit_any_module,
+    has_partial_epoch,
+    newest_checkpoint,
+)
 from hfbridge.callbacks.connector import reset_fit_loop
 from hfbridge.callbacks.evaluation import Evaluator
 from hfbridge.callbacks.progress import RunProgressBar, has_native_bar, is_silenced
@@ -25,7 +32,7 @@ from hfbridge.checkpoints.io import NewestOf, newest_in
 from hfbridge.checkpoints.layout import checkpoints_in
 from hfbridge.checkpoints.read import read_checkpoint
 from hfbridge.datamodule import HFDataModule, predicting
-from hfbridge.errors import DataError, ModelError, SettingsError
+from hfbridge.errors import DataError, ModelError, ModuleTypeError, SettingsError
 from hfbridge.evaluation.generate import decode
 from hfbridge.loops.epoch_loop import LeanEpochLoop, NoProfiler
 from hfbridge.module import HFModule
@@ -58,7 +65,7 @@ class Trainer(pl.Trainer):
         settings: `Settings`, a `transformers.TrainingArguments`, a dict of the same names, or the path of a
             YAML or JSON file that holds one. Without any, the loop has Lightning's defaults (logger,
             ModelCheckpoint, validation each epoch, sanity check), optimizer and schedule transformers'.
-        asynchronous_saving: write checkpoints while training goes on, from copies in memory.
+        asynchronous_saving: write checkpoints during training, from copies in memory.
         callbacks: Lightning callbacks and transformers' `TrainerCallback` objects or classes, in one list.
         accelerate_config: path of a file that `accelerate config` has written: processes, machines,
             precision, FSDP or DeepSpeed. What settings or arguments say, too, must agree.
@@ -71,10 +78,10 @@ class Trainer(pl.Trainer):
         plan: what the settings became.
         train_batch_size: rows of a micro-batch; `auto_find_batch_size` makes it smaller.
         initialized_callbacks: TrainerCallbacks that have heard `on_init_end` from another Trainer.
-        print_logs: whether rows are printed where no bar is shown, as natively.
+        print_logs: whether log entries are printed where no bar is shown, as by the HF Trainer.
 
     Raises:
-        SettingsError: a setting or argument is unknown, wrong, contradictory or not carried; all are named.
+        SettingsError: a setting or argument is unknown, wrong, unsupported or in conflict; all are named.
         MissingDependencyError: a setting needs a package that is not installed.
     """
 
@@ -122,15 +129,25 @@ class Trainer(pl.Trainer):
 
     @property
     def state_of_run(self) -> TrainerState:
-        """The native state of the run: global step, epoch, history."""
+        """The HF Trainer's state of the run: global step, epoch, log history; of a run of HFModule."""
         module: Any = self.lightning_module
         state: TrainerState = module.host.state
         return state
 
     @property
     def log_history(self) -> list[dict[str, float]]:
-        """Rows of the run as the native Trainer logs them, each with its step."""
-        return [] if self.lightning_module is None else self.state_of_run.log_history
+        """Log entries of a run of HFModule, as the HF Trainer makes them, each with its step."""
+        return self.state_of_run.log_history if isinstance(self.lightning_module, HFModule) else []
+
+    @property
+    def estimated_stepping_batches(self) -> int | float:
+        """Optimizer steps of the run; an epoch that the settings end early is counted as far as it goes."""
+        steps: int | float = super().estimated_stepping_batches
+        if self.max_steps != -1 or not has_partial_epoch(self.settings) or not 0 < steps < math.inf:
+            return steps
+        per_epoch = math.ceil(self.num_training_batches / self.accumulate_grad_batches)
+        epochs: float = self.settings.num_train_epochs
+        return math.ceil(epochs * per_epoch)
 
     def fit(
         self,
@@ -154,7 +171,7 @@ class Trainer(pl.Trainer):
             weights_only: as in Lightning; checkpoints of HFModule are always read so.
 
         Raises:
-            ModelError: the model is not a LightningModule.
+            ModuleTypeError: the model is not a LightningModule.
             CheckpointError: what to resume from is not there, damaged, or of another model.
             SettingsError: the settings cannot be used for this module; or, with `auto_find_batch_size`, no
                 batch fits into memory.
@@ -168,12 +185,14 @@ class Trainer(pl.Trainer):
             "val_dataloaders": val_dataloaders,
             "datamodule": datamodule,
         }
+        ckpt_path = self.settings.resume_from_checkpoint if ckpt_path is None else ckpt_path
         if not isinstance(model, HFModule):
-            with configured_for(self, model):
-                super().fit(model, **data, ckpt_path=ckpt_path, weights_only=weights_only)
+            data["ckpt_path"] = self._resolve_for_any_module(ckpt_path)
+            with configured_to_fit_any_module(self, model, datamodule or train_dataloaders):
+                super().fit(model, **data, weights_only=weights_only)
             return
         self._prepare_optimization(model)
-        ckpt_path = self._resolve(self.settings.resume_from_checkpoint if ckpt_path is None else ckpt_path)
+        ckpt_path = self._resolve(ckpt_path)
         data |= {"ckpt_path": ckpt_path, "weights_only": weights_only}
         if self.settings.auto_find_batch_size:
             self._fit_with_batch_size_finder(model, data)
@@ -189,20 +208,39 @@ class Trainer(pl.Trainer):
         if self.plan.passed.get("gradient_clip_val") is None:
             self.gradient_clip_val = None
 
-    def _resolve(self, ckpt_path: Any) -> str | None:
-        """Find and read the checkpoint to go on from, before anything is built.
+    @property
+    def _output_dir(self) -> Path:
+        return Path(self.settings.output_dir or DEFAULT_OUTPUT_DIR).expanduser()
+
+    def _resolve_for_any_module(self, ckpt_path: Any) -> Any:
+        """Find the newest of the checkpoints of `save_strategy`; leave other paths to Lightning."""
+        if ckpt_path in (None, False, ""):
+            return None
+        if ckpt_path not in (True, "last"):
+            return ckpt_path
+        newest = newest_checkpoint(self._output_dir)
+        return "last" if newest is None else str(newest)
+
+    def _resolve(self, ckpt_path: Any) -> Any:
+        """Find and read the checkpoint to resume from, before anything is built.
 
         Mirrors: transformers.Trainer.train
         """
         if ckpt_path in (None, False, ""):
             return None
-        folder = Path(self.settings.output_dir or DEFAULT_OUTPUT_DIR).expanduser()
+        folder = self._output_dir
         is_alone = self.world_size == 1
         if ckpt_path in (True, "last"):
             # Several ranks are not connected yet: the first one chooses, when they are.
             if self.checkpoint_callbacks and not checkpoints_in(folder):
                 return "last"  # of ModelCheckpoint's
             return str(newest_in(folder)) if is_alone else NewestOf(folder)
+        if (
+            ckpt_path == "best"
+            and not self.checkpoint_callbacks
+            and isinstance(self.lightning_module, HFModule)
+        ):
+            return self.state_of_run.best_model_checkpoint or ckpt_path
         if is_alone and isinstance(ckpt_path, str | os.PathLike) and Path(ckpt_path).is_dir():
             checkpoint = read_checkpoint(Path(ckpt_path))
             if self.settings.auto_find_batch_size and checkpoint.state.train_batch_size is not None:
@@ -240,31 +278,74 @@ class Trainer(pl.Trainer):
             ) from error
 
     def validate(self, *arguments: Any, **named: Any) -> list[Mapping[str, float]]:
-        """Evaluate an HFModule: `trainer.validate(module, data)`.
+        """Evaluate a module: `trainer.validate(module, data)`.
 
         Args:
-            *arguments: those of `lightning.Trainer.validate`; `ckpt_path` as for `fit`.
-            **named: likewise; with `predict_with_generate`, also arguments of `generate`, such as
+            *arguments: those of `lightning.Trainer.validate`; `ckpt_path` as for `fit`, or "best".
+            **named: the same; with `predict_with_generate`, also arguments of `generate`, such as
                 `num_beams=4`, which win over the settings.
 
         Returns:
-            One dict with the metrics of all evaluation sets, as `transformers.Trainer.evaluate` returns them,
-            and what callbacks logged; on several ranks all get the metrics of the whole sets.
+            Of HFModule one dict with the metrics of all evaluation sets, as `transformers.Trainer.evaluate`
+            returns them, and what callbacks logged; on several ranks all get the metrics of the full sets. Of
+            another LightningModule what Lightning returns.
 
         Mirrors: transformers.Trainer.evaluate
         """
-        asked: dict[str, Any] = {}
+        of_generate: dict[str, Any] = {}
         if self.settings.predict_with_generate:
-            asked = {name: value for name, value in named.items() if name not in _OF_VALIDATE}
-            named = {name: value for name, value in named.items() if name not in asked}
-        if "ckpt_path" in named:
-            named["ckpt_path"] = self._resolve(named["ckpt_path"])
-        model = named.get("model", arguments[0] if arguments else self.lightning_module)
-        with _generating(model, asked):
-            found = super().validate(*arguments, **named)
+            of_generate = {name: value for name, value in named.items() if name not in _OF_VALIDATE}
+            named = {name: value for name, value in named.items() if name not in of_generate}
+        with self._evaluating("validate", arguments, named, of_generate) as passed:
+            found = super().validate(**passed)
+        if not isinstance(self.lightning_module, HFModule):
+            return found
         logged = {name: value for of_one in found for name, value in of_one.items()}
-        metrics = getattr(self.lightning_module, "eval_metrics", {})
+        metrics = self.lightning_module.eval_metrics
         return [{**metrics, **{name: value for name, value in logged.items() if name not in metrics}}]
+
+    def test(self, *arguments: Any, **named: Any) -> list[Mapping[str, float]]:
+        """Test a module: `trainer.test(module, data)`.
+
+        Args:
+            *arguments: those of `lightning.Trainer.test`; `ckpt_path` as for `fit`, or "best".
+            **named: the same.
+        """
+        with self._evaluating("test", arguments, named) as passed:
+            return super().test(**passed)
+
+    def predict(self, *arguments: Any, **named: Any) -> Any:
+        """Predict with a module: `trainer.predict(module, data)`.
+
+        Args:
+            *arguments: those of `lightning.Trainer.predict`; `ckpt_path` as for `fit`, or "best".
+            **named: the same.
+        """
+        with self._evaluating("predict", arguments, named) as passed:
+            return super().predict(**passed)
+
+    @contextmanager
+    def _evaluating(
+        self,
+        verb: str,
+        arguments: tuple[Any, ...],
+        named: dict[str, Any],
+        of_generate: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Iterator[dict[str, Any]]:
+        """Prepare an evaluation, and yield its arguments by name, with the checkpoint found."""
+        signature = inspect.signature(getattr(pl.Trainer, verb))
+        passed = dict(signature.bind(self, *arguments, **named).arguments)
+        del passed["self"]
+        model = passed.get("model") or self.lightning_module
+        if isinstance(model, HFModule):
+            passed["ckpt_path"] = self._resolve(passed.get("ckpt_path"))
+            with _generating(model, dict(of_generate)):
+                yield passed
+        else:
+            if "ckpt_path" in passed:
+                passed["ckpt_path"] = self._resolve_for_any_module(passed["ckpt_path"])
+            with configured_for_any_module(self):
+                yield passed
 
     def predict_dataset(
         self,
@@ -302,7 +383,7 @@ class Trainer(pl.Trainer):
         Proved by: tests/parity/test_evaluation_options.py
         """
         if not isinstance(model, HFModule):
-            raise ModelError(f"predict_dataset takes an HFModule, and was given a {type(model).__name__}.")
+            raise ModelError(f"`predict_dataset` expects an `HFModule`, got `{type(model).__name__}`.")
         if not isinstance(datamodule, HFDataModule):
             raise DataError(
                 f"predict_dataset takes an HFDataModule, and was given a {type(datamodule).__name__}. A set "
@@ -319,9 +400,7 @@ class Trainer(pl.Trainer):
         evaluator.predicts, evaluator.prediction = metric_key_prefix, None
         try:
             with _generating(model, gen_kwargs):
-                self.predict(
-                    model, datamodule=datamodule, return_predictions=False, ckpt_path=self._resolve(ckpt_path)
-                )
+                self.predict(model, datamodule=datamodule, return_predictions=False, ckpt_path=ckpt_path)
         finally:
             evaluator.predicts = None
         output, evaluator.prediction = evaluator.prediction, None
@@ -372,13 +451,13 @@ def _check_module(method: str, model: object) -> None:
     """Check that what is to be run is a LightningModule.
 
     Raises:
-        ModelError: it is not.
+        ModuleTypeError: it is not.
     """
     if isinstance(model, pl.LightningModule):
         return
     name = type(model).__name__
     hint = " Wrap the model: HFModule(model)." if isinstance(model, torch.nn.Module) else ""
-    raise ModelError(f"`{method}` expects an HFModule or another LightningModule, got `{name}`.{hint}")
+    raise ModuleTypeError(f"`{method}` expects an HFModule or another LightningModule, got `{name}`.{hint}")
 
 
 def _with_defaults(arguments: Mapping[str, Any], *, shows_bar: bool) -> dict[str, Any]:
@@ -395,7 +474,7 @@ def _with_defaults(arguments: Mapping[str, Any], *, shows_bar: bool) -> dict[str
 
 
 def _read_config(path: str | os.PathLike[str]) -> AccelerateConfig:
-    """Read an accelerate config; a launcher has told the ranks already where they meet."""
+    """Read an accelerate config; under a launcher the ranks' rendezvous is in the environment already."""
     config = read_accelerate_config(path)
     if _launched() is not None:
         for name in OF_MACHINES:

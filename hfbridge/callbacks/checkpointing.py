@@ -17,6 +17,7 @@ from torch import nn
 
 from hfbridge import ranks
 from hfbridge.callbacks.jit_checkpoint import SigtermCheckpoint
+from hfbridge.callbacks.run_data import UserData
 from hfbridge.checkpoints.export import save_pretrained
 from hfbridge.checkpoints.resume import describe_run, position_of
 from hfbridge.checkpoints.writer import CheckpointWriter, export
@@ -169,7 +170,10 @@ class RunCheckpoints:
     def _position(self, trainer: pl.Trainer) -> dict[str, Any]:
         loader: Any = trainer.train_dataloader
         module: Any = trainer.lightning_module
-        return position_of(loader, self._host.logged.record, self._host.position, module.data.layout)
+        position = position_of(loader, self._host.logged.record, self._host.position, module.data.layout)
+        if isinstance(module.data, UserData):
+            position["loaders"] = module.data.loader_states()
+        return position
 
     def _sigterm_callbacks(self) -> list[SigtermCheckpoint]:
         handler = self._host.handler

@@ -1,7 +1,7 @@
 """What HFModule and HFDataModule read from, and set on, the Trainer that they are attached to.
 
 `hfbridge.Trainer` was constructed with arguments that follow from the settings. A plain `lightning.Trainer`
-was not: what it was given, and no setting says, becomes a setting, and the settings configure the loop.
+was not: its arguments become settings where none conflicts, and the settings configure the loop.
 
     lightning.Trainer                     beside settings
     check_val_every_n_epoch,
@@ -10,17 +10,20 @@ was not: what it was given, and no setting says, becomes a setting, and the sett
                                           check_val_every_n_epoch act after evaluations
                                           (eval_strategy="steps"), or at the end of an epoch
     accumulate_grad_batches               gradient_accumulation_steps
-    gradient_clip_val                     max_grad_norm
-    max_epochs, max_steps                 those of the schedule
-    log_every_n_steps                     logging_steps
+    gradient_clip_val                     max_grad_norm; None for 0
+    max_epochs, max_steps                 those of the schedule; 0 trains nothing
+    log_every_n_steps                     logging_steps; 0 is logging_strategy="no"
     precision="bf16-mixed"                bf16
-    fast_dev_run                          max_steps; only Lightning validates, nothing is saved or reported
+    fast_dev_run                          one epoch of so many micro-batches; only Lightning validates, and
+                                          nothing is saved or reported
 """
 
 import math
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
@@ -34,15 +37,13 @@ from hfbridge.data.accumulation import MicroBatch, Schedule
 from hfbridge.errors import Problem, SettingsError, raise_problems
 from hfbridge.settings import Settings, require_environment, require_machine
 from hfbridge.settings.plan import NEVER
-from hfbridge.settings.translate import fast_dev_run_settings
+from hfbridge.settings.translate import ENDLESS_EPOCHS, fast_dev_run_settings, is_unset
 
 _LIGHTNING_DEFAULT_EPOCHS, _LIGHTNING_DEFAULT_LOG_EVERY = 1000, 50
-ENDLESS_EPOCHS = 2**40
-"""Epochs of a run that neither epochs nor steps end."""
 
 
 def settings_of(trainer: pl.Trainer) -> Settings:
-    """Find the settings of a run, given once: to `hfbridge.Trainer`, or to HFModule or HFDataModule.
+    """Find the settings of a run, passed once: to `hfbridge.Trainer`, or to HFModule or HFDataModule.
 
     Without any, they are transformers' defaults for the model and Lightning's for the loop. The seed of
     `lightning.seed_everything` counts where they set none.
@@ -54,7 +55,7 @@ def settings_of(trainer: pl.Trainer) -> Settings:
         SettingsError: there are several that differ, or they conflict with the Trainer's arguments.
         MissingDependencyError: a plain Trainer's run needs a package that is not installed.
     """
-    settings, seed = _find_settings(trainer), _seed_of_everything()
+    settings, seed = _since_last_fit(trainer, _find_settings(trainer)), _seed_of_everything()
     return settings if seed is None or "seed" in settings.given else settings.replace(seed=seed)
 
 
@@ -100,6 +101,46 @@ def _find_settings(trainer: pl.Trainer) -> Settings:
     return _with_arguments_of(trainer, given[first])
 
 
+@dataclass(frozen=True)
+class _End:
+    """Where a Trainer's loops were set to end, in epochs and steps, and what the user had set."""
+
+    epochs: int | None
+    steps: int
+    users_epochs: int | None
+    users_steps: int
+
+
+_ENDS: "WeakKeyDictionary[pl.Trainer, _End]" = WeakKeyDictionary()
+
+
+def _limits_of(trainer: pl.Trainer) -> tuple[int | None, int]:
+    """Return epochs and steps after which the user has a Trainer end, which `end_with` may have replaced."""
+    end = _ENDS.get(trainer)
+    epochs, steps = trainer.max_epochs, trainer.max_steps
+    if end is None:
+        return epochs, steps
+    if trainer.global_step > 0:  # `_since_last_fit` has what was set since
+        return end.users_epochs, end.users_steps
+    return (
+        end.users_epochs if epochs == end.epochs else epochs,
+        end.users_steps if steps == end.steps else steps,
+    )
+
+
+def _since_last_fit(trainer: pl.Trainer, settings: Settings) -> Settings:
+    """Take the epochs or steps that a Trainer was given after it had trained; they win over the settings."""
+    end = _ENDS.get(trainer)
+    if end is None or trainer.global_step == 0:
+        return settings
+    said: dict[str, Any] = {}
+    if trainer.max_steps not in (end.steps, -1):
+        said["max_steps"] = trainer.max_steps
+    if trainer.max_epochs not in (end.epochs, None, -1):
+        said["num_train_epochs"] = float(trainer.max_epochs)
+    return settings.replace(**said) if said else settings
+
+
 def _given_settings(trainer: pl.Trainer) -> dict[str, Settings]:
     """Return the settings that the user passed, by where."""
     plan = getattr(trainer, "plan", None)
@@ -129,19 +170,27 @@ def lightning_validates(trainer: pl.Trainer) -> bool:
     if not _given_settings(trainer) or getattr(trainer, "fast_dev_run", False):
         return True
     is_every_epoch = trainer.check_val_every_n_epoch in (1, NEVER)
-    return not is_every_epoch or getattr(trainer, "val_check_interval", 1.0) != 1.0
+    has_interval = (
+        getattr(trainer, "_val_check_time_interval", None) is not None or trainer.val_check_interval != 1.0
+    )
+    return not is_every_epoch or has_interval
 
 
 def _without_settings(trainer: pl.Trainer) -> Settings:
     """Return transformers' defaults, with what a plain Trainer says of the loop."""
-    epochs = trainer.max_epochs
-    if epochs is None or epochs < 0:
-        epochs = _LIGHTNING_DEFAULT_EPOCHS if trainer.max_steps > 0 else ENDLESS_EPOCHS
+    epochs, steps = _limits_of(trainer)
+    if epochs is None or (epochs < 0 < steps):
+        epochs = _LIGHTNING_DEFAULT_EPOCHS
+    elif epochs < 0:
+        epochs = ENDLESS_EPOCHS
+    log_every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
     settings = Settings().replace(
         save_strategy="no",
         report_to="none",
-        logging_steps=max(trainer.log_every_n_steps, 1),  # type: ignore[attr-defined]
-        num_train_epochs=float(epochs),
+        logging_strategy="steps" if log_every else "no",
+        logging_steps=log_every or _LIGHTNING_DEFAULT_LOG_EVERY,
+        num_train_epochs=float(epochs or _LIGHTNING_DEFAULT_EPOCHS),
+        max_grad_norm=trainer.gradient_clip_val or 0.0,
     )
     return _with_arguments_of(trainer, settings)
 
@@ -154,13 +203,18 @@ def _with_arguments_of(trainer: pl.Trainer, settings: Settings) -> Settings:
     """
     said, problems = dict[str, Any](), list[Problem]()
     is_dev_run = bool(getattr(trainer, "fast_dev_run", False))
-    for name, value, field in () if is_dev_run else _arguments_of(trainer):
-        ours = settings.given.get(field)
-        if ours is None or (field == "max_steps" and ours <= 0):
+    for name, passed, value, field in _arguments_of(trainer):
+        ours = getattr(settings, field)
+        is_equal = (math.ceil(ours) if field == "num_train_epochs" else ours) == value
+        is_limit = field in ("max_steps", "num_train_epochs")
+        has_end = passed == -1 and (settings.max_steps > 0 or not is_unset(settings, field))
+        if is_equal or (is_limit and (is_dev_run or has_end)):
+            continue
+        if is_unset(settings, field):
             said[field] = value
-        elif (math.ceil(ours) if field == "num_train_epochs" else ours) != value:
-            text = f"`{name}={value!r}` conflicts with `{field}={ours!r}` in the settings; set only one"
-            problems.append(Problem(f"lightning.Trainer({name}={value!r})", text))
+        else:
+            text = f"`{name}={passed!r}` conflicts with `{field}={ours!r}` in the settings; set only one"
+            problems.append(Problem(f"lightning.Trainer({name}={passed!r})", text))
     if trainer.state.fn not in (None, TrainerFn.FITTING):
         problems.clear()  # what they say differently is of training
     problems += _only_ours(settings)
@@ -173,21 +227,31 @@ def _with_arguments_of(trainer: pl.Trainer, settings: Settings) -> Settings:
     return settings.replace(**said) if said else settings
 
 
-def _arguments_of(trainer: pl.Trainer) -> Iterator[tuple[str, Any, str]]:
-    """Yield the arguments of a plain Trainer for which there is a setting: name, value, setting."""
+def _arguments_of(trainer: pl.Trainer) -> Iterator[tuple[str, Any, Any, str]]:
+    """Yield the arguments of a plain Trainer for which there is a setting.
+
+    Yields:
+        Name and value of the argument, and value and name of the setting.
+    """
     log_every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    if log_every not in (0, _LIGHTNING_DEFAULT_LOG_EVERY):
-        yield "log_every_n_steps", log_every, "logging_steps"
-    if trainer.max_steps > 0:
-        yield "max_steps", trainer.max_steps, "max_steps"
-    elif trainer.max_epochs is not None and 0 < trainer.max_epochs != _LIGHTNING_DEFAULT_EPOCHS:
-        yield "max_epochs", trainer.max_epochs, "num_train_epochs"
-    if trainer.accumulate_grad_batches != 1:
-        yield "accumulate_grad_batches", trainer.accumulate_grad_batches, "gradient_accumulation_steps"
+    if log_every == 0 and not trainer.barebones:
+        yield "log_every_n_steps", 0, "no", "logging_strategy"
+    elif log_every not in (0, _LIGHTNING_DEFAULT_LOG_EVERY):
+        yield "log_every_n_steps", log_every, log_every, "logging_steps"
+    epochs, steps = _limits_of(trainer)
+    if steps > 0:
+        yield "max_steps", steps, steps, "max_steps"
+    elif epochs == -1:
+        yield "max_epochs", -1, float(ENDLESS_EPOCHS), "num_train_epochs"
+    elif epochs is not None and 0 < epochs != _LIGHTNING_DEFAULT_EPOCHS:
+        yield "max_epochs", epochs, epochs, "num_train_epochs"
+    accumulation = trainer.accumulate_grad_batches
+    if accumulation != 1:
+        yield "accumulate_grad_batches", accumulation, accumulation, "gradient_accumulation_steps"
     if trainer.gradient_clip_val is not None:
-        yield "gradient_clip_val", trainer.gradient_clip_val, "max_grad_norm"
-    if trainer.precision == "bf16-mixed":
-        yield "precision", True, "bf16"
+        yield "gradient_clip_val", trainer.gradient_clip_val, trainer.gradient_clip_val, "max_grad_norm"
+    if trainer.precision != "32-true":
+        yield "precision", trainer.precision, trainer.precision == "bf16-mixed", "bf16"
 
 
 def _only_ours(settings: Settings) -> Iterator[Problem]:
@@ -203,28 +267,21 @@ def _only_ours(settings: Settings) -> Iterator[Problem]:
 def epoch_limit(trainer: pl.Trainer) -> int | None:
     """Return `max_epochs` where it was passed: beside a number of steps, the first limit ends the run."""
     plan = getattr(trainer, "plan", None)
-    passed = trainer.max_epochs if plan is None else plan.passed.get("max_epochs")
+    if getattr(trainer, "fast_dev_run", False):
+        return 1
+    passed = _limits_of(trainer)[0] if plan is None else plan.passed.get("max_epochs")
     is_default = passed is None or passed < 0 or (plan is None and passed == _LIGHTNING_DEFAULT_EPOCHS)
     return None if is_default else passed
 
 
 def configure_trainer(trainer: pl.Trainer, settings: Settings) -> None:
-    """Configure Lightning's loops for a run of HFModule.
-
-    Raises:
-        SettingsError: the Trainer has trained another module before.
-    """
+    """Configure Lightning's loops for a run of HFModule."""
     module: Any = trainer.lightning_module
-    if trainer.global_step not in (0, module.host.state.global_step):
-        raise SettingsError(
-            f"This Trainer has already trained another module for {trainer.global_step} steps, and Lightning "
-            "would count on from there. Make a new Trainer for another run."
-        )
     if not lightning_validates(trainer):
         _leave_evaluation_to_the_host(trainer, settings)
         if not hasattr(trainer, "plan"):
             trainer.num_sanity_val_steps = 0
-    if _logs_by_steps(settings):
+    if _logs_by_steps(settings) and not trainer.barebones:
         trainer.log_every_n_steps = int(settings.logging_steps)  # type: ignore[attr-defined]
     if module.automatic_optimization:
         if not any(isinstance(cb, GradientAccumulationScheduler) for cb in trainer.callbacks):  # type: ignore[attr-defined]
@@ -233,7 +290,10 @@ def configure_trainer(trainer: pl.Trainer, settings: Settings) -> None:
 
 
 def end_with(trainer: pl.Trainer, schedule: Schedule) -> None:
-    """Have a Trainer's loops end as a schedule does."""
+    """Have a Trainer's loops end as a schedule does; one with a limit of 0 trains nothing."""
+    if 0 in (trainer.max_epochs, trainer.max_steps):
+        return
+    _ENDS[trainer] = _End(schedule.epochs, schedule.max_steps, *_limits_of(trainer))
     trainer.fit_loop.max_epochs = schedule.epochs
     is_automatic = trainer.lightning_module.automatic_optimization
     if is_automatic or not has_whole_epochs(settings_of(trainer), schedule):

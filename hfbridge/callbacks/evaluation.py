@@ -15,10 +15,10 @@ run of Lightning's validation loop evaluates all sets, one after the other:
 import math
 import weakref
 from collections.abc import Iterable, Mapping
-from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import find_batch_size
@@ -34,6 +34,7 @@ from hfbridge.evaluation.run import EvalOptions, Evaluation
 from hfbridge.model.chunked import logits_kept
 from hfbridge.model.prepare import takes_skip_logits
 
+_OF_LOADER = "/dataloader_idx_"  # as Lightning names metrics where there are several loaders
 _JOINS_CROSSWISE = (
     "eval_use_gather_object=True: natively, the first evaluation on several ranks joins the rounds row by "
     "row, the first rows of all rounds and so on, and drops rows. Leave it out, or "
@@ -127,7 +128,7 @@ class Evaluator:
         follows = wanted is not None and args.eval_strategy != "no"
         if not self.rehearses or any(data.is_streamed(split) for split in data.eval_splits):
             return
-        prepare = partial(module.run.prepare_inputs, device=module.device)
+        prepare = module.run.prepare_inputs
         batches = {split: prepare(data.first_eval_batch(split)) for split in data.eval_splits}
         if module.compute_metrics is None and module.running_metrics is None and not follows:
             return
@@ -237,8 +238,12 @@ class Evaluator:
         to_loggers = None if trainer.state.fn != TrainerFn.FITTING else False
         # On several ranks Lightning warns of what is not synchronised; it does not, of the same on all.
         same: Any = {"batch_size": 1, "sync_dist": True, "rank_zero_only": True}
-        self._module.log_dict(numbers, prog_bar=True, logger=to_loggers, **same)
-        self._module.log_dict(self._speed, logger=to_loggers, **same)
+        for values, shown in ((numbers, True), (self._speed, False)):
+            plain = {name: value for name, value in values.items() if _OF_LOADER not in name}
+            self._module.log_dict(plain, prog_bar=shown, logger=to_loggers, **same)
+            for name in values.keys() - plain.keys():
+                # `LightningModule.log` refuses such names, which it makes itself in the steps of a loader.
+                log_result(trainer, name, values[name], prog_bar=shown, logger=to_loggers is None)
 
     def on_predict_epoch_end(self) -> None:
         """Compute the metrics of a `PredictionOutput` and fire `on_predict`.
@@ -340,7 +345,7 @@ class Evaluator:
             evaluation.try_finish()
             return
         module = self._module
-        metrics, speed = evaluation.finish()
+        metrics, speed = (self._with_number_of_loader(found) for found in evaluation.finish())
         row = {**metrics, **speed}
         module.host.report_evaluation(module.trainer, row)
         self.memory.end(self._stage, row)
@@ -349,26 +354,33 @@ class Evaluator:
         module.eval_metrics = {**module.eval_metrics, **row} if self._reported else row
         self._reported.append(evaluation.of.prefix)
 
+    def _with_number_of_loader(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """Add to names what Lightning adds where there are several loaders of the user's."""
+        loader = self._loaders[self._index][1]
+        if len(self._loaders) == 1 or isinstance(loader, EvalLoader | StreamEvalLoader):
+            return dict(metrics)
+        suffix = f"{_OF_LOADER}{self._index}"
+        return {name if name == "epoch" else f"{name}{suffix}": value for name, value in metrics.items()}
+
 
 def _union(known: Iterable[Iterable[str] | None]) -> set[str]:
     return {name for names in known for name in names or ()}
 
 
 def named_loaders(loaders: Any, stage: str) -> list[tuple[str, Any]]:
-    """Name evaluation loaders by what their metrics begin with.
+    """Name evaluation loaders by what their metrics begin with: those of the user's all by the stage.
 
     Args:
         loaders: one, or several in a list or dict.
         stage: "eval" or "test".
     """
+    several = [loaders]
     if isinstance(loaders, Mapping):
-        several = [(f"{stage}_{key}", loader) for key, loader in loaders.items()]
+        several = list(loaders.values())
     elif isinstance(loaders, list | tuple):
-        several = [(f"{stage}_{number}", loader) for number, loader in enumerate(loaders)]
-    else:
-        several = [(stage, loaders)]
+        several = list(loaders)
     ours = EvalLoader | StreamEvalLoader
-    return [(loader.prefix if isinstance(loader, ours) else prefix, loader) for prefix, loader in several]
+    return [(loader.prefix if isinstance(loader, ours) else stage, loader) for loader in several]
 
 
 def set_in(
@@ -403,6 +415,25 @@ def set_in(
 def _set_of(batch: Any, prefix: str, batch_size: int) -> EvalSet:
     """Describe one batch, which all ranks have, as a whole set."""
     return EvalSet(prefix, find_batch_size(batch) or 1, 1, batch_size)
+
+
+def log_result(trainer: pl.Trainer, name: str, value: float, *, prog_bar: bool, logger: bool) -> None:
+    """Log a number at the end of an evaluation as `LightningModule.log` does, which all ranks have alike.
+
+    Args:
+        trainer: in an evaluation.
+        name: under which it is logged, whatever it is.
+        value: the number.
+        prog_bar: show it in the progress bar.
+        logger: send it to the loggers.
+
+    Mirrors: lightning.pytorch.LightningModule.log
+    """
+    results, module = trainer._results, trainer.lightning_module
+    assert results is not None
+    number = torch.tensor(value, dtype=torch.float32, device=module.device)
+    function = module._current_fx_name or "on_validation_epoch_end"
+    results.log(function, name, number, prog_bar=prog_bar, logger=logger, batch_size=1, rank_zero_only=True)
 
 
 class EvaluationHooks(pl.Callback):

@@ -8,10 +8,11 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.utils.data import DataLoader
 
-from hfbridge.callbacks.connector import ENDLESS_EPOCHS, end_with, epoch_limit, settings_of
+from hfbridge.callbacks.connector import end_with, epoch_limit, settings_of
 from hfbridge.data.accumulation import BatchLayout, Schedule, plan_schedule
 from hfbridge.errors import SettingsError
 from hfbridge.settings import Settings
+from hfbridge.settings.translate import ENDLESS_EPOCHS
 
 ENDLESS_STEPS = 2**53
 """Optimizer steps of a run that nothing ends."""
@@ -97,6 +98,25 @@ class UserData:
             end_with(self._trainer, self._schedule)
         return self._schedule
 
+    def loader_states(self) -> list[Any]:
+        """Return the states of the training loaders, as of the optimizer step that was taken."""
+        fit_loop = self._trainer.fit_loop
+        states_of: Any = getattr(fit_loop.epoch_loop, "loader_states", None)
+        if states_of is not None:
+            return list(states_of())
+        loader = fit_loop._combined_loader
+        return [] if loader is None else loader._state_dicts()
+
+    def restore_loaders(self) -> None:
+        """Give the training loaders the states of a checkpoint, if they were made before it was read.
+
+        The private names touched here are pinned by tests/lightning/test_data.py.
+        """
+        fit_loop = self._trainer.fit_loop
+        if fit_loop._combined_loader_states_to_load and fit_loop._data_fetcher is not None:
+            fit_loop._load_combined_loader_states()
+            iter(fit_loop._data_fetcher)
+
     def plan_again(self) -> None:
         """Count the steps of the loader that Lightning has now; a finder of batch sizes had it made anew."""
         self._schedule = None
@@ -111,7 +131,7 @@ class UserData:
         has_rows = isinstance(loader, DataLoader) and batches == len(loader)
         return plan_run(
             settings,
-            rows=len(loader.dataset) if has_rows else int(batches) * size * trainer.world_size,  # type: ignore[arg-type]
+            rows=len(loader.dataset) if has_rows else int(batches) * size * trainer.world_size,
             micro_batches=int(batches),
             accumulation=accumulation,
             total_batch_size=size * accumulation * trainer.world_size,

@@ -107,6 +107,7 @@ class CallbackHost(EvaluationHooks):
         self._start_s = 0.0
         self._is_within_step = self._is_partial = self._has_loss = self._has_losses = False
         self._clears = self._clears_late = self._has_gradients = False
+        self._is_automatic = self._knows_steps = True
         self._losses: list[torch.Tensor] = []  # of the current step of a module that optimizes by hand
         self._micro_batch: MicroBatch | None = None
         self._trainer: pl.Trainer | None = None
@@ -214,6 +215,7 @@ class CallbackHost(EvaluationHooks):
         self.state = self._new_state()
         self.position = DataPosition() if resumption is None else resumption.start.position
         if resumption is None:
+            self.state.global_step = module.trainer.global_step  # of another module that it has trained
             self.state.train_batch_size = module.data.train_batch_size
             self.state.compute_steps(args, module.data.schedule.max_steps)
         else:
@@ -237,9 +239,15 @@ class CallbackHost(EvaluationHooks):
         check_monitors(trainer, pl_module)
         self._trainer_step = trainer.global_step  # which Lightning restores after on_fit_start
         self.handler.train_dataloader = trainer.train_dataloader
+        data: Any = pl_module.data
+        if isinstance(data, UserData):
+            data.restore_loaders()
         self._start_s = time.time()
         module: Any = pl_module
         module.run.begin_training()  # where a subclass's on_fit_start has not
+        self._is_automatic = module.automatic_optimization
+        # A strategy of Lightning's that accumulates by itself takes no step with a short last one.
+        self._knows_steps = self._is_automatic and not trainer.strategy.handles_gradient_accumulation
         self._adopt_progress(trainer, module)
         self.checkpoints.begin(trainer, pl_module)
         _model_of(pl_module).zero_grad()
@@ -310,15 +318,19 @@ class CallbackHost(EvaluationHooks):
         """Close a micro-batch and, if a step was taken after it, an optimizer step."""
         if not self._has_loss:
             self._add_outputs(outputs, batch, is_automatic=pl_module.automatic_optimization)
-        taken = trainer.global_step - self._trainer_step
+        micro_batch = self._micro_batch
+        if self._knows_steps and micro_batch is not None and micro_batch.step is not None:
+            taken = int(micro_batch.is_last)
+        else:
+            taken = trainer.global_step - self._trainer_step
         if taken:
             self._trainer_step += taken
             self._is_partial = False
-            self._end_step(trainer, pl_module, current_micro_batch(trainer, batch), batch_idx)
+            self._end_step(trainer, pl_module, micro_batch, batch_idx)
             return
         self._is_partial = True  # gradients of a step that a callback ends here stay, as in the HF Trainer
         self.end_micro_batch()
-        if pl_module.automatic_optimization:
+        if self._is_automatic:
             self.fire("on_substep_end")
         if self.wants_stop:
             self._is_within_step = False
@@ -357,8 +369,7 @@ class CallbackHost(EvaluationHooks):
         self._count_step(trainer, micro_batch, batch_idx)
         self.fire("on_step_end")
         self._log_evaluate_save(trainer, module)
-        if self.control.should_training_stop:
-            trainer.should_stop = True
+        self._stop(trainer)
         if self.control.should_epoch_stop:
             end_epoch(trainer)
 
@@ -378,12 +389,19 @@ class CallbackHost(EvaluationHooks):
             done, self.position = micro_batch.step.done_micro_batches, micro_batch.step.position
         state.epoch = trainer.current_epoch + done / schedule.micro_batches_per_epoch
 
+    def _stop(self, trainer: pl.Trainer) -> None:
+        """Stop training if a callback requested it; a run that ends by itself is not stopped.
+
+        Lightning validates once more when it is stopped, at the last step as well.
+        """
+        if self.control.should_training_stop:
+            trainer.should_stop |= not 0 < trainer.max_steps <= trainer.global_step
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Fire `on_epoch_end`, then log, evaluate and save if they are due."""
         self.fire("on_epoch_end")
         self._log_evaluate_save(trainer, pl_module, ends_epoch=True)
-        if self.control.should_training_stop:
-            trainer.should_stop = True
+        self._stop(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the row of the whole run, put the best weights in, and fire `on_train_end`.

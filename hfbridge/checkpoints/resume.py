@@ -66,6 +66,7 @@ class Resumption:
         schedule: `state_dict` of the schedule; `None` if the checkpoint has none.
         optimizer: `state_dict` of the optimizer; likewise.
         loss: what was summed since the last log row; `None` if the checkpoint does not know.
+        loaders: states of the user's training loaders; `None` if the checkpoint has none.
     """
 
     state_text: str
@@ -74,6 +75,7 @@ class Resumption:
     schedule: dict[str, Any] | None
     optimizer: dict[str, Any] | None
     loss: dict[str, Any] | None
+    loaders: list[Any] | None = None
 
     @property
     def is_mid_epoch(self) -> bool:
@@ -124,7 +126,7 @@ def fill_checkpoint(module: Any, checkpoint: dict[str, Any]) -> Resumption | Non
     resumption = _read(module, checkpoint) if is_ours else _read_beside_loaders(module, checkpoint)
     schedule = module.data.schedule
     step, epoch = resumption.new_state().global_step, resumption.start.position.epoch
-    if is_ours or "loops" not in checkpoint:
+    if is_ours or "fit_loop" not in checkpoint.get("loops", {}):
         done = resumption.start.done if resumption.in_pass else 0
         _check_alignment(trainer, done)
         counters = loop_counters(
@@ -135,6 +137,8 @@ def fill_checkpoint(module: Any, checkpoint: dict[str, Any]) -> Resumption | Non
             batches=epoch * schedule.micro_batches_per_epoch + done,
             batches_in_epoch=done,
         )
+        if resumption.loaders:
+            counters["state_dict"] = {**counters["state_dict"], "combined_loader": resumption.loaders}
         checkpoint["loops"] = {"fit_loop": counters}
     checkpoint.setdefault("optimizer_states", [])
     checkpoint.setdefault("lr_schedulers", [])
@@ -398,6 +402,7 @@ def _read_beside_loaders(module: Any, checkpoint: dict[str, Any]) -> Resumption:
         schedule=schedules[0] if schedules else None,
         optimizer=optimizers[0] if optimizers else None,
         loss=None if own is None or own.position is None else own.position["loss"],
+        loaders=None if own is None or own.position is None else own.position.get("loaders"),
     )
 
 

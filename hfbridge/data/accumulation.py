@@ -88,8 +88,9 @@ class AccumulationStep:
         self.loss: Any = None
         self.items: Any = None
         self.position = _BEGINNING
+        last = len(micro_batches) - 1
         for index, micro_batch in enumerate(micro_batches):
-            micro_batch.step, micro_batch.index = self, index
+            micro_batch.step, micro_batch.index, micro_batch.is_last = self, index, index == last
 
     def __len__(self) -> int:
         return len(self.micro_batches)
@@ -107,18 +108,14 @@ class MicroBatch(dict[str, Any]):
     Attributes:
         step: the optimizer step; `None` for a batch that a run does not accumulate, as in an evaluation.
         index: number of the micro-batch in its step, from 0.
+        is_last: the optimizer step is taken after this micro-batch.
     """
 
-    __slots__ = ("index", "step")
+    __slots__ = ("index", "is_last", "step")
 
     def __init__(self, *columns: Any, step: AccumulationStep | None = None, index: int = 0) -> None:
         super().__init__(*columns)
-        self.step, self.index = step, index
-
-    @property
-    def is_last(self) -> bool:
-        """Whether the optimizer step is taken after this micro-batch."""
-        return self.step is None or self.index + 1 == len(self.step)
+        self.step, self.index, self.is_last = step, index, True
 
     def to(self, device: torch.device | str, **arguments: Any) -> "MicroBatch":
         """Copy the tensors to a device; Lightning calls this for objects that have it.
@@ -130,7 +127,9 @@ class MicroBatch(dict[str, Any]):
         if torch.device(device).type == "cpu":
             return self
         moved = {name: send_to_device(value, device, non_blocking=True) for name, value in self.items()}
-        return MicroBatch(moved, step=self.step, index=self.index)
+        batch = MicroBatch(moved, step=self.step, index=self.index)
+        batch.is_last = self.is_last
+        return batch
 
 
 def group_micro_batches(

@@ -39,7 +39,7 @@ from hfbridge.generators import keeping
 from hfbridge.model.failures import positions_of, vocabulary_of
 from hfbridge.model.packed import check_class
 from hfbridge.settings import Settings
-from hfbridge.strategies import sharing_of
+from hfbridge.strategies import needs_equal_batches
 
 
 @dataclass(frozen=True)
@@ -263,7 +263,7 @@ class Loaders:
         if keeps_indices:
             sampling = {
                 "batch_sampler": RecordedBatches(
-                    sampling, rows=len(dataset), fills_up=sharing_of(self._trainer.strategy).is_sharded
+                    sampling, rows=len(dataset), fills_up=needs_equal_batches(self._trainer.strategy)
                 )
             }
         batches: DataLoader[Any] = DataLoader(

@@ -29,9 +29,8 @@ Lightning's. In both, a micro-batch that knows its optimizer step decides when t
 """
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import chain
 from typing import Any
 
 import lightning.pytorch as pl
@@ -99,6 +98,7 @@ class LeanEpochLoop(_TrainingEpochLoop):
     _lean: "LeanStep | None" = None
     _stop: CommonStop | None = None
     _steps: "_UserSteps | None" = None
+    _states_to_load: Sequence[Any] = ()
 
     @property
     def current(self) -> MicroBatch | None:
@@ -107,6 +107,10 @@ class LeanEpochLoop(_TrainingEpochLoop):
 
     def on_run_start(self, data_fetcher: Any) -> None:
         """Begin an epoch, and find out which hooks are overridden."""
+        states, self._states_to_load = self._states_to_load, []
+        if states and self._restarting:
+            data_fetcher.combined_loader._load_state_dicts(states)
+            iter(data_fetcher)
         super().on_run_start(data_fetcher)
         self._steps = user_steps(self.trainer, data_fetcher)
         self._lean = lean_step(self, data_fetcher)
@@ -131,6 +135,26 @@ class LeanEpochLoop(_TrainingEpochLoop):
             if is_last or trainer.should_stop or trainer.received_sigterm:
                 return
             self._batches_that_stepped += steps_taken
+
+    def loader_states(self) -> list[Any]:
+        """Return the states of the user's training loaders, as of the step that was fetched last."""
+        loader = self.trainer.fit_loop._combined_loader
+        if loader is None or isinstance(self.trainer.train_dataloader, TrainLoader | StreamLoader):
+            return []
+        ahead = None if self._steps is None else self._steps.loader_state
+        return loader._state_dicts() if ahead is None else [ahead]
+
+    def on_save_checkpoint(self) -> dict[str, Any]:
+        """Add the state of a loader that is read ahead."""
+        saved: dict[str, Any] = super().on_save_checkpoint()
+        if self._steps is not None and self._steps.loader_state is not None:
+            saved["loaders"] = self.loader_states()
+        return saved
+
+    def on_load_checkpoint(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state of such a loader until the epoch begins."""
+        super().on_load_checkpoint(state_dict)
+        self._states_to_load = state_dict.get("loaders", [])
 
     def _accumulated_batches_reached(self) -> bool:
         """Whether the optimizer step is taken after this micro-batch: the micro-batch knows.
@@ -170,53 +194,105 @@ class _UserSteps:
     Args:
         batches: what Lightning's iterator gives: batch, number, number of the loader.
         accumulation: micro-batches of a full step.
+        fetcher: of a loader without a length, which is done after the last micro-batch; else `None`. One more
+            micro-batch is fetched then, to know which is the last.
+        state: returns the state of such a loader, if it has one.
+        groups: whether there are steps; else the batches stay as they are.
 
     Attributes:
         current: the micro-batch that was handed out last.
+        loader_state: of a loader without a length, as it was when the current step had been fetched; `None`
+            where the loader knows.
     """
 
-    def __init__(self, batches: Iterator[Any], accumulation: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        batches: Iterator[Any],
+        accumulation: Callable[[], int],
+        *,
+        fetcher: Any = None,
+        state: Callable[[], Any] | None = None,
+        groups: bool = True,
+    ) -> None:
+        self._groups = groups
         self._batches, self._accumulation = batches, accumulation
+        self._fetcher, self._state = fetcher, state
+        self._numbers: list[tuple[Any, ...]] = []
         self.current: MicroBatch | None = None
+        self.loader_state: Any = None
 
     def __iter__(self) -> Iterator[Any]:
-        numbers: list[tuple[Any, ...]] = []
-
-        def columns() -> Iterator[Any]:
-            for batch, *number in self._batches:
-                numbers.append(tuple(number))
-                yield batch
-
-        for step in group_micro_batches(columns(), self._accumulation, prefetches=False):
+        if not self._groups:
+            yield from ((batch, *self._numbers.pop(0)) for batch in self._columns())
+            return
+        looks_ahead = self._fetcher is not None
+        for step in group_micro_batches(self._columns(), self._accumulation, prefetches=looks_ahead):
             for self.current in step:
-                yield (self.current, *numbers.pop(0))
+                if looks_ahead and step.ends_epoch and self.current.is_last:
+                    self._fetcher.done = True
+                yield (self.current, *self._numbers.pop(0))
+
+    def _columns(self) -> Iterator[Any]:
+        while True:
+            self.loader_state = None if self._state is None else self._state()
+            try:
+                batch, *number = next(self._batches)
+            except StopIteration:
+                self.loader_state = None
+                return
+            self._numbers.append(tuple(number))
+            yield batch
 
 
 def user_steps(trainer: pl.Trainer, fetcher: Any) -> _UserSteps | None:
     """Have Lightning's fetcher group the batches of a loader of the user's into optimizer steps.
 
     Returns:
-        What groups them; `None` where the batches know their step, or HFModule does not train on them as they
-        are.
+        What groups them, or where HFModule does not train on them as they are only keeps the state of a
+        loader that is read ahead; `None` where the batches know their step.
     """
     module, loader = trainer.lightning_module, trainer.train_dataloader
-    overrides = is_overridden("training_step", module, HFModule) if isinstance(module, HFModule) else True
+    groups = isinstance(module, HFModule) and not is_overridden("training_step", module, HFModule)
     is_single = hasattr(loader, "__iter__") and not isinstance(loader, list | tuple | dict)
     if (
         isinstance(loader, TrainLoader | StreamLoader)
         or type(fetcher) is not _PrefetchDataFetcher
-        or overrides
         or not is_single
     ):
         return None
+    is_endless = fetcher.length is None  # then Lightning fetches one batch ahead
+    if not groups:
+        state_of: Any = getattr(loader, "state_dict", None)
+        if not is_endless or state_of is None:
+            return None
+        steps = _UserSteps(
+            _rest_of([], fetcher.iterator),
+            lambda: trainer.accumulate_grad_batches,
+            state=state_of,
+            groups=False,
+        )
+        fetcher.iterator = iter(steps)
+        return steps
     fetched, fetcher.batches = fetcher.batches, []
-    source: Any = fetcher.iterator
-    steps = _UserSteps(chain(fetched, source), lambda: trainer.accumulate_grad_batches)
+    steps = _UserSteps(
+        _rest_of(fetched, fetcher.iterator),
+        lambda: trainer.accumulate_grad_batches,
+        fetcher=fetcher if is_endless else None,
+        state=getattr(loader, "state_dict", None) if is_endless else None,
+    )
     fetcher.iterator = iter(steps)
-    if fetched:  # without a length Lightning fetches one batch ahead, to know which is the last
-        fetcher.batches = [next(fetcher.iterator)]
-        steps.current = None
     return steps
+
+
+def _rest_of(fetched: list[Any], batches: Any) -> Iterator[Any]:
+    """Yield what was fetched and what follows; Lightning's iterator begins again where `iter` is called."""
+    yield from fetched
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        yield batch
 
 
 def lean_step(loop: _TrainingEpochLoop, fetcher: Any) -> "LeanStep | None":
@@ -295,6 +371,7 @@ class LeanStep:
         self._optimizer, self._epoch = trainer.optimizers[0], trainer.current_epoch
         self._schedules: list[Any] = [config.scheduler for config in trainer.lr_scheduler_configs]
         self._device = trainer.strategy.root_device
+        self._moves = self._device.type != "cpu"
         progress: Any = loop.batch_progress
         of_optimizer: Any = loop.automatic_optimization.optim_progress.optimizer
         self._batches = progress.total, progress.current
@@ -323,7 +400,9 @@ class LeanStep:
         loop, trainer, module = self._loop, self._trainer, self._module
         if self._has_ranks:
             loop._broadcast_sigterm_tensor()
-        batch = self._next().to(self._device)
+        batch = self._next()
+        if self._moves:
+            batch = batch.to(self._device)
         running = vars(module)
         total, current = self._batches
         index = current.ready

@@ -100,14 +100,14 @@ class AccelerateConfig:
         for name, value in self.settings.items():
             if name in settings.given and not is_same(settings.given[name], value):
                 there = show(name, settings.given[name]).replace(" = ", "=", 1)
-                problems.append(self._both(name, f"{there} in the settings"))
+                problems.append(self._both(name, f"`{there}` in the settings"))
         for name, value in self.arguments.items():
             other = arguments.get(name)
             if name in arguments and other not in (None, "auto") and not _says_the_same(other, value):
-                problems.append(self._both(name, f"Trainer({name}={other!r})"))
+                problems.append(self._both(name, f"`Trainer({name}={other!r})`"))
         for name, text in self.environment.items():
             if environment.get(name, text) != text:
-                problems.append(self._both(name, f"{name}={environment[name]} in the environment"))
+                problems.append(self._both(name, f"`{name}={environment[name]}` in the environment"))
         try:
             settings = settings.replace(**taken)
         except SettingsError as error:
@@ -119,7 +119,7 @@ class AccelerateConfig:
         return settings, {**self.arguments, **said}
 
     def _both(self, name: str, other: str) -> Problem:
-        return Problem(self.sources.get(name, name), f"{other}: set through both; choose one")
+        return Problem(self.sources.get(name, name), f"conflicts with {other}; set only one")
 
 
 def read_accelerate_config(path: str | os.PathLike[str]) -> AccelerateConfig:

@@ -15,17 +15,18 @@ NEVER = 2**62
 """Epochs between Lightning's own validation runs."""
 
 UNDECIDED = "known when it runs"
-"""What is said of a value that follows from a setting nobody knows yet."""
+"""Shown for an argument that follows from a setting whose value is not known yet."""
 
 _PAGE_WIDTH, _VALUE_WIDTH = 100, 30
 
-# Why Lightning is given what it is given, where that does not look like the settings.
+# Why an argument for Lightning has its value, where that does not look like the settings.
 _WHY: Mapping[str, tuple[object, str]] = {
     "max_epochs": (-1, "no limit: max_steps ends the run"),
     "max_steps": (-1, "no limit: the epochs end the run"),
     "num_sanity_val_steps": (0, "the HF Trainer has no sanity check"),
     "inference_mode": (False, "evaluation runs under torch.no_grad, as in the HF Trainer"),
     "precision": ("32-true", "bf16=True casts in the model's forward, as in the HF Trainer"),
+    "gradient_clip_val": (None, "max_grad_norm=0 does not clip"),
     "check_val_every_n_epoch": (NEVER, "eval_strategy sets when to evaluate"),
     "logger": (False, "report_to sets where to log; pass a logger of Lightning's to log there, too"),
     "enable_checkpointing": (False, "save_strategy sets when to save; pass a ModelCheckpoint to use it, too"),
@@ -54,12 +55,12 @@ class Plan:
     """What a run is going to do; `str` of it is a page of 100 columns.
 
     Attributes:
-        settings: the settings, with what Lightning arguments said taken over.
+        settings: the settings, with the Trainer's arguments that mean the same.
         trainer_arguments: keyword arguments for `lightning.Trainer`.
-        rows: where each setting goes that was given, or whose default is not carried as it is.
+        rows: where each setting goes that was passed, or whose default has a note.
         notes: what was decided on the way.
         strategy: by which strategy the ranks share the work.
-        undecided: arguments for `lightning.Trainer` that nobody knows yet, each with the settings it waits
+        undecided: arguments for `lightning.Trainer` that are not known yet, each with the settings it waits
             for; they are not among `trainer_arguments`.
         has_settings: the user passed settings; without any, the loop has Lightning's defaults.
         validates: Lightning's loop validates, by the Trainer's arguments, and not `eval_strategy`.
@@ -100,7 +101,7 @@ class Plan:
 
 
 def _table(rows: Iterable[Row]) -> Iterator[str]:
-    """Lay out three columns; long values and homes go on below, and a note has lines of its own."""
+    """Lay out three columns; long values and homes are wrapped, and a note has lines of its own."""
     cells = [("setting", "value", "goes to", "")]
     for row in rows:
         cells.append((row.field, show(row.field, row.value).partition(" = ")[2], row.home, row.note))

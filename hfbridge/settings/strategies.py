@@ -101,9 +101,9 @@ def choose_strategy(settings: Settings, strategy: object, *, has_several: bool) 
         options: Mapping[str, Any] = {}
     elif not isinstance(strategy, str):
         if said:
-            raise ValueError(_both(settings, said))
-        if reason := reason_against_strategy(strategy):
-            raise ValueError(reason)
+            raise ValueError(_both(strategy, settings, said))
+        if "Strategy" not in _ancestors(strategy):
+            raise ValueError(f"must be a strategy, got {strategy!r}; set a name: {NAMES_IN_SHORT}")
         return StrategyChoice("given", notes=tuple(_unread(settings, "given")))
     elif strategy not in NAMES:
         raise ValueError(
@@ -113,28 +113,40 @@ def choose_strategy(settings: Settings, strategy: object, *, has_several: bool) 
     else:
         kind, options = NAMES[strategy]
         if said and said != kind:
-            raise ValueError(_both(settings, said))
+            raise ValueError(_both(strategy, settings, said))
     return StrategyChoice(kind, {**_options(kind, settings), **options}, tuple(_unread(settings, kind)))
 
 
 def reason_against_strategy(strategy: object) -> str:
-    """Say why an object cannot be the strategy of a run; empty if it can.
+    """Say why a strategy cannot train an HFModule; empty if it can.
 
-    Those of `hfbridge.strategies` can (they have a `sharing`), and of Lightning's own those that change no
-    number: a single device, and DDP.
+    Those of `hfbridge.strategies` can (they have a `sharing`), and those that leave each rank the whole
+    model: a single device's and DDP, with what is derived of them, as Ray's. Any other module can be trained
+    by any strategy of Lightning's.
     """
-    ancestors = {kind.__name__ for kind in type(strategy).__mro__}
-    if hasattr(strategy, "sharing") or "SingleDeviceStrategy" in ancestors:
+    ancestors = _ancestors(strategy)
+    shards = ancestors & _SHARDS_BY_ITSELF.keys()  # DeepSpeedStrategy is derived of DDPStrategy
+    is_whole = not shards and {"SingleDeviceStrategy", "DDPStrategy"} & ancestors
+    if hasattr(strategy, "sharing") or is_whole:
         return ""
+    why, ours = "shards or moves the module by itself", ""
+    for name, (found, reason) in _SHARDS_BY_ITSELF.items():
+        if name in ancestors:
+            ours, why = found, reason
+    instead = f"use hfbridge.strategies.{ours}(...)" if ours else f"use one of {NAMES_IN_SHORT}"
     name = type(strategy).__name__
-    if "Strategy" not in ancestors:
-        return f"refused: {strategy!r} is no strategy; give a name: {NAMES_IN_SHORT}"
-    if name == "DDPStrategy":
-        return ""
-    ours = name.replace("ModelParallel", "FSDP2")
-    known = ("DDPStrategy", "FSDPStrategy", "FSDP2Strategy", "DeepSpeedStrategy")
-    instead = f"use hfbridge.strategies.{ours}(...)" if ours in known else f"use one of {NAMES_IN_SHORT}"
-    return f"refused: under Lightning's {name} the numbers are not the native Trainer's; {instead}"
+    return f"Lightning's {name} {why}, and HFModule builds, clips and saves its model; {instead}"
+
+
+_SHARDS_BY_ITSELF = {
+    "FSDPStrategy": ("FSDPStrategy", "wraps the module and cannot clip by its norm"),
+    "ModelParallelStrategy": ("FSDP2Strategy", "leaves the sharding to configure_model"),
+    "DeepSpeedStrategy": ("DeepSpeedStrategy", "makes the engine of the module"),
+}
+
+
+def _ancestors(strategy: object) -> set[str]:
+    return {kind.__name__ for kind in type(strategy).__mro__}
 
 
 def check_ranks(settings: Settings) -> Iterator[Complaint]:
@@ -161,10 +173,11 @@ def _said_by_settings(settings: Settings) -> Kind | None:
     return None
 
 
-def _both(settings: Settings, said: Kind) -> str:
+def _both(strategy: object, settings: Settings, said: Kind) -> str:
     name = "deepspeed" if said == "deepspeed" else "fsdp"
     shown = show(name, getattr(settings, name)).replace(" = ", "=", 1)
-    return f"{shown} in the settings, which is {said}: set through both; choose one"
+    value = f'"{strategy}"' if isinstance(strategy, str) else f"{type(strategy).__name__}(...)"
+    return f"`strategy={value}` conflicts with `{shown}`, which is {said}, in the settings; set only one"
 
 
 def _options(kind: Kind, settings: Settings) -> dict[str, Any]:
@@ -200,7 +213,7 @@ def _fsdp_options(kind: Kind, settings: Settings) -> dict[str, Any]:
     version, config = (1 if kind == "fsdp" else 2), settings.fsdp_config
     if "version" in read_config(config) and version_of(config) != version:
         shown = show("fsdp_config", config).replace(" = ", "=", 1)
-        raise ValueError(f"{shown} in the settings names the other version: choose one")
+        raise ValueError(f"{shown} in the settings names the other version; set only one")
     found = [*fsdp_problems(settings.fsdp, config, version=version)]
     found += fsdp_conflicts(lambda name: getattr(settings, name), config)
     if found:

@@ -1,4 +1,4 @@
-"""Settings and `lightning.Trainer` arguments together: conflicts, and what Lightning is given.
+"""Settings and `lightning.Trainer` arguments together: conflicts, and the arguments for Lightning.
 
 A pure function of names and values; knows Lightning's argument names, and imports nothing of it.
 
@@ -6,16 +6,17 @@ A pure function of names and values; knows Lightning's argument names, and impor
     max_epochs                 num_train_epochs                 rounded up; -1 where max_steps decides
     max_steps                  max_steps                        the same
     accumulate_grad_batches    gradient_accumulation_steps      the same
-    gradient_clip_val          max_grad_norm                    the same
+    gradient_clip_val          max_grad_norm                    the same; None for 0
     precision "bf16-mixed"     bf16                             "32-true": HFModule casts
-    log_every_n_steps          logging_steps                    as given
+    log_every_n_steps          logging_steps                    the same; 0 is logging_strategy="no"
     default_root_dir           output_dir                       the same
     enable_progress_bar        disable_tqdm                     the opposite
     accelerator                use_cpu                          "cpu", else "auto"
 
-An argument has Lightning's meaning, a setting transformers'. An argument that no setting was given for
-becomes the setting; where both were given they must agree, or one error lists all conflicts. What neither
-sets has transformers' default where there are settings, and Lightning's where there are none:
+An argument has Lightning's meaning, a setting transformers'. An argument becomes the setting if the setting
+was not passed, or has its default value, which says nothing; otherwise both must agree, or one error lists
+all conflicts. max_epochs=0 and max_steps=0, which no setting can be, train nothing. What neither sets has
+transformers' default where there are settings, and Lightning's where there are none:
 
     argument                                  with settings                     without any
     logger, enable_checkpointing              none                              Lightning's
@@ -23,7 +24,9 @@ sets has transformers' default where there are settings, and Lightning's where t
     val_check_interval,
       check_val_every_n_epoch                 eval_strategy decides             after each epoch
     max_epochs                                num_train_epochs=3                Lightning's
+    gradient_clip_val                         max_grad_norm=1.0                 None
     log_every_n_steps                         logging_steps=500                 50
+    inference_mode                            False                             False
 """
 
 import math
@@ -35,7 +38,7 @@ from typing import Any
 
 from hfbridge.errors import Problem, SettingsError, raise_problems
 from hfbridge.settings.checks import suggest
-from hfbridge.settings.fields import RULES, is_same, show
+from hfbridge.settings.fields import DEFAULTS, RULES, is_same, show
 from hfbridge.settings.legacy import OLD_NAMES
 from hfbridge.settings.plan import NEVER, Plan, Row
 from hfbridge.settings.settings import Settings
@@ -97,14 +100,12 @@ class _Equivalent:
         unset: argument values that mean "not set".
         to_setting: the setting's value for the argument's.
         from_setting: the argument's value for the setting's, to compare.
-        unset_setting: setting values that mean "not set".
     """
 
     field: str
     unset: tuple[object, ...] = (None,)
     to_setting: Callable[[Any], Any] = lambda value: value
     from_setting: Callable[[Any], Any] = lambda value: value
-    unset_setting: tuple[object, ...] = (None,)
 
 
 def _path(value: Any) -> Any:
@@ -113,7 +114,7 @@ def _path(value: Any) -> Any:
 
 _EQUIVALENTS: Mapping[str, _Equivalent] = {
     "max_epochs": _Equivalent("num_train_epochs", unset=(None, -1), from_setting=math.ceil),
-    "max_steps": _Equivalent("max_steps", unset=(None, -1), unset_setting=(None, -1)),
+    "max_steps": _Equivalent("max_steps", unset=(None, -1)),
     "accumulate_grad_batches": _Equivalent("gradient_accumulation_steps", unset=(None, 1)),
     "gradient_clip_val": _Equivalent("max_grad_norm"),
     "log_every_n_steps": _Equivalent("logging_steps"),
@@ -125,13 +126,26 @@ _EQUIVALENTS: Mapping[str, _Equivalent] = {
     ),
 }
 
-# What Lightning is given where neither an argument nor a setting says anything else.
+# Arguments for Lightning where neither an argument nor a setting says anything else.
 _BESIDE_SETTINGS: Mapping[str, object] = {
     "logger": False,
     "num_sanity_val_steps": 0,
     "check_val_every_n_epoch": NEVER,
 }
+# What fast_dev_run sets itself, as in Lightning.
+_REPLACED_BY_DEV_RUN = ("max_epochs", "max_steps")
+# What Lightning refuses beside barebones=True.
+_NOT_BAREBONES = (
+    "logger",
+    "enable_checkpointing",
+    "enable_progress_bar",
+    "log_every_n_steps",
+    "num_sanity_val_steps",
+)
 _LIGHTNING_LOGS_EVERY, _LIGHTNING_EPOCHS = 50, 1000
+_BF16 = ("bf16-mixed", "bf16")
+ENDLESS_EPOCHS = 2**40
+"""Epochs of a run that neither epochs nor steps end."""
 _VALIDATION = ("val_check_interval", "check_val_every_n_epoch")
 
 
@@ -142,7 +156,7 @@ def translate(
     known_arguments: Collection[str] = LIGHTNING_ARGUMENTS,
     launched: Launched | None = None,
 ) -> Plan:
-    """Decide what `lightning.Trainer` is given.
+    """Choose the arguments for `lightning.Trainer`.
 
     Args:
         settings: what the user set by transformers' names; `None` for Lightning's defaults.
@@ -160,19 +174,19 @@ def translate(
     settings = Settings() if settings is None else settings
     problems: list[Problem] = []
     taken: dict[str, Any] = {}
+    is_brief = bool(trainer_arguments.get("fast_dev_run"))
     for name, value in trainer_arguments.items():
         if name not in known_arguments:
             problems.append(Problem(f"Trainer({name}=...)", _explain_unknown(name, value, known_arguments)))
-        elif name in _EQUIVALENTS:
+        elif name in _EQUIVALENTS and not (is_brief and name in _REPLACED_BY_DEV_RUN):
             _compare(name, value, settings=settings, taken=taken, problems=problems)
         elif wrong := _find_wrong(name, value, settings=settings, taken=taken):
             problems.append(Problem(_spell(name, value), wrong))
-    validates = not has_settings or _sets_validation(trainer_arguments)
+    validates = not has_settings or is_brief or _sets_validation(trainer_arguments)
     problems += _check_validation(settings, trainer_arguments)
     problems += _check_launched(trainer_arguments, launched)
-    changes = {} if has_settings else _lightning_defaults(taken)
-    if steps := int(trainer_arguments.get("fast_dev_run") or 0):
-        changes, validates = {**changes, **fast_dev_run_settings(steps)}, True
+    changes = {} if has_settings else _lightning_defaults(taken, trainer_arguments)
+    changes |= _limits(settings, trainer_arguments)
     if taken or changes:
         try:
             settings = settings.replace(**{**taken, **changes})
@@ -221,11 +235,15 @@ def fast_dev_run_settings(steps: int) -> dict[str, Any]:
     }
 
 
-def _lightning_defaults(taken: Mapping[str, Any]) -> dict[str, Any]:
+def _lightning_defaults(taken: Mapping[str, Any], passed: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that stand for Lightning's defaults, where no argument says anything else."""
     found: dict[str, Any] = {"save_strategy": "no", "report_to": "none"}
-    if "logging_steps" not in taken:
+    if passed.get("barebones"):
+        found["logging_strategy"] = "no"
+    elif not {"logging_steps", "logging_strategy"} & taken.keys():
         found["logging_steps"] = _LIGHTNING_LOGS_EVERY
+    if "max_grad_norm" not in taken:
+        found["max_grad_norm"] = 0.0
     if not {"max_steps", "num_train_epochs"} & taken.keys():
         found["num_train_epochs"] = float(_LIGHTNING_EPOCHS)
     return found
@@ -237,14 +255,30 @@ def _is_lightnings(name: str, passed: Mapping[str, Any]) -> bool:
     return name in left and passed.get(name) is None
 
 
+def _limits(settings: Settings, passed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that stand for `fast_dev_run`, or for Lightning's -1 where nothing ends the run."""
+    if steps := int(passed.get("fast_dev_run") or 0):
+        return fast_dev_run_settings(steps)
+    has_steps = settings.max_steps > 0 or passed.get("max_steps", -1) not in (None, -1)
+    if passed.get("max_epochs") == -1 and not has_steps and is_unset(settings, "num_train_epochs"):
+        return {"num_train_epochs": float(ENDLESS_EPOCHS)}
+    return {}
+
+
 def _sets_validation(passed: Mapping[str, Any]) -> bool:
     """Whether arguments of the Trainer set when to validate."""
     return any(passed.get(name) not in (None, NEVER) for name in _VALIDATION)
 
 
+def is_unset(settings: Settings, field: str) -> bool:
+    """Whether a setting was not passed, or has its default value, which says nothing."""
+    given = settings.given
+    return field not in given or given[field] is None or is_same(given[field], DEFAULTS[field])
+
+
 def _check_validation(settings: Settings, passed: Mapping[str, Any]) -> Iterable[Problem]:
     """Compare the arguments that set when to validate with `eval_strategy`."""
-    if "eval_strategy" not in settings.given or not _sets_validation(passed) or passed.get("fast_dev_run"):
+    if is_unset(settings, "eval_strategy") or not _sets_validation(passed) or passed.get("fast_dev_run"):
         return
     for name in _VALIDATION:
         if passed.get(name) not in (None, NEVER):
@@ -285,15 +319,20 @@ def _compare(
     if any(is_same(value, unset) for unset in equivalent.unset):
         return
     field = equivalent.field
-    if name == "log_every_n_steps" and settings.logging_strategy != "steps":
-        text = _conflict(name, value, "logging_strategy", settings)
-        problems.append(Problem(_spell(name, value), text))
-    elif settings.given.get(field) in equivalent.unset_setting:
+    ours = equivalent.from_setting(getattr(settings, field))
+    is_equal = field in settings.given and is_same(ours, _path(value))
+    if name == "log_every_n_steps" and not is_unset(settings, "logging_strategy"):
+        if settings.logging_strategy != "no" or value != 0:
+            text = _conflict(name, value, "logging_strategy", settings)
+            problems.append(Problem(_spell(name, value), text))
+    elif is_equal:
+        return
+    elif not is_unset(settings, field):
+        problems.append(Problem(_spell(name, value), _conflict(name, value, field, settings)))
+    elif is_same(value, 0) and name == "log_every_n_steps":
+        taken["logging_strategy"] = "no"
+    elif not (is_same(value, 0) and name in ("max_epochs", "max_steps")):
         taken[field] = equivalent.to_setting(value)
-    else:
-        ours = equivalent.from_setting(getattr(settings, field))
-        if not is_same(ours, _path(value) if name == "default_root_dir" else value):
-            problems.append(Problem(_spell(name, value), _conflict(name, value, field, settings)))
 
 
 def _reason_against_callback(callback: object) -> str:
@@ -305,11 +344,13 @@ def _reason_against_callback(callback: object) -> str:
 
 
 def _find_wrong(name: str, value: Any, *, settings: Settings, taken: dict[str, Any]) -> str:
-    """Return what is wrong with an argument that has no setting of the same meaning, or empty text."""
+    """Return what is wrong with an argument that needs more than a comparison of values, or empty text."""
     if name == "callbacks":
         return next(filter(None, map(_reason_against_callback, _listed(value))), "")
     if name == "precision":
         return _check_precision(value, settings, taken)
+    if name == "plugins":
+        return _check_plugins(value, settings)
     if name == "accelerator":
         return _check_accelerator(value, settings, taken)
     return ""
@@ -317,13 +358,27 @@ def _find_wrong(name: str, value: Any, *, settings: Settings, taken: dict[str, A
 
 def _check_precision(value: object, settings: Settings, taken: dict[str, Any]) -> str:
     """Compare `precision` with `bf16`, or take "bf16-mixed" over."""
-    is_mixed = value in ("bf16-mixed", "bf16")
-    if value is None or is_mixed == settings.bf16 or (not is_mixed and "bf16" not in settings.given):
+    is_mixed = value in _BF16
+    if value is None or is_mixed == settings.bf16:
         return ""
-    if is_mixed and "bf16" not in settings.given:
+    if is_mixed:
         taken["bf16"] = True
         return ""
     return _conflict("precision", value, "bf16", settings)
+
+
+def _check_plugins(value: object, settings: Settings) -> str:
+    """Compare a precision plugin with `bf16`."""
+    for plugin in _precision_plugins(value):
+        if settings.bf16 and getattr(plugin, "precision", None) not in _BF16:
+            name = type(plugin).__name__
+            return f"`plugins=[{name}(...)]` conflicts with `bf16=True` in the settings; set only one"
+    return ""
+
+
+def _precision_plugins(value: object) -> list[Any]:
+    """Return the precision plugins in `plugins`."""
+    return [plugin for plugin in _listed(value) if _descends_from(plugin, "Precision")]
 
 
 def _check_accelerator(value: object, settings: Settings, taken: dict[str, Any]) -> str:
@@ -331,15 +386,16 @@ def _check_accelerator(value: object, settings: Settings, taken: dict[str, Any])
     if value is None or value == "auto":
         return ""
     is_cpu = value == "cpu" or _descends_from(value, "CPUAccelerator")
-    if "use_cpu" not in settings.given:
-        if is_cpu:
-            taken["use_cpu"] = True
+    if is_cpu == settings.use_cpu:
         return ""
-    return "" if is_cpu == settings.use_cpu else _conflict("accelerator", value, "use_cpu", settings)
+    if is_cpu:
+        taken["use_cpu"] = True
+        return ""
+    return _conflict("accelerator", value, "use_cpu", settings)
 
 
 def _check_launched(said: Mapping[str, Any], launched: Launched | None) -> Iterable[Problem]:
-    """Compare how many ranks are asked for with how many a launcher has started."""
+    """Compare the number of ranks in the arguments with the number that a launcher has started."""
     if launched is None:
         return
     nodes = launched.world_size // launched.local_world_size
@@ -347,11 +403,11 @@ def _check_launched(said: Mapping[str, Any], launched: Launched | None) -> Itera
         f"the launcher (torchrun, SLURM) has started WORLD_SIZE={launched.world_size} ranks, "
         f"{launched.local_world_size} on each of {nodes} nodes; leave it out, or start as many"
     )
-    devices, asked = said.get("devices"), said.get("num_nodes")
+    devices, wanted = said.get("devices"), said.get("num_nodes")
     if _count_devices(devices) not in (None, launched.local_world_size):
         yield Problem(_spell("devices", devices), started)
-    if asked not in (None, nodes):
-        yield Problem(_spell("num_nodes", asked), started)
+    if wanted not in (None, nodes):
+        yield Problem(_spell("num_nodes", wanted), started)
 
 
 def _count_devices(value: Any) -> int | None:
@@ -409,7 +465,7 @@ def _choose(
 
 
 def _has_several(said: Mapping[str, Any], launched: Launched | None) -> bool:
-    """Whether there are several devices or ranks, as far as arguments and launcher tell."""
+    """Whether there are several devices or ranks, as far as arguments and launcher say."""
     if (said.get("num_nodes") or 1) != 1 or (launched is not None and launched.world_size > 1):
         return True
     return not _is_one_device(said.get("devices"))
@@ -422,19 +478,23 @@ def _arguments(
     keeps = any(_descends_from(callback, "Checkpoint") for callback in _listed(said.get("callbacks")))
     is_single = choice.kind == "single" or _descends_from(said.get("strategy"), "SingleDeviceStrategy")
     final: dict[str, Any] = {
-        **_BESIDE_SETTINGS,
         "max_epochs": -1 if settings.max_steps > 0 else math.ceil(settings.num_train_epochs),
         "max_steps": settings.max_steps,
         "accelerator": "cpu" if settings.use_cpu else "auto",
         "devices": 1 if is_single else "auto",
+        **_BESIDE_SETTINGS,
         "enable_checkpointing": keeps,
         "enable_progress_bar": not settings.disable_tqdm,
         "inference_mode": False,
         "accumulate_grad_batches": settings.gradient_accumulation_steps,
-        "gradient_clip_val": settings.max_grad_norm,
+        "gradient_clip_val": settings.max_grad_norm or None,
         "precision": "32-true",
     }
-    if settings.logging_strategy == "steps" and settings.logging_steps >= 1:
+    if said.get("barebones"):
+        final = {name: value for name, value in final.items() if name not in _NOT_BAREBONES}
+    if _precision_plugins(said.get("plugins")):
+        del final["precision"]
+    if settings.logging_strategy == "steps" and settings.logging_steps >= 1 and not said.get("barebones"):
         final["log_every_n_steps"] = int(settings.logging_steps)
     if settings.output_dir is not None:
         final["default_root_dir"] = os.path.expanduser(settings.output_dir)
@@ -444,23 +504,18 @@ def _arguments(
     for name, value in said.items():
         is_unset = name in ("devices", "accelerator") and value == "auto"
         is_unset |= value is None and (name in final or name in ("strategy", *_VALIDATION))
-        is_unset |= name == "precision" and value in ("bf16-mixed", "bf16")
-        is_unset |= name in ("max_epochs", "max_steps") and value == -1 and not _never_ends(said, settings)
-        if (
-            name not in ("default_root_dir", "enable_progress_bar", "accumulate_grad_batches")
-            and not is_unset
-        ):
+        is_unset |= name == "precision" and value in _BF16
+        is_unset |= name in ("max_epochs", "max_steps") and value == -1
+        is_unset |= name in ("default_root_dir", "enable_progress_bar", "accumulate_grad_batches")
+        if not is_unset or (name == "enable_progress_bar" and said.get("barebones")):
             final[name] = value
+    if final["max_epochs"] == ENDLESS_EPOCHS:
+        final["max_epochs"] = -1
     return final
 
 
-def _never_ends(said: Mapping[str, Any], settings: Settings) -> bool:
-    """Whether Lightning's -1 was passed for the epochs, and nothing else ends the run."""
-    return said.get("max_epochs") == -1 and settings.max_steps <= 0
-
-
 def _rows(settings: Settings) -> Iterable[Row]:
-    """One row per setting given, in the order of the rules, and for a default that has a note."""
+    """Make one row per setting that was passed, in the order of the rules, and per default with a note."""
     for name, rule in RULES.items():
         notes = settings.notes_on(name)
         if name in settings.given or notes:

@@ -1,4 +1,4 @@
-"""What Lightning is given once settings are known that nobody knows yet, as in a script that is only read.
+"""Arguments for Lightning that wait for settings not known yet, as in a script that is only read.
 
 argument                setting it waits for
 max_epochs              max_steps; num_train_epochs, unless max_steps decides
@@ -25,7 +25,7 @@ def waiting(settings: Settings, said: Mapping[str, Any]) -> Mapping[str, tuple[s
 
     Args:
         settings: of which some may be undecided.
-        said: what the Trainer is given beside them.
+        said: the arguments of the Trainer beside them.
 
     Returns:
         Each argument, with the settings it waits for.

@@ -11,7 +11,7 @@ from hfbridge.strategies.launcher import (
     rank_variables,
 )
 from hfbridge.strategies.make import make_strategy
-from hfbridge.strategies.sharing import Sharing, sharing_of
+from hfbridge.strategies.sharing import Sharing, needs_equal_batches, sharing_of
 
 __all__ = [
     "DDPStrategy",
@@ -23,6 +23,7 @@ __all__ = [
     "close_group_at_exit",
     "launched_ranks",
     "make_strategy",
+    "needs_equal_batches",
     "rank_variables",
     "sharing_of",
 ]

@@ -12,15 +12,18 @@ from torch import nn
 from torch.distributed.constants import default_pg_timeout
 
 from hfbridge.strategies.launcher import ScriptLauncher, open_group
-from hfbridge.strategies.sharing import Sharing
+from hfbridge.strategies.sharing import Sharing, is_shared_module
 
 
 class DDPStrategy(strategies.DDPStrategy):
     """Lightning's DDP with the arguments that the native Trainer gives it.
 
+    A LightningModule of the user's is trained as under Lightning's own.
+
     Args:
         find_unused_parameters: look for parameters that a forward has not used; `None` decides as natively,
-            which is yes, unless activations are recomputed.
+            which is yes, unless activations are recomputed; for any other module than HFModule no, as
+            Lightning does.
         timeout: what a collective waits for the other ranks.
         **arguments: those of `lightning.pytorch.strategies.DDPStrategy`; `bucket_cap_mb`,
             `broadcast_buffers`, `static_graph` and `process_group_backend` among them.
@@ -61,10 +64,15 @@ class DDPStrategy(strategies.DDPStrategy):
         super().setup_distributed()
 
     def configure_ddp(self) -> None:
-        """Wrap the Hugging Face model."""
+        """Wrap the Hugging Face model, or a module that is no HFModule."""
         module: Any = self.lightning_module
-        model: nn.Module = module.model
         finds = self._finds_unused
+        if not is_shared_module(module):
+            if finds is not None:
+                self._ddp_kwargs["find_unused_parameters"] = finds
+            super().configure_ddp()
+            return
+        model: nn.Module = module.model
         if finds is None:
             finds = not getattr(model, "is_activation_checkpointing", False)
         self._ddp_kwargs = {**self._ddp_kwargs, "find_unused_parameters": finds}
@@ -74,20 +82,28 @@ class DDPStrategy(strategies.DDPStrategy):
 
     def training_step(self, *arguments: Any, **named: Any) -> Any:
         """Call the module's step, in which each micro-batch's forward goes through DDP."""
-        assert self.lightning_module is not None
-        return self.lightning_module.training_step(*arguments, **named)
+        module = self.lightning_module
+        if module is None or not is_shared_module(module):
+            return super().training_step(*arguments, **named)
+        return module.training_step(*arguments, **named)
 
     def validation_step(self, *arguments: Any, **named: Any) -> Any:
         """Call the module's step with the model as it is, as natively: DDP would send buffers round."""
-        assert self.lightning_module is not None
-        return self.lightning_module.validation_step(*arguments, **named)
+        module = self.lightning_module
+        if module is None or not is_shared_module(module):
+            return super().validation_step(*arguments, **named)
+        return module.validation_step(*arguments, **named)
 
     def test_step(self, *arguments: Any, **named: Any) -> Any:
         """Call the module's step with the model as it is."""
-        assert self.lightning_module is not None
-        return self.lightning_module.test_step(*arguments, **named)
+        module = self.lightning_module
+        if module is None or not is_shared_module(module):
+            return super().test_step(*arguments, **named)
+        return module.test_step(*arguments, **named)
 
     def predict_step(self, *arguments: Any, **named: Any) -> Any:
         """Call the module's step with the model as it is."""
-        assert self.lightning_module is not None
-        return self.lightning_module.predict_step(*arguments, **named)
+        module = self.lightning_module
+        if module is None or not is_shared_module(module):
+            return super().predict_step(*arguments, **named)
+        return module.predict_step(*arguments, **named)

@@ -33,6 +33,7 @@ from hfbridge.settings.settings import Settings
 from hfbridge.strategies.builds import warn_of_old_locks
 from hfbridge.strategies.engine import EnginePrecision, EngineSharing
 from hfbridge.strategies.launcher import ScriptLauncher, open_group
+from hfbridge.strategies.sharing import check_module
 
 _SINGLE_FILES = (
     "Under DeepSpeed a run goes on from directories, which save_strategy in the settings writes; "
@@ -87,7 +88,7 @@ class DeepSpeedStrategy(strategies.DeepSpeedStrategy):
         check_config(self.given_config, settings)
         differs = "" if stage is None else check_name(self.given_config, stage=stage, offload=offload)
         if differs:
-            raise SettingsError(f"deepspeed: {differs}: set through both; choose one.")
+            raise SettingsError(f"deepspeed: {differs}; set only one.")
         if on_cpu or (on_cpu is None and not torch.cuda.is_available()):
             os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is imported
         require("deepspeed", extra="deepspeed", for_=f'strategy="deepspeed_stage_{self.stage}"')
@@ -133,7 +134,12 @@ class DeepSpeedStrategy(strategies.DeepSpeedStrategy):
         self._launcher = ScriptLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
 
     def setup_environment(self) -> None:
-        """Open the process group; Lightning's own refuses CPUs."""
+        """Open the process group; Lightning's own refuses CPUs.
+
+        Raises:
+            SettingsError: another module than HFModule is run.
+        """
+        check_module(self.lightning_module, type(self).__name__, instead="DeepSpeedStrategy()")
         assert self.accelerator is not None
         self.accelerator.setup_device(self.root_device)
         self.setup_distributed()

@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 
 from hfbridge.errors import SettingsError
 from hfbridge.strategies.launcher import ScriptLauncher, open_group
-from hfbridge.strategies.sharing import Sharing
+from hfbridge.strategies.sharing import Sharing, check_module
 
 _MODEL = "model."
 
@@ -74,8 +74,11 @@ class ShardedStrategy(ParallelStrategy):
         """Open the process group; a restarted attempt has one of its own.
 
         Raises:
-            SettingsError: `sync_batchnorm` is asked for.
+            SettingsError: `sync_batchnorm` is asked for, or another module than HFModule is run.
         """
+        check_module(
+            self.lightning_module, type(self).__name__, instead="FSDPStrategy() or ModelParallelStrategy()"
+        )
         if self._layer_sync is not None:
             raise SettingsError(
                 "Trainer(sync_batchnorm=True) replaces layers of the model, which FSDP has sharded by then. "

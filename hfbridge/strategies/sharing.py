@@ -28,6 +28,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from hfbridge.errors import SettingsError
+from hfbridge.settings.strategies import reason_against_strategy
+
 
 class Sharing:
     """How the ranks of a run share the model; here each rank holds all of it.
@@ -127,7 +130,42 @@ class Sharing:
         optimizer.load_state_dict(state)
 
 
+def needs_equal_batches(strategy: Strategy) -> bool:
+    """Whether a forward waits for those of the other ranks, so that each needs as many batches."""
+    return bool(reason_against_strategy(strategy)) or sharing_of(strategy).is_sharded
+
+
+def is_shared_module(module: Any) -> bool:
+    """Whether the forwards of a module go through `Sharing`, as HFModule's do."""
+    return isinstance(getattr(type(module), "sharing", None), property)
+
+
+def check_module(module: Any, strategy: str, *, instead: str) -> None:
+    """Check that a strategy that shards the Hugging Face model of an HFModule runs one.
+
+    Args:
+        module: the LightningModule.
+        strategy: name of the strategy's class.
+        instead: strategies of Lightning's that shard any module.
+
+    Raises:
+        SettingsError: it does not.
+    """
+    if not is_shared_module(module):
+        raise SettingsError(
+            f"hfbridge.strategies.{strategy} shards the model of an HFModule, and "
+            f'`{type(module).__name__}` is none. Use strategy="ddp", or {instead} of '
+            "lightning.pytorch.strategies, which need GPUs."
+        )
+
+
 def sharing_of(strategy: Strategy) -> Sharing:
-    """Return how a strategy's ranks share the model; one of Lightning's own is as it is described here."""
+    """Return how a strategy's ranks share the model of an HFModule.
+
+    Raises:
+        SettingsError: it is one of Lightning's that HFModule cannot be trained by.
+    """
     sharing = getattr(strategy, "sharing", None)
+    if reason := reason_against_strategy(strategy):
+        raise SettingsError(f"strategy={type(strategy).__name__}: {reason}.")
     return sharing if isinstance(sharing, Sharing) else Sharing(strategy)

@@ -51,7 +51,7 @@ TUTORIAL = {
     "two_processes": Pair("two processes", ("accuracy",)),
 }
 # Modules that scripts import from their own folder and the one above.
-OWN_FILES = ("task", "command", "reviews", "parts")
+OWN_FILES = ("task", "command", "reviews", "parts", "cli", "plain", "data_module_only", "module_only")
 
 
 def make_small_model(folder: Path) -> Path:

@@ -181,6 +181,11 @@ def test_the_readme_shows_the_committed_results() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_page_of_lightning_is_what_the_tests_show() -> None:
+    done = run(ROOT / "docs" / "make_lightning.py", "--check")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_the_table_of_settings_is_what_the_rules_say() -> None:
     done = run(ROOT / "docs" / "make_settings.py", "--check")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -31,7 +31,7 @@ def test_lightning_callbacks_and_loggers_do_their_work(
     assert zipfile.is_zipfile(kept)
     with Path("out/lightning_callbacks/log/version_0/metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    for name in ("classifier_norm", "eval/accuracy", "lr-AdamW/pg1", "train/loss"):
+    for name in ("classifier_norm", "eval_accuracy", "lr-AdamW/pg1", "loss"):
         assert any(row[name] for row in rows), name
 
 
@@ -56,8 +56,8 @@ def test_a_project_of_lightning_cli_trains_by_two_yamls(model: Path | None) -> N
     assert zipfile.is_zipfile(kept)
     with Path("out/lightning_cli/lightning_logs/version_0/metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [float(row["train/loss"]) for row in rows if row.get("train/loss")] != []
-    assert sum(bool(row["eval/accuracy"]) for row in rows) == 1
+    assert [float(row["loss"]) for row in rows if row.get("loss")] != []
+    assert sum(bool(row["eval_accuracy"]) for row in rows) == 1
 
 
 @pytest.mark.distributed

@@ -11,7 +11,9 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import Precision
 from lightning.pytorch.tuner import Tuner
+from transformers import TrainerCallback
 
 import hfbridge
 from tests.lightning.plain_data import (
@@ -344,7 +346,7 @@ def checkpoints(folder: str) -> dict[str, Path]:
             {"checkpoint-2", "checkpoint-4"},
         ),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value) if isinstance(value, set) else value),
 )
 def test_settings_say_when_any_module_is_saved(settings: Any, expected: set[str]) -> None:
     fit_any({"num_train_epochs": 2, "output_dir": "here", **settings})
@@ -359,6 +361,114 @@ def test_any_module_resumes_from_what_was_saved() -> None:
     trainer.fit(again, make_loader(24), ckpt_path=str(checkpoints("out")["checkpoint-6"]))
     assert len(watch.batches) == 6
     assert_same_weights(again, whole)
+
+
+def test_steps_below_1_are_shares_of_the_run_of_any_module() -> None:
+    watch = Watch()
+    shares = {"save_strategy": "steps", "save_steps": 0.5, "eval_strategy": "steps", "eval_steps": 0.25}
+    settings = {"num_train_epochs": 1.5, "logging_steps": 0.3, **shares}
+    loaders = make_loader(24), make_loader(10, seed=5)
+    _, trainer = fit_any(settings, *loaders, callbacks=[watch], logger=CSVLogger("ours"))
+    assert trainer.global_step == 9
+    assert set(checkpoints("out")) == {"checkpoint-5", "checkpoint-9"}
+    assert watch.validated_at == [3, 6, 9]
+    assert [step for step, _ in logged(Path("ours"))] == ["2", "5", "8"]
+    assert trainer.max_steps == -1
+
+
+def test_any_module_sees_as_many_steps_as_the_settings_give() -> None:
+    class Counts(PlainModule):
+        def configure_optimizers(self) -> Any:
+            self.steps = self.trainer.estimated_stepping_batches
+            return super().configure_optimizers()
+
+    module = Counts()
+    settings = {**SETTINGS, "num_train_epochs": 1.5, "gradient_accumulation_steps": 2}
+    hfbridge.Trainer(settings, **QUIET).fit(module, make_loader(24))
+    assert module.steps == module.trainer.global_step == 5
+
+
+@pytest.mark.parametrize("strategy", ["no", "epoch"])
+def test_logging_strategy_of_any_module(strategy: str) -> None:
+    logger = CSVLogger("ours")
+    fit_any({"num_train_epochs": 2, "logging_strategy": strategy}, drop=("logging_steps",), logger=logger)
+    assert not list(Path("ours").rglob("metrics.csv"))  # it logs by steps only
+
+
+# Lightning: checkpoints of the run that is resumed.
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+@pytest.mark.parametrize("source", ["last", True, "setting"], ids=str)
+def test_any_module_resumes_from_the_newest_in_output_dir(source: Any) -> None:
+    settings: dict[str, Any] = {"num_train_epochs": 2, "save_strategy": "epoch"}
+    whole, _ = fit_any(settings)
+    checkpoints("out")["checkpoint-12"].unlink()
+    again, watch = steep(PlainModule)(make_model("distilbert", dropout=0.0, seed=8)), Watch()
+    settings |= {"resume_from_checkpoint": "out/checkpoint-6.ckpt"} if source == "setting" else {}
+    trainer = hfbridge.Trainer({**SETTINGS, **settings}, callbacks=[watch], **QUIET)
+    trainer.fit(again, make_loader(24), ckpt_path=None if source == "setting" else source)
+    assert len(watch.batches) == 6
+    assert_same_weights(again, whole)
+
+
+def test_the_best_checkpoint_of_any_module() -> None:
+    class Scored(PlainModule):
+        scores = (3.0, 5.0, 4.0)
+
+        def on_validation_epoch_end(self) -> None:
+            self.log("eval_score", self.scores[self.current_epoch])
+
+    settings = {"num_train_epochs": 3, "eval_strategy": "epoch", "save_strategy": "best"}
+    settings |= {"metric_for_best_model": "score", "greater_is_better": True}
+    module, trainer = Scored(), hfbridge.Trainer({**SETTINGS, **settings}, **QUIET)
+    trainer.fit(module, make_loader(24), make_loader(10, seed=5))
+    assert set(checkpoints("out")) == {"checkpoint-12"}
+    before = weights(module)
+    trainer.test(module, make_loader(9, seed=6), ckpt_path="best")
+    saved = torch.load(checkpoints("out")["checkpoint-12"], weights_only=False)["state_dict"]
+    found = weights(module)
+    assert is_same(found, {name.removeprefix("model."): value for name, value in saved.items()})
+    assert not is_same(found, before)
+
+
+def test_a_trainer_is_as_it_was_once_any_module_is_trained() -> None:
+    watch = Watch()
+    loaders = make_loader(24), make_loader(10, seed=5)
+    module, trainer = fit_any({"num_train_epochs": 1}, *loaders, callbacks=[watch])
+    assert watch.validated == []
+    assert trainer.validate(module, loaders[1]) == make_trainer("reference").validate(module, loaders[1])
+    assert len(watch.validated) == 3
+    ours = make_module("hfbridge")
+    trainer = hfbridge.Trainer({**SETTINGS, "bf16": True, "num_train_epochs": 1}, **QUIET)
+    trainer.fit(PlainModule(), loaders[0])
+    assert type(trainer.precision_plugin) is Precision
+    trainer.validate(ours, loaders[1])
+    assert "eval_loss" in trainer.callback_metrics
+
+
+def test_any_module_has_lightnings_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {**SETTINGS, "disable_tqdm": False, "num_train_epochs": 1}
+    quiet = {name: value for name, value in QUIET.items() if name != "enable_progress_bar"}
+    trainer = hfbridge.Trainer(settings, **quiet)
+    bar = trainer.progress_bar_callback
+    trainer.fit(PlainModule(), make_loader(24))
+    assert "Epoch 0: 100%" in capsys.readouterr().out
+    assert trainer.progress_bar_callback is bar
+    assert trainer.log_history == []
+
+
+def test_what_has_no_effect_with_any_module_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    given = {"label_smoothing_factor": 0.1, "warmup_steps": 3, "num_train_epochs": 1}
+    with caplog.at_level("INFO"), pytest.warns(UserWarning, match="Mine: a TrainerCallback is called with"):
+        fit_any(given, callbacks=[Mine])
+    (note,) = [record.getMessage() for record in caplog.records if "without an effect" in record.getMessage()]
+    assert "label_smoothing_factor, warmup_steps" in note
+    assert "Steep" in note
+    for name in ("num_train_epochs", "output_dir", "report_to", "use_cpu"):
+        assert name not in note
+
+
+class Mine(TrainerCallback):
+    """A callback of transformers."""
 
 
 def test_the_seed_of_the_settings_is_that_of_any_module() -> None:

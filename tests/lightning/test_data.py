@@ -305,6 +305,36 @@ def test_a_stateful_loader_resumes_from_a_checkpoint_of_the_settings() -> None:
     assert_resumes("hfbridge", Path("out/checkpoint-1"), whole, watch, {**settings, "output_dir": "again"})
 
 
+def endless_loader(count: int = 14) -> Any:
+    """Make a stateful loader without a length, of 4 micro-batches, the last of them short."""
+    stateful = pytest.importorskip("torchdata.stateful_dataloader", reason="needs torchdata")
+    return stateful.StatefulDataLoader(RowsOneByOne(count), batch_size=4, collate_fn=PadRows())
+
+
+@pytest.mark.parametrize("module", ["PlainModule", "HFModule"])
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_a_stateful_loader_without_a_length_resumes_after_the_step_that_was_taken(
+    module: str, step: int
+) -> None:
+    settings = {"gradient_accumulation_steps": 2, "max_steps": 4}
+
+    def fit_endless(watch: Watch, **arguments: Any) -> Any:
+        model = make_model("distilbert", dropout=0.0)
+        trained = PlainModule(model) if module == "PlainModule" else make_module("hfbridge", model=model)
+        trainer = make_trainer("hfbridge", settings=settings, callbacks=[watch, *arguments.pop("more", ())])
+        trainer.fit(trained, endless_loader(), **arguments)
+        assert trainer.global_step == 4
+        return trained
+
+    watch, seen = Watch(), Watch()
+    kept = ModelCheckpoint(dirpath="kept", filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    whole = fit_endless(watch, more=[kept])
+    again = fit_endless(seen, ckpt_path=f"kept/step={step}.ckpt", weights_only=False)
+    assert [len(batch["labels"]) for batch in watch.batches] == [4, 4, 4, 2] * 2
+    assert seen.rows == watch.rows[[8, 14, 22][step - 1] :]
+    assert_same_weights(again, whole)
+
+
 # How the loss is normalised.
 
 

@@ -100,7 +100,7 @@ def assert_logs_the_same(side: str, make_class: MakeClass, *, options: Any = Non
         {"on_epoch": True, "add_dataloader_idx": False},
         {"enable_graph": True},
     ],
-    ids=str,
+    ids=lambda options: str({name: getattr(value, "__name__", value) for name, value in options.items()}),
 )
 def test_options_of_log(side: str, options: Any) -> None:
     found = assert_logs_the_same(side, logs(**options))

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, DataLoader
 
 from hfbridge.checkpoints.resume import position_of
-from hfbridge.data.accumulation import Cut, Place
-from hfbridge.data.dataloaders import Start, WindowLoader
+from hfbridge.data.accumulation import BatchLayout, DataPosition
+from hfbridge.data.dataloaders import Start, TrainLoader
 from hfbridge.data.samplers import batches_from
 
 ROWS, SIZE = 1_000_000, 8
@@ -112,16 +112,16 @@ class Rows(torch.utils.data.Dataset[dict[str, int]]):
         return {"x": number}
 
 
-def loader_of(rows: int) -> WindowLoader:
+def loader_of(rows: int) -> TrainLoader:
     """Make a loader of micro-batches in random order."""
     sampler = SeedableRandomSampler(Rows(rows), data_seed=3)
-    return WindowLoader(DataLoader(Rows(rows), sampler=sampler, batch_size=SIZE), accumulation=2)
+    return TrainLoader(DataLoader(Rows(rows), sampler=sampler, batch_size=SIZE), accumulation=2)
 
 
-def kept_of(loader: WindowLoader, place: Place) -> bytes:
+def kept_of(loader: TrainLoader, place: DataPosition) -> bytes:
     """Write what a checkpoint keeps of the place in the data."""
     file = io.BytesIO()
-    torch.save(position_of(loader, {"sum": torch.zeros(())}, place, Cut(1, SIZE, 2)), file)
+    torch.save(position_of(loader, {"sum": torch.zeros(())}, place, BatchLayout(1, SIZE, 2)), file)
     return file.getvalue()
 
 
@@ -129,8 +129,7 @@ def test_the_order_of_a_million_rows_is_kept_as_the_state_it_was_drawn_from() ->
     sizes = []
     for rows in (1_000, ROWS):
         loader = loader_of(rows)
-        windows = iter(loader)
-        place = next(windows).place
+        place = next(iter(loader)).step.position
         sizes.append(len(kept_of(loader, place)))
     assert sizes[1] == sizes[0] < 30_000
 
@@ -143,11 +142,11 @@ def test_the_middle_of_a_million_rows_goes_on_with_the_rows_that_follow() -> Non
     assert begun.record is not None
     behind = ROWS // (4 * SIZE)
     loader = loader_of(ROWS)
-    place = Place(windows=behind)
+    place = DataPosition(windows=behind)
     states = begun.record.states
     loader.start_at(Start(place, done=2 * behind, states=states, record=begun.record))
-    window = next(iter(loader))
-    found = [row for micro_batch in window for row in micro_batch["x"].tolist()]
+    step = next(iter(loader)).step
+    found = [row for micro_batch in step for row in micro_batch["x"].tolist()]
     assert found == order[2 * behind * SIZE : 2 * (behind + 1) * SIZE]
 
 
@@ -158,12 +157,12 @@ def test_no_second_order_is_drawn_to_see_whether_workers_collate_randomly(
     draw = torch.randperm
     monkeypatch.setattr(torch, "randperm", lambda n, **more: drawn.append(n) or draw(n, **more))
     loader = loader_of(1_000)
-    inner = loader.micro_batches
-    loader.micro_batches = DataLoader(inner.dataset, sampler=inner.sampler, batch_size=SIZE, num_workers=1)
+    inner = loader.batches
+    loader.batches = DataLoader(inner.dataset, sampler=inner.sampler, batch_size=SIZE, num_workers=1)
     begun = loader_of(1_000)
     next(iter(begun))
     assert begun.record is not None
     drawn.clear()
-    loader.start_at(Start(Place(windows=3), done=6, states=begun.record.states, record=begun.record))
+    loader.start_at(Start(DataPosition(windows=3), done=6, states=begun.record.states, record=begun.record))
     next(iter(loader))
     assert [n for n in drawn if n == 1_000] == [1_000]

@@ -1,4 +1,4 @@
-"""Windows: every micro-batch once and in order; a run's length is the native Trainer's, asked live."""
+"""Optimizer steps: every micro-batch once and in order; a run's length is the HF Trainer's, computed live."""
 
 import math
 from collections.abc import Iterator
@@ -10,63 +10,66 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import Trainer as NativeTrainer
 
-from hfbridge.data.accumulation import MicroBatch, Schedule, Window, cut_into_windows, plan_schedule
+from hfbridge.data.accumulation import AccumulationStep, Schedule, group_micro_batches, plan_schedule
 
 counts = st.integers(0, 60)
 sizes = st.integers(1, 12)
 
 
-def micro_batches(count: int) -> list[MicroBatch]:
+def micro_batches(count: int) -> list[dict[str, int]]:
     return [{"number": number} for number in range(count)]
 
 
 @given(count=counts, size=sizes)
 def test_every_micro_batch_once_and_in_order(count: int, size: int) -> None:
     given_ = micro_batches(count)
-    windows = list(cut_into_windows(given_, size))
-    assert [b for window in windows for b in window] == given_
-    assert all(mine is theirs for mine, theirs in zip((b for w in windows for b in w), given_, strict=True))
+    steps = list(group_micro_batches(given_, size))
+    assert [b for step in steps for b in step] == given_
+    columns = [{"number": object()} for _ in range(count)]
+    ours = (b for step in group_micro_batches(columns, size) for b in step)
+    assert all(mine["number"] is theirs["number"] for mine, theirs in zip(ours, columns, strict=True))
+    assert all(b.step is step and b.index == i for step in steps for i, b in enumerate(step))
 
 
 @given(count=counts, size=sizes)
-def test_all_windows_are_full_but_the_last(count: int, size: int) -> None:
-    lengths = [len(window) for window in cut_into_windows(micro_batches(count), size)]
+def test_all_steps_are_full_but_the_last(count: int, size: int) -> None:
+    lengths = [len(step) for step in group_micro_batches(micro_batches(count), size)]
     assert lengths[:-1] == [size] * (len(lengths) - 1)
     assert len(lengths) == math.ceil(count / size)
     assert not lengths or lengths[-1] == (count % size or size)
 
 
 @given(count=counts, size=sizes)
-def test_done_counts_the_micro_batches_behind_each_window(count: int, size: int) -> None:
+def test_done_counts_the_completed_micro_batches_of_each_step(count: int, size: int) -> None:
     done = 0
-    for window in cut_into_windows(micro_batches(count), size):
-        done += len(window)
-        assert window.done_micro_batches == done
-        assert window.items is None
+    for step in group_micro_batches(micro_batches(count), size):
+        done += len(step)
+        assert step.done_micro_batches == done
+        assert step.items is None
     assert done == count
 
 
 @given(count=counts, size=sizes, taken=st.integers(0, 70))
-def test_one_micro_batch_is_in_hand_and_no_more(count: int, size: int, taken: int) -> None:
+def test_one_micro_batch_is_prefetched_and_no_more(count: int, size: int, taken: int) -> None:
     """As accelerate's loader: a collator that draws random numbers would show any other order."""
     collated: list[int] = []
 
-    def collate() -> Iterator[MicroBatch]:
+    def collate() -> Iterator[dict[str, int]]:
         for number in range(count):
             collated.append(number)
             yield {"number": number}
 
-    windows = cut_into_windows(collate(), size)
-    assert collated == []  # nothing is drawn before the first window is asked for
-    for number, _ in zip(range(taken), windows, strict=False):
+    steps = group_micro_batches(collate(), size)
+    assert collated == []  # nothing is drawn before the first step is requested
+    for number, _ in zip(range(taken), steps, strict=False):
         assert len(collated) == min((number + 1) * size + 1, count)
 
 
 @given(count=counts, size=sizes)
-def test_a_window_outlives_the_next(count: int, size: int) -> None:
-    """A window's list is its own: it is not filled again for the next one."""
-    windows: list[Window] = list(cut_into_windows(micro_batches(count), size))
-    assert len({id(window.micro_batches) for window in windows}) == len(windows)
+def test_a_step_outlives_the_next(count: int, size: int) -> None:
+    """A step's list is its own: it is not filled again for the next one."""
+    steps: list[AccumulationStep] = list(group_micro_batches(micro_batches(count), size))
+    assert len({id(step.micro_batches) for step in steps}) == len(steps)
 
 
 class StubLoader:
@@ -128,8 +131,8 @@ def test_schedule_is_the_native_one(
     )
     assert ours == theirs
     assert type(ours.epochs) is type(theirs.epochs)
-    # The windows a pass is cut into are the steps the schedule counts.
-    assert len(list(cut_into_windows(micro_batches(batches), accumulation))) == ours.steps_per_epoch
+    # The steps that an epoch is grouped into are those that the schedule counts.
+    assert len(list(group_micro_batches(micro_batches(batches), accumulation))) == ours.steps_per_epoch
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import datasets
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from transformers import default_data_collator
 
 from hfbridge import DataError, HFDataModule, Settings, SettingsError
@@ -44,6 +45,7 @@ def attached(data: HFDataModule, settings: Any = None, **module: Any) -> HFDataM
         "loss_normalization": "native",
         "evaluator": Evaluator(),
         "tell": print,
+        "begin_run": lambda **_: None,
     }
     given = Settings(**{**SETTINGS, **(settings or {})})
     module = {**known, "given_settings": given, "args": given.as_training_arguments(), **module}
@@ -247,8 +249,9 @@ def test_the_first_evaluation_batch_draws_nothing() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_without_an_evaluation_set_there_is_no_loader() -> None:
-    assert set_up(HFDataModule(rows())).val_dataloader() == []
+def test_without_an_evaluation_set_lightning_finds_no_loader() -> None:
+    assert not is_overridden("val_dataloader", set_up(HFDataModule(rows())))
+    assert is_overridden("val_dataloader", set_up(HFDataModule(rows(), eval_dataset=rows())))
 
 
 def test_validating_without_an_evaluation_set_is_told() -> None:

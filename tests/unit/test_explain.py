@@ -112,7 +112,7 @@ class TestRefused:
         assert values(only(found)) == {**VALUES, "use_cpu": True}
         assert "4·2 = 8" in texts(found, alike=False)
         found = explain({**VALUES, "use_cpu": False}, accelerate_config="accelerate.yaml")
-        assert ["set through both" in problem.text for problem in found.refused] == [True]
+        assert ["conflicts with `use_cpu=False`" in problem.text for problem in found.refused] == [True]
         assert values(only(found)) == {**VALUES, "use_cpu": False}
 
     def test_a_token_is_hidden(self) -> None:

@@ -282,7 +282,8 @@ def test_weights_in_bf16_are_told(caplog: pytest.LogCaptureFixture) -> None:
     assert next(model.parameters()).dtype is torch.bfloat16
 
 
-def test_evaluation_makes_no_inference_tensors() -> None:
+@pytest.mark.parametrize("inference_mode", [True, False])
+def test_inference_mode_makes_inference_tensors(inference_mode: bool) -> None:
     seen = []
 
     def note(prediction: Any) -> dict[str, float]:
@@ -294,9 +295,9 @@ def test_evaluation_makes_no_inference_tensors() -> None:
         make_model("distilbert"), compute_metrics=note, settings={"use_cpu": True, "report_to": "none"}
     )
     data = hfbridge.HFDataModule(eval_dataset=rows, predict_dataset=rows, data_collator=PadRows())
-    trainer = pl.Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False
-    )
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    trainer = pl.Trainer(accelerator="cpu", inference_mode=inference_mode, **quiet)
     trainer.validate(module, data, verbose=False)
-    assert seen == [False]
-    assert not any(logits.is_inference() for logits in trainer.predict(module, data))
+    assert seen == [inference_mode]
+    made = {logits.is_inference() for logits in trainer.predict(module, data)}
+    assert made == {inference_mode}

@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+import torch
 from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, TQDMProgressBar
 from lightning.pytorch.profilers import SimpleProfiler
 from transformers import TrainerCallback, TrainingArguments
@@ -20,6 +21,13 @@ SETTINGS: dict[str, Any] = {"output_dir": "out", "use_cpu": True, "save_strategy
 
 class Mine(TrainerCallback):
     """A native callback."""
+
+
+class Plain(pl.LightningModule):
+    """A module that trains."""
+
+    def training_step(self, *step: Any) -> None:
+        """Do nothing."""
 
 
 class Theirs(pl.Callback):
@@ -62,10 +70,9 @@ def test_what_is_no_callback_is_refused(given: Any) -> None:
         make(callbacks=given)
 
 
-def test_a_callback_that_accumulates_windows_is_refused() -> None:
-    # It would sum several windows to a step, and the native state counts each window as one.
-    with pytest.raises(hfbridge.SettingsError, match="gradient_accumulation_steps"):
-        make(callbacks=[GradientAccumulationScheduler({0: 2})])
+def test_a_callback_that_schedules_accumulation_is_lightnings() -> None:
+    scheduler = GradientAccumulationScheduler({0: 2})
+    assert scheduler in make(callbacks=[scheduler]).callbacks
 
 
 def test_the_plan_and_the_settings_can_be_read() -> None:
@@ -87,7 +94,17 @@ def test_arguments_the_settings_do_not_contradict_are_taken_over() -> None:
     trainer = make({**SETTINGS}, gradient_clip_val=0.5, accumulate_grad_batches=2)
     assert trainer.settings.max_grad_norm == 0.5
     assert trainer.settings.gradient_accumulation_steps == 2
-    assert (trainer.gradient_clip_val, trainer.accumulate_grad_batches) == (None, 1)
+    assert (trainer.gradient_clip_val, trainer.accumulate_grad_batches) == (0.5, 2)
+
+
+def test_a_part_of_an_epoch_counts_as_far_as_it_goes() -> None:
+    settings = {**SETTINGS, "max_steps": -1, "num_train_epochs": 1.5, "gradient_accumulation_steps": 2}
+    trainer = make(settings)
+    trainer.strategy.connect(Plain())
+    trainer.fit_loop._data_source.instance = torch.utils.data.DataLoader(range(10))  # type: ignore[arg-type]
+    assert trainer.estimated_stepping_batches == 8
+    trainer.fit_loop.epoch_loop.max_steps = 3
+    assert trainer.estimated_stepping_batches == 3
 
 
 def test_what_was_taken_over_is_told(caplog: pytest.LogCaptureFixture) -> None:
@@ -129,7 +146,7 @@ def test_before_fit_the_history_is_empty() -> None:
     assert make().log_history == []
 
 
-@pytest.mark.parametrize("settings", [None, 3, TrainingArguments], ids=str)
+@pytest.mark.parametrize("settings", [3, TrainingArguments], ids=str)
 def test_settings_of_another_type_are_refused(settings: Any) -> None:
     with pytest.raises(hfbridge.SettingsError, match="settings cannot be read from"):
         hfbridge.Trainer(settings)

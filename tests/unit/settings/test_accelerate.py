@@ -341,14 +341,14 @@ def test_what_is_said_twice_must_agree(write: Any) -> None:
     with pytest.raises(SettingsError) as caught:
         Trainer({**CPU, "bf16": False}, devices=3, accelerate_config=path)
     found = {problem.subject: problem.text for problem in caught.value.problems}
-    assert "bf16=False in the settings: set through both; choose one" in found["mixed_precision = bf16"]
-    assert "Trainer(devices=3): set through both" in found["num_processes = 2"]
+    assert "conflicts with `bf16=False` in the settings; set only one" in found["mixed_precision = bf16"]
+    assert "conflicts with `Trainer(devices=3)`; set only one" in found["num_processes = 2"]
     assert "MASTER_PORT" not in os.environ, "nothing was started"
 
 
 def test_the_environment_must_agree(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASTER_PORT", "1234")
-    with pytest.raises(SettingsError, match="MASTER_PORT=1234 in the environment"):
+    with pytest.raises(SettingsError, match="`MASTER_PORT=1234` in the environment"):
         Trainer(CPU, accelerate_config=write(main_process_port=29611))
 
 
@@ -382,7 +382,7 @@ def test_sharding_and_deepspeed_become_strategies(write: Any) -> None:
     trainer = Trainer(CPU, accelerate_config=path)
     assert trainer.plan.strategy.kind == "deepspeed"
     assert trainer.settings.gradient_accumulation_steps == 2
-    with pytest.raises(SettingsError, match="gradient_accumulation_steps=4 in the settings"):
+    with pytest.raises(SettingsError, match="`gradient_accumulation_steps=4` in the settings"):
         Trainer({**CPU, "gradient_accumulation_steps": 4}, accelerate_config=path)
     with pytest.raises(SettingsError, match="strategy"):
         Trainer(CPU, strategy="fsdp2", accelerate_config=path)

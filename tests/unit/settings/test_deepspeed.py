@@ -113,7 +113,7 @@ def test_name_and_configuration_agree_or_are_told():
         hfbridge.Trainer(settings, strategy="deepspeed_stage_3")
     with pytest.raises(SettingsError, match="offloads nothing"):
         hfbridge.Trainer(settings, strategy="deepspeed_stage_2_offload")
-    with pytest.raises(SettingsError, match="set through both"):
+    with pytest.raises(SettingsError, match="conflicts with `deepspeed="):
         hfbridge.Trainer(settings, strategy="ddp")
 
 

@@ -239,7 +239,7 @@ def test_homes_speak_of_what_users_of_the_trainer_and_lightning_know() -> None:
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.ClassDef) and node.name != "Trainer"
     ]
-    assert {"CallbackHost", "WindowLoader", "HFModule"} <= set(ours)
+    assert {"CallbackHost", "TrainLoader", "HFModule"} <= set(ours)
     found = {rule.name for rule in RULES.values() if re.search(rf"\b({'|'.join(ours)})\b", rule.home)}
     assert found == set()
 

@@ -80,7 +80,7 @@ def test_a_named_strategy_reads_the_config(strategy, version):
     assert options(strategy, fsdp=True, fsdp_config={"version": version}) == {}
     other = {"version": 3 - version}
     assert "names the other version" in complaints(strategy, fsdp_config=other)
-    assert "set through both" in complaints(strategy, fsdp=True, fsdp_config=other)
+    assert "conflicts with `fsdp=True`" in complaints(strategy, fsdp=True, fsdp_config=other)
 
 
 def test_a_config_may_be_json_or_a_file(tmp_path):

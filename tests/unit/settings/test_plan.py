@@ -44,9 +44,7 @@ def test_a_plan_is_a_table_with_lightnings_arguments_below():
         "  max_epochs = -1 (no limit: max_steps ends the run)",
         "  max_steps = 5",
     ]
-    assert (
-        "  check_val_every_n_epoch = never (eval_strategy says when to evaluate, and not Lightning)" in lines
-    )
+    assert "  check_val_every_n_epoch = never (eval_strategy sets when to evaluate)" in lines
     assert lines[-2:] == ["notes", "  max_steps=5 was taken over from Trainer(...)"]
 
 

@@ -18,6 +18,7 @@ from hfbridge.settings.strategies import (
     choose_strategy,
     reason_against_strategy,
 )
+from hfbridge.strategies import sharing_of
 
 ZERO = {"deepspeed": {"zero_optimization": {"stage": 2}}}
 
@@ -49,10 +50,14 @@ def test_what_is_said_chooses(settings, strategy, has_several, kind):
     [
         ({}, "dpp", "is unknown; did you mean ddp"),
         ({}, "ddp_spawn", "is unknown"),
-        ({"fsdp": True}, "ddp", "fsdp=True in the settings, which is fsdp2: set through both; choose one"),
-        (ZERO, "fsdp", "which is deepspeed: set through both"),
-        ({"fsdp": True, "fsdp_config": {"version": 2}}, "fsdp", "which is fsdp2: set through both"),
-        ({"fsdp": True}, DDPStrategy(), "set through both"),
+        (
+            {"fsdp": True},
+            "ddp",
+            '`strategy="ddp"` conflicts with `fsdp=True`, which is fsdp2, in the settings',
+        ),
+        (ZERO, "fsdp", "conflicts with .* which is deepspeed, in the settings; set only one"),
+        ({"fsdp": True, "fsdp_config": {"version": 2}}, "fsdp", "which is fsdp2, in the settings; set only"),
+        ({"fsdp": True}, DDPStrategy(), r"`strategy=DDPStrategy\(\.\.\.\)` conflicts with `fsdp=True`"),
     ],
     ids=lambda value: type(value).__name__ if hasattr(value, "lightning_module") else str(value),
 )
@@ -102,12 +107,25 @@ def test_what_nobody_reads_leaves_a_note():
     assert not choose_strategy(Settings(ddp_bucket_cap_mb=10), "ddp", has_several=True).notes
 
 
-def test_lightnings_own_strategies_are_refused_where_their_numbers_are_others():
+class DerivedDDPStrategy(DDPStrategy):
+    """As Ray's."""
+
+
+def test_lightnings_own_strategies_are_refused_for_hfmodule_where_they_shard_by_themselves():
     assert not reason_against_strategy(DDPStrategy())
+    assert not reason_against_strategy(DerivedDDPStrategy())
+    assert not reason_against_strategy(SingleDeviceStrategy())
     assert "hfbridge.strategies.FSDP2Strategy" in reason_against_strategy(ModelParallelStrategy())
     stock = DeepSpeedStrategy.__new__(DeepSpeedStrategy)
     assert "hfbridge.strategies.DeepSpeedStrategy" in reason_against_strategy(stock)
-    assert "is no strategy" in reason_against_strategy(3)
+    with pytest.raises(SettingsError, match="FSDP2Strategy"):
+        sharing_of(ModelParallelStrategy())
+
+
+def test_any_strategy_of_lightnings_can_be_passed_and_nothing_else():
+    assert choose_strategy(Settings(), ModelParallelStrategy(), has_several=True).kind == "given"
+    with pytest.raises(ValueError, match=r"must be a strategy, got 3"):
+        choose_strategy(Settings(), 3, has_several=True)
 
 
 @pytest.mark.parametrize(

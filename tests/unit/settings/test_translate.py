@@ -8,13 +8,13 @@ import lightning
 import pytest
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.plugins import HalfPrecision, MixedPrecision
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from hfbridge.errors import SettingsError
 from hfbridge.settings import Launched, Settings, translate
-from hfbridge.settings.translate import LIGHTNING_ARGUMENTS
+from hfbridge.settings.translate import ENDLESS_EPOCHS, LIGHTNING_ARGUMENTS
 
 NEVER = 2**62
 
@@ -27,10 +27,9 @@ ALWAYS = {
     "enable_checkpointing": False,
     "enable_progress_bar": True,
     "num_sanity_val_steps": 0,
-    "use_distributed_sampler": False,
     "inference_mode": False,
     "accumulate_grad_batches": 1,
-    "gradient_clip_val": None,
+    "gradient_clip_val": 1.0,
     "precision": "32-true",
     "check_val_every_n_epoch": NEVER,
     "log_every_n_steps": 500,
@@ -86,8 +85,9 @@ def test_an_argument_may_say_what_is_so_anyway(name):
         ({"bf16": True}, {}),
         (
             {"gradient_accumulation_steps": 4, "max_grad_norm": 0.5, "logging_steps": 5},
-            {"log_every_n_steps": 5},
+            {"accumulate_grad_batches": 4, "gradient_clip_val": 0.5, "log_every_n_steps": 5},
         ),
+        ({"max_grad_norm": 0}, {"gradient_clip_val": None}),
     ],
     ids=lambda value: str(value).split(" object at ")[0],
 )
@@ -108,11 +108,14 @@ def test_a_home_directory_is_expanded():
         ({"gradient_clip_val": 0.5}, {"max_grad_norm": 0.5}),
         ({"gradient_clip_val": 0}, {"max_grad_norm": 0}),
         ({"log_every_n_steps": 7}, {"logging_steps": 7}),
+        ({"log_every_n_steps": 0}, {"logging_strategy": "no"}),
         ({"default_root_dir": Path("out")}, {"output_dir": "out"}),
         ({"enable_progress_bar": False}, {"disable_tqdm": True}),
         ({"enable_progress_bar": True}, {"disable_tqdm": False}),
         ({"accelerator": "cpu"}, {"use_cpu": True}),
         ({"accelerator": CPUAccelerator()}, {"use_cpu": True}),
+        ({"precision": "bf16-mixed"}, {"bf16": True}),
+        ({"precision": "bf16"}, {"bf16": True}),
     ],
     ids=lambda value: str(value).split(" object at ")[0],
 )
@@ -193,6 +196,13 @@ def test_a_setting_of_none_says_nothing(shown):
     assert plan.trainer_arguments["enable_progress_bar"] is shown
 
 
+def test_no_logging_may_be_said_twice():
+    settings = Settings(logging_strategy="no")
+    plan = translate(settings, {"log_every_n_steps": 0})
+    assert plan.settings == settings
+    assert plan.trainer_arguments["log_every_n_steps"] == 0
+
+
 def test_the_logging_interval_reaches_lightnings_own_callbacks():
     assert arguments_of(Settings(logging_steps=7), log_every_n_steps=7)["log_every_n_steps"] == 7
 
@@ -201,18 +211,20 @@ def test_the_logging_interval_reaches_lightnings_own_callbacks():
     ("values", "argument", "ours"),
     [
         ({"max_steps": 100}, {"max_steps": 50}, "max_steps=100"),
-        ({"num_train_epochs": 3.0}, {"max_epochs": 5}, "num_train_epochs=3.0"),
-        ({"max_steps": 100}, {"max_epochs": 5}, "max_steps=100"),
+        ({"max_steps": 100}, {"max_steps": 0}, "max_steps=100"),
+        ({"num_train_epochs": 2.0}, {"max_epochs": 5}, "num_train_epochs=2.0"),
+        ({"num_train_epochs": 2.0}, {"max_epochs": 0}, "num_train_epochs=2.0"),
         ({"gradient_accumulation_steps": 2}, {"accumulate_grad_batches": 4}, "gradient_accumulation_steps=2"),
-        ({"max_grad_norm": 1.0}, {"gradient_clip_val": 0.5}, "max_grad_norm=1.0"),
+        ({"max_grad_norm": 2.0}, {"gradient_clip_val": 0.5}, "max_grad_norm=2.0"),
         ({"logging_steps": 10}, {"log_every_n_steps": 5}, "logging_steps=10"),
         ({"logging_strategy": "epoch"}, {"log_every_n_steps": 5}, 'logging_strategy="epoch"'),
         ({"output_dir": "a"}, {"default_root_dir": "b"}, 'output_dir="a"'),
         ({"disable_tqdm": True}, {"enable_progress_bar": True}, "disable_tqdm=True"),
         ({"use_cpu": True}, {"accelerator": "gpu"}, "use_cpu=True"),
-        ({"use_cpu": False}, {"accelerator": "cpu"}, "use_cpu=False"),
-        ({"bf16": False}, {"precision": "bf16-mixed"}, "bf16=False"),
         ({"bf16": True}, {"precision": "32-true"}, "bf16=True"),
+        ({"bf16": True}, {"precision": "16-mixed"}, "bf16=True"),
+        ({"eval_strategy": "epoch"}, {"val_check_interval": 0.5}, 'eval_strategy="epoch"'),
+        ({"eval_strategy": "epoch"}, {"check_val_every_n_epoch": 1}, 'eval_strategy="epoch"'),
     ],
     ids=lambda value: str(value).split(" object at ")[0],
 )
@@ -221,47 +233,116 @@ def test_a_contradiction_names_both(values, argument, ours):
     ((name, value),) = argument.items()
     shown = f'"{value}"' if isinstance(value, str) else value
     assert subject == f"Trainer({name}={shown})"
-    assert text == f"{ours} in the settings: set through both; choose one"
+    assert text == f"`{name}={shown}` conflicts with `{ours}` in the settings; set only one"
 
 
 @pytest.mark.parametrize(
-    ("argument", "text"),
+    ("values", "argument", "expected"),
     [
-        ({"precision": "bf16-mixed"}, "say bf16=True in the settings"),
-        ({"precision": "16-mixed"}, "only fp32 and bf16 are carried"),
-        ({"precision": "bf16-true"}, "only fp32 and bf16 are carried"),
-        ({"precision": 64}, "only fp32 and bf16 are carried"),
-        ({"val_check_interval": 1}, "eval_strategy and eval_steps decide"),
-        ({"val_check_interval": 10}, "eval_strategy and eval_steps decide"),
-        ({"check_val_every_n_epoch": 1}, "eval_strategy and eval_steps decide"),
-        ({"num_sanity_val_steps": 2}, "use eval_on_start=True"),
-        ({"use_distributed_sampler": True}, "orders samples as the native Trainer does"),
-        ({"inference_mode": True}, "torch.no_grad"),
-        ({"gradient_clip_algorithm": "value"}, "clipped by their norm"),
-        ({"deterministic": True}, "enable_full_determinism"),
-        ({"limit_train_batches": 10}, "use max_steps=..."),
-        ({"limit_train_batches": 1}, "use max_steps=..."),
-        ({"limit_val_batches": 10}, "use a smaller eval_dataset"),
-        ({"overfit_batches": 0.1}, "use max_steps=..."),
-        ({"fast_dev_run": True}, "use max_steps=..."),
-        ({"reload_dataloaders_every_n_epochs": 1}, "lives as long as the run"),
-        ({"barebones": True}, "callbacks that hfbridge runs on"),
-        ({"plugins": [MixedPrecision("bf16-mixed", "cpu")]}, "use bf16=True"),
-        ({"max_epochs": -1}, "would never end"),
+        ({"num_train_epochs": 3.0}, {"max_epochs": 5}, {"num_train_epochs": 5}),
+        ({"max_steps": -1}, {"max_steps": 5}, {"max_steps": 5}),
+        (
+            {"gradient_accumulation_steps": 1},
+            {"accumulate_grad_batches": 2},
+            {"gradient_accumulation_steps": 2},
+        ),
+        ({"max_grad_norm": 1.0}, {"gradient_clip_val": 0.5}, {"max_grad_norm": 0.5}),
+        ({"logging_steps": 500}, {"log_every_n_steps": 5}, {"logging_steps": 5}),
+        ({"use_cpu": False}, {"accelerator": "cpu"}, {"use_cpu": True}),
+        ({"bf16": False}, {"precision": "bf16-mixed"}, {"bf16": True}),
+        ({"max_steps": 100}, {"max_epochs": 5}, {"max_steps": 100, "num_train_epochs": 5}),
+        ({"eval_strategy": "no"}, {"val_check_interval": 0.5}, {"eval_strategy": "no"}),
     ],
     ids=lambda value: str(value).split(" object at ")[0],
 )
-def test_what_hfbridge_cannot_do_is_refused_with_what_to_do(argument, text):
-    subject, said = refusal(**argument)
-    assert subject.startswith(f"Trainer({next(iter(argument))}=")
-    assert text in said
+def test_a_setting_with_its_default_value_says_nothing(values, argument, expected):
+    assert translate(Settings(**values), argument).settings == Settings(**expected)
 
 
-def test_epochs_and_steps_in_one_trainer_are_ambiguous():
-    assert refusal(max_epochs=2, max_steps=10) == (
-        "Trainer(max_epochs=2)",
-        "max_steps=10 also ends the run; choose one",
-    )
+@pytest.mark.parametrize("name", ["max_epochs", "max_steps"])
+def test_a_limit_of_0_is_lightnings(name):
+    plan = translate(Settings(seed=1), {name: 0})
+    assert plan.trainer_arguments[name] == 0
+    assert plan.settings == Settings(seed=1)
+
+
+def test_epochs_without_an_end():
+    plan = translate(Settings(), {"max_epochs": -1})
+    assert plan.trainer_arguments["max_epochs"] == plan.trainer_arguments["max_steps"] == -1
+    assert plan.settings.num_train_epochs == ENDLESS_EPOCHS
+    assert arguments_of(Settings(num_train_epochs=2), max_epochs=-1)["max_epochs"] == 2
+
+
+@pytest.mark.parametrize("argument", [{"val_check_interval": 0.5}, {"check_val_every_n_epoch": 2}], ids=str)
+def test_lightning_validates_when_its_arguments_say(argument):
+    plan = translate(Settings(), argument)
+    assert plan.validates
+    assert {name: plan.trainer_arguments.get(name) for name in argument} == argument
+    assert plan.trainer_arguments.get("check_val_every_n_epoch") != NEVER
+    assert not translate(Settings(), {}).validates
+
+
+def test_a_precision_plugin_stands_for_the_precision():
+    plugin = HalfPrecision("bf16-true")
+    for plugins in (plugin, [plugin, TorchCheckpointIO()]):
+        expected = {name: value for name, value in ALWAYS.items() if name != "precision"}
+        assert arguments_of(plugins=plugins) == expected | {"plugins": plugins}
+    subject, text = refusal(Settings(bf16=True), plugins=[plugin])
+    assert subject.startswith("Trainer(plugins=")
+    assert text == "`plugins=[HalfPrecision(...)]` conflicts with `bf16=True` in the settings; set only one"
+    mixed = [MixedPrecision("bf16-mixed", "cpu")]
+    assert arguments_of(Settings(bf16=True), plugins=mixed)["plugins"] is mixed
+
+
+def test_a_short_run_is_lightnings():
+    values = {"save_strategy": "epoch", "eval_strategy": "epoch", "load_best_model_at_end": True}
+    plan = translate(Settings(num_train_epochs=2, **values), {"fast_dev_run": 3, "max_epochs": 7})
+    assert plan.validates
+    assert plan.trainer_arguments["fast_dev_run"] == 3
+    assert plan.settings.max_steps == 3
+    assert (plan.settings.save_strategy, plan.settings.eval_strategy) == ("no", "no")
+
+
+@pytest.mark.parametrize("settings", [None, Settings()], ids=["without", "with"])
+def test_nothing_that_lightning_refuses_stands_beside_barebones(settings):
+    plan = translate(settings, {"barebones": True})
+    assert not plan.trainer_arguments.keys() & {
+        "logger",
+        "enable_checkpointing",
+        "enable_progress_bar",
+        "log_every_n_steps",
+        "num_sanity_val_steps",
+    }
+    assert lightning.Trainer(**plan.trainer_arguments).barebones
+    said = translate(settings, {"barebones": True, "enable_progress_bar": True}).trainer_arguments
+    assert said["enable_progress_bar"] is True
+
+
+def test_without_settings_the_loop_has_lightnings_defaults():
+    plan = translate(None, {})
+    assert not plan.has_settings
+    assert plan.validates
+    assert dict(plan.trainer_arguments) == {
+        "accelerator": "auto",
+        "devices": 1,
+        "enable_progress_bar": True,
+        "inference_mode": False,
+        "accumulate_grad_batches": 1,
+        "gradient_clip_val": None,
+        "precision": "32-true",
+    }
+    settings = plan.settings
+    assert (settings.max_grad_norm, settings.logging_steps, settings.num_train_epochs) == (0, 50, 1000)
+    assert (settings.save_strategy, settings.report_to) == ("no", "none")
+    said = {"gradient_clip_val": 0.5, "log_every_n_steps": 7, "max_epochs": 2}
+    settings = translate(None, said).settings
+    assert (settings.max_grad_norm, settings.logging_steps, settings.num_train_epochs) == (0.5, 7, 2)
+
+
+def test_epochs_and_steps_in_one_trainer_both_end_the_run():
+    plan = translate(Settings(), {"max_epochs": 2, "max_steps": 10})
+    assert (plan.settings.num_train_epochs, plan.settings.max_steps) == (2, 10)
+    assert (plan.trainer_arguments["max_epochs"], plan.trainer_arguments["max_steps"]) == (2, 10)
 
 
 def test_steps_in_one_trainer_without_an_end_in_epochs_are_fine():
@@ -280,9 +361,9 @@ def test_steps_override_epochs_that_were_given_as_natively():
     ("argument", "subject"),
     [
         ({"accumulate_grad_batches": 0}, "gradient_accumulation_steps = 0"),
-        ({"max_steps": 0}, "max_steps = 0"),
+        ({"max_steps": -2}, "max_steps = -2"),
         ({"gradient_clip_val": "high"}, 'max_grad_norm = "high"'),
-        ({"log_every_n_steps": 0}, "logging_steps = 0"),
+        ({"log_every_n_steps": -1}, "logging_steps = -1"),
     ],
     ids=lambda value: str(value).split(" object at ")[0],
 )
@@ -322,13 +403,12 @@ def test_all_contradictions_come_in_one_error():
             Settings(max_steps=100), {"max_steps": 50, "strategy": "dpp", "learning_rate": 1, "logger": True}
         )
     lines = str(caught.value).splitlines()
-    assert lines[0] == "3 of 4 Trainer arguments cannot be carried out; nothing was started."
-    assert lines[1].startswith("  Trainer(max_steps=50)        max_steps=100 in the settings")
+    assert lines[0] == "3 of 4 Trainer arguments cannot be used; nothing was started."
+    assert lines[1].startswith("  Trainer(max_steps=50)        `max_steps=50` conflicts with `max_steps=100`")
     assert len(caught.value.problems) == 3
 
 
 PASSED = {
-    "val_check_interval": 1.0,
     "callbacks": [EarlyStopping("eval_loss")],
     "logger": True,
     "profiler": "simple",
@@ -336,6 +416,15 @@ PASSED = {
     "limit_val_batches": 1.0,
     "limit_test_batches": 2,
     "limit_predict_batches": 2,
+    "limit_train_batches": 10,
+    "overfit_batches": 0.1,
+    "num_sanity_val_steps": 2,
+    "use_distributed_sampler": True,
+    "inference_mode": True,
+    "gradient_clip_algorithm": "value",
+    "deterministic": True,
+    "reload_dataloaders_every_n_epochs": 1,
+    "precision": "16-mixed",
     "max_time": "00:01:00:00",
     "min_steps": 1,
     "min_epochs": 1,
