@@ -319,13 +319,14 @@ def reset_fit_loop(trainer: pl.Trainer) -> None:
     )
 
 
-def run_validation(trainer: pl.Trainer, *, ends_epoch: bool = False) -> None:
+def run_validation(trainer: pl.Trainer, *, ends_epoch: bool = False, clears: bool = True) -> None:
     """Run Lightning's validation loop now, in the middle of training.
 
     Args:
         trainer: of the run.
         ends_epoch: the epoch loop has ended, and counted its last step already; Lightning's own loop logs
             what a validation gives with the number that the step had before.
+        clears: gradients are cleared, as Lightning's own loop does after an optimizer step.
 
     The private names touched here are pinned by tests/unit/callbacks/test_trainer_state.py.
     """
@@ -334,7 +335,8 @@ def run_validation(trainer: pl.Trainer, *, ends_epoch: bool = False) -> None:
     epoch_loop = trainer.fit_loop.epoch_loop
     epoch_loop._batches_that_stepped -= ends_epoch
     trainer.validating = True
-    trainer.lightning_module.on_validation_model_zero_grad()
+    if clears:
+        trainer.lightning_module.on_validation_model_zero_grad()
     try:
         epoch_loop.val_loop.run()
     finally:

@@ -105,7 +105,7 @@ class CallbackHost(EvaluationHooks):
         self._counter: InputCounter | None = None
         self.end_micro_batch: Callable[[], None] = _nothing  # called when a backward is over
         self._start_s = 0.0
-        self._is_within_step = self._has_loss = self._has_losses = False
+        self._is_within_step = self._is_partial = self._has_loss = self._has_losses = False
         self._clears = self._clears_late = self._has_gradients = False
         self._is_automatic = self._knows_steps = True
         self._losses: list[torch.Tensor] = []  # of the current step of a module that optimizes by hand
@@ -325,8 +325,10 @@ class CallbackHost(EvaluationHooks):
             taken = trainer.global_step - self._trainer_step
         if taken:
             self._trainer_step += taken
+            self._is_partial = False
             self._end_step(trainer, pl_module, micro_batch, batch_idx)
             return
+        self._is_partial = True  # gradients of a step that a callback ends here stay, as in the HF Trainer
         self.end_micro_batch()
         if self._is_automatic:
             self.fire("on_substep_end")
@@ -504,7 +506,7 @@ class CallbackHost(EvaluationHooks):
         assert self.args is not None
         self.checkpoints.before_step()  # a callback may put other weights in
         with explain_eval_oom(self.args):
-            run_validation(trainer, ends_epoch=ends_epoch)
+            run_validation(trainer, ends_epoch=ends_epoch, clears=not self._is_partial)
 
     def _follow_metric(self, module: Any) -> None:
         """Step a schedule that follows a metric, and keep the best value of `metric_for_best_model`.
