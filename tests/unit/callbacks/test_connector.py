@@ -200,7 +200,7 @@ def test_a_limit_of_0_stays(arguments: dict[str, int]) -> None:
     assert getattr(trainer, name) == value
 
 
-@pytest.mark.parametrize(("eval_strategy", "every"), [("no", 1), ("epoch", NEVER), ("steps", NEVER)])
+@pytest.mark.parametrize(("eval_strategy", "every"), [("no", 1), ("epoch", 1), ("steps", NEVER)])
 def test_eval_strategy_decides_and_lightnings_callbacks_know_what_to_wait_for(
     eval_strategy: str, every: int
 ) -> None:
