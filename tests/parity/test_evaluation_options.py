@@ -588,5 +588,5 @@ def test_another_set_is_mapped_and_collated_as_those_of_the_datamodule() -> None
 
 def test_only_an_hfmodule_is_predicted() -> None:
     trainer, module, data, _, _ = make_ours(job())
-    with pytest.raises(hfbridge.ModelError, match="takes an HFModule, and was given a Distil"):
+    with pytest.raises(hfbridge.ModelError, match=r"`predict_dataset` expects an `HFModule`, got `Distil"):
         trainer.predict_dataset(module.model, data)
