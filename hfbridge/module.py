@@ -467,7 +467,8 @@ class HFModule(pl.LightningModule):
         Args:
             batch: columns by name, on the model's device. One without a step gets its own mean loss.
         """
-        run, host, trainer = self._run, self._host, self._trainer
+        run, host = self._run, self._host
+        trainer: Any = self._trainer
         assert run is not None
         assert host is not None
         is_heard = host in trainer.callbacks

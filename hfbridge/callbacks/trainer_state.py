@@ -289,7 +289,8 @@ class CallbackHost(EvaluationHooks):
         if self._has_gradients:
             self._has_gradients = False
             _model_of(pl_module).zero_grad()
-        self._micro_batch = micro_batch = current_micro_batch(trainer, batch)
+        has_step = type(batch) is MicroBatch and batch.step is not None
+        self._micro_batch = micro_batch = batch if has_step else current_micro_batch(trainer, batch)
         if micro_batch is not None and micro_batch.is_last and micro_batch.step.ends_epoch:  # type: ignore[union-attr]
             end_epoch(trainer)  # Lightning counts the micro-batches of any other epoch
         if self._is_within_step:

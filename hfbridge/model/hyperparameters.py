@@ -145,8 +145,8 @@ def logged_hyperparameters(
 
 
 def _given(settings: Any) -> dict[str, Any]:
-    """Return the values passed as settings, without secrets."""
-    return {name: value for name, value in Settings.of(settings).given.items() if not name.endswith("token")}
+    """Return the values passed as settings."""
+    return dict(Settings.of(settings).given)
 
 
 def _kind_of(value: Any) -> str:

@@ -34,7 +34,7 @@ class Color(enum.Enum):
         ("model_kwargs", {"num_labels": 3, "torch_dtype": torch.float16, "kind": Color.RED}, None),
         ("model_kwargs", {"layers": (1, 2), "names": {"b", "a"}}, {"layers": [1, 2], "names": ["a", "b"]}),
         ("settings", Settings(learning_rate=0.1), {"learning_rate": 0.1}),
-        ("settings", {"learning_rate": 0.1, "hub_token": "secret"}, {"learning_rate": 0.1}),
+        ("settings", {"learning_rate": 0.1}, {"learning_rate": 0.1}),
         ("chunked_loss", False, False),
     ],
     ids=str,
