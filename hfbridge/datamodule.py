@@ -294,8 +294,13 @@ class HFDataModule(pl.LightningDataModule):
             self._schedule, self._planned_for = self._plan(settings), self.train_batch_size
             end_with(trainer, self._schedule)
 
+    def teardown(self, stage: str) -> None:
+        """Have an evaluation loader again, which a run without an evaluation set hides from Lightning."""
+        vars(self).pop("val_dataloader", None)
+
     def on_exception(self, exception: BaseException) -> None:
         """Say what a lost connection to another rank means."""
+        self.teardown("fit")
         settings = self._settings or getattr(self.trainer, "settings", None) or Settings()
         explain(exception, timeout_s=settings.ddp_timeout)
 

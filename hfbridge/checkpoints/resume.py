@@ -117,11 +117,7 @@ def fill_checkpoint(module: Any, checkpoint: dict[str, Any]) -> Resumption | Non
         checkpoint["loops"] = {name: loop.state_dict() for name, loop in loops.items()}
         return None
     if layout.STATE_KEY not in checkpoint:
-        if not checkpoint.get("optimizer_states") or not checkpoint.get("loops"):
-            raise CheckpointError(
-                "This checkpoint does not tell where its run was: it holds weights alone. Load them by "
-                "HFModule.load_from_checkpoint, and begin a new run."
-            )
+        _check_tells_of_run(checkpoint)
         return None  # written by Lightning outside of a run: its own counters, optimizer and schedule
     takes_parts = module.sharing.save_parts is not None
     if takes_parts != (layout.PARTS_KEY in checkpoint):
@@ -162,6 +158,19 @@ def fill_checkpoint(module: Any, checkpoint: dict[str, Any]) -> Resumption | Non
             stacklevel=2,
         )
     return resumption
+
+
+def _check_tells_of_run(checkpoint: dict[str, Any]) -> None:
+    """Check that a checkpoint of Lightning's own is one that a run can go on from.
+
+    Raises:
+        CheckpointError: it holds weights alone.
+    """
+    if not checkpoint.get("optimizer_states") or not checkpoint.get("loops"):
+        raise CheckpointError(
+            "This checkpoint does not tell where its run was: it holds weights alone. Load them by "
+            "HFModule.load_from_checkpoint, and begin a new run."
+        )
 
 
 def _wrong_strategy(takes_parts: bool) -> str:

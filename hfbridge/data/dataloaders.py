@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from accelerate.utils.operations import recursively_apply
-from lightning.pytorch.overrides.distributed import _IndexBatchSamplerWrapper
 from torch.utils.data import DataLoader, SequentialSampler
 
 from hfbridge import generators
@@ -439,7 +438,7 @@ class EvalLoader(PersistentWorkersMixin):
         self.batch_size = batch_size
         self.order = order
         sampler: Any = batches.batch_sampler
-        self.batch_sampler = sampler if isinstance(sampler, _IndexBatchSamplerWrapper) else None
+        self.batch_sampler = sampler if hasattr(sampler, "seen_batch_indices") else None
 
     @property
     def dataset(self) -> Any:
