@@ -362,6 +362,7 @@ class HFDataModule(pl.LightningDataModule):
             checked=self._checked,
             regroup=self.regroup,
             eval_by_length=self.eval_by_length,
+            has_own_loop=has_own_loop(self._trainer()),
         )
 
     def _begin(self, stage: str) -> None:

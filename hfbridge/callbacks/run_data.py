@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
 from hfbridge.callbacks.connector import end_with, epoch_limit, settings_of
@@ -67,6 +68,17 @@ class UserData:
         self.settings: Settings = settings_of(trainer)
         self.processing_class = self.data_collator = None
         self._schedule: Schedule | None = None
+        self._check_evaluation()
+
+    def _check_evaluation(self) -> None:
+        """Check that there is a loader to evaluate on where the settings evaluate."""
+        trainer, strategy = self._trainer, self.settings.eval_strategy
+        is_fit = trainer.state.fn == TrainerFn.FITTING and trainer.limit_val_batches != 0
+        if is_fit and strategy != "no" and not trainer.fit_loop.epoch_loop.val_loop._data_source.is_defined():
+            raise SettingsError(
+                f"eval_strategy={str(strategy)!r} needs validation loaders, got none. Pass val_dataloaders=, "
+                'or set eval_strategy="no".'
+            )
 
     def is_streamed(self, split: str) -> bool:
         """Loaders of the user's are iterated as they are."""

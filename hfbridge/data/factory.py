@@ -100,6 +100,7 @@ class Loaders:
         checked: sets of the run whose rows have been looked at; added to.
         regroup: whether, or within how many tokens, rows of an optimizer step are dealt by length.
         eval_by_length: whether evaluations take rows by length.
+        has_own_loop: hfbridge's epoch loop runs.
 
     Mirrors: transformers.Trainer.get_train_dataloader
     """
@@ -115,8 +116,10 @@ class Loaders:
         checked: set[str],
         regroup: Regroup = False,
         eval_by_length: bool = False,
+        has_own_loop: bool = True,
     ) -> None:
         self._limit: int | None = None
+        self._has_own_loop = has_own_loop
         self._checked, self._regroup, self._eval_by_length = checked, regroup, eval_by_length
         self._trainer, self._settings = trainer, settings
         self._consumer, self._is_any_module = consumer, consumer.model is None
@@ -223,6 +226,7 @@ class Loaders:
             keeps_short=self._consumer.loss_normalization == "exact",
             limit=self._limit,
             is_stateful=self._is_any_module,
+            is_read_ahead=not self._has_own_loop,
         )
 
     def _read(self, dataset: Any, **loading: Any) -> Any:

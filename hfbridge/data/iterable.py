@@ -267,6 +267,7 @@ class StreamLoader(PersistentWorkersMixin):
         keeps_short: a step that the end of a stream of unknown length cuts short is a step of its own.
         limit: micro-batches of an epoch, if fewer than there are (`limit_train_batches`).
         is_stateful: `state_dict` holds the place in the epoch; that of HFModule is kept by its checkpoints.
+        is_read_ahead: of a stream without a length Lightning's own loop reads one micro-batch ahead.
 
     Attributes:
         current: the micro-batch that was handed out last; `None` before the first one of an epoch.
@@ -288,6 +289,7 @@ class StreamLoader(PersistentWorkersMixin):
         keeps_short: bool,
         limit: int | None = None,
         is_stateful: bool = False,
+        is_read_ahead: bool = False,
     ) -> None:
         self.loader, self.accumulation, self._limit = loader, accumulation, limit
         self.current: MicroBatch | None = None
@@ -295,6 +297,8 @@ class StreamLoader(PersistentWorkersMixin):
         self._collator, self._keeps_short = collator, keeps_short
         self._per_epoch, self._is_stateful = micro_batches, is_stateful
         self._handed_out = self._skipped = 0
+        self._ahead = int(is_read_ahead and micro_batches is None)
+        self._is_over = True
         self._has_length = has_length(loader)
         self._start: Start | None = None
         self._epoch = 0
@@ -324,20 +328,22 @@ class StreamLoader(PersistentWorkersMixin):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the micro-batches of the epoch that were handed out; nothing for HFModule."""
-        return {"micro_batches": self._handed_out} if self._is_stateful else {}
+        if not self._is_stateful:
+            return {}
+        return {"micro_batches": 0 if self._is_over else self._handed_out - self._ahead}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Skip micro-batches of the next epoch that were handed out before; `start_at` is HFModule's way."""
         self._skipped = int(state.get("micro_batches", 0))
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        self.current, self._handed_out, self._skipped = None, self._skipped, 0
+        self.current, self._handed_out, self._skipped, self._is_over = None, self._skipped, 0, False
         for step in self._steps():
             for self.current in step.micro_batches:
                 self._handed_out += 1
-                if step.ends_epoch and self.current.is_last:
-                    self._handed_out = 0
+                self._is_over = not self._ahead and step.ends_epoch and self.current.is_last
                 yield self.current
+        self._is_over = True
 
     def _steps(self) -> Iterator[AccumulationStep]:
         start, self._start = self._start, None

@@ -97,7 +97,7 @@ class LeanEpochLoop(_TrainingEpochLoop):
 
     _lean: "LeanStep | None" = None
     _stop: CommonStop | None = None
-    _steps: "_UserSteps | None" = None
+    _steps: "_UserSteps | _StreamSteps | None" = None
     _states_to_load: Sequence[Any] = ()
 
     @property
@@ -244,7 +244,32 @@ class _UserSteps:
             yield batch
 
 
-def user_steps(trainer: pl.Trainer, fetcher: Any) -> _UserSteps | None:
+class _StreamSteps:
+    """Hand out the micro-batches of HFDataModule's stream without a length, not one ahead.
+
+    Args:
+        batches: what Lightning's iterator gives: micro-batch, number, number of the loader.
+        fetcher: is done after the last micro-batch.
+
+    Attributes:
+        current: the micro-batch that was handed out last.
+    """
+
+    loader_state = None
+
+    def __init__(self, batches: Iterator[Any], fetcher: Any) -> None:
+        self._batches, self._fetcher = batches, fetcher
+        self.current: MicroBatch | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        for micro_batch, *numbers in self._batches:
+            step, self.current = micro_batch.step, micro_batch
+            if step is not None and step.ends_epoch and micro_batch.is_last:
+                self._fetcher.done = True
+            yield (micro_batch, *numbers)
+
+
+def user_steps(trainer: pl.Trainer, fetcher: Any) -> "_UserSteps | _StreamSteps | None":
     """Have Lightning's fetcher group the batches of a loader of the user's into optimizer steps.
 
     Returns:
@@ -254,13 +279,15 @@ def user_steps(trainer: pl.Trainer, fetcher: Any) -> _UserSteps | None:
     module, loader = trainer.lightning_module, trainer.train_dataloader
     groups = isinstance(module, HFModule) and not is_overridden("training_step", module, HFModule)
     is_single = hasattr(loader, "__iter__") and not isinstance(loader, list | tuple | dict)
-    if (
-        isinstance(loader, TrainLoader | StreamLoader)
-        or type(fetcher) is not _PrefetchDataFetcher
-        or not is_single
-    ):
+    is_endless = getattr(fetcher, "length", 0) is None  # then Lightning fetches one batch ahead
+    knows_steps = isinstance(loader, TrainLoader) or (isinstance(loader, StreamLoader) and not is_endless)
+    if knows_steps or type(fetcher) is not _PrefetchDataFetcher or not is_single:
         return None
-    is_endless = fetcher.length is None  # then Lightning fetches one batch ahead
+    if isinstance(loader, StreamLoader):
+        fetched, fetcher.batches = fetcher.batches, []
+        stream = _StreamSteps(_rest_of(fetched, fetcher.iterator), fetcher)
+        fetcher.iterator = iter(stream)
+        return stream
     if not groups:
         state_of: Any = getattr(loader, "state_dict", None)
         if not is_endless or state_of is None:

@@ -27,13 +27,13 @@ RanksRows = list[tuple[int, ...]]
 
 def trainer_of(side: str, **arguments: Any) -> Any:
     """Make the Trainer of a side for two ranks and two epochs."""
+    arguments = {**({} if side == "hfbridge" else {"strategy": "ddp"}), **arguments}
     if side == "hfbridge":
         settings = {**SETTINGS, **SIZES, "num_train_epochs": 2, "eval_strategy": "epoch"}
         return hfbridge.Trainer(settings, **QUIET, **arguments)
     return pl.Trainer(
         accelerator="cpu",
         devices=dist.get_world_size() if dist.is_initialized() else 2,
-        strategy="ddp",
         max_epochs=2,
         num_sanity_val_steps=0,
         enable_checkpointing=False,
@@ -64,11 +64,11 @@ class Writer(BasePredictionWriter):
             self.found += zip(batches, logits.tolist(), strict=True)
 
 
-def predict_rows(side: str, source: str, module: str) -> list[tuple[int, list[float]]]:
-    """Predict 7 rows, an odd number, and return those of this rank with their indices."""
+def predict_rows(side: str, source: str, module: str, count: int = 7) -> list[tuple[int, list[float]]]:
+    """Predict some rows and return those of this rank with their indices."""
     writer = Writer()
     model = PlainModule() if module == "PlainModule" else make_module("hfbridge")
-    trainer_of(side, callbacks=[writer]).predict(model, data_of(side, source, prediction=7))
+    trainer_of(side, callbacks=[writer]).predict(model, data_of(side, source, prediction=count))
     return writer.found
 
 
@@ -91,3 +91,31 @@ def predict_alone(count: int) -> list[list[float]]:
     rows = make_rows("distilbert", count)
     with torch.no_grad():
         return [row for i in range(count) for row in model(**PadRows()([rows[i]])).logits.tolist()]
+
+
+STRATEGIES = {
+    "hfbridge's ddp": lambda: hfbridge.strategies.DDPStrategy(),
+    "ddp that finds unused": lambda: hfbridge.strategies.DDPStrategy(find_unused_parameters=True),
+    "Lightning's ddp": lambda: pl.strategies.DDPStrategy(),
+    "fsdp2": lambda: hfbridge.strategies.FSDP2Strategy(),
+    "deepspeed": lambda: hfbridge.strategies.DeepSpeedStrategy(stage=1, on_cpu=True),
+}
+
+
+def train_by(side: str, strategy: str, module: str = "PlainModule") -> dict[str, torch.Tensor]:
+    """Train on a foreign loader by a strategy; returns the weights."""
+    trained = PlainModule() if module == "PlainModule" else make_module("hfbridge")
+    made = STRATEGIES[strategy]() if strategy in STRATEGIES else strategy
+    trainer = trainer_of(side, strategy=made)
+    trainer.fit(trained, data_of(side, "loader", train=12), data_of(side, "loader", train=8))
+    trainer.validate(trained, data_of(side, "loader", train=8), verbose=False)
+    return weights(trained)
+
+
+def why_not_by(side: str, strategy: str, module: str) -> str:
+    """Try to train by a strategy; returns the message of the error."""
+    try:
+        train_by(side, strategy, module)
+    except hfbridge.SettingsError as error:
+        return str(error)
+    return "it trained"

@@ -10,6 +10,7 @@ import datasets
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.tuner import Tuner
@@ -166,6 +167,96 @@ def test_any_module_is_evaluated_on_several_sets(side: str) -> None:
     merged = {name: value for of_one in found for name, value in of_one.items()}
     for of_one in expected:
         assert {name: merged[name] for name in of_one} == of_one
+
+
+@for_both
+@pytest.mark.parametrize("streamed", [False, True], ids=["sized", "streamed"])
+@pytest.mark.parametrize("step", [1, 2, 3, 4])
+def test_any_module_resumes_on_our_data_in_mid_epoch(side: str, streamed: bool, step: int) -> None:
+    settings = {"gradient_accumulation_steps": 2, "data_seed": 11}
+    rows = make_dataset("distilbert", 14)
+
+    def fit_ours(watch: Watch, *more: Any, seed: int = 0, **arguments: Any) -> Any:
+        train = rows.to_iterable_dataset() if streamed else rows
+        data = our_data(side, settings={**settings, **steps}, train_dataset=train)
+        module = PlainModule(make_model("distilbert", dropout=0.0, seed=seed))
+        trainer = our_trainer(side, settings={**settings, **steps}, callbacks=[watch, *more])
+        trainer.fit(module, data, **arguments)
+        assert trainer.global_step == 4
+        return module
+
+    steps = {"max_steps": 4} if streamed else {}
+    watch, seen = Watch(), Watch()
+    kept = ModelCheckpoint(dirpath="kept", filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    whole = fit_ours(watch, kept)
+    again = fit_ours(seen, seed=8, ckpt_path=f"kept/step={step}.ckpt", weights_only=False)
+    assert [len(batch["labels"]) for batch in watch.batches] == [4, 4, 4, 2] * 2
+    assert seen.rows == watch.rows[[8, 14, 22, 28][step - 1] :]
+    assert_same_weights(again, whole)
+
+
+@for_both
+def test_to_overfit_any_module_gets_the_first_rows_in_order(side: str) -> None:
+    watch, rows = Watch(), make_dataset("distilbert", 14)
+    data = our_data(side, train_dataset=rows)
+    our_trainer(side, callbacks=[watch], overfit_batches=2).fit(PlainModule(), data)
+    assert watch.rows == names_of(rows)[:8] * 2
+
+
+@pytest.mark.parametrize(
+    ("side", "module"), [("lightning", "HFModule"), ("lightning", "PlainModule"), ("hfbridge", "PlainModule")]
+)
+def test_a_token_budget_needs_our_loop_and_our_module(side: str, module: str) -> None:
+    data = our_data(side, train_dataset=make_dataset("distilbert", 14), regroup=64)
+    trained = PlainModule() if module == "PlainModule" else make_module("hfbridge")
+    reason = "accumulate_grad_batches of them" if side == "lightning" else "loss of PlainModule by"
+    with pytest.raises(hfbridge.SettingsError, match=f"regroup=64 .*different numbers.*{reason}"):
+        our_trainer(side).fit(trained, data)
+
+
+@for_both
+def test_rows_are_grouped_by_length_for_any_module(side: str) -> None:
+    watch, rows = Watch(), make_dataset("distilbert", 16)
+    settings = {"gradient_accumulation_steps": 2, "train_sampling_strategy": "sequential"}
+    data = our_data(side, settings=settings, epochs=1, train_dataset=rows, regroup=True)
+    our_trainer(side, settings=settings, epochs=1, callbacks=[watch]).fit(PlainModule(), data)
+    names = names_of(rows)
+    for start in (0, 8):
+        ours = watch.rows[start : start + 8]
+        assert sorted(ours) == sorted(names[start : start + 8])
+        assert [len(row) for row in ours] == sorted(map(len, ours), reverse=True)
+
+
+@for_both
+def test_packing_needs_our_module(side: str) -> None:
+    data = our_data(side, train_dataset=make_dataset("llama", 14), data_collator=None, packing=32)
+    with pytest.raises(hfbridge.DataError, match=r"packing=32 needs .*HFModule"):
+        our_trainer(side).fit(PlainModule(), data)
+
+
+@for_both
+@pytest.mark.parametrize("module", ["PlainModule", "HFModule"])
+def test_predictions_keep_their_order_where_evaluations_go_by_length(side: str, module: str) -> None:
+    class Writer(BasePredictionWriter):
+        def write_on_epoch_end(self, trainer: Any, module: Any, predictions: Any, batch_indices: Any) -> None:
+            found.append(batch_indices)
+
+    found: list[Any] = []
+    rows = make_dataset("distilbert", 7, seed=7)
+    data = our_data(side, predict_dataset=rows, eval_by_length=True)
+    trained = PlainModule() if module == "PlainModule" else make_module("hfbridge")
+    predicted = our_trainer(side, callbacks=[Writer("epoch")]).predict(trained, data)
+    assert found == [[[[0, 1, 2, 3], [4, 5, 6]]]]
+    expected = make_trainer("reference").predict(PlainModule(), make_loader(7, seed=7))
+    assert all(torch.equal(one, other) for one, other in zip(predicted, expected, strict=True))
+
+
+@for_both
+def test_predictions_leave_out_no_row(side: str) -> None:
+    settings = {"dataloader_drop_last": True}
+    data = our_data(side, settings=settings, predict_dataset=make_dataset("distilbert", 7, seed=7))
+    predicted = our_trainer(side, settings=settings).predict(PlainModule(), data)
+    assert [len(logits) for logits in predicted] == [4, 3]
 
 
 # Batch size.

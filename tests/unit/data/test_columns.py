@@ -1,5 +1,6 @@
 """Which columns reach the model, which collator makes the batch, and which labels are refused."""
 
+import datetime
 import logging
 import sys
 from types import SimpleNamespace
@@ -13,10 +14,12 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerFast, defau
 from transformers.trainer_utils import RemoveColumnsCollator
 
 from hfbridge.data.columns import (
+    TensorColumnsCollator,
     accepted_columns,
     check_labels,
     default_collator,
     keep_columns,
+    keep_tensor_columns,
     label_names_of,
 )
 from hfbridge.errors import DataError
@@ -248,3 +251,89 @@ def test_looking_at_labels_does_not_take_longer_the_more_rows_there_are():
         return count
 
     assert calls(5_000_001) == calls(2_000_001)
+
+
+# For a LightningModule of the user's.
+
+
+def of_all_kinds(rows=4):
+    features = datasets.Features(
+        {
+            "ids": datasets.Sequence(datasets.Value("int64")),
+            "weight": datasets.Value("float32"),
+            "flag": datasets.Value("bool"),
+            "kind": datasets.ClassLabel(names=["a", "b"]),
+            "grid": datasets.Array2D((2, 2), "int32"),
+            "text": datasets.Value("string"),
+            "words": datasets.Sequence(datasets.Value("string")),
+            "span": {"start": datasets.Value("int64")},
+            "when": datasets.Value("timestamp[s]"),
+        }
+    )
+    row = {
+        "ids": [1, 2],
+        "weight": 0.5,
+        "flag": True,
+        "kind": 1,
+        "grid": [[1, 2], [3, 4]],
+        "text": "a",
+        "words": ["a"],
+        "span": {"start": 1},
+        "when": datetime.datetime(2020, 1, 1),
+    }
+    return datasets.Dataset.from_list([row] * rows, features=features)
+
+
+HELD = ["ids", "weight", "flag", "kind", "grid"]
+
+
+def test_all_columns_that_tensors_can_hold_are_kept(caplog):
+    given = of_all_kinds()
+    with caplog.at_level(logging.INFO, logger="hfbridge.data.columns"):
+        kept, collator = keep_tensor_columns(given, default_collator(None), split="train")
+    assert kept.column_names == HELD
+    assert len(given.column_names) == 9
+    assert "text, words, span, when; dropped" in caplog.text
+    batch = collator([kept[i] for i in range(3)])
+    assert {name: tuple(value.shape) for name, value in batch.items()} == {
+        "ids": (3, 2),
+        "weight": (3,),
+        "flag": (3,),
+        "kind": (3,),
+        "grid": (3, 2, 2),
+    }
+
+
+@pytest.mark.parametrize("form", ["list", "stream", "transform"])
+def test_rows_without_column_types_lose_what_no_tensor_holds_while_collating(form):
+    given = of_all_kinds()
+    given = given.with_transform(dict) if form == "transform" else given
+    given = list(given) if form == "list" else given
+    given = given.to_iterable_dataset() if form == "stream" else given
+    kept, collator = keep_tensor_columns(given, dict_of_lists, split="train")
+    assert kept is given
+    assert isinstance(collator, TensorColumnsCollator)
+    assert list(collator(list(given)[:2])) == HELD
+
+
+def dict_of_lists(rows):
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def test_a_column_that_is_missing_somewhere_is_left_out():
+    collator = TensorColumnsCollator(dict_of_lists, "train")
+    assert collator([{"x": 1, "y": 2}, {"x": 1, "y": None}]) == {"x": [1, 1]}
+    assert collator([{"x": 1, "y": 2}, {"x": 1}]) == {"x": [1, 1]}
+    assert collator([(1, 2)] and [{"x": []}]) == {"x": [[]]}
+
+
+def test_rows_that_are_no_mappings_are_left_alone():
+    assert TensorColumnsCollator(len, "train")([(1, "a"), (2, "b")]) == 2
+
+
+@pytest.mark.parametrize("form", ["dataset", "list"])
+def test_no_column_that_a_tensor_holds_is_an_error(form):
+    given = datasets.Dataset.from_dict({"text": ["a"], "name": ["b"]})
+    given = list(given) if form == "list" else given
+    with pytest.raises(DataError, match=r"eval dataset has no column that a tensor can hold.*text, name"):
+        keep_tensor_columns(given, default_collator(None), split="eval")[1]([given[0]])
