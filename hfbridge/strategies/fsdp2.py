@@ -31,7 +31,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from hfbridge.strategies.sharded import ShardedStrategy
-from hfbridge.strategies.sharing import Sharing
+from hfbridge.strategies.sharing import Sharing, is_shared_module
 from hfbridge.strategies.units import TRANSFORMER_BASED, find_units, recompute, shares_with_none
 
 
@@ -95,7 +95,7 @@ class FSDP2Strategy(ShardedStrategy, strategies.ModelParallelStrategy):
     def teardown(self) -> None:
         """Give the model back with nothing gathered."""
         module: Any = self.lightning_module
-        if module is not None and module.is_built:
+        if is_shared_module(module) and module.is_built:
             let_go(module.model)
         super().teardown()
 
