@@ -7,7 +7,6 @@ optimised        optimizer and schedule, or the DeepSpeed engine that holds them
 """
 
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -24,7 +23,7 @@ from hfbridge import generators
 from hfbridge.agreement import compare
 from hfbridge.callbacks.connector import end_with
 from hfbridge.callbacks.run_data import UserData
-from hfbridge.data.accumulation import AccumulationStep
+from hfbridge.data.accumulation import AccumulationStep, check_batch
 from hfbridge.data.columns import label_names_of
 from hfbridge.data.limits import check_arrays
 from hfbridge.errors import ModelError
@@ -331,9 +330,10 @@ class ModelRun:
         """Copy a micro-batch to the device, and cast it to what DeepSpeed computes in.
 
         Raises:
-            DataError: the first one holds arrays.
+            DataError: the first one is no dict, or holds arrays.
         """
-        if not self._has_looked and isinstance(inputs, Mapping):
+        if not self._has_looked:
+            check_batch(inputs)
             check_arrays(inputs)
             self._has_looked = True
         if self._device.type != "cpu":

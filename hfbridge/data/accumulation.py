@@ -174,12 +174,21 @@ def group_micro_batches(
         yield AccumulationStep(collected, done_micro_batches=done + len(collected), ends_epoch=True)
 
 
-def _micro_batch_of(batch: Any) -> MicroBatch:
+def check_batch(batch: Any) -> None:
+    """Check that a batch has columns.
+
+    Raises:
+        DataError: it is no dict.
+    """
     if not isinstance(batch, Mapping):
         raise DataError(
-            f"A training batch must be a dict of columns, got {type(batch).__name__}. Return a dict from the "
-            "data_collator (or the collate_fn of the DataLoader), or override training_step."
+            f"A batch must be a dict of columns, got {type(batch).__name__}. Return a dict from the "
+            "data_collator (or the collate_fn of the DataLoader), or override the steps of HFModule."
         )
+
+
+def _micro_batch_of(batch: Any) -> MicroBatch:
+    check_batch(batch)
     return MicroBatch(batch)
 
 

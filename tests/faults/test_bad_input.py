@@ -8,6 +8,7 @@ import datasets
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import BertConfig, BertModel, TrainerCallback
@@ -136,11 +137,6 @@ def test_settings_that_differ_between_module_and_data(untouched: Any) -> None:
         _plain().fit(hfbridge.HFModule(untouched.model, settings=BASE), _data(settings={**BASE, "seed": 1}))
 
 
-def test_no_settings_at_all(untouched: Any) -> None:
-    with pytest.raises(SettingsError, match=r"has no settings.*hfbridge\.Trainer\(Settings"):
-        _plain().fit(hfbridge.HFModule(untouched.model), _data())
-
-
 def test_evaluation_without_a_set() -> None:
     with pytest.raises(SettingsError, match="needs an evaluation set"):
         fit(forbidden_model, settings={"eval_strategy": "epoch"})
@@ -191,9 +187,9 @@ def test_an_unknown_normalization() -> None:
         hfbridge.HFModule(make_model("distilbert"), loss_normalization="exakt")  # type: ignore[arg-type]
 
 
-def test_a_lightning_module_of_ones_own() -> None:
-    with pytest.raises(ModelError, match=r"Wrap the Hugging Face model: HFModule\(model\)"):
-        hfbridge.Trainer(BASE, logger=False).fit(pl.LightningModule(), _data())
+def test_a_model_that_is_not_wrapped(untouched: Any) -> None:
+    with pytest.raises(ModelError, match=r"got `DistilBert\w+`\. Wrap the model: `?HFModule\(model\)"):
+        hfbridge.Trainer(BASE, logger=False).fit(untouched.model, _data())
 
 
 # Data.
@@ -282,17 +278,25 @@ def test_an_unfinished_map_function() -> None:
         fit(forbidden_model, map_function=tokenize)
 
 
-@pytest.mark.parametrize("loader", [DataLoader([1, 2]), None, "data"], ids=["DataLoader", "None", "str"])
-def test_data_that_is_no_data_module(untouched: Any, loader: Any) -> None:
-    with pytest.raises(DataError, match=r"fits on an HFDataModule"):
-        hfbridge.Trainer(BASE, logger=False).fit(hfbridge.HFModule(untouched.model), loader)
-
-
-# Lightning looks for a validation loader before it asks the module.
+# Lightning advises on the loader, and on how many batches a log entry takes.
 @pytest.mark.filterwarnings("ignore:You defined a .validation_step")
-def test_a_loader_under_a_plain_trainer(untouched: Any) -> None:
-    with pytest.raises(DataError, match="takes its batches from an HFDataModule"):
-        _plain().fit(hfbridge.HFModule(untouched.model, settings=BASE), DataLoader([1, 2]))
+@pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
+@pytest.mark.parametrize("side", ["hfbridge", "lightning"])
+@pytest.mark.parametrize(
+    ("loader", "kind"), [(DataLoader([1, 2]), "Tensor"), ("data", "str")], ids=["DataLoader", "str"]
+)
+def test_a_loader_whose_batches_have_no_columns(untouched: Any, side: str, loader: Any, kind: str) -> None:
+    ours = side == "hfbridge"
+    trainer = hfbridge.Trainer(BASE, logger=False) if ours else _plain()
+    module = hfbridge.HFModule(untouched.model, settings=None if ours else BASE)
+    with pytest.raises(DataError, match=f"must be a dict of columns, got {kind}"):
+        trainer.fit(module, loader)
+
+
+@pytest.mark.filterwarnings("ignore:You defined a .validation_step")
+def test_no_data_at_all(untouched: Any) -> None:
+    with pytest.raises(MisconfigurationException, match="train_dataloader"):
+        hfbridge.Trainer(BASE, logger=False).fit(hfbridge.HFModule(untouched.model), None)
 
 
 # Metrics.
