@@ -173,6 +173,19 @@ def _check_tells_of_run(checkpoint: dict[str, Any]) -> None:
         )
 
 
+def _check_is_resumable(checkpoint: dict[str, Any]) -> None:
+    """Check that a checkpoint without the state of a run has Lightning's own.
+
+    Raises:
+        CheckpointError: it holds weights alone.
+    """
+    if not checkpoint.get("optimizer_states") or not checkpoint.get("loops"):
+        raise CheckpointError(
+            "This checkpoint does not tell where its run was: it holds weights alone. Load them by "
+            "HFModule.load_from_checkpoint, and begin a new run."
+        )
+
+
 def _wrong_strategy(takes_parts: bool) -> str:
     if takes_parts:
         return (
