@@ -47,7 +47,7 @@ from hfbridge.checkpoints.read import RankState, state_from
 from hfbridge.checkpoints.weights import complete_weights, saved_names
 from hfbridge.checkpoints.write import other_files
 from hfbridge.checkpoints.writer import as_json
-from hfbridge.data.accumulation import BatchLayout, DataPosition
+from hfbridge.data.accumulation import BatchLayout, DataPosition, Schedule
 from hfbridge.data.dataloaders import EpochRecord, Start
 from hfbridge.data.iterable import native_place
 from hfbridge.data.samplers import depends_on_the_cut, rows_of_micro_batch
@@ -126,21 +126,9 @@ def fill_checkpoint(module: Any, checkpoint: dict[str, Any]) -> Resumption | Non
     is_ours = hasattr(module.data, "lengthen")
     resumption = _read(module, checkpoint) if is_ours else _read_beside_loaders(module, checkpoint)
     schedule = module.data.schedule
-    step, epoch = resumption.new_state().global_step, resumption.start.position.epoch
+    step = resumption.new_state().global_step
     if is_ours or "fit_loop" not in checkpoint.get("loops", {}):
-        done = resumption.start.done if resumption.in_pass else 0
-        _check_alignment(trainer, done)
-        counters = loop_counters(
-            trainer,
-            step=step,
-            epoch=epoch,
-            steps_in_epoch=resumption.in_pass,
-            batches=epoch * schedule.micro_batches_per_epoch + done,
-            batches_in_epoch=done,
-        )
-        if resumption.loaders:
-            counters["state_dict"] = {**counters["state_dict"], "combined_loader": resumption.loaders}
-        checkpoint["loops"] = {"fit_loop": counters}
+        checkpoint["loops"] = {"fit_loop": _counters_of(trainer, resumption, schedule, step=step)}
     checkpoint.setdefault("optimizer_states", [])
     checkpoint.setdefault("lr_schedulers", [])
     if not checkpoint["optimizer_states"] and not takes_parts:
@@ -160,21 +148,28 @@ def fill_checkpoint(module: Any, checkpoint: dict[str, Any]) -> Resumption | Non
     return resumption
 
 
+def _counters_of(
+    trainer: pl.Trainer, resumption: Resumption, schedule: Schedule, *, step: int
+) -> dict[str, Any]:
+    """Count for Lightning's loops where a run is resumed, with the states of the user's loaders."""
+    done = resumption.start.done if resumption.in_pass else 0
+    _check_alignment(trainer, done)
+    epoch = resumption.start.position.epoch
+    counters = loop_counters(
+        trainer,
+        step=step,
+        epoch=epoch,
+        steps_in_epoch=resumption.in_pass,
+        batches=epoch * schedule.micro_batches_per_epoch + done,
+        batches_in_epoch=done,
+    )
+    if resumption.loaders:
+        counters["state_dict"] = {**counters["state_dict"], "combined_loader": resumption.loaders}
+    return counters
+
+
 def _check_tells_of_run(checkpoint: dict[str, Any]) -> None:
     """Check that a checkpoint of Lightning's own is one that a run can go on from.
-
-    Raises:
-        CheckpointError: it holds weights alone.
-    """
-    if not checkpoint.get("optimizer_states") or not checkpoint.get("loops"):
-        raise CheckpointError(
-            "This checkpoint does not tell where its run was: it holds weights alone. Load them by "
-            "HFModule.load_from_checkpoint, and begin a new run."
-        )
-
-
-def _check_is_resumable(checkpoint: dict[str, Any]) -> None:
-    """Check that a checkpoint without the state of a run has Lightning's own.
 
     Raises:
         CheckpointError: it holds weights alone.
