@@ -171,4 +171,7 @@ def test_the_site_is_built_without_warnings_and_loads_nothing_from_elsewhere(tmp
         parser.feed(text)
         assert not [address for address in parser.loads if re.match(r"(?:https?:)?//", address)], page.name
         assert "not run:" not in text
-    assert "Train an HFModule, or any LightningModule, with what the settings mean." in (tmp_path / "site" / "api.html").read_text()
+    assert (
+        "Train an HFModule, or any LightningModule, with what the settings mean."
+        in (tmp_path / "site" / "api.html").read_text()
+    )

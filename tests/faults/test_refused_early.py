@@ -228,13 +228,15 @@ def test_metrics_that_fail_on_the_whole_set_raise_their_own_error() -> None:
         )
 
 
-def test_an_evaluation_that_is_cut_off_is_refused() -> None:
-    # eval_strategy asks for it; Lightning would leave it out without a word.
-    with pytest.raises(SettingsError, match="limit_val_batches"):
-        hfbridge.Trainer({**BASE, "eval_strategy": "epoch"}, limit_val_batches=0)
-
-
 # What is right is not refused.
+
+
+def test_an_argument_of_lightning_leaves_evaluations_out() -> None:
+    arguments = {"limit_val_batches": 0, "logger": False, "enable_model_summary": False}
+    trainer = hfbridge.Trainer({**BASE, "eval_strategy": "epoch", "logging_steps": 1}, **arguments)
+    trainer.fit(hfbridge.HFModule(make_model("distilbert")), data(eval_dataset=make_dataset("distilbert", 8)))
+    assert trainer.log_history
+    assert not any("eval_loss" in entry for entry in trainer.log_history)
 
 
 def test_ignored_labels_are_no_wrong_labels() -> None:
