@@ -54,7 +54,6 @@ from hfbridge.strategies import launched_ranks, make_strategy
 DEFAULT_OUTPUT_DIR = "trainer_output"
 """Where transformers writes when the settings do not say it."""
 
-_OF_VALIDATE = frozenset(inspect.signature(pl.Trainer.validate).parameters)
 _KNOWN_ARGUMENTS = tuple(inspect.signature(pl.Trainer.__init__).parameters)[1:]
 
 
@@ -277,75 +276,91 @@ class Trainer(pl.Trainer):
                 "rows, activation_checkpointing=True, or a smaller model."
             ) from error
 
-    def validate(self, *arguments: Any, **named: Any) -> list[Mapping[str, float]]:
+    def validate(
+        self,
+        model: Any = None,
+        dataloaders: Any = None,
+        ckpt_path: Any = None,
+        verbose: bool = True,
+        datamodule: Any = None,
+        weights_only: bool | None = None,
+        **gen_kwargs: Any,
+    ) -> list[Mapping[str, float]]:
         """Evaluate a module: `trainer.validate(module, data)`.
 
         Args:
-            *arguments: those of `lightning.Trainer.validate`; `ckpt_path` as for `fit`, or "best".
-            **named: the same; with `predict_with_generate`, also arguments of `generate`, such as
-                `num_beams=4`, which win over the settings.
+            model: the module; that of the last run without it.
+            dataloaders: an HFDataModule, any LightningDataModule, or loaders, as in Lightning.
+            ckpt_path: whose weights to take, as for `fit`, or "best".
+            verbose: print the metrics.
+            datamodule: an HFDataModule or any LightningDataModule.
+            weights_only: as in Lightning; checkpoints of HFModule are always read so.
+            **gen_kwargs: with `predict_with_generate`, arguments of `generate`, such as `num_beams=4`, which
+                win over the settings.
 
         Returns:
             Of HFModule one dict with the metrics of all evaluation sets, as `transformers.Trainer.evaluate`
             returns them, and what callbacks logged; on several ranks all get the metrics of the full sets. Of
             another LightningModule what Lightning returns.
 
+        Raises:
+            TypeError: there are arguments of `generate`, and nothing is generated.
+
         Mirrors: transformers.Trainer.evaluate
         """
-        of_generate: dict[str, Any] = {}
-        if self.settings.predict_with_generate:
-            of_generate = {name: value for name, value in named.items() if name not in _OF_VALIDATE}
-            named = {name: value for name, value in named.items() if name not in of_generate}
-        with self._evaluating("validate", arguments, named, of_generate) as passed:
-            found = super().validate(**passed)
+        if gen_kwargs and not self.settings.predict_with_generate:
+            raise TypeError(
+                f"Trainer.validate got {', '.join(gen_kwargs)}, which are arguments of generate. Set "
+                "predict_with_generate=True, or leave them out."
+            )
+        with self._evaluating(model, ckpt_path, gen_kwargs) as ckpt_path:
+            found = super().validate(model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
         if not isinstance(self.lightning_module, HFModule):
             return found
         logged = {name: value for of_one in found for name, value in of_one.items()}
         metrics = self.lightning_module.eval_metrics
         return [{**metrics, **{name: value for name, value in logged.items() if name not in metrics}}]
 
-    def test(self, *arguments: Any, **named: Any) -> list[Mapping[str, float]]:
-        """Test a module: `trainer.test(module, data)`.
+    def test(
+        self,
+        model: Any = None,
+        dataloaders: Any = None,
+        ckpt_path: Any = None,
+        verbose: bool = True,
+        datamodule: Any = None,
+        weights_only: bool | None = None,
+    ) -> list[Mapping[str, float]]:
+        """Test a module: `trainer.test(module, data)`; the arguments are those of `validate`."""
+        with self._evaluating(model, ckpt_path) as ckpt_path:
+            return super().test(model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
 
-        Args:
-            *arguments: those of `lightning.Trainer.test`; `ckpt_path` as for `fit`, or "best".
-            **named: the same.
-        """
-        with self._evaluating("test", arguments, named) as passed:
-            return super().test(**passed)
-
-    def predict(self, *arguments: Any, **named: Any) -> Any:
-        """Predict with a module: `trainer.predict(module, data)`.
-
-        Args:
-            *arguments: those of `lightning.Trainer.predict`; `ckpt_path` as for `fit`, or "best".
-            **named: the same.
-        """
-        with self._evaluating("predict", arguments, named) as passed:
-            return super().predict(**passed)
+    def predict(
+        self,
+        model: Any = None,
+        dataloaders: Any = None,
+        datamodule: Any = None,
+        return_predictions: bool | None = None,
+        ckpt_path: Any = None,
+        weights_only: bool | None = None,
+    ) -> Any:
+        """Predict with a module: `trainer.predict(module, data)`; the arguments are those of Lightning's."""
+        with self._evaluating(model, ckpt_path) as ckpt_path:
+            return super().predict(
+                model, dataloaders, datamodule, return_predictions, ckpt_path, weights_only
+            )
 
     @contextmanager
     def _evaluating(
-        self,
-        verb: str,
-        arguments: tuple[Any, ...],
-        named: dict[str, Any],
-        of_generate: Mapping[str, Any] = MappingProxyType({}),
-    ) -> Iterator[dict[str, Any]]:
-        """Prepare an evaluation, and yield its arguments by name, with the checkpoint found."""
-        signature = inspect.signature(getattr(pl.Trainer, verb))
-        passed = dict(signature.bind(self, *arguments, **named).arguments)
-        del passed["self"]
-        model = passed.get("model") or self.lightning_module
-        if isinstance(model, HFModule):
-            passed["ckpt_path"] = self._resolve(passed.get("ckpt_path"))
-            with _generating(model, dict(of_generate)):
-                yield passed
+        self, model: Any, ckpt_path: Any, gen_kwargs: Mapping[str, Any] = MappingProxyType({})
+    ) -> Iterator[Any]:
+        """Prepare an evaluation of a module, and yield the checkpoint that was found."""
+        if isinstance(model or self.lightning_module, HFModule):
+            with _generating(model or self.lightning_module, dict(gen_kwargs)):
+                yield self._resolve(ckpt_path)
         else:
-            if "ckpt_path" in passed:
-                passed["ckpt_path"] = self._resolve_for_any_module(passed["ckpt_path"])
+            found = None if ckpt_path is None else self._resolve_for_any_module(ckpt_path)
             with configured_for_any_module(self):
-                yield passed
+                yield found
 
     def predict_dataset(
         self,

@@ -17,7 +17,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import set_seed
 
-from hfbridge import HFDataModule, HFModule, ModelError, Trainer
+from hfbridge import HFDataModule, HFModule, Trainer
 from tests.cli.conftest import SETTINGS, write
 from tests.tiny import make_dataset, make_model, make_tokenizer
 
@@ -239,12 +239,15 @@ def test_every_option_is_explained(hfbridge: Command) -> None:
         assert bare in ([], ["--trainer", "--model", "--data"]), bare
 
 
-def test_an_optimizer_of_lightning_cli_is_refused(project: dict[str, Any]) -> None:
+def test_an_optimizer_of_lightning_cli_is_used(project: dict[str, Any]) -> None:
     module = HFModule(make_model("distilbert"))
-    module.configure_optimizers = lambda: None  # type: ignore[method-assign]
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
+    module.configure_optimizers = lambda: optimizer  # type: ignore[method-assign]
     trainer = Trainer({**SETTINGS, "eval_strategy": "no"})
-    with pytest.raises(ModelError, match="as LightningCLI does"):
-        trainer.fit(module, HFDataModule(train_dataset=make_dataset("distilbert", 8)))
+    data = HFDataModule(train_dataset=make_dataset("distilbert", 8), processing_class=make_tokenizer())
+    trainer.fit(module, data)
+    assert trainer.optimizers == [optimizer]
+    assert trainer.global_step > 0
 
 
 @pytest.mark.slow
