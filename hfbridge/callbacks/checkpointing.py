@@ -98,13 +98,15 @@ class RunCheckpoints:
         host = self._host
         host.store_flops()
         writer, sharing, optimizer = self._writer_for(trainer), module.sharing, trainer.optimizers[0]
-        only_model = host.args.save_only_model
+        only_model, schedule = host.args.save_only_model, module.lr_schedule
         writer.save(
             module.model,
             host.state,
             weights=sharing.weights(module.model),
             optimizer=None if only_model else sharing.optimizer_state(module.model, optimizer),
-            schedule=None if only_model or sharing.keeps_schedule else module.lr_schedule.state_dict(),
+            schedule=None
+            if only_model or sharing.keeps_schedule or schedule is None
+            else schedule.state_dict(),
             processing_class=processing_class_of(module),
             exports=host.exports(),
             position=self._position(trainer),
