@@ -206,8 +206,8 @@ def test_a_pack_may_have_more_tokens_than_the_model_has_positions() -> None:
     trainer, module, data, *_ = make_ours(job)
     trainer.fit(module, data)
     assert isinstance(data, HFDataModule)
-    window = next(iter(data.train_dataloader()))
-    assert max(batch["input_ids"].shape[1] for batch in window) > 64
+    step = next(iter(data.train_dataloader())).step
+    assert max(batch["input_ids"].shape[1] for batch in step) > 64
 
 
 def test_a_column_that_the_model_takes_is_not_lost() -> None:
