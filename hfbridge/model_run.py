@@ -89,6 +89,7 @@ class ModelRun:
         with rank_variables(trainer.strategy):
             self.args: TrainingArguments = settings.as_training_arguments(use_cpu=self._device.type == "cpu")
         self.sharing: Sharing = sharing_of(trainer.strategy)
+        self._prepares_forward = type(self.sharing).before_forward is not Sharing.before_forward
         self._engines: Any = self.sharing  # of DeepSpeed's, with `train` and `serve`
         self._zero: ZeroConfig | None = None
         if self.sharing.zero_config is not None:
@@ -316,7 +317,8 @@ class ModelRun:
         """
         loss: Tensor
         inputs = self.prepare_inputs(inputs)
-        self.sharing.before_forward()
+        if self._prepares_forward:
+            self.sharing.before_forward()
         if step is None:
             alone = self.normalization.loss_for(self._module.model, [inputs])
             items = alone.count([inputs], self._device)
