@@ -69,11 +69,6 @@ class Regrouped:
         size = 1 if self._max_tokens is None else int(self.batch_sampler.batch_size)
         return len(self.batches) * size
 
-    @property
-    def has_token_budget(self) -> bool:
-        """Whether optimizer steps have different numbers of micro-batches."""
-        return self._max_tokens is not None
-
     def __iter__(self) -> Iterator[list[int]]:
         return self.batches_of(self.batch_sampler)
 
