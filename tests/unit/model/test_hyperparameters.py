@@ -37,7 +37,7 @@ class Color(enum.Enum):
         ("settings", {"learning_rate": 0.1}, {"learning_rate": 0.1}),
         ("chunked_loss", False, False),
     ],
-    ids=str,
+    ids=["path", "name", "class", "dtype", "kwargs", "containers", "settings", "mapping", "number"],
 )
 def test_what_is_stored(name: str, value: Any, stored: Any) -> None:
     if stored is None:
