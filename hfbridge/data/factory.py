@@ -354,6 +354,7 @@ class RecordedBatches(_IndexBatchSamplerWrapper):
     def __init__(self, sampling: Mapping[str, Any], *, rows: int, fills_up: bool) -> None:
         batches: Any = sampling.get("batch_sampler") or BatchSampler(**sampling)
         super().__init__(batches)
+        self.seen_batch_indices = []  # Lightning's wrapper has no record before its first pass
         self._rows, self._fills_up = rows, fills_up
 
     def __len__(self) -> int:
