@@ -138,6 +138,8 @@ class ModelRun:
     def build_early(self) -> None:
         """Build the model as Lightning would later, unless the strategy cuts it into parts."""
         sharing, trainer = self.sharing, self._module.trainer
+        if sharing.reads_loader_first:
+            self._module.ensure_ready()
         if sharing.is_sharded or sharing.replaces_parameters or sharing.zero_config is not None:
             return
         with (

@@ -459,6 +459,8 @@ class HFModule(pl.LightningModule):
         loss = self.loss_share(batch)
         accumulation = self.trainer.accumulate_grad_batches
         has_step = getattr(current_micro_batch(self.trainer, batch), "step", None) is not None
+        if accumulation > 1 and self._run.sharing.divides_again:  # type: ignore[union-attr]
+            loss.register_hook(lambda gradient: gradient * accumulation)
         return scale_for_accumulation(loss, accumulation) if has_step and accumulation > 1 else loss
 
     def loss_share(self, batch: Any) -> Tensor:

@@ -48,6 +48,12 @@ _READS_ONLY = (  # modules that define such hooks, and change neither weights no
     "lightning.pytorch.callbacks.timer",
 )
 
+_NO_OPTIMIZER = (
+    "Lightning's DeepSpeedStrategy keeps the optimizer in its engine: the checkpoints of save_strategy hold "
+    "weights and state alone. Resume from those of a ModelCheckpoint, or train by "
+    "hfbridge.strategies.DeepSpeedStrategy."
+)
+
 
 class RunCheckpoints:
     """Write the checkpoints of a run.
@@ -99,11 +105,14 @@ class RunCheckpoints:
         host.store_flops()
         writer, sharing, optimizer = self._writer_for(trainer), module.sharing, trainer.optimizers[0]
         only_model, schedule = host.args.save_only_model, module.lr_schedule
+        optimizer_state = None if only_model else sharing.optimizer_state(module.model, optimizer)
+        if sharing.keeps_optimizer and not only_model:
+            module.tell(_NO_OPTIMIZER)
         writer.save(
             module.model,
             host.state,
             weights=sharing.weights(module.model),
-            optimizer=None if only_model else sharing.optimizer_state(module.model, optimizer),
+            optimizer=optimizer_state,
             schedule=None
             if only_model or sharing.keeps_schedule or schedule is None
             else schedule.state_dict(),

@@ -18,7 +18,7 @@ from hfbridge.checkpoints import layout
 from hfbridge.checkpoints.convert import from_lightning, to_lightning
 from hfbridge.checkpoints.io import NativeCheckpointIO
 from hfbridge.checkpoints.read import read_checkpoint, read_weights
-from hfbridge.checkpoints.weights import complete_weights, makes_prompts
+from hfbridge.checkpoints.weights import complete_weights, makes_prompts, outline_of
 from hfbridge.checkpoints.write import replaced, save_model, write_read_checkpoint
 from hfbridge.errors import CheckpointError
 
@@ -99,7 +99,7 @@ def _check_is_saved(model: nn.Module, folder: Path, weights: Mapping[str, Tensor
     read = read_weights(path)
     if makes_prompts(model):
         return  # there is nothing in the model that the prompts in the file could be compared with
-    own = model.state_dict(keep_vars=True)
+    own = outline_of(model)
     # Below an adapter the model is as it was; there is nothing of it in the file.
     is_below = {id(tensor) for tensor in own.values()} if name == layout.ADAPTER_SAFE_WEIGHTS_NAME else set()
     found = complete_weights(model, read, source=name)

@@ -44,7 +44,7 @@ from hfbridge import generators, ranks
 from hfbridge.checkpoints import layout
 from hfbridge.checkpoints.convert import native_ranks, pack, plain_ranks, without_prefix
 from hfbridge.checkpoints.read import RankState, state_from
-from hfbridge.checkpoints.weights import complete_weights, saved_names
+from hfbridge.checkpoints.weights import complete_weights, outline_of, saved_names
 from hfbridge.checkpoints.write import other_files
 from hfbridge.checkpoints.writer import as_json
 from hfbridge.data.accumulation import BatchLayout, DataPosition, Schedule
@@ -105,8 +105,11 @@ def fill_checkpoint(module: Any, checkpoint: dict[str, Any]) -> Resumption | Non
         CheckpointError: the weights are another model's, or the file does not tell of a run.
     """
     # Out of memory: the run begins again with the weights as they are.
-    own = checkpoint["state_dict"] if module._reused_optimizer is None else module.state_dict()
-    if own or layout.PARTS_KEY not in checkpoint:
+    is_loaded = "state_dict" not in checkpoint  # by a strategy of Lightning's that shards
+    own = {} if is_loaded else checkpoint["state_dict"]
+    if module._reused_optimizer is not None:
+        own = module.state_dict()
+    if own or not (is_loaded or layout.PARTS_KEY in checkpoint):
         complete = complete_weights(module.model, without_prefix(own), source="the checkpoint")
         checkpoint["state_dict"] = {f"{layout.PREFIX}{name}": tensor for name, tensor in complete.items()}
     trainer = module._trainer
@@ -473,8 +476,8 @@ def describe_run(
 def _stand_ins(model: nn.Module) -> dict[str, Tensor]:
     """Make a small tensor for each one in a model's `state_dict`; tied ones have the same."""
     made: dict[int, Tensor] = {}
-    own = model.state_dict(keep_vars=True)
-    return {name: made.setdefault(id(tensor), torch.empty(1)) for name, tensor in own.items()}
+    own = outline_of(model).items()
+    return {name: made.setdefault(id(tensor), torch.empty(1)) for name, tensor in own}
 
 
 def check_optimizer_state(optimizer: Optimizer, found: dict[str, Any], *, is_sharded: bool = False) -> None:

@@ -15,6 +15,15 @@ _SHOWN = 3
 _PROMPTS = "prompt_embeddings"  # PEFT's name of learned prompts, of whichever adapter
 
 
+def outline_of(model: nn.Module) -> Mapping[str, Tensor]:
+    """Name a model's tensors as its whole `state_dict` does, and gather nothing; tied ones are one tensor.
+
+    A model that FSDP is around has them without data, as they were before.
+    """
+    outline: Mapping[str, Tensor] | None = vars(model).get("_outline")
+    return model.state_dict(keep_vars=True) if outline is None else outline
+
+
 def complete_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
     """Name tied weights by all their names, as the model's `state_dict` does.
 
@@ -30,7 +39,7 @@ def complete_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source:
     Raises:
         CheckpointError: weights are missing, unknown or of another shape: they are another model's.
     """
-    own = model.state_dict(keep_vars=True)
+    own = outline_of(model)
     if adapter := _with_adapter(model, weights):
         weights = adapter
     names_of: dict[int, list[str]] = {}
@@ -124,7 +133,7 @@ def _with_adapter(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, 
     if not isinstance(model, PeftModel):
         return {}
     adapter = model.active_adapters[0]
-    found: dict[str, Tensor] = dict(model.state_dict(keep_vars=True))
+    found: dict[str, Tensor] = dict(outline_of(model))
     if not set(weights).isdisjoint(found):
         return dict(weights)
     own = {id(tensor): name for name, tensor in found.items()}

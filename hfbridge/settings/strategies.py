@@ -117,34 +117,6 @@ def choose_strategy(settings: Settings, strategy: object, *, has_several: bool) 
     return StrategyChoice(kind, {**_options(kind, settings), **options}, tuple(_unread(settings, kind)))
 
 
-def reason_against_strategy(strategy: object) -> str:
-    """Say why a strategy cannot train an HFModule; empty if it can.
-
-    Those of `hfbridge.strategies` can (they have a `sharing`), and those that leave each rank the whole
-    model: a single device's and DDP, with what is derived of them, as Ray's. Any other module can be trained
-    by any strategy of Lightning's.
-    """
-    ancestors = _ancestors(strategy)
-    shards = ancestors & _SHARDS_BY_ITSELF.keys()  # DeepSpeedStrategy is derived of DDPStrategy
-    is_whole = not shards and {"SingleDeviceStrategy", "DDPStrategy"} & ancestors
-    if hasattr(strategy, "sharing") or is_whole:
-        return ""
-    why, ours = "shards or moves the module by itself", ""
-    for name, (found, reason) in _SHARDS_BY_ITSELF.items():
-        if name in ancestors:
-            ours, why = found, reason
-    instead = f"use hfbridge.strategies.{ours}(...)" if ours else f"use one of {NAMES_IN_SHORT}"
-    name = type(strategy).__name__
-    return f"Lightning's {name} {why}, and HFModule builds, clips and saves its model; {instead}"
-
-
-_SHARDS_BY_ITSELF = {
-    "FSDPStrategy": ("FSDPStrategy", "wraps the module and cannot clip by its norm"),
-    "ModelParallelStrategy": ("FSDP2Strategy", "leaves the sharding to configure_model"),
-    "DeepSpeedStrategy": ("DeepSpeedStrategy", "makes the engine of the module"),
-}
-
-
 def _ancestors(strategy: object) -> set[str]:
     return {kind.__name__ for kind in type(strategy).__mro__}
 

@@ -10,8 +10,9 @@ from hfbridge.strategies.launcher import (
     launched_ranks,
     rank_variables,
 )
+from hfbridge.strategies.lightnings import needs_equal_batches, sharing_of
 from hfbridge.strategies.make import make_strategy
-from hfbridge.strategies.sharing import Sharing, needs_equal_batches, sharing_of
+from hfbridge.strategies.sharing import Sharing
 
 __all__ = [
     "DDPStrategy",

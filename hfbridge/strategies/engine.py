@@ -79,7 +79,11 @@ class EngineSharing(Sharing):
 
     def forward_through(self, model: nn.Module) -> Any:
         """Return the engine."""
-        return self.engine if self.engine is not None and self.engine.module is model else model
+        return self.engine if self.wraps(model) else model
+
+    def wraps(self, model: nn.Module) -> bool:
+        """Whether the engine holds a model."""
+        return self.engine is not None and self.engine.module is model
 
     def before_forward(self) -> None:
         """Prepare for the first forward that trains."""
@@ -121,7 +125,7 @@ class EngineSharing(Sharing):
             yield
             return
         deepspeed = require("deepspeed", extra="deepspeed", for_='strategy="deepspeed"')
-        offload = self._offload if self.engine is not None and self.engine.module is model else None
+        offload = self._offload if self.wraps(model) else None
         if offload is not None:
             offload._remove_module_hooks()
             offload.forward_hooks, offload.backward_hooks = [], []
@@ -138,7 +142,7 @@ class EngineSharing(Sharing):
         Mirrors: accelerate.Accelerator.get_state_dict
         """
         if not is_in_parts(model):
-            return _copied(model.state_dict()) if self._told.local_rank == 0 else None
+            return copied(model.state_dict()) if self._told.local_rank == 0 else None
         found: Mapping[str, Tensor] | None = self.engine._zero3_consolidated_16bit_state_dict()
         return found
 
@@ -289,7 +293,7 @@ def _has_adapter(model: nn.Module) -> bool:
     return any(kind.__name__ == "PeftModel" for kind in type(model).__mro__)
 
 
-def _copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copy weights out of the engine's flat buffers; what is tied stays tied."""
     copies: dict[tuple[int, torch.Size], Tensor] = {}
     for tensor in weights.values():

@@ -36,7 +36,7 @@ from hfbridge.strategies.sharded import ShardedStrategy
 from hfbridge.strategies.sharing import Sharing
 from hfbridge.strategies.units import TRANSFORMER_BASED, find_units, recompute
 
-_WRAPPER = "_fsdp_wrapped_module."
+_WRAPPER, _RECOMPUTED = "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."
 
 
 class FSDPStrategy(ShardedStrategy, strategies.FSDPStrategy):  # type: ignore[misc]  # any precision plugin
@@ -193,7 +193,74 @@ class ShardedModel(nn.Module):
             return self._wrapper.load_state_dict(state_dict, strict=strict)
 
 
-class FSDPSharing(Sharing):
+class GatheredSharing(Sharing):
+    """How states are gathered where FullyShardedDataParallel is around the model, or around the HFModule."""
+
+    is_sharded = replaces_parameters = True
+    prefix = ""  # of the model's names in those of what is wrapped
+
+    def wrapper(self, model: nn.Module) -> FullyShardedDataParallel:
+        """Return what is around the model."""
+        raise NotImplementedError
+
+    def clip(self, model: nn.Module, max_norm: float) -> Tensor:
+        """Clip by the norm over all ranks' parts."""
+        return self.wrapper(model).clip_grad_norm_(max_norm if max_norm > 0 else float("inf"))
+
+    def weights(self, model: nn.Module) -> Mapping[str, Tensor] | None:
+        """Gather the weights unit by unit; tied ones are one tensor."""
+        wrapper = self.wrapper(model)
+        with _whole_states(wrapper, on_all_ranks=False):
+            found = wrapper.state_dict()
+        if dist.get_rank() != 0:
+            return None
+        own = {n.removeprefix(self.prefix): t for n, t in found.items() if n.startswith(self.prefix)}
+        whole: dict[int, Tensor] = {}
+        identities = self._identities(model)
+        return {name: whole.setdefault(identities.get(name, id(t)), t) for name, t in own.items()}
+
+    def load_weights(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        """Take this rank's parts of whole weights."""
+        wrapper = self.wrapper(model)
+        with _whole_states(wrapper, on_all_ranks=True):
+            wrapper.load_state_dict({f"{self.prefix}{n}": t for n, t in weights.items()}, strict=False)
+
+    def optimizer_state(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Any] | None:
+        """Gather every state, and number the parameters as the optimizer does by itself."""
+        wrapper, names = self.wrapper(model), self._names(model, optimizer)
+        with _whole_states(wrapper, on_all_ranks=False):
+            found = FullyShardedDataParallel.optim_state_dict(wrapper, optimizer)
+        if dist.get_rank() != 0:
+            return None
+        state = {number: found["state"][name] for number, name in enumerate(names) if name in found["state"]}
+        return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+
+    def load_optimizer_state(self, model: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
+        """Take this rank's parts of whole states."""
+        wrapper, names = self.wrapper(model), iter(self._names(model, optimizer))
+        groups: list[dict[str, Any]] = []
+        name_of: dict[int, str] = {}
+        for group in state["param_groups"]:
+            name_of |= {number: next(names) for number in group["params"]}
+            groups.append({**group, "params": [name_of[number] for number in group["params"]]})
+        by_name = {name_of[number]: value for number, value in state["state"].items()}
+        with _whole_states(wrapper, on_all_ranks=True):
+            sharded = FullyShardedDataParallel.optim_state_dict_to_load(
+                wrapper, optimizer, {"state": by_name, "param_groups": groups}
+            )
+        optimizer.load_state_dict(sharded)
+
+    def _identities(self, model: nn.Module) -> dict[str, int]:
+        """Give tied weights one number."""
+        return {_plain(n): id(p) for n, p in model.named_parameters(remove_duplicate=False)}
+
+    def _names(self, model: nn.Module, optimizer: Optimizer) -> list[str]:
+        """Name an optimizer's parameters, in its order, as what is wrapped does."""
+        names = {id(p): f"{self.prefix}{_plain(name)}" for name, p in model.named_parameters()}
+        return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+class FSDPSharing(GatheredSharing):
     """A model of which every rank holds a part of each unit.
 
     Args:
@@ -203,8 +270,6 @@ class FSDPSharing(Sharing):
         units: what is gathered at a time; arguments of `find_units`.
         recomputes: layers compute their activations again.
     """
-
-    is_sharded = replaces_parameters = True
 
     def __init__(
         self,
@@ -228,7 +293,7 @@ class FSDPSharing(Sharing):
                 if parameter.is_floating_point():
                     parameter.data = parameter.data.to(torch.float32)
         device = self._strategy.root_device
-        outline = _outline_of(model)
+        outline = make_outline(model)
         units = find_units(model, **self._units)
         if self._recomputes:
             recompute(units)
@@ -262,65 +327,28 @@ class FSDPSharing(Sharing):
 
     def forward_through(self, model: nn.Module) -> Any:
         """Return the wrapper."""
-        return _wrapper_of(model)
+        return self.wrapper(model)
+
+    def wrapper(self, model: nn.Module) -> FullyShardedDataParallel:
+        """Return what is around the model."""
+        assert isinstance(model, ShardedModel)
+        return model._wrapper
 
     def no_sync(self) -> AbstractContextManager[Any]:
         """Add gradients up on each rank, and do not exchange them."""
         module: Any = self._strategy.lightning_module
-        context: AbstractContextManager[Any] = _wrapper_of(module.model).no_sync()
+        context: AbstractContextManager[Any] = self.wrapper(module.model).no_sync()
         return context
-
-    def clip(self, model: nn.Module, max_norm: float) -> Tensor:
-        """Clip by the norm over all ranks' parts."""
-        return _wrapper_of(model).clip_grad_norm_(max_norm if max_norm > 0 else float("inf"))
-
-    def weights(self, model: nn.Module) -> Mapping[str, Tensor] | None:
-        """Gather the weights unit by unit; tied ones are one tensor."""
-        wrapper = _wrapper_of(model)
-        with _whole_states(wrapper, on_all_ranks=False):
-            found = wrapper.state_dict()
-        if dist.get_rank() != 0:
-            return None
-        whole: dict[int, Tensor] = {}
-        outline = model.state_dict(keep_vars=True)
-        return {name: whole.setdefault(id(outline[name]), tensor) for name, tensor in found.items()}
 
     def load_weights(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         """Take this rank's parts of whole weights."""
         model.load_state_dict(weights)
 
-    def optimizer_state(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Any] | None:
-        """Gather every state, and number the parameters as the optimizer does by itself."""
-        wrapper, names = _wrapper_of(model), _names_of(model, optimizer)
-        with _whole_states(wrapper, on_all_ranks=False):
-            found = FullyShardedDataParallel.optim_state_dict(wrapper, optimizer)
-        if dist.get_rank() != 0:
-            return None
-        state = {number: found["state"][name] for number, name in enumerate(names) if name in found["state"]}
-        return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
-
-    def load_optimizer_state(self, model: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
-        """Take this rank's parts of whole states."""
-        wrapper, names = _wrapper_of(model), iter(_names_of(model, optimizer))
-        groups: list[dict[str, Any]] = []
-        name_of: dict[int, str] = {}
-        for group in state["param_groups"]:
-            name_of |= {number: next(names) for number in group["params"]}
-            groups.append({**group, "params": [name_of[number] for number in group["params"]]})
-        by_name = {name_of[number]: value for number, value in state["state"].items()}
-        with _whole_states(wrapper, on_all_ranks=True):
-            sharded = FullyShardedDataParallel.optim_state_dict_to_load(
-                wrapper, optimizer, {"state": by_name, "param_groups": groups}
-            )
-        optimizer.load_state_dict(sharded)
+    def _identities(self, model: nn.Module) -> dict[str, int]:
+        return {name: id(tensor) for name, tensor in model.state_dict(keep_vars=True).items()}
 
 
-def _wrapper_of(model: nn.Module) -> _Wrapper:
-    assert isinstance(model, ShardedModel)
-    return model._wrapper
-
-
-def _outline_of(model: nn.Module) -> dict[str, Tensor]:
+def make_outline(model: nn.Module) -> dict[str, Tensor]:
     """Describe a whole `state_dict` by tensors without data; tied weights are the same one."""
     made: dict[int, Tensor] = {}
     found = {}
@@ -332,13 +360,7 @@ def _outline_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _plain(name: str) -> str:
-    return name.replace(_WRAPPER, "")
-
-
-def _names_of(model: nn.Module, optimizer: Optimizer) -> list[str]:
-    """Name an optimizer's parameters, in its order, as the whole model does."""
-    names = {id(parameter): _plain(name) for name, parameter in model.named_parameters()}
-    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    return name.replace(_WRAPPER, "").replace(_RECOMPUTED, "")
 
 
 def _trained_layers(model: nn.Module) -> Iterator[nn.Module]:
@@ -355,7 +377,7 @@ def _trained_layers(model: nn.Module) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def _whole_states(wrapper: _Wrapper, *, on_all_ranks: bool) -> Iterator[None]:
+def _whole_states(wrapper: FullyShardedDataParallel, *, on_all_ranks: bool) -> Iterator[None]:
     """Have `state_dict` and its like gather whole tensors, on all ranks or on the first.
 
     In CPU memory FSDP must not be asked to move them there: it would free what it has not copied.

@@ -29,7 +29,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from hfbridge.errors import SettingsError
-from hfbridge.settings.strategies import reason_against_strategy
 
 
 class Sharing:
@@ -41,6 +40,10 @@ class Sharing:
     Attributes:
         is_sharded: each rank holds a part of the weights only.
         replaces_parameters: an optimizer made before `shard` holds parameters that are no longer the model's.
+        keeps_optimizer: its state can only be saved by the strategy itself.
+        reads_loader_first: the strategy asks for the training loader, which asks the model, before
+            `configure_model`.
+        divides_again: a backward divides by `accumulate_grad_batches`, as Lightning has done.
         loads_sharded: `shard` also takes a model without weights, and the ranks' parts are loaded into it.
         zero_config: what DeepSpeed was told, if it is used.
         save_parts: writes what each rank holds into a directory, in files of its own; called by all ranks.
@@ -50,6 +53,7 @@ class Sharing:
     """
 
     is_sharded = replaces_parameters = loads_sharded = False
+    reads_loader_first = divides_again = keeps_optimizer = False
     zero_config: dict[str, Any] | None = None
     save_parts: Callable[[Path], None] | None = None
     parts_to_load: str | None = None
@@ -130,11 +134,6 @@ class Sharing:
         optimizer.load_state_dict(state)
 
 
-def needs_equal_batches(strategy: Strategy) -> bool:
-    """Whether a forward waits for those of the other ranks, so that each needs as many batches."""
-    return bool(reason_against_strategy(strategy)) or sharing_of(strategy).is_sharded
-
-
 def is_shared_module(module: Any) -> bool:
     """Whether the forwards of a module go through `Sharing`, as HFModule's do."""
     return isinstance(getattr(type(module), "sharing", None), property)
@@ -157,15 +156,3 @@ def check_module(module: Any, strategy: str, *, instead: str) -> None:
             f'`{type(module).__name__}` is none. Use strategy="ddp", or {instead} of '
             "lightning.pytorch.strategies, which need GPUs."
         )
-
-
-def sharing_of(strategy: Strategy) -> Sharing:
-    """Return how a strategy's ranks share the model of an HFModule.
-
-    Raises:
-        SettingsError: it is one of Lightning's that HFModule cannot be trained by.
-    """
-    sharing = getattr(strategy, "sharing", None)
-    if reason := reason_against_strategy(strategy):
-        raise SettingsError(f"strategy={type(strategy).__name__}: {reason}.")
-    return sharing if isinstance(sharing, Sharing) else Sharing(strategy)

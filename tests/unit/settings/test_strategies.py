@@ -3,22 +3,11 @@
 from datetime import timedelta
 
 import pytest
-from lightning.pytorch.strategies import (
-    DDPStrategy,
-    DeepSpeedStrategy,
-    ModelParallelStrategy,
-    SingleDeviceStrategy,
-)
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 
 from hfbridge import Settings, SettingsError, strategies
 from hfbridge.settings import Launched, translate
-from hfbridge.settings.strategies import (
-    NAMES,
-    NAMES_IN_SHORT,
-    choose_strategy,
-    reason_against_strategy,
-)
-from hfbridge.strategies import sharing_of
+from hfbridge.settings.strategies import NAMES, NAMES_IN_SHORT, choose_strategy
 
 ZERO = {"deepspeed": {"zero_optimization": {"stage": 2}}}
 
@@ -105,21 +94,6 @@ def test_what_nobody_reads_leaves_a_note():
     (note,) = choose_strategy(Settings(ddp_bucket_cap_mb=10), None, has_several=False).notes
     assert note.startswith("ddp_bucket_cap_mb = 10 has no effect here")
     assert not choose_strategy(Settings(ddp_bucket_cap_mb=10), "ddp", has_several=True).notes
-
-
-class DerivedDDPStrategy(DDPStrategy):
-    """As Ray's."""
-
-
-def test_lightnings_own_strategies_are_refused_for_hfmodule_where_they_shard_by_themselves():
-    assert not reason_against_strategy(DDPStrategy())
-    assert not reason_against_strategy(DerivedDDPStrategy())
-    assert not reason_against_strategy(SingleDeviceStrategy())
-    assert "hfbridge.strategies.FSDP2Strategy" in reason_against_strategy(ModelParallelStrategy())
-    stock = DeepSpeedStrategy.__new__(DeepSpeedStrategy)
-    assert "hfbridge.strategies.DeepSpeedStrategy" in reason_against_strategy(stock)
-    with pytest.raises(SettingsError, match="FSDP2Strategy"):
-        sharing_of(ModelParallelStrategy())
 
 
 def test_any_strategy_of_lightnings_can_be_passed_and_nothing_else():

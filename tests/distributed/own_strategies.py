@@ -1,0 +1,166 @@
+"""Lightning's own sharding strategies with an HFModule on two ranks; on CPUs where Lightning wants GPUs."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.seed import reset_seed
+from lightning.pytorch import strategies
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import fsdp as lightnings_fsdp
+from safetensors.torch import load_file
+from torch.distributed.fsdp import (
+    FullOptimStateDictConfig,
+    FullStateDictConfig,
+    FullyShardedDataParallel,
+    StateDictType,
+    fully_shard,
+)
+from transformers import AutoModelForSequenceClassification
+
+import hfbridge
+from tests.lightning.plain_data import QUIET, SETTINGS, make_module
+from tests.tiny import PadRows, make_dataset, make_model
+
+RANKS = int(os.environ.get("WORLD_SIZE", "1"))
+ON_GPU = torch.cuda.device_count() >= RANKS
+
+
+def _whole_on_cpu(module: Any, world_size: int, rank0_only: bool = True) -> Any:
+    """Gather without moving to the CPU what is there, which would free it."""
+    return FullyShardedDataParallel.state_dict_type(
+        module,
+        StateDictType.FULL_STATE_DICT,
+        FullStateDictConfig(offload_to_cpu=False, rank0_only=rank0_only),
+        FullOptimStateDictConfig(offload_to_cpu=False, rank0_only=rank0_only),
+    )
+
+
+class FSDPOnCPU(strategies.FSDPStrategy):
+    """Lightning's, which asks for a GPU: its class is looked at, and the number of its device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        lightnings_fsdp._get_full_state_dict_context = _whole_on_cpu
+
+    def _setup_model(self, model: Any) -> Any:
+        if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
+            return super()._setup_model(model)
+        return FullyShardedDataParallel(
+            model, device_id=torch.device("cpu"), sharding_strategy=self.sharding_strategy, **self.kwargs
+        )
+
+
+class DeepSpeedOnCPU(strategies.DeepSpeedStrategy):
+    """Lightning's, which asks for GPUs with numbers of their own."""
+
+    @property
+    def root_device(self) -> torch.device:
+        return torch.device("cpu", 0)
+
+    def setup_environment(self) -> None:
+        assert self.accelerator is not None
+        self.accelerator.setup_device(self.root_device)
+        reset_seed()
+        self.set_world_ranks()
+        self._init_deepspeed_distributed()
+
+
+class CutsItself(hfbridge.HFModule):
+    """Shards as Lightning's documentation shows for ModelParallelStrategy."""
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        if not any(hasattr(module, "unshard") for module in self.model.modules()):
+            for layer in self.model.distilbert.transformer.layer:
+                fully_shard(layer, mesh=self.device_mesh["data_parallel"])
+            fully_shard(self.model, mesh=self.device_mesh["data_parallel"])
+
+
+def make_strategy(name: str) -> Any:
+    """Make a strategy by its name."""
+    if name == "fsdp":
+        return strategies.FSDPStrategy() if ON_GPU else FSDPOnCPU()
+    if name.startswith("deepspeed"):
+        if not ON_GPU:
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        return (strategies.DeepSpeedStrategy if ON_GPU else DeepSpeedOnCPU)(stage=int(name[-1]))
+    if name == "ddp":
+        return hfbridge.strategies.DDPStrategy()
+    if name == "tensor parallel":
+        return strategies.ModelParallelStrategy()
+    return strategies.ModelParallelStrategy(data_parallel_size=RANKS, tensor_parallel_size=1)
+
+
+def train(
+    name: str,
+    side: str,
+    *,
+    folder: str,
+    settings: dict[str, Any] | None = None,
+    ckpt_path: str | None = None,
+    keeps: bool = False,
+    accumulation: int = 1,
+    is_named: bool = False,
+) -> tuple[dict[str, torch.Tensor], float]:
+    """Train six optimizer steps, two epochs, and validate.
+
+    Args:
+        name: of the strategy; "mesh by hand" is a subclass that shards by itself.
+        side: "hfbridge" or "lightning": whose Trainer.
+        folder: for all that is written.
+        settings: beside those of tests/lightning.
+        ckpt_path: to be resumed from.
+        keeps: Lightning's ModelCheckpoint keeps every second step.
+        accumulation: micro-batches of a step.
+        is_named: the model is one that has been saved, and is built from its folder.
+
+    Returns:
+        The weights, which `save_pretrained` has written, and the last validation loss.
+    """
+    said = {
+        **SETTINGS,
+        **(settings or {}),
+        "output_dir": folder,
+        "use_cpu": not ON_GPU,
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 2,
+    }
+    said |= {"gradient_accumulation_steps": accumulation, "eval_strategy": "epoch"}
+    given: dict[str, Any] = {}
+    if is_named:
+        saved = Path(folder, "model")
+        if not saved.exists():
+            make_model("distilbert", dropout=0.0).save_pretrained(saved)
+        given |= {"model": str(saved), "auto_class": AutoModelForSequenceClassification}
+    make_class = (lambda base: CutsItself) if name == "mesh by hand" else (lambda base: base)
+    module = make_module(side, make_class, settings=said, **given)
+    keeper = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=2, save_top_k=-1)
+    arguments: dict[str, Any] = {"strategy": make_strategy(name), **QUIET, "callbacks": [keeper] * keeps}
+    if side == "hfbridge":
+        trainer: Any = hfbridge.Trainer(said, **arguments)
+    else:
+        trainer = pl.Trainer(
+            accelerator="gpu" if ON_GPU else "cpu",
+            devices=RANKS,
+            max_epochs=2,
+            accumulate_grad_batches=accumulation,
+            num_sanity_val_steps=0,
+            enable_checkpointing=keeps,
+            **arguments,
+        )
+    data = hfbridge.HFDataModule(
+        train_dataset=make_dataset("distilbert", 12 * accumulation),
+        eval_dataset=make_dataset("distilbert", 8, seed=4),
+        data_collator=PadRows(),
+        settings=said if side == "lightning" else None,
+    )
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
+    loss = float(trainer.callback_metrics["eval_loss"])
+    module.save_pretrained(Path(folder, "saved"))
+    if name != "fsdp":  # Lightning wraps again what it has wrapped, which no module survives
+        (metrics,) = trainer.validate(module, datamodule=data, verbose=False)
+        assert abs(metrics["eval_loss"] - loss) < 1e-6
+    return load_file(Path(folder, "saved", "model.safetensors")), loss
