@@ -17,7 +17,7 @@ from lightning.pytorch.core.hooks import CheckpointHooks, DataHooks, ModelHooks 
 from hfbridge.arguments import TrainerArguments  # noqa: E402
 
 TARGET = ROOT / "docs" / "lightning.md"
-TESTS = ROOT / "tests" / "lightning"
+TESTS = ROOT / "tests"
 HEAD = """\
 # What works of Lightning
 
@@ -55,6 +55,26 @@ DATA = {
         "test_settings_train_any_module": "`hfbridge.Trainer(settings).fit(any_module)`",
     },
 }
+STRATEGIES = {
+    "distributed/test_lightning_data.py": {
+        "test_hfmodule_is_trained_by_lightnings_ddp_as_by_ours": "Lightning's `DDPStrategy` with HFModule",
+        "test_a_foreign_module_is_trained_by_our_ddp_as_by_lightnings": (
+            "`hfbridge.strategies.DDPStrategy` with any LightningModule"
+        ),
+    },
+    "distributed/test_lightning_strategies.py": {
+        "test_it_trains_as_under_ddp": (
+            "Lightning's `FSDPStrategy`, `ModelParallelStrategy` (data-parallel) and `DeepSpeedStrategy` with "
+            "HFModule: the weights of DDP"
+        ),
+        "test_it_is_resumed_from_lightnings_own_checkpoint": "the same, resumed from a ModelCheckpoint's file",
+        "test_our_checkpoints_hold_whole_states": (
+            "the same, with `save_strategy`: any strategy resumes from `checkpoint-N`; under Lightning's "
+            "`DeepSpeedStrategy` it holds no optimizer"
+        ),
+        "test_it_trains_on_a_gpu": "the same, where there is a GPU",
+    },
+}
 OVERRIDES = {
     "test_overrides.py": {
         "test_training_step": "`training_step`, with or without `super()`",
@@ -73,7 +93,7 @@ OVERRIDES = {
 
 def tests_in(name: str) -> set[str]:
     """Return the names of the test functions of a file."""
-    tree = ast.parse((TESTS / name).read_text())
+    tree = ast.parse((TESTS / _path(name)).read_text())
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
@@ -85,7 +105,7 @@ def link(file: str, test: str) -> str:
     """
     if test not in tests_in(file):
         sys.exit(f"docs/make_lightning.py names {file}::{test}, which does not exist")
-    return f"[{test}](../tests/lightning/{file})"
+    return f"[{test}](../tests/{_path(file)})"
 
 
 def arguments() -> list[str]:
@@ -112,7 +132,7 @@ def table(rows: dict[str, dict[str, str]]) -> list[str]:
 
 def render() -> str:
     """Write the page."""
-    written = (TESTS / "test_callbacks.py").read_text()
+    written = (TESTS / "lightning" / "test_callbacks.py").read_text()
     kinds = [name for name in callbacks.__all__ if re.search(rf'@row\("{name}\b', written)]
     missing = sorted(set(callbacks.__all__) - set(kinds))
     if missing:
@@ -137,6 +157,11 @@ def render() -> str:
         "\n## Data\n",
         "| data | shown by |\n| --- | --- |",
         *table(DATA),
+        "\n## Strategies\n",
+        "On two ranks. Lightning lets its FSDPStrategy and DeepSpeedStrategy run on GPUs only; the tests show "
+        "them on CPUs with that check taken out, and on GPUs where there are some.\n",
+        "| strategy | shown by |\n| --- | --- |",
+        *table(STRATEGIES),
         "\n## Subclasses of HFModule\n",
         "| override | shown by |\n| --- | --- |",
         *table(OVERRIDES),
@@ -150,7 +175,11 @@ def render() -> str:
 
 
 def _file(name: str) -> str:
-    return f"[{name}](../tests/lightning/{name})"
+    return f"[{name}](../tests/{_path(name)})"
+
+
+def _path(file: str) -> str:
+    return file if "/" in file else f"lightning/{file}"
 
 
 def main() -> int:
