@@ -64,15 +64,22 @@ STRATEGIES = {
     },
     "distributed/test_lightning_strategies.py": {
         "test_it_trains_as_under_ddp": (
-            "Lightning's `FSDPStrategy`, `ModelParallelStrategy` (data-parallel) and `DeepSpeedStrategy` with "
-            "HFModule: the weights of DDP"
+            "Lightning's `FSDPStrategy`, `ModelParallelStrategy` (data-parallel) and `DeepSpeedStrategy` "
+            "with HFModule: the weights of DDP"
         ),
-        "test_it_is_resumed_from_lightnings_own_checkpoint": "the same, resumed from a ModelCheckpoint's file",
+        "test_it_is_resumed_from_lightnings_own_checkpoint": (
+            "the same, resumed from a ModelCheckpoint's file"
+        ),
         "test_our_checkpoints_hold_whole_states": (
-            "the same, with `save_strategy`: any strategy resumes from `checkpoint-N`; under Lightning's "
-            "`DeepSpeedStrategy` it holds no optimizer"
+            "the same, with `save_strategy`: any strategy resumes from `checkpoint-N`; under "
+            "Lightning's `DeepSpeedStrategy` it holds no optimizer"
         ),
-        "test_it_trains_on_a_gpu": "the same, where there is a GPU",
+        "test_ours_train_any_module_as_ddp_does": (
+            '`"deepspeed_stage_1"` to `"deepspeed_stage_3"` and `"fsdp2"` of hfbridge with any '
+            "LightningModule, on CPUs, too; for `fsdp2` its `configure_model` shards, as Lightning's "
+            "ModelParallelStrategy asks"
+        ),
+        "test_it_trains_on_a_gpu": "HFModule under Lightning's strategies, where there is a GPU",
     },
 }
 OVERRIDES = {
@@ -158,8 +165,8 @@ def render() -> str:
         "| data | shown by |\n| --- | --- |",
         *table(DATA),
         "\n## Strategies\n",
-        "On two ranks. Lightning lets its FSDPStrategy and DeepSpeedStrategy run on GPUs only; the tests show "
-        "them on CPUs with that check taken out, and on GPUs where there are some.\n",
+        "On two ranks. Lightning lets its FSDPStrategy and DeepSpeedStrategy run on GPUs only; the tests "
+        "show them on CPUs with that check taken out, and on GPUs where there are some.\n",
         "| strategy | shown by |\n| --- | --- |",
         *table(STRATEGIES),
         "\n## Subclasses of HFModule\n",

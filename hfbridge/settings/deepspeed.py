@@ -223,3 +223,20 @@ def _excluded(config: Config, settings: Settings) -> Iterator[Problem]:
     if settings.save_only_model and settings.load_best_model_at_end:
         text = "the best model is loaded with its optimizer, which save_only_model leaves out; choose one"
         yield Problem("load_best_model_at_end = True", text)
+
+
+def without_automatic(config: Config) -> dict[str, Any]:
+    """Leave out what Lightning fills in by itself for a module that is no HFModule.
+
+    Args:
+        config: DeepSpeed's configuration; optimizers that DeepSpeed has not tested are allowed.
+    """
+
+    def stripped(part: Mapping[str, Any]) -> dict[str, Any]:
+        left = {name: stripped(v) if isinstance(v, Mapping) else v for name, v in part.items()}
+        return {name: value for name, value in left.items() if value not in ("auto", {})}
+
+    left = stripped(config)
+    for name in ("gradient_accumulation_steps", "train_batch_size"):
+        left.pop(name, None)
+    return {"zero_allow_untested_optimizer": True, **left}

@@ -12,10 +12,10 @@ from torch import nn
 from torch.distributed.constants import default_pg_timeout
 
 from hfbridge.strategies.launcher import ScriptLauncher, open_group
-from hfbridge.strategies.sharing import Sharing, is_shared_module
+from hfbridge.strategies.sharing import DirectSteps, Sharing, is_shared_module
 
 
-class DDPStrategy(strategies.DDPStrategy):
+class DDPStrategy(DirectSteps, strategies.DDPStrategy):
     """Lightning's DDP with the arguments that the native Trainer gives it.
 
     A LightningModule of the user's is trained as under Lightning's own.
@@ -79,31 +79,3 @@ class DDPStrategy(strategies.DDPStrategy):
         if any(p.requires_grad for p in model.parameters()):
             self.model = self._setup_model(model)
             self._register_ddp_hooks()
-
-    def training_step(self, *arguments: Any, **named: Any) -> Any:
-        """Call the module's step, in which each micro-batch's forward goes through DDP."""
-        module = self.lightning_module
-        if module is None or not is_shared_module(module):
-            return super().training_step(*arguments, **named)
-        return module.training_step(*arguments, **named)
-
-    def validation_step(self, *arguments: Any, **named: Any) -> Any:
-        """Call the module's step with the model as it is, as natively: DDP would send buffers round."""
-        module = self.lightning_module
-        if module is None or not is_shared_module(module):
-            return super().validation_step(*arguments, **named)
-        return module.validation_step(*arguments, **named)
-
-    def test_step(self, *arguments: Any, **named: Any) -> Any:
-        """Call the module's step with the model as it is."""
-        module = self.lightning_module
-        if module is None or not is_shared_module(module):
-            return super().test_step(*arguments, **named)
-        return module.test_step(*arguments, **named)
-
-    def predict_step(self, *arguments: Any, **named: Any) -> Any:
-        """Call the module's step with the model as it is."""
-        module = self.lightning_module
-        if module is None or not is_shared_module(module):
-            return super().predict_step(*arguments, **named)
-        return module.predict_step(*arguments, **named)

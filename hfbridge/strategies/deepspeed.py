@@ -28,12 +28,20 @@ from torch.distributed.constants import default_pg_timeout
 
 from hfbridge.errors import CheckpointError, SettingsError
 from hfbridge.optional import require
-from hfbridge.settings.deepspeed import Config, check_config, check_name, preset, read_config, value_in
+from hfbridge.settings.deepspeed import (
+    Config,
+    check_config,
+    check_name,
+    preset,
+    read_config,
+    value_in,
+    without_automatic,
+)
 from hfbridge.settings.settings import Settings
 from hfbridge.strategies.builds import warn_of_old_locks
-from hfbridge.strategies.engine import EnginePrecision, EngineSharing
+from hfbridge.strategies.engine import EnginePrecision, EngineSharing, UndividedPrecision
 from hfbridge.strategies.launcher import ScriptLauncher, open_group
-from hfbridge.strategies.sharing import check_module
+from hfbridge.strategies.sharing import DirectSteps, for_hfmodule, is_shared_module
 
 _SINGLE_FILES = (
     "Under DeepSpeed a run goes on from directories, which save_strategy in the settings writes; "
@@ -44,7 +52,19 @@ _SINGLE_FILES = (
 _VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK")
 
 
-class DeepSpeedStrategy(strategies.DeepSpeedStrategy):
+@for_hfmodule(
+    "handles_gradient_accumulation",
+    "block_backward_sync",
+    "model_sharded_context",
+    "tensor_init_context",
+    "setup",
+    "restore_checkpoint_after_setup",
+    "lightning_restore_optimizer",
+    "load_checkpoint",
+    "load_model_state_dict",
+    "save_checkpoint",
+)
+class DeepSpeedStrategy(DirectSteps, strategies.DeepSpeedStrategy):
     """Lightning's DeepSpeed strategy with the native Trainer's configuration, on GPUs and on CPUs.
 
     Args:
@@ -93,6 +113,7 @@ class DeepSpeedStrategy(strategies.DeepSpeedStrategy):
             os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is imported
         require("deepspeed", extra="deepspeed", for_=f'strategy="deepspeed_stage_{self.stage}"')
         super().__init__(config={}, timeout=timeout, process_group_backend=process_group_backend)
+        self._other_precision = UndividedPrecision("32-true")
         self._environment_before: dict[str, str | None] | None = None
         self.sharing = EngineSharing(self, config=self.given_config, is_sharded=self.zero_stage_3)
         self._engine_precision = EnginePrecision(self.sharing)
@@ -110,12 +131,25 @@ class DeepSpeedStrategy(strategies.DeepSpeedStrategy):
 
     @property
     def precision_plugin(self) -> Precision:
-        """What runs a backward: the engine; dtypes are its own business."""
-        return self._engine_precision if hasattr(self, "_engine_precision") else Precision()
+        """What runs a backward: the engine; of an HFModule it knows the dtypes, too."""
+        if not hasattr(self, "_engine_precision"):
+            return Precision()
+        if self.lightning_module is None or is_shared_module(self.lightning_module):
+            return self._engine_precision
+        return self._other_precision
 
     @precision_plugin.setter
     def precision_plugin(self, precision_plugin: Precision | None) -> None:
-        """Lightning's own plugin for DeepSpeed would step a second time."""
+        """Take the precision of other modules; with an HFModule its plugin would step a second time."""
+        if precision_plugin is not None:
+            self._other_precision = UndividedPrecision(precision_plugin.precision)  # type: ignore[arg-type]
+
+    @property
+    def root_device(self) -> torch.device:
+        """This rank's device; Lightning tells DeepSpeed its number."""
+        device, module = super().root_device, self.lightning_module
+        is_other = module is not None and not is_shared_module(module)
+        return torch.device("cpu", 0) if is_other and device.type == "cpu" else device
 
     @property
     def handles_gradient_accumulation(self) -> bool:
@@ -134,12 +168,9 @@ class DeepSpeedStrategy(strategies.DeepSpeedStrategy):
         self._launcher = ScriptLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
 
     def setup_environment(self) -> None:
-        """Open the process group; Lightning's own refuses CPUs.
-
-        Raises:
-            SettingsError: another module than HFModule is run.
-        """
-        check_module(self.lightning_module, type(self).__name__, instead="DeepSpeedStrategy()")
+        """Open the process group; Lightning's own refuses CPUs."""
+        if not is_shared_module(self.lightning_module):
+            self.config = without_automatic(self.given_config)
         assert self.accelerator is not None
         self.accelerator.setup_device(self.root_device)
         self.setup_distributed()
@@ -246,7 +277,8 @@ class DeepSpeedStrategy(strategies.DeepSpeedStrategy):
 
     def teardown(self) -> None:
         """Leave model and engine where they are, as natively: all ranks still need a sharded model."""
-        self.model = self.lightning_module
+        if is_shared_module(self.lightning_module):
+            self.model = self.lightning_module
         for part in (self.cluster_environment, self.precision_plugin, self.accelerator, self.checkpoint_io):
             assert part is not None
             part.teardown()
@@ -256,26 +288,6 @@ class DeepSpeedStrategy(strategies.DeepSpeedStrategy):
             else:
                 os.environ[name] = value
         self._environment_before = None
-
-    def training_step(self, *arguments: Any, **named: Any) -> Any:
-        """Call the module's step, in which each micro-batch's forward goes through the engine."""
-        assert self.lightning_module is not None
-        return self.lightning_module.training_step(*arguments, **named)
-
-    def validation_step(self, *arguments: Any, **named: Any) -> Any:
-        """Call the module's step with the model as it is, as natively."""
-        assert self.lightning_module is not None
-        return self.lightning_module.validation_step(*arguments, **named)
-
-    def test_step(self, *arguments: Any, **named: Any) -> Any:
-        """Call the module's step with the model as it is."""
-        assert self.lightning_module is not None
-        return self.lightning_module.test_step(*arguments, **named)
-
-    def predict_step(self, *arguments: Any, **named: Any) -> Any:
-        """Call the module's step with the model as it is."""
-        assert self.lightning_module is not None
-        return self.lightning_module.predict_step(*arguments, **named)
 
 
 def _check_callbacks(trainer: pl.Trainer) -> None:

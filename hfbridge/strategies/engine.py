@@ -12,7 +12,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.plugins.precision import DeepSpeedPrecision, Precision
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -243,6 +243,16 @@ class EnginePrecision(Precision):
     ) -> None:
         """Run the backward of one micro-batch."""
         self._sharing.backward(tensor)
+
+
+class UndividedPrecision(DeepSpeedPrecision):
+    """Lightning's precision for other modules; the engine divides nothing that Lightning has divided."""
+
+    def backward(  # type: ignore[override]
+        self, tensor: Tensor, model: pl.LightningModule, optimizer: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """Run the backward of one micro-batch."""
+        super().backward(tensor, model, optimizer, *args, scale_wrt_gas=False, **kwargs)
 
 
 class EngineOptimizer(Optimizer):

@@ -32,13 +32,15 @@ from torch.distributed.fsdp import (
 )
 from torch.optim import Optimizer
 
+from hfbridge.errors import SettingsError
 from hfbridge.strategies.sharded import ShardedStrategy
-from hfbridge.strategies.sharing import Sharing
+from hfbridge.strategies.sharing import Sharing, for_hfmodule
 from hfbridge.strategies.units import TRANSFORMER_BASED, find_units, recompute
 
 _WRAPPER, _RECOMPUTED = "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."
 
 
+@for_hfmodule("model_sharded_context")
 class FSDPStrategy(ShardedStrategy, strategies.FSDPStrategy):  # type: ignore[misc]  # any precision plugin
     """Lightning's FSDPStrategy, with the Hugging Face model wrapped as natively, on GPUs and CPUs.
 
@@ -102,6 +104,15 @@ class FSDPStrategy(ShardedStrategy, strategies.FSDPStrategy):  # type: ignore[mi
     def model_sharded_context(self) -> AbstractContextManager[Any]:  # type: ignore[override]
         """Do nothing: HFModule asks `sharing`."""
         return nullcontext()
+
+    def _setup_model(self, model: nn.Module) -> nn.Module:
+        """Wrap a module that is no HFModule, as Lightning does."""
+        if self.root_device.type == "cpu":
+            raise SettingsError(
+                f'strategy="fsdp" on CPUs trains an HFModule, and `{type(model).__name__}` is none. Use '
+                '"fsdp2" or "ddp".'
+            )
+        return super()._setup_model(model)
 
 
 class _Wrapper(FullyShardedDataParallel):

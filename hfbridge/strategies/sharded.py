@@ -26,12 +26,25 @@ from torch.optim import Optimizer
 
 from hfbridge.errors import SettingsError
 from hfbridge.strategies.launcher import ScriptLauncher, open_group
-from hfbridge.strategies.sharing import Sharing, check_module
+from hfbridge.strategies.sharing import DirectSteps, Sharing, for_hfmodule, is_shared_module
 
 _MODEL = "model."
 
 
-class ShardedStrategy(ParallelStrategy):
+@for_hfmodule(
+    "restore_checkpoint_after_setup",
+    "lightning_restore_optimizer",
+    "setup",
+    "model_to_device",
+    "block_backward_sync",
+    "lightning_module_state_dict",
+    "load_model_state_dict",
+    "optimizer_state",
+    "load_optimizer_state_dict",
+    "save_checkpoint",
+    "load_checkpoint",
+)
+class ShardedStrategy(DirectSteps, ParallelStrategy):
     """A strategy whose ranks hold parts of the Hugging Face model: what both versions of FSDP have in common.
 
     Attributes:
@@ -74,12 +87,9 @@ class ShardedStrategy(ParallelStrategy):
         """Open the process group; a restarted attempt has one of its own.
 
         Raises:
-            SettingsError: `sync_batchnorm` is asked for, or another module than HFModule is run.
+            SettingsError: `sync_batchnorm` is asked for with an HFModule.
         """
-        check_module(
-            self.lightning_module, type(self).__name__, instead="FSDPStrategy() or ModelParallelStrategy()"
-        )
-        if self._layer_sync is not None:
+        if self._layer_sync is not None and is_shared_module(self.lightning_module):
             raise SettingsError(
                 "Trainer(sync_batchnorm=True) replaces layers of the model, which FSDP has sharded by then. "
                 'Leave it out, or use strategy="ddp".'
@@ -109,26 +119,6 @@ class ShardedStrategy(ParallelStrategy):
                 child.to(self.root_device)
         _move_torchmetrics_to_device(module, self.root_device)
         _update_properties(module, device=self.root_device)
-
-    def training_step(self, *arguments: Any, **named: Any) -> Any:
-        """Call the module's step, in which each micro-batch's forward goes through the sharded model."""
-        assert self.lightning_module is not None
-        return self.lightning_module.training_step(*arguments, **named)
-
-    def validation_step(self, *arguments: Any, **named: Any) -> Any:
-        """Call the module's step."""
-        assert self.lightning_module is not None
-        return self.lightning_module.validation_step(*arguments, **named)
-
-    def test_step(self, *arguments: Any, **named: Any) -> Any:
-        """Call the module's step."""
-        assert self.lightning_module is not None
-        return self.lightning_module.test_step(*arguments, **named)
-
-    def predict_step(self, *arguments: Any, **named: Any) -> Any:
-        """Call the module's step."""
-        assert self.lightning_module is not None
-        return self.lightning_module.predict_step(*arguments, **named)
 
     def block_backward_sync(self) -> AbstractContextManager[Any]:  # type: ignore[override]
         """Add gradients up on each rank, and do not exchange them."""

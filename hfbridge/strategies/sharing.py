@@ -19,8 +19,9 @@ A `Sharing` by itself is that of a single device and of DDP, where every rank ho
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch.strategies import Strategy
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from hfbridge.errors import SettingsError
+S = TypeVar("S", bound=Strategy)
 
 
 class Sharing:
@@ -139,20 +140,62 @@ def is_shared_module(module: Any) -> bool:
     return isinstance(getattr(type(module), "sharing", None), property)
 
 
-def check_module(module: Any, strategy: str, *, instead: str) -> None:
-    """Check that a strategy that shards the Hugging Face model of an HFModule runs one.
+def for_hfmodule(*names: str) -> Callable[[type[S]], type[S]]:
+    """Have methods and properties of a strategy serve an HFModule, and Lightning's own any other module.
 
     Args:
-        module: the LightningModule.
-        strategy: name of the strategy's class.
-        instead: strategies of Lightning's that shard any module.
-
-    Raises:
-        SettingsError: it does not.
+        *names: of the methods, and of properties that are only read.
     """
-    if not is_shared_module(module):
-        raise SettingsError(
-            f"hfbridge.strategies.{strategy} shards the model of an HFModule, and "
-            f'`{type(module).__name__}` is none. Use strategy="ddp", or {instead} of '
-            "lightning.pytorch.strategies, which need GPUs."
-        )
+
+    def decorate(kind: type[S]) -> type[S]:
+        for name in names:
+            own: Any = vars(kind)[name]
+            replace = _read if isinstance(own, property) else _call
+            setattr(kind, name, replace(kind, name, own))
+        return kind
+
+    return decorate
+
+
+def _call(kind: type[S], name: str, own: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(own)
+    def call(strategy: Any, *arguments: Any, **named: Any) -> Any:
+        if is_shared_module(strategy.lightning_module):
+            return own(strategy, *arguments, **named)
+        return getattr(super(kind, strategy), name)(*arguments, **named)
+
+    return call
+
+
+def _read(kind: type[S], name: str, own: property) -> property:
+    @wraps(own.fget)  # type: ignore[arg-type]
+    def read(strategy: Any) -> Any:
+        is_ours = is_shared_module(strategy.lightning_module)
+        return own.__get__(strategy) if is_ours else getattr(super(kind, strategy), name)
+
+    return property(read)
+
+
+@for_hfmodule("training_step", "validation_step", "test_step", "predict_step")
+class DirectSteps(Strategy):
+    """A strategy that calls an HFModule's steps: each forward goes through what is around its model."""
+
+    def training_step(self, *arguments: Any, **named: Any) -> Any:
+        """Call the module's step, in which each micro-batch's forward goes through its wrapper."""
+        assert self.lightning_module is not None
+        return self.lightning_module.training_step(*arguments, **named)
+
+    def validation_step(self, *arguments: Any, **named: Any) -> Any:
+        """Call the module's step with the model as it is, as natively: DDP would send buffers round."""
+        assert self.lightning_module is not None
+        return self.lightning_module.validation_step(*arguments, **named)
+
+    def test_step(self, *arguments: Any, **named: Any) -> Any:
+        """Call the module's step with the model as it is."""
+        assert self.lightning_module is not None
+        return self.lightning_module.test_step(*arguments, **named)
+
+    def predict_step(self, *arguments: Any, **named: Any) -> Any:
+        """Call the module's step with the model as it is."""
+        assert self.lightning_module is not None
+        return self.lightning_module.predict_step(*arguments, **named)

@@ -1,6 +1,7 @@
 """Lightning's own sharding strategies with an HFModule on two ranks; on CPUs where Lightning wants GPUs."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from torch.distributed.fsdp import (
     StateDictType,
     fully_shard,
 )
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForSequenceClassification
 
 import hfbridge
-from tests.lightning.plain_data import QUIET, SETTINGS, make_module
+from tests.lightning.plain_data import QUIET, SETTINGS, PlainModule, make_loader, make_module
 from tests.tiny import PadRows, make_dataset, make_model
 
 RANKS = int(os.environ.get("WORLD_SIZE", "1"))
@@ -164,3 +166,65 @@ def train(
         (metrics,) = trainer.validate(module, datamodule=data, verbose=False)
         assert abs(metrics["eval_loss"] - loss) < 1e-6
     return load_file(Path(folder, "saved", "model.safetensors")), loss
+
+
+class WithMomentum(PlainModule):
+    """A LightningModule whose optimizer has a state: Lightning cannot read an empty one."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.5)
+
+
+class PlainCutsItself(WithMomentum):
+    """A LightningModule that shards as Lightning's documentation shows."""
+
+    def configure_model(self) -> None:
+        if not any(hasattr(module, "unshard") for module in self.model.modules()):
+            fully_shard(self.model, mesh=self.device_mesh["data_parallel"])
+
+
+OURS: dict[str, Any] = {
+    "ddp": hfbridge.strategies.DDPStrategy,
+    "fsdp": hfbridge.strategies.FSDPStrategy,
+    "fsdp2": hfbridge.strategies.FSDP2Strategy,
+    **{
+        f"deepspeed {stage}": partial(hfbridge.strategies.DeepSpeedStrategy, stage=stage, on_cpu=not ON_GPU)
+        for stage in (1, 2, 3)
+    },
+}
+
+
+def train_plain(name: str, side: str, folder: str, accumulation: int) -> dict[str, torch.Tensor]:
+    """Train and validate a LightningModule that is no HFModule by a strategy of hfbridge's, two epochs.
+
+    The second is resumed from a checkpoint of the first. Returns the weights.
+    """
+    for epochs in (1, 2):
+        module = PlainCutsItself() if name == "fsdp2" else WithMomentum()
+        said = {**SETTINGS, "output_dir": folder, "use_cpu": not ON_GPU, "num_train_epochs": epochs}
+        said |= {"gradient_accumulation_steps": accumulation, "eval_strategy": "epoch", "max_grad_norm": 0.1}
+        keeper = ModelCheckpoint(folder, filename=f"{epochs}", every_n_epochs=1)
+        arguments: dict[str, Any] = {"strategy": OURS[name](), **QUIET, "callbacks": [keeper]}
+        if side == "hfbridge":
+            trainer: Any = hfbridge.Trainer(said, **arguments)
+        else:
+            trainer = pl.Trainer(
+                accelerator="gpu" if ON_GPU else "cpu",
+                devices=RANKS,
+                max_epochs=epochs,
+                accumulate_grad_batches=accumulation,
+                gradient_clip_val=0.1,
+                num_sanity_val_steps=0,
+                **arguments,
+            )
+        rows = make_loader(12 * accumulation, batch_size=2)
+        resumed = str(Path(folder, "1.ckpt")) if epochs == 2 else None
+        trainer.fit(module, rows, make_loader(8, seed=4, batch_size=2), ckpt_path=resumed)
+    parameters = list(module.parameters())
+    if hasattr(parameters[0], "ds_id"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(parameters):
+            return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+    state = module.state_dict()
+    return {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in state.items()}

@@ -9,7 +9,6 @@ from tests.distributed.lightning_jobs import (
     predict_rows,
     train_by,
     train_rows,
-    why_not_by,
 )
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -72,12 +71,3 @@ def test_hfmodule_is_trained_by_lightnings_ddp_as_by_ours(ranks, side):
     expected, _ = pool.run(train_by, side, "hfbridge's ddp", "HFModule")
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert all(torch.equal(first[name], expected[name]) for name in expected)
-
-
-@for_both
-@pytest.mark.parametrize(
-    ("strategy", "name"), [("fsdp2", "FSDP2Strategy"), ("deepspeed", "DeepSpeedStrategy")]
-)
-def test_what_shards_the_model_of_an_hfmodule_says_so(ranks, side, strategy, name):
-    for message in ranks(2).run(why_not_by, side, strategy, "PlainModule"):
-        assert f"hfbridge.strategies.{name} shards the model of an HFModule, and `PlainModule` is" in message

@@ -1,11 +1,13 @@
 """An HFModule under the objects of Lightning's own sharding strategies, on two ranks."""
 
+from functools import partial
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from hfbridge import SettingsError
-from tests.distributed.own_strategies import train
+from tests.distributed.own_strategies import train, train_plain
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -42,10 +44,11 @@ def run(name, side, given):
     return train(name, side, **given)
 
 
-def why_not(side, folder):
-    """Try to train tensor-parallel; returns the message of the error."""
+def why_not(side, folder, name="tensor parallel"):
+    """Try to train HFModule tensor-parallel, or another module; returns the message of the error."""
+    trains = partial(train_plain, accumulation=1) if name == "fsdp" else train
     with pytest.raises(SettingsError) as caught:
-        train("tensor parallel", side, folder=folder)
+        trains(name, side, folder=folder)
     return str(caught.value)
 
 
@@ -101,6 +104,17 @@ def test_it_builds_a_named_model_and_clips(ranks, tmp_path, name, side):
 
 
 @for_both
+@pytest.mark.parametrize("name", ["fsdp2", "deepspeed 1", "deepspeed 2", "deepspeed 3"])
+@pytest.mark.parametrize("accumulation", [pytest.param(1, marks=pytest.mark.long), 2])
+def test_ours_train_any_module_as_ddp_does(ranks, tmp_path, name, side, accumulation):
+    pool = ranks(2)
+    expected, _ = pool.run(train_plain, "ddp", side, str(tmp_path / "one"), accumulation)
+    weights, other = pool.run(train_plain, name, side, str(tmp_path / "two"), accumulation)
+    assert_close(weights, expected)
+    assert_close(other, expected)
+
+
+@for_both
 def test_tensor_parallel_ranks_are_refused_with_what_to_pass(ranks, tmp_path, side):
     for message in ranks(2).run(why_not, side, str(tmp_path)):
         assert "ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)" in message
@@ -115,3 +129,9 @@ def test_it_trains_on_a_gpu(ranks, tmp_path, name, side):
     for key in expected:
         torch.testing.assert_close(weights[key], expected[key], rtol=0, atol=1e-4, msg=key)
     assert loss == pytest.approx(expected_loss, abs=1e-4)
+
+
+@for_both
+def test_fsdp_on_cpus_says_that_it_trains_an_hfmodule(ranks, tmp_path, side):
+    for message in ranks(2).run(why_not, side, str(tmp_path), "fsdp"):
+        assert message.startswith('strategy="fsdp" on CPUs trains an HFModule, and `WithMomentum` is none')
