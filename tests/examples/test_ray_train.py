@@ -22,6 +22,7 @@ from tests.examples.test_examples import load
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.distributed,
+    pytest.mark.long,  # a cluster starts slowly on two busy cores
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra ray"),
 ]
 
