@@ -102,7 +102,7 @@ class ModelRun:
             )
         self.chunked: ChunkedLoss | None = None
         self._closure_hook: Any = None
-        self.is_built = self._has_looked = self._trains = self.has_tried = False
+        self.is_built = self._has_looked = self._trains = self._has_begun = self.has_tried = False
         self._planned: tuple[int, float] | None = None
         self._random_states: Any = None
         self._tries_packing = module.data.packing is not None
@@ -279,7 +279,8 @@ class ModelRun:
             step: its micro-batches are still on the CPU.
 
         Raises:
-            ModelError: the model does not keep the samples of packed rows apart.
+            ModelError: the model does not keep the samples of packed rows apart, or its loss cannot be
+                computed in chunks.
 
         Mirrors: transformers.Trainer.get_batch_samples
         """
@@ -294,6 +295,12 @@ class ModelRun:
             inputs = [self.prepare_inputs(micro_batch) for micro_batch in inputs]
         step.loss = normalization.loss_for(model, inputs)
         step.items = step.loss.count(step.micro_batches, self._device)
+        if not self._has_begun:
+            self._has_begun = True
+            if self.chunked is not None:
+                self.chunked.check(self.prepare_inputs(step.micro_batches[0]))
+            if self._module.host.state.global_step == 0:
+                self._module.tell(normalization.compare(step.micro_batches, advice=self._module.advice))
 
     def warn_of_mean(self) -> None:
         """Note what Lightning's mean over the micro-batches of a step means, where items differ."""

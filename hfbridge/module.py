@@ -483,8 +483,6 @@ class HFModule(pl.LightningModule):
             run.warn_of_mean()
         elif step.loss is None:
             run.begin_step(step)
-            if host.state.global_step == 0:
-                self.tell(run.normalization.compare(step.micro_batches, advice=self.advice))
         for to_training in run.optimizers_to_training:
             to_training()
         set_training(run.preparation.trained)

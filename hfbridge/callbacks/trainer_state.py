@@ -198,6 +198,7 @@ class CallbackHost(EvaluationHooks):
         is_told = module.resumption is not None or not self.warn_existing_checkpoints
         self.checkpoints.open(trainer, is_resumed=is_told)
         self._clears = module.automatic_optimization and not module.overrides("optimizer_zero_grad")
+        self._begins_steps = not module.overrides("training_step")
         self._clears_late = self._clears and is_overridden("on_train_batch_end", module)
 
     def _begin_state(self, module: Any) -> None:
@@ -296,6 +297,9 @@ class CallbackHost(EvaluationHooks):
         if self._is_within_step:
             return
         self._is_within_step = True
+        if self._begins_steps and micro_batch is not None and micro_batch.step is not None:
+            module: Any = pl_module
+            module.run.begin_step(micro_batch.step)
         control = self.control
         control.should_log = control.should_evaluate = control.should_save = False
         self.fire("on_step_begin")

@@ -87,14 +87,22 @@ class ChunkedLoss:
         """
         if self.keeps_logits or inputs.get("labels") is None:
             return forward()
-        if not self._is_tried:
-            with together():
-                self._try(inputs)
-            self._is_tried = True
+        self.check(inputs)
         outputs = self._run(forward, "chunks")
         found = {"loss": _loss_in(outputs), "summed_loss": self._sum, "hidden_states": self._passed}
         self._sum = self._passed = None
         return found
+
+    def check(self, inputs: Inputs) -> None:
+        """Try the model with a micro-batch; a second call does nothing.
+
+        Raises:
+            ModelError: the loss is not computed of what the head returns.
+        """
+        if not self._is_tried and inputs.get("labels") is not None:
+            with together():
+                self._try(inputs)
+            self._is_tried = True
 
     def undo(self) -> None:
         """Give the model its head and loss function back; a second call does nothing."""
