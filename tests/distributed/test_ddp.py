@@ -116,6 +116,7 @@ def test_collectives_wait_as_long_as_ddp_timeout(ranks):
     assert found == [timedelta(seconds=77)] * 2
 
 
+@pytest.mark.long
 def test_three_ranks_and_several_buckets(ranks):
     job = Job("llama", {**ACCUMULATED, "max_steps": 4}, model=several_buckets)
     ranks(3).run(run_job_on_both, job)

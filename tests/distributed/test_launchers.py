@@ -119,6 +119,7 @@ def test_an_interactive_job_of_slurm_is_none(launcher, expected):
     assert [numbers(results[rank]) for rank in (0, 1)] == [expected] * 2
 
 
+@pytest.mark.long
 def test_two_agents_of_torchrun(launcher, expected):
     port = free_port()
     agents = [
@@ -235,6 +236,7 @@ def test_the_console(launcher):
         assert unwanted not in output
 
 
+@pytest.mark.long
 def test_rows_are_printed_once(launcher):
     one = launcher.start(trainer=TWO)
     ended_well(one)

@@ -48,6 +48,7 @@ def assert_same(theirs: dict[int, dict[str, Any]], ours: dict[int, dict[str, Any
     assert [ours[rank]["weights"] for rank in (0, 1)] == [theirs[rank]["weights"] for rank in (0, 1)]
 
 
+@pytest.mark.long
 def test_lightnings_own_launcher(launcher: Launcher, theirs: Any) -> None:
     assert_same(theirs, run(launcher, engine="moved", trainer={"strategy": "ddp", "devices": 2}), "ddp")
 

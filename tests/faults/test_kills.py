@@ -38,6 +38,7 @@ def test_fifty_kills() -> None:
 
 @pytest.mark.distributed
 @pytest.mark.slow
+@pytest.mark.long
 def test_killed_ranks_go_on() -> None:
     check(kill(3, seed=1, module="tests.distributed.kills"), 3)
 

@@ -50,7 +50,7 @@ def process_of(launcher: Launcher, rank: int) -> int:
     ("how", "victim"),
     [
         ("lightning", 1),
-        ("torchrun", 0),
+        pytest.param("torchrun", 0, marks=pytest.mark.long),
         pytest.param("lightning", 0, marks=pytest.mark.long),
         pytest.param("torchrun", 1, marks=pytest.mark.long),
     ],
@@ -72,6 +72,7 @@ def test_a_rank_is_killed(launcher, how, victim):
         assert one.process.returncode == 1
 
 
+@pytest.mark.long
 def test_a_rank_is_killed_before_it_has_come(launcher):
     """The first rank waits for it in the rendezvous, which Python code cannot leave."""
     one = launcher.start(trainer=TWO, **LONG)

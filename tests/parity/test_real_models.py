@@ -96,7 +96,7 @@ SST2_CASES = [
     pytest.param({"gradient_accumulation_steps": 4, "bf16": True}, id="4-bf16"),
     pytest.param({"gradient_accumulation_steps": 3, "num_train_epochs": 1.5}, id="3-fp32"),
     pytest.param({"gradient_accumulation_steps": 1, "max_steps": 4}, id="1-fp32"),
-    pytest.param({"gradient_accumulation_steps": 3, "bf16": True}, id="3-bf16"),
+    pytest.param({"gradient_accumulation_steps": 3, "bf16": True}, id="3-bf16", marks=pytest.mark.long),
     pytest.param({"gradient_accumulation_steps": 1, "max_steps": 4, "bf16": True}, id="1-bf16"),
 ]
 
