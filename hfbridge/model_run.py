@@ -16,7 +16,7 @@ import torch
 from accelerate.utils import send_to_device
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import TrainingArguments, enable_full_determinism, set_seed
 
 from hfbridge import generators
@@ -62,6 +62,7 @@ class ModelRun:
     Attributes:
         args: the settings as native TrainingArguments.
         is_built: the model is there.
+        label_names: names under which labels reach it; known once it is built.
         has_tried: a finder of Lightning's has trained the model, and the run has not begun.
         sharing: how the ranks share the model.
         normalization: how losses are normalised; known once the model is built.
@@ -81,6 +82,7 @@ class ModelRun:
     preparation: Preparation
     preparation_s: float
     parameters: ParameterCounts
+    label_names: list[str]
 
     def __init__(self, module: Any, settings: Settings) -> None:
         self._module = module
@@ -107,8 +109,8 @@ class ModelRun:
         self._random_states: Any = None
         self._tries_packing = module.data.packing is not None
 
-    def build(self, build: Any, *, in_parts: bool, seeds_again: bool) -> None:
-        """Seed, build the model if it is not there, and see that all ranks have the same.
+    def build(self, build: Any, *, in_parts: bool, seeds_again: bool) -> nn.Module:
+        """Seed, build the model if it is not there, see that all ranks have the same, and return it.
 
         Args:
             build: makes a model that is not there yet.
@@ -124,16 +126,17 @@ class ModelRun:
             seed_all(args.seed)
         if self.sharing.loads_sharded and not in_parts:
             module.tell(_BUILT_WHOLE)
-        if not module.is_built:
+        if module.is_built:
+            model: nn.Module = module.model
+        else:
             shard = partial(self.sharing.shard, dtype=self._mixed)
-            module.model = build(shard=shard if self.sharing.loads_sharded and in_parts else None)
+            model = build(shard=shard if self.sharing.loads_sharded and in_parts else None)
             if seeds_again:
                 seed_all(args.seed)
-        compare(lambda: facts_of_model(module.model))
-        self.parameters = count_parameters(module.model, getattr(module.model, "_outline", None))
-        module.label_names = (
-            label_names_of(module.model) if args.label_names is None else list(args.label_names)
-        )
+        compare(lambda: facts_of_model(model))
+        self.parameters = count_parameters(model, getattr(model, "_outline", None))
+        self.label_names = label_names_of(model) if args.label_names is None else list(args.label_names)
+        return model
 
     def build_early(self) -> None:
         """Build the model as Lightning would later, unless the strategy cuts it into parts."""
@@ -293,8 +296,8 @@ class ModelRun:
         inputs: list[Any] = step.micro_batches
         if not normalization.is_settled:
             inputs = [self.prepare_inputs(micro_batch) for micro_batch in inputs]
-        step.loss = normalization.loss_for(model, inputs)
-        step.items = step.loss.count(step.micro_batches, self._device)
+        loss = normalization.loss_for(model, inputs)
+        step.begin(loss, loss.count(step.micro_batches, self._device))
         if not self._has_begun:
             self._has_begun = True
             if self.chunked is not None:

@@ -111,7 +111,6 @@ class HFModule(pl.LightningModule):
     Attributes:
         schedule: the run's learning-rate schedule.
         last_step: gradient norm and learning rate of the epoch's last optimizer step.
-        eval_metrics: metrics of the last evaluation, of all its sets.
         resumption: what the run goes on from; `None` for one that begins.
         _reused_optimizer: what the next run goes on with.
         evaluator: runs the evaluations.
@@ -200,7 +199,6 @@ class HFModule(pl.LightningModule):
         self._user_optimizers, self.optimizer_cls_and_kwargs = optimizers, optimizer_cls_and_kwargs
         self.loss_normalization, self.chunked_loss = loss_normalization, chunked_loss
         self.last_step = StepRecord()
-        self.eval_metrics: dict[str, Any] = {}
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; Lightning's name of the current hook, set twice a hook, goes the short way."""
@@ -272,6 +270,11 @@ class HFModule(pl.LightningModule):
     def is_heard(self) -> bool:
         """Whether the host is among the Trainer's callbacks: Lightning's finders try runs without any."""
         return self._host in self.trainer.callbacks  # type: ignore[attr-defined]
+
+    @property
+    def eval_metrics(self) -> dict[str, Any]:
+        """Metrics of the last evaluation, of all its sets."""
+        return self.evaluator.metrics
 
     @property
     def sharing(self) -> Sharing:
@@ -378,7 +381,8 @@ class HFModule(pl.LightningModule):
             return
         self.begin_run()
         if not self.run.is_built:
-            self.run.build(self._build, **self._is_built)
+            self.model = self.run.build(self._build, **self._is_built)
+            self.label_names = self.run.label_names
             self.run.prepare()
             self.run.expect_trials(self.trainer)
             self.host.attach(self, self.args)

@@ -8,7 +8,7 @@ run of Lightning's validation loop evaluates all sets, one after the other:
     prediction_step                          HFModule.validation_step, predict_step
     on_prediction_step                       on_validation_batch_end, on_predict_batch_end
     on_log, on_evaluate                      on_validation_batch_end of a set's last batch
-    (the dict that evaluate() returns)       on_validation_epoch_end: callback_metrics, HFModule.eval_metrics
+    (the dict that evaluate() returns)       on_validation_epoch_end: callback_metrics, Evaluator.metrics
     on_predict, PredictionOutput             on_predict_epoch_end
 """
 
@@ -52,6 +52,7 @@ class Evaluator:
         generate_arguments: what the next runs give `generate` beside the settings.
         rehearses: a run that evaluates tries that on a few rows before it begins.
         known_metrics: names that these few rows gave.
+        metrics: of the last evaluation, of all its sets.
 
     Proved by: tests/parity/test_evaluation_options.py
     """
@@ -65,6 +66,7 @@ class Evaluator:
         self.keep_padded_samples = False
         self.rehearses = True
         self.known_metrics: set[str] = set()
+        self.metrics: dict[str, Any] = {}
         self._trainer: weakref.ref[pl.Trainer] | None = None
         self._evaluated = False
         self._preparation_s: float | None = None
@@ -351,7 +353,7 @@ class Evaluator:
         self.memory.end(self._stage, row)
         self._metrics |= {name: value for name, value in row.items() if name not in speed}
         self._speed |= speed
-        module.eval_metrics = {**module.eval_metrics, **row} if self._reported else row
+        self.metrics = {**self.metrics, **row} if self._reported else row
         self._reported.append(evaluation.of.prefix)
 
     def _with_number_of_loader(self, metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ callbacks and before checkpoints are written.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -198,7 +198,7 @@ class CallbackHost(EvaluationHooks):
         is_told = module.resumption is not None or not self.warn_existing_checkpoints
         self.checkpoints.open(trainer, is_resumed=is_told)
         self._clears = module.automatic_optimization and not module.overrides("optimizer_zero_grad")
-        self._begins_steps = not module.overrides("training_step")
+        self._tries_step = not module.overrides("training_step")  # what is wrong is told before any event
         self._clears_late = self._clears and is_overridden("on_train_batch_end", module)
 
     def _begin_state(self, module: Any) -> None:
@@ -278,7 +278,7 @@ class CallbackHost(EvaluationHooks):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Fire `on_epoch_begin`; a row that no step of this epoch precedes has no gradient norm."""
         module: Any = pl_module
-        module.last_step.grad_norm = module.last_step.learning_rate = None
+        module.last_step.forget()
         self.control.should_epoch_stop = False
         self.fire("on_epoch_begin")
 
@@ -297,9 +297,10 @@ class CallbackHost(EvaluationHooks):
         if self._is_within_step:
             return
         self._is_within_step = True
-        if self._begins_steps and micro_batch is not None and micro_batch.step is not None:
-            module: Any = pl_module
-            module.run.begin_step(micro_batch.step)
+        if self._tries_step and micro_batch is not None and micro_batch.step is not None:
+            self._tries_step, module = False, cast(Any, pl_module)
+            with trainer.precision_plugin.forward_context():  # as around training_step
+                module.run.begin_step(micro_batch.step)
         control = self.control
         control.should_log = control.should_evaluate = control.should_save = False
         self.fire("on_step_begin")

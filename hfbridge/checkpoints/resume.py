@@ -125,7 +125,7 @@ def fill_checkpoint(module: Any, checkpoint: dict[str, Any]) -> Resumption | Non
     takes_parts = module.sharing.save_parts is not None
     if takes_parts != (layout.PARTS_KEY in checkpoint):
         raise CheckpointError(_wrong_strategy(takes_parts))
-    module.sharing.parts_to_load = checkpoint.get(layout.PARTS_KEY)
+    module.sharing.resume_from(checkpoint.get(layout.PARTS_KEY))
     is_ours = hasattr(module.data, "lengthen")
     resumption = _read(module, checkpoint) if is_ours else _read_beside_loaders(module, checkpoint)
     schedule = module.data.schedule

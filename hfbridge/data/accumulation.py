@@ -72,7 +72,7 @@ class AccumulationStep:
     Attributes:
         micro_batches: all of them, as the collator made them, on the CPU.
         done_micro_batches: completed micro-batches of this epoch once the step is taken.
-        loss: computes the shares of its micro-batches; set by `HFModule` with the first one.
+        loss: computes the shares of its micro-batches; known once `begin` was called.
         items: what the loss counts in the step, over all micro-batches and ranks; likewise.
         position: where the run is in the data once the step is taken.
         ends_epoch: whether it is the epoch's last step.
@@ -91,6 +91,15 @@ class AccumulationStep:
         last = len(micro_batches) - 1
         for index, micro_batch in enumerate(micro_batches):
             micro_batch.step, micro_batch.index, micro_batch.is_last = self, index, index == last
+
+    def begin(self, loss: Any, items: Any) -> None:
+        """Keep how the shares of the micro-batches are computed.
+
+        Args:
+            loss: computes them.
+            items: what it counts in the step, over all micro-batches and ranks.
+        """
+        self.loss, self.items = loss, items
 
     def __len__(self) -> int:
         return len(self.micro_batches)

@@ -24,6 +24,10 @@ class StepRecord:
     learning_rate: float | None = None
     is_updating: bool = False
 
+    def forget(self) -> None:
+        """Know of no step."""
+        self.grad_norm = self.learning_rate = None
+
 
 class LoggedLoss:
     """Sum the micro-batches' losses on their device, as the native Trainer does between two log rows.

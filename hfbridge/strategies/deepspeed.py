@@ -226,7 +226,8 @@ class DeepSpeedStrategy(DirectSteps, strategies.DeepSpeedStrategy):
         if trainer.state.fn == TrainerFn.FITTING:
             _check_callbacks(trainer)
             Strategy.setup_optimizers(self, trainer)
-            folder, self.sharing.parts_to_load = self.sharing.parts_to_load, None
+            folder = self.sharing.parts_to_load
+            self.sharing.resume_from(None)
             if folder is not None:
                 self.sharing.load_parts(folder)
         module: Any = self.lightning_module

@@ -63,6 +63,10 @@ class Sharing:
     def __init__(self, strategy: Strategy) -> None:
         self._strategy = strategy
 
+    def resume_from(self, folder: str | None) -> None:
+        """Take the directory of the ranks' files that a run goes on from; `None` for whole states."""
+        self.parts_to_load = folder
+
     def shard(self, model: nn.Module, *, dtype: torch.dtype | None = None) -> None:
         """Cut a model into the ranks' parts, in place, before it has an optimizer.
 

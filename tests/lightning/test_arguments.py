@@ -192,7 +192,8 @@ class Numbers(pl.Callback):
 
 
 # fp16 on the CPU: Lightning takes bf16 instead, and warns.
-@pytest.mark.filterwarnings("ignore:You passed `Trainer.accelerator='cpu', precision='16-mixed'`")
+@pytest.mark.filterwarnings("ignore:You passed `Trainer.accelerator='cpu', precision='16-mixed'.`")
+@pytest.mark.filterwarnings("ignore:`precision=bf16` is supported for historical reasons")
 @both_trainers
 @pytest.mark.parametrize(
     ("precision", "weights", "logits"),
