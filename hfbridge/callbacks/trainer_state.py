@@ -198,7 +198,9 @@ class CallbackHost(EvaluationHooks):
         is_told = module.resumption is not None or not self.warn_existing_checkpoints
         self.checkpoints.open(trainer, is_resumed=is_told)
         self._clears = module.automatic_optimization and not module.overrides("optimizer_zero_grad")
-        self._tries_step = not module.overrides("training_step")  # what is wrong is told before any event
+        # A loss that cannot be computed in chunks is told of before the first event of a step.
+        tries = module.run.chunked is not None and not module.sharing.is_sharded
+        self._tries_step = tries and not module.overrides("training_step")
         self._clears_late = self._clears and is_overridden("on_train_batch_end", module)
 
     def _begin_state(self, module: Any) -> None:
