@@ -24,7 +24,7 @@ from transformers import AutoModelForSequenceClassification
 
 import hfbridge
 from tests.lightning.plain_data import QUIET, SETTINGS, PlainModule, make_loader, make_module
-from tests.tiny import PadRows, make_dataset, make_model
+from tests.tiny import PadRows, make_dataset
 
 RANKS = int(os.environ.get("WORLD_SIZE", "1"))
 ON_GPU = torch.cuda.device_count() >= RANKS
@@ -105,7 +105,7 @@ def train(
     ckpt_path: str | None = None,
     keeps: bool = False,
     accumulation: int = 1,
-    is_named: bool = False,
+    model: str | None = None,
 ) -> tuple[dict[str, torch.Tensor], float]:
     """Train six optimizer steps, two epochs, and validate.
 
@@ -117,7 +117,7 @@ def train(
         ckpt_path: to be resumed from.
         keeps: Lightning's ModelCheckpoint keeps every second step.
         accumulation: micro-batches of a step.
-        is_named: the model is one that has been saved, and is built from its folder.
+        model: folder of a model that is built when the run begins.
 
     Returns:
         The weights, which `save_pretrained` has written, and the last validation loss.
@@ -132,11 +132,8 @@ def train(
     }
     said |= {"gradient_accumulation_steps": accumulation, "eval_strategy": "epoch"}
     given: dict[str, Any] = {}
-    if is_named:
-        saved = Path(folder, "model")
-        if not saved.exists():
-            make_model("distilbert", dropout=0.0).save_pretrained(saved)
-        given |= {"model": str(saved), "auto_class": AutoModelForSequenceClassification}
+    if model is not None:
+        given |= {"model": model, "auto_class": AutoModelForSequenceClassification}
     make_class = (lambda base: CutsItself) if name == "mesh by hand" else (lambda base: base)
     module = make_module(side, make_class, settings=said, **given)
     keeper = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=2, save_top_k=-1)

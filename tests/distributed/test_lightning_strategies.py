@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from hfbridge import SettingsError
 from tests.distributed.own_strategies import train, train_plain
+from tests.tiny import make_model
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -95,7 +96,8 @@ def test_our_checkpoints_hold_whole_states(ranks, tmp_path, name, side):
 @for_both
 @pytest.mark.parametrize("name", ["fsdp", "mesh", "deepspeed 2", "deepspeed 3"])
 def test_it_builds_a_named_model_and_clips(ranks, tmp_path, name, side):
-    given = {"is_named": True, "settings": {"max_grad_norm": 0.05, "weight_decay": 0.1}}
+    make_model("distilbert", dropout=0.0).save_pretrained(tmp_path / "model")
+    given = {"model": str(tmp_path / "model"), "settings": {"max_grad_norm": 0.05, "weight_decay": 0.1}}
     pool = ranks(2)
     (expected, expected_loss), _ = pool.run(run, "ddp", side, {**given, "folder": str(tmp_path / "one")})
     (weights, loss), _ = pool.run(run, name, side, {**given, "folder": str(tmp_path / "two")})
