@@ -588,13 +588,7 @@ class HFModule(pl.LightningModule):
         else:
             self.evaluator.try_batch(self, batch)
 
-    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
-        """Collect loss, logits and labels of one batch."""
-        batch = self.run.prepare_inputs(batch)
-        if self.is_heard:
-            self.evaluator.add(batch, dataloader_idx)
-        else:
-            self.evaluator.try_batch(self, batch)
+    test_step = validation_step
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Return a batch's logits, a tensor or a tuple of them, or what is generated for it, on the CPU."""
