@@ -102,7 +102,7 @@ def choose_strategy(settings: Settings, strategy: object, *, has_several: bool) 
     elif not isinstance(strategy, str):
         if said:
             raise ValueError(_both(strategy, settings, said))
-        if "Strategy" not in _ancestors(strategy):
+        if all(kind.__name__ != "Strategy" for kind in type(strategy).__mro__):
             raise ValueError(f"must be a strategy, got {strategy!r}; set a name: {NAMES_IN_SHORT}")
         return StrategyChoice("given", notes=tuple(_unread(settings, "given")))
     elif strategy not in NAMES:
@@ -115,10 +115,6 @@ def choose_strategy(settings: Settings, strategy: object, *, has_several: bool) 
         if said and said != kind:
             raise ValueError(_both(strategy, settings, said))
     return StrategyChoice(kind, {**_options(kind, settings), **options}, tuple(_unread(settings, kind)))
-
-
-def _ancestors(strategy: object) -> set[str]:
-    return {kind.__name__ for kind in type(strategy).__mro__}
 
 
 def check_ranks(settings: Settings) -> Iterator[Complaint]:

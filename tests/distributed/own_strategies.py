@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch import strategies
@@ -23,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForSequenceClassification
 
 import hfbridge
-from tests.lightning.plain_data import QUIET, SETTINGS, PlainModule, make_loader, make_module
+from tests.lightning.plain_data import SETTINGS, PlainModule, make_loader, make_module, make_trainer
 from tests.tiny import PadRows, make_dataset
 
 RANKS = int(os.environ.get("WORLD_SIZE", "1"))
@@ -96,6 +95,13 @@ def make_strategy(name: str) -> Any:
     return strategies.ModelParallelStrategy(data_parallel_size=RANKS, tensor_parallel_size=1)
 
 
+def of_ranks(side: str, **more: Any) -> dict[str, Any]:
+    """Say for a plain Trainer what settings, or torchrun, say for hfbridge's; `more` of its arguments."""
+    if side == "hfbridge":
+        return {}
+    return {"accelerator": "gpu" if ON_GPU else "cpu", "devices": RANKS, **more}
+
+
 def train(
     name: str,
     side: str,
@@ -137,19 +143,8 @@ def train(
     make_class = (lambda base: CutsItself) if name == "mesh by hand" else (lambda base: base)
     module = make_module(side, make_class, settings=said, **given)
     keeper = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=2, save_top_k=-1)
-    arguments: dict[str, Any] = {"strategy": make_strategy(name), **QUIET, "callbacks": [keeper] * keeps}
-    if side == "hfbridge":
-        trainer: Any = hfbridge.Trainer(said, **arguments)
-    else:
-        trainer = pl.Trainer(
-            accelerator="gpu" if ON_GPU else "cpu",
-            devices=RANKS,
-            max_epochs=2,
-            accumulate_grad_batches=accumulation,
-            num_sanity_val_steps=0,
-            enable_checkpointing=keeps,
-            **arguments,
-        )
+    arguments: dict[str, Any] = {"strategy": make_strategy(name), "callbacks": [keeper] * keeps}
+    trainer = make_trainer(side, settings=said, **arguments, **of_ranks(side))
     data = hfbridge.HFDataModule(
         train_dataset=make_dataset("distilbert", 12 * accumulation),
         eval_dataset=make_dataset("distilbert", 8, seed=4),
@@ -201,19 +196,9 @@ def train_plain(name: str, side: str, folder: str, accumulation: int) -> dict[st
         said = {**SETTINGS, "output_dir": folder, "use_cpu": not ON_GPU, "num_train_epochs": epochs}
         said |= {"gradient_accumulation_steps": accumulation, "eval_strategy": "epoch", "max_grad_norm": 0.1}
         keeper = ModelCheckpoint(folder, filename=f"{epochs}", every_n_epochs=1)
-        arguments: dict[str, Any] = {"strategy": OURS[name](), **QUIET, "callbacks": [keeper]}
-        if side == "hfbridge":
-            trainer: Any = hfbridge.Trainer(said, **arguments)
-        else:
-            trainer = pl.Trainer(
-                accelerator="gpu" if ON_GPU else "cpu",
-                devices=RANKS,
-                max_epochs=epochs,
-                accumulate_grad_batches=accumulation,
-                gradient_clip_val=0.1,
-                num_sanity_val_steps=0,
-                **arguments,
-            )
+        arguments: dict[str, Any] = {"strategy": OURS[name](), "callbacks": [keeper]}
+        clipped = of_ranks(side, gradient_clip_val=0.1)
+        trainer = make_trainer(side, settings=said, epochs=epochs, **arguments, **clipped)
         rows = make_loader(12 * accumulation, batch_size=2)
         resumed = str(Path(folder, "1.ckpt")) if epochs == 2 else None
         trainer.fit(module, rows, make_loader(8, seed=4, batch_size=2), ckpt_path=resumed)
