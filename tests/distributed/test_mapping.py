@@ -40,6 +40,7 @@ def test_a_set_on_the_disk_is_mapped_into_its_cache(ranks, tmp_path):
 
 def test_several_processes_map(ranks, tmp_path):
     first, second = ranks(2).run(map_with, "memory", str(tmp_path), {"num_proc": 2})
+    assert first["error"] == second["error"] == ("", "")
     assert sorted(calls_in(tmp_path)) == ["0:10", "0:11", "0:2"]
     assert first["ids"] == second["ids"] == EXPECTED
     assert len(second["files"]) == 2
