@@ -50,7 +50,7 @@ def spread(values: list[float]) -> dict[str, Any]:
 def write(name: str, results: dict[str, Any], arguments: argparse.Namespace) -> Path:
     """Write results with what is needed to read them later."""
     about = {
-        "command": f"python benchmarks/{name}.py " + " ".join(sys.argv[1:]),
+        "command": " ".join(["python", os.path.relpath(sys.argv[0], RESULTS.parents[1]), *sys.argv[1:]]),
         "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": {

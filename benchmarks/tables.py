@@ -285,7 +285,52 @@ def _seconds(row: dict[str, Any], name: str) -> list[str]:
     return cells
 
 
+def gpu(results: dict[str, Any]) -> list[str]:
+    """Parity and strategies in a line each, then speed and memory of the engines."""
+    lines = ["| on one GPU | |", "| --- | --- |"]
+    for name, row in results.get("parity", {}).items():
+        lines.append(f"| {name} | {_differs(row, 'equal')} |")
+    for name, row in results.get("strategies", {}).items():
+        lines.append(f"| `{name}`, resumed | {_differs(row, 'resumes_to_the_bit')} |")
+    lines += [
+        "",
+        "| | `transformers.Trainer` | hfbridge | a hand-written loop |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for task, engines in results.get("summary", {}).items():
+        for key, text, form, scale in _OF_A_GPU:
+            cells = [
+                form.format(engines[engine][key] * scale) if key in engines.get(engine, {}) else ""
+                for engine in ("native", "hfbridge", "loop")
+            ]
+            if any(cells):
+                lines.append(f"| {task}: {text} | {' | '.join(cells)} |")
+    return lines
+
+
+_OF_A_GPU = (
+    ("samples_per_second", "samples per second", "{:,.0f}", 1.0),
+    ("tokens_per_second", "tokens per second", "{:,.0f}", 1.0),
+    ("mfu", "MFU", "{:.2f}", 1.0),
+    ("overhead_us_per_step", "µs per step above the loop", "{:,.0f}", 1.0),
+    ("peak_bytes", "peak memory", "{:,.0f} MiB", 1 / 2**20),
+)
+
+
+def _differs(row: dict[str, Any], key: str) -> str:
+    if "error" in row:
+        return f"failed: {row['error'].splitlines()[0]}"
+    if row[key]:
+        return "equal to the bit"
+    first = row["first_difference"]
+    weights = f"weights differ by at most {row['largest_difference_of_weights']:.0e}"
+    if first is None:
+        return f"logged numbers equal to the bit, {weights}"
+    return f"differs from step {first['step']}, {first['quantity']}, by {first['relative']:.0e}; {weights}"
+
+
 TABLES = {
+    "gpu": gpu,
     "throughput": throughput,
     "comparison": comparison,
     "tasks": tasks,
@@ -308,6 +353,8 @@ def about(results: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
     machine = found["machine"]
     where = f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}"
+    if "device" in results:
+        where = f"{results['device']['device']}, {where}"
     return f"<sub>{found['date']}, {where}, {versions}.</sub>"
 
 

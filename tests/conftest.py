@@ -3,7 +3,9 @@
 Packages other than torch are reset only once a test has imported them, so that tests of pure code stay fast.
 """
 
+import functools
 import gc
+import importlib.metadata
 import ipaddress
 import os
 import random
@@ -17,6 +19,8 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed
+
+from tests.long_cases import KEPT
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -38,6 +42,22 @@ def pytest_configure(config: pytest.Config) -> None:
             lock.unlink()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark as long what only `make test-all` runs; the table of it must name cases that are there."""
+    cases: dict[str, set[str]] = {}
+    for item in items:
+        test, callspec = item.nodeid.partition("[")[0].removeprefix("tests/"), getattr(item, "callspec", None)
+        if test in KEPT and callspec is not None:
+            cases.setdefault(test, set()).add(callspec.id)
+            if callspec.id not in KEPT[test]:
+                item.add_marker(pytest.mark.long)
+    if not any("::" in str(arg) for arg in config.args):
+        gone = {test: set(KEPT[test]) - found for test, found in cases.items()}
+        if any(gone.values()):
+            raise pytest.UsageError(f"tests/long_cases.py keeps cases that are not there: {gone}")
+
+
 def pytest_collection_finish() -> None:
     """Have garbage looked for among what the tests make: not in the modules that are imported by now.
 
@@ -45,6 +65,10 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+# Lightning looks for entry points in each installed package whenever a Trainer is made.
+importlib.metadata.entry_points = functools.cache(importlib.metadata.entry_points)
 
 
 class NetworkAccessError(RuntimeError):

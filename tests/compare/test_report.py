@@ -353,6 +353,7 @@ def test_texts_of_the_files_stay_texts(tmp_path: Path) -> None:
     assert not (tmp_path.parent / "outside").exists()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_thousands_of_steps_make_no_larger_page(tmp_path: Path) -> None:
     sizes = []

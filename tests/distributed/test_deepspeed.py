@@ -94,6 +94,7 @@ def test_sharded_small_parameters_equal_native(ranks):
     ranks(2).run(run_zero_job, Job("gpt2", {**SETTINGS, "deepspeed": config}, eval_rows=0))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("is_file", [False, True])
 def test_the_tutorials_configuration_works_unchanged(ranks, is_file, tmp_path):
     given = TUTORIAL
@@ -118,7 +119,8 @@ def test_sections_that_deepspeed_builds_equal_native(ranks, sections, stage):
     ranks(2).run(run_zero_job, Job("distilbert", {**SETTINGS, "deepspeed": config}, eval_rows=0))
 
 
-@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.long), 3])
+@pytest.mark.long
+@pytest.mark.parametrize("stage", [2, 3])
 def test_three_ranks_equal_native(ranks, stage):
     config = zero(stage, reduce_bucket_size=2000, allgather_bucket_size=3000)
     ranks(3).run(run_zero_job, Job("gpt2", {**SETTINGS, "deepspeed": config}, eval_rows=0, rows=70))

@@ -81,12 +81,14 @@ def test_four_ranks(launcher):
     assert [numbers(ours[rank]) for rank in range(4)] == [numbers(theirs[rank]) for rank in range(4)]
 
 
+@pytest.mark.long
 def test_torchrun_with_a_training_arguments_at_the_top(launcher, expected):
     ended_well(launcher.start(*TORCHRUN, "--standalone", "--nproc-per-node=2", source="arguments"))
     results = launcher.results()
     assert [numbers(results[rank]) for rank in (0, 1)] == [expected] * 2
 
 
+@pytest.mark.long
 def test_accelerate_launch(launcher, expected):
     accelerate = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1")
     accelerate += ("--mixed_precision=no", "--dynamo_backend=no", f"--main_process_port={free_port()}")

@@ -51,7 +51,7 @@ def go_all_routes(folder: str, workers: int) -> None:
             assert_goes_on(ours, native(again, checkpoint), step, final_row=False)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.long), 2])
 def test_all_routes_between_directories(ranks: PoolOf, tmp_path: Path, workers: int) -> None:
     ranks(2).run(go_all_routes, str(tmp_path), workers)
 
@@ -219,6 +219,7 @@ def test_an_order_that_depends_on_the_cut(ranks: PoolOf, tmp_path: Path, setting
     bridge(again, str(tmp_path / "whole/checkpoint-3"))  # the end of a pass
 
 
+@pytest.mark.long
 def test_a_native_checkpoint_that_has_lost_the_files_of_ranks(ranks: PoolOf, tmp_path: Path) -> None:
     ranks(3).run(run_natively, str(tmp_path), "whole", {"gradient_accumulation_steps": 1})
     newest = tmp_path / "whole/checkpoint-8"

@@ -34,6 +34,7 @@ def load(name: str) -> Any:
     return module
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @needs_minilm
 def test_the_pair_reaches_the_same_accuracy() -> None:
@@ -58,7 +59,7 @@ def test_the_pair_is_as_alike_as_can_be() -> None:
 
 
 STRATEGIES = ("ddp", "fsdp", "fsdp2", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_3")
-IN_SHORT = ("ddp", "deepspeed_stage_2")
+IN_SHORT = ("deepspeed_stage_2",)
 
 
 @pytest.mark.slow

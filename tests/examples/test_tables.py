@@ -66,6 +66,33 @@ def test_throughput() -> None:
     ]
 
 
+def test_gpu() -> None:
+    apart = {"step": 3, "quantity": "loss", "relative": 2e-7}
+    row = {"samples_per_second": 1234.4, "mfu": 0.412, "peak_bytes": 3 * 2**30}
+    results = {
+        "parity": {
+            "fp32": {"equal": True},
+            "bf16": {"equal": False, "first_difference": apart, "largest_difference_of_weights": 1e-6},
+        },
+        "strategies": {"ddp": {"error": "no result within 150 s"}},
+        "summary": {"language model": {"native": row, "hfbridge": {**row, "overhead_us_per_step": 99.6}}},
+    }
+    assert load().gpu(results) == [
+        "| on one GPU | |",
+        "| --- | --- |",
+        "| fp32 | equal to the bit |",
+        "| bf16 | differs from step 3, loss, by 2e-07; weights differ by at most 1e-06 |",
+        "| `ddp`, resumed | failed: no result within 150 s |",
+        "",
+        "| | `transformers.Trainer` | hfbridge | a hand-written loop |",
+        "| --- | ---: | ---: | ---: |",
+        "| language model: samples per second | 1,234 | 1,234 |  |",
+        "| language model: MFU | 0.41 | 0.41 |  |",
+        "| language model: µs per step above the loop |  | 100 |  |",
+        "| language model: peak memory | 3,072 MiB | 3,072 MiB |  |",
+    ]
+
+
 def test_results_need_a_place_on_some_page(tmp_path: Path) -> None:
     tables, page = load(), tmp_path / "page.md"
     tables.RESULTS = tmp_path

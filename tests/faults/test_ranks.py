@@ -89,7 +89,11 @@ def test_a_rank_is_killed_before_it_has_come(launcher):
 
 @pytest.mark.parametrize(
     ("how", "victim"),
-    [("lightning", 1), ("torchrun", 1), pytest.param("lightning", 0, marks=pytest.mark.long)],
+    [
+        ("lightning", 1),
+        pytest.param("torchrun", 1, marks=pytest.mark.long),
+        pytest.param("lightning", 0, marks=pytest.mark.long),
+    ],
 )
 def test_a_rank_raises(launcher, how, victim):
     one = start(launcher, how, fault="raise", victim=victim)
@@ -111,6 +115,7 @@ def test_a_rank_exits(launcher):
     assert "hfbridge: rank 1 has ended: exit code 3" in one.output
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["torchrun", pytest.param("lightning", marks=pytest.mark.long)])
 def test_a_rank_hangs(launcher, how):
     one = start(launcher, how, fault="stop", settings={"ddp_timeout": 5})
