@@ -65,12 +65,13 @@ class Pool:
             raise RankError("\n".join(failed))
         return [returned for _, returned in results]
 
-    def largest_bytes(self) -> int:
-        """Tell how much memory the largest rank has."""
+    def largest_bytes(self) -> tuple[int, int]:
+        """Return how much memory the largest rank has, and how much it has reserved."""
         if self._process is None or self._process.poll() is not None:
-            return 0
+            return 0, 0
         ranks = psutil.Process(self._process.pid).children(recursive=True)
-        return max((rank.memory_info().rss for rank in ranks if rank.is_running()), default=0)
+        found = [rank.memory_info() for rank in ranks if rank.is_running()]
+        return max((one.rss for one in found), default=0), max((one.vms for one in found), default=0)
 
     def close(self) -> None:
         """End the ranks."""
