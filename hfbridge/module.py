@@ -207,6 +207,7 @@ class HFModule(pl.LightningModule):
         else:
             super().__setattr__(name, value)
 
+    sets_use_cache = True  # the setting goes into the model's configuration
     model: Any = property(built_model)
     is_built: Any = property(is_built)
     backbone: Any = property(backbone)
@@ -551,14 +552,15 @@ class HFModule(pl.LightningModule):
             gradient_clip_val: largest 2-norm of all gradients, or largest value; 0 or `None` does not clip.
             gradient_clip_algorithm: "norm" or "value"; `None` is "norm".
         """
-        self.host.end_micro_batch()
-        self.host.checkpoints.before_step()
+        host = self.host
+        host.end_micro_batch()
+        host.checkpoints.before_step()
         by_value = gradient_clip_algorithm == "value"
         limit = 0.0 if gradient_clip_val is None or by_value else gradient_clip_val
         self.last_step.grad_norm = self.sharing.clip(self.model, limit)
         if by_value and gradient_clip_val:
             nn.utils.clip_grad_value_(self.model.parameters(), gradient_clip_val)
-        self.host.fire("on_pre_optimizer_step")
+        host.fire("on_pre_optimizer_step")
         self.last_step.is_updating = True
 
     def optimizer_step(

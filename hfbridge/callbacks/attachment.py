@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 
-from hfbridge.callbacks.connector import overrides_hook
+from hfbridge.callbacks.connector import overrides_hook, skip_empty_hooks
 from hfbridge.callbacks.trainer_state import CallbackHost
 
 _NEEDS_NO_MODEL = (  # modules whose callbacks' `setup` does not look at the model
@@ -31,6 +31,9 @@ class RunSetup(pl.Callback):
 
     Finetuning, pruning and averages of weights find the model there that HFModule builds.
     """
+
+    def __init__(self) -> None:
+        skip_empty_hooks(self)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Set the run up if a callback may need its model."""

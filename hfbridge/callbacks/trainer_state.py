@@ -46,6 +46,7 @@ from hfbridge.callbacks.connector import (
     has_whole_epochs,
     lightning_validates,
     run_validation,
+    skip_empty_hooks,
 )
 from hfbridge.callbacks.evaluation import EvaluationHooks, Evaluator
 from hfbridge.callbacks.jit_checkpoint import SigtermCheckpoint
@@ -115,6 +116,7 @@ class CallbackHost(EvaluationHooks):
         self._first_step = self._first_tokens = 0
         self._follows_metric = self._is_new_best = False
         self.checkpoints = RunCheckpoints(self)
+        skip_empty_hooks(self)
 
     def attach(self, module: Any, args: TrainingArguments) -> None:
         """Build the native callback list, whose objects stay for all runs of a Trainer; fire `on_init_end`.
@@ -177,7 +179,7 @@ class CallbackHost(EvaluationHooks):
         assert handler is not None
         assert args is not None
         self._schedule = schedule = module.data.schedule
-        self.logged = LoggedLoss(module.device, drop_non_finite=args.logging_nan_inf_filter)
+        self.logged = self._make_logged(module.device, args)
         self._begin_state(module)
         self.state.max_steps, self.state.num_train_epochs = schedule.max_steps, schedule.epochs
         if self._counter is None:  # operations counted before a run begins again stay, as natively
@@ -202,6 +204,10 @@ class CallbackHost(EvaluationHooks):
         tries = module.run.chunked is not None and not module.sharing.is_sharded
         self._tries_step = tries and not module.overrides("training_step")
         self._clears_late = self._clears and is_overridden("on_train_batch_end", module)
+
+    def _make_logged(self, device: torch.device, args: TrainingArguments) -> LoggedLoss:
+        """Make what sums the losses of a run."""
+        return LoggedLoss(device, drop_non_finite=args.logging_nan_inf_filter)
 
     def _begin_state(self, module: Any) -> None:
         """Make a new `TrainerState`, or restore the one of a checkpoint.
@@ -427,7 +433,7 @@ class CallbackHost(EvaluationHooks):
         metrics["train_loss"] = self.logged.mean(state.global_step)
         self.evaluator.memory.end("train", metrics)
         self._log(trainer, metrics)
-        self.checkpoints.finish(pl_module)
+        self._load_best(pl_module)
         self.fire("on_train_end")
 
     def on_exception(
@@ -501,8 +507,16 @@ class CallbackHost(EvaluationHooks):
             if args.save_strategy == "best":
                 self.control.should_save = self._is_new_best
         if self.control.should_save:
-            self.checkpoints.save(trainer, pl_module, waits="on_save" in self._handled_events)
+            self._save(trainer, pl_module)
             self.fire("on_save")
+
+    def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write a checkpoint of this step."""
+        self.checkpoints.save(trainer, pl_module, waits="on_save" in self._handled_events)
+
+    def _load_best(self, pl_module: pl.LightningModule) -> None:
+        """Put the best weights into the model, if the settings ask for them."""
+        self.checkpoints.finish(pl_module)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the metrics of all sets, and follow the one that the settings name."""

@@ -129,6 +129,53 @@ def run_hfbridge(collator: Collator, accumulation: int, *callbacks: Any, **argum
     trainer.fit(module, data)
 
 
+PLAIN: dict[str, Any] = {
+    "max_steps": STEPS,
+    "accelerator": "cpu",
+    "devices": 1,
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "enable_checkpointing": False,
+}
+
+
+def run_plain_module(collator: Collator, accumulation: int) -> None:
+    """Train a minimal LightningModule with a plain `lightning.Trainer`."""
+
+    class Plain(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = Stub(StubConfig())
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return self.model(**batch).loss
+
+        def configure_optimizers(self) -> Any:
+            head = self.model.head
+            groups = [{"params": [head.weight]}, {"params": [head.bias]}]  # as the HF Trainer makes them
+            optimizer = torch.optim.AdamW(groups, lr=RATE, weight_decay=0.0, fused=True)
+            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / STEPS)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    loader: Any = DataLoader(
+        make_rows(accumulation),  # type: ignore[arg-type]
+        batch_size=BATCH,
+        shuffle=True,
+        collate_fn=collator,
+    )
+    named: dict[str, Any] = {"accumulate_grad_batches": accumulation, "gradient_clip_val": 1.0}
+    pl.Trainer(log_every_n_steps=LOGGING, **PLAIN, **named).fit(Plain(), loader)
+
+
+def run_hfmodule_in_plain(collator: Collator, accumulation: int) -> None:
+    """Train an HFModule with a plain `lightning.Trainer`."""
+    settings = settings_of(accumulation)
+    module = hfbridge.HFModule(Stub(StubConfig()), loss_normalization="native", settings=settings)
+    data = hfbridge.HFDataModule(train_dataset=make_rows(accumulation), data_collator=collator)
+    pl.Trainer(**PLAIN).fit(module, data)  # type: ignore[arg-type]
+
+
 def calls_per_step(
     run: Callable[..., None], accumulation: int, *more: Any, of: tuple[str, ...] = (), **named: Any
 ) -> float:
@@ -168,6 +215,12 @@ def test_a_step_costs_a_third_of_the_native_trainers(accumulation: int) -> None:
     assert loop < ours < native
     share = (ours - loop) / (native - loop)
     assert share < LIMIT, f"{ours:.0f} calls a step, {native:.0f} natively, {loop:.0f} by hand: {share:.2f}"
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_a_plain_trainer_pays_no_more_for_it_than_for_a_minimal_module(accumulation: int) -> None:
+    minimal, ours = (calls_per_step(run, accumulation) for run in (run_plain_module, run_hfmodule_in_plain))
+    assert ours <= minimal, f"{ours:.0f} calls a step, {minimal:.0f} of a minimal LightningModule"
 
 
 def test_a_progress_bar_and_a_callback_at_the_end_of_a_step_cost_little() -> None:
