@@ -178,6 +178,7 @@ class ModelRun:
             device_type=self._device.type,
             trains=is_fit,
             autocasts=self.sharing.autocasts(model, trains=is_fit),
+            sets_cache=module.sets_use_cache,
         )
         other = weights_dtypes(model) - {torch.float32}
         if is_fit and other and self._zero is None:
@@ -215,18 +216,30 @@ class ModelRun:
             counts_all=args.average_tokens_across_devices,
         )
 
-    def configure_optimizers(self, *, max_steps: int) -> Any:
-        """Make optimizer and schedule as the native Trainer does; returns what Lightning wants of them."""
+    @property
+    def casts_inputs(self) -> bool:
+        """Whether micro-batches are brought to the dtype that DeepSpeed computes in."""
+        return self._zero is not None
+
+    def configure_optimizers(self, *, max_steps: int, parts: Any = None) -> Any:
+        """Make optimizer and schedule as the HF Trainer does; returns what Lightning wants of them.
+
+        Args:
+            max_steps: optimizer steps of the run.
+            parts: has the methods that make them; by default the HF Trainer's own.
+        """
         module, self._planned = self._module, (max_steps, self._module.learning_rate)
         self.args.learning_rate = module.learning_rate
         if self._closure_hook is not None:
             self._closure_hook.remove()
-        parts = NativeParts(
-            module.model,
-            self.args,
-            optimizers=(module._reused_optimizer or module._user_optimizers[0], module._user_optimizers[1]),
-            optimizer_cls_and_kwargs=module.optimizer_cls_and_kwargs,
-        )
+        if parts is None:
+            optimizers = (module._reused_optimizer or module._user_optimizers[0], module._user_optimizers[1])
+            parts = NativeParts(
+                module.model,
+                self.args,
+                optimizers=optimizers,
+                optimizer_cls_and_kwargs=module.optimizer_cls_and_kwargs,
+            )
         module._reused_optimizer, steps_itself = None, False
         if self._zero is None:
             optimizer, module.schedule = build_optimizer(parts, max_steps=max_steps)

@@ -52,7 +52,10 @@ def describe_device() -> dict[str, Any]:
 
 def run_tests(*, tiny: bool, limit_s: float) -> dict[str, Any]:
     """Run the tests marked `gpu`; tiny, only collect them."""
+    tests = HERE.parents[1] / "tests"
+    files = sorted(str(path) for path in tests.rglob("test_*.py") if "mark.gpu" in path.read_text())
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "--timeout=120"]
+    command += files
     command += ["--collect-only"] if tiny else []
     try:
         done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parents[1], timeout=limit_s)

@@ -118,13 +118,15 @@ class MicroBatch(dict[str, Any]):
         step: the optimizer step; `None` for a batch that a run does not accumulate, as in an evaluation.
         index: number of the micro-batch in its step, from 0.
         is_last: the optimizer step is taken after this micro-batch.
+        source: what the loader made, for a step that needs that very object; `None` elsewhere.
     """
 
-    __slots__ = ("index", "is_last", "step")
+    __slots__ = ("index", "is_last", "source", "step")
 
     def __init__(self, *columns: Any, step: AccumulationStep | None = None, index: int = 0) -> None:
         super().__init__(*columns)
         self.step, self.index, self.is_last = step, index, True
+        self.source: Any = None
 
     def to(self, device: torch.device | str, **arguments: Any) -> "MicroBatch":
         """Copy the tensors to a device; Lightning calls this for objects that have it.
@@ -137,7 +139,7 @@ class MicroBatch(dict[str, Any]):
             return self
         moved = {name: send_to_device(value, device, non_blocking=True) for name, value in self.items()}
         batch = MicroBatch(moved, step=self.step, index=self.index)
-        batch.is_last = self.is_last
+        batch.is_last, batch.source = self.is_last, self.source
         return batch
 
 

@@ -11,8 +11,9 @@ the model stays prepared for evaluations          take_back
 import os
 import signal
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hfbridge.advice import Advice
 from hfbridge.datamodule import HFDataModule
+from hfbridge.dropin.loader import OwnData
+from hfbridge.dropin.overrides import LOADS, STEPS, Overrides
+from hfbridge.dropin.steps import OwnSteps
 from hfbridge.errors import SettingsError
 from hfbridge.migrate.carry import carry_over
 from hfbridge.module import HFModule
@@ -40,8 +44,12 @@ ADVICE = Advice(
 """For scripts that go on with their native Trainers: what they do not say is as natively."""
 
 
-def make_model_anew(native: Any) -> None:
+def make_model_anew(native: Any, trial: Any = None) -> None:
     """Call `model_init`, if there is one.
+
+    Args:
+        native: the Trainer.
+        trial: of a search for hyperparameters.
 
     Mirrors: transformers.Trainer.train
     """
@@ -49,7 +57,7 @@ def make_model_anew(native: Any) -> None:
     if native.model_init is None:
         return
     (enable_full_determinism if args.full_determinism else set_seed)(args.seed)
-    native.model = native.call_model_init(None)
+    native.model = native.call_model_init(trial)
     native.optimizer = native.lr_scheduler = None
     if native.place_model_on_device:
         native._move_model_to_device(native.model, args.device)
@@ -79,15 +87,16 @@ def find_checkpoint(asked: str | bool | None, output_dir: str) -> str | None:
 
 
 def carry_trainer(
-    native: Any, *, called: Collection[str], strategy: str, loss_normalization: Any
+    native: Any, *, overrides: Overrides, strategy: str, loss_normalization: Any, output_dir: str
 ) -> tuple[Trainer, HFModule, HFDataModule]:
     """Make Trainer, module and data of the next run.
 
     Args:
         native: the native Trainer.
-        called: methods that may be replaced, since they are called.
+        overrides: what it overrides.
         strategy: of the Trainer; "auto" is what the environment names, or the settings.
         loss_normalization: of the module.
+        output_dir: of the run; a trial of a search has its own.
 
     Raises:
         SettingsError: something cannot be carried to Lightning; all of it is named.
@@ -104,8 +113,11 @@ def carry_trainer(
             native,
             loss_normalization=loss_normalization,
             advice=ADVICE,
-            called=called,
-            changed={"disable_tqdm": True},  # the native object's own callbacks draw
+            called=None,
+            # The native object's own callbacks draw.
+            changed={"disable_tqdm": True, "output_dir": output_dir},
+            module_class=OwnSteps,
+            make_data=partial(OwnData, native, overrides) if overrides.any(STEPS | LOADS) else HFDataModule,
             strategy=os.environ.get(STRATEGY_VARIABLE, "auto") if strategy == "auto" else strategy,
             logger=False,
             enable_model_summary=False,
@@ -113,6 +125,8 @@ def carry_trainer(
         )
     finally:
         native.model_init, native.is_in_train = model_init, is_in_train
+    assert isinstance(module, OwnSteps)
+    module.attach_to(native, overrides)
     native._created_lr_scheduler = makes_schedule
     vars(native.model).pop("_is_accelerate_prepared", None)  # its forward has been unwrapped
     # Random states are as they stand: the native Trainer seeds when it is made.

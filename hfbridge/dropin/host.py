@@ -6,15 +6,18 @@ a row of the history                  Trainer.log
 the best metric so far                Trainer._determine_best_metric
 an evaluation                         the Trainer's own, if its class replaces a part of that
 on_init_end                           has been fired when the Trainer was made
-the loss since the last row           forgotten when a run goes on, as natively
+the loss since the last row           the Trainer's `_tr_loss`; forgotten when a run goes on, as natively
+overridden methods that log, count,
+  save, load the best weights         called in place of the host's own
 memory of the stages                  measured by the Trainer's own tracker
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from accelerate.state import AcceleratorState, PartialState
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -27,8 +30,10 @@ from transformers.trainer_utils import TrainerMemoryTracker
 from hfbridge.callbacks.evaluation import Evaluator
 from hfbridge.callbacks.jit_checkpoint import SigtermCheckpoint
 from hfbridge.callbacks.trainer_state import EVENTS, CallbackHost
+from hfbridge.dropin.overrides import COUNTS, ENDS, LOGS, RESUMES, SAVES, Overrides
 from hfbridge.evaluation.memory import MemoryTracker, Stage
 from hfbridge.evaluation.metrics import metric_name
+from hfbridge.model.logged import LoggedLoss
 from hfbridge.model.optim import follows_metric
 
 
@@ -40,6 +45,8 @@ class NativeHost(CallbackHost):
         evaluator: what runs the evaluations.
         evaluates_itself: the Trainer's own methods evaluate.
         ignore_keys: of the model's outputs, not to be gathered by these.
+        overrides: what the Trainer overrides.
+        trial: of a search for hyperparameters; `None` outside of one.
 
     Attributes:
         is_silent: on_predict is not fired, since an evaluation predicts.
@@ -58,8 +65,11 @@ class NativeHost(CallbackHost):
         *,
         evaluates_itself: bool,
         ignore_keys: list[str] | None,
+        overrides: Overrides,
+        trial: Any = None,
     ) -> None:
         self._native: Any = native
+        self._overrides, self._trial = overrides, trial
         kept = native.state, native.control
         super().__init__(evaluator)
         native.state, native.control = kept
@@ -132,10 +142,73 @@ class NativeHost(CallbackHost):
             back = dict(zip(map(id, others.values()), natives, strict=True))
             handler.callbacks = [back.get(id(cb), cb) for cb in handler.callbacks]
 
+    @property
+    def saves_natively(self) -> bool:
+        """Whether the Trainer's own methods write checkpoints; each trial of a search has its own folder."""
+        return self._trial is not None or self._overrides.any(SAVES)
+
     def save(self) -> None:
         """Write a checkpoint of this step."""
         assert self._trainer is not None
         self.checkpoints.save(self._trainer, self._trainer.lightning_module, waits=True)
+
+    def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self.saves_natively:
+            super()._save(trainer, pl_module)
+            return
+        self.checkpoints.before_step()
+        self.store_flops()
+        self._native._save_checkpoint(self._native.model_wrapped, self._trial)
+
+    def _load_best(self, pl_module: pl.LightningModule) -> None:
+        args, best = self.args, self.state.best_model_checkpoint
+        if self._overrides.any(ENDS) and args.load_best_model_at_end and best is not None:
+            self._native._load_best_model()
+            self.state.best_model_checkpoint = None  # which is loaded
+            super()._load_best(pl_module)
+            self.state.best_model_checkpoint = best
+        else:
+            super()._load_best(pl_module)
+
+    def _make_logged(self, device: torch.device, args: TrainingArguments) -> LoggedLoss:
+        return NativeLogged(self._native, device, drop_non_finite=args.logging_nan_inf_filter)
+
+    def add_micro_batch(self, loss: torch.Tensor, inputs: Any) -> None:
+        """Add one micro-batch's loss, and count its operations and tokens."""
+        if not self._overrides.any(COUNTS):
+            super().add_micro_batch(loss, inputs if isinstance(inputs, Mapping) else {})
+            return
+        native = self._native
+        super().add_micro_batch(loss, {})
+        native.current_flos += float(native.floating_point_ops(inputs))
+        native._track_num_input_tokens(inputs)
+
+    def store_flops(self) -> None:
+        """Take the operations counted since the last time into the state."""
+        if self._overrides.any(COUNTS):
+            self._native.store_flos()
+        else:
+            super().store_flops()
+
+    def _log_evaluate_save(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, ends_epoch: bool = False
+    ) -> None:
+        if not self._overrides.any(LOGS):
+            super()._log_evaluate_save(trainer, pl_module, ends_epoch=ends_epoch)
+            return
+        native, module = self._native, pl_module
+        step: Any = module.last_step
+        self.store_flops()
+        native._maybe_log_save_evaluate(
+            native._tr_loss,
+            step.grad_norm,
+            native.model_wrapped,
+            self._trial,
+            trainer.current_epoch,
+            self._ignore_keys,
+            self._start_s,
+            learning_rate=step.learning_rate,
+        )
 
     def attach(self, module: Any, args: TrainingArguments) -> None:
         """Show the model of the run to the Trainer and its callbacks, and give it its accelerator back.
@@ -150,9 +223,12 @@ class NativeHost(CallbackHost):
 
     def fire(self, event: str, **extra: Any) -> None:
         """Tell the callbacks of a native event."""
-        if event == "on_train_begin":  # not Lightning's loader, whose batches are windows
+        if event == "on_train_begin":  # not Lightning's loader, whose batches know their steps
+            own = getattr(self._trainer.datamodule, "own_loader", None)  # type: ignore[union-attr]
             with isolate_rng():
-                self.handler.train_dataloader = self._native.get_train_dataloader()
+                self.handler.train_dataloader = (
+                    self._native.get_train_dataloader() if own is None else own.loader
+                )
         if not (self.is_silent and event == "on_predict"):
             super().fire(event, **extra)
 
@@ -161,6 +237,10 @@ class NativeHost(CallbackHost):
         self._trainer = trainer
         super().on_fit_start(trainer, pl_module)
         module, native = pl_module, self._native
+        if self._trial is not None:
+            state = self.state
+            state.is_hyper_param_search = True
+            state.init_training_references(native, state.max_steps, state.num_train_epochs, self._trial)
         native.lr_scheduler = module.lr_schedule
         native.optimizer = native.accelerator.prepare_optimizer(trainer.optimizers[0], device_placement=False)
         self.handler.optimizer = native.optimizer
@@ -168,6 +248,15 @@ class NativeHost(CallbackHost):
         native._initial_num_input_tokens_seen = self.state.num_input_tokens_seen
         native._initial_global_step = self.state.global_step
         native.accelerator._models.append(native.model)  # prepared: evaluations shall leave it as it is
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Have the Trainer's own methods restore what they override, before training begins."""
+        native, resumed_from = self._native, getattr(pl_module, "resumed_from", None)
+        if resumed_from is not None and self._overrides.any(RESUMES - {"_load_from_checkpoint"}):
+            native._load_optimizer_and_scheduler(resumed_from)
+            native._load_scaler(resumed_from)
+            native._load_callback_state()
+        super().on_train_start(trainer, pl_module)
 
     def _add_row(self, logs: dict[str, Any], start_s: float | None) -> dict[str, Any]:
         self.row, self.train_loss = logs, logs.get("train_loss", self.train_loss)
@@ -181,8 +270,8 @@ class NativeHost(CallbackHost):
             return
         self.checkpoints.before_step()
         native, follows = self._native, self._follows_metric
-        metrics = native._evaluate(None, self._ignore_keys, skip_scheduler=not follows)
-        self._is_new_best = bool(follows and native._determine_best_metric(metrics, None))
+        metrics = native._evaluate(self._trial, self._ignore_keys, skip_scheduler=not follows)
+        self._is_new_best = bool(follows and native._determine_best_metric(metrics, self._trial))
 
     def _follow_metric(self, module: Any) -> None:
         """Keep the best value of `metric_for_best_model`, and step a schedule that follows it.
@@ -193,9 +282,52 @@ class NativeHost(CallbackHost):
         Mirrors: transformers.Trainer._evaluate
         """
         metrics, wanted = module.eval_metrics, self.args.metric_for_best_model
-        self._is_new_best = self._native._determine_best_metric(metrics, None)
+        self._is_new_best = self._native._determine_best_metric(metrics, self._trial)
         if wanted is not None and follows_metric(module.lr_schedule):
             module.lr_schedule.step(metrics[metric_name(wanted)])
+
+
+class NativeLogged(LoggedLoss):
+    """Sum the losses where the HF Trainer does, on the Trainer object.
+
+    Args:
+        native: the Trainer.
+        device: where the model computes.
+        drop_non_finite: as of LoggedLoss.
+
+    Mirrors: transformers.Trainer._maybe_log_save_evaluate
+    """
+
+    def __init__(self, native: Any, device: torch.device, *, drop_non_finite: bool) -> None:
+        self._native = native
+        super().__init__(device, drop_non_finite=drop_non_finite)
+
+    @property
+    def _sum(self) -> torch.Tensor:
+        found: torch.Tensor = self._native._tr_loss
+        return found
+
+    @_sum.setter
+    def _sum(self, value: torch.Tensor) -> None:
+        self._native._tr_loss = value
+
+    @property
+    def _drained(self) -> float:
+        found: float = self._native._total_loss_scalar
+        return found
+
+    @_drained.setter
+    def _drained(self, value: float) -> None:
+        self._native._total_loss_scalar = value
+
+    @property
+    def _last_logged_step(self) -> int:
+        found: int = self._native._globalstep_last_logged
+        return found
+
+    @_last_logged_step.setter
+    def _last_logged_step(self, value: int) -> None:
+        self._native._globalstep_last_logged = value
 
 
 class NativeMemory(MemoryTracker):

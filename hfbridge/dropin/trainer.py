@@ -5,17 +5,13 @@ Trainer(...), its arguments            transformers' own; then replaced methods 
 train                                  from_trainer, hfbridge.Trainer.fit, and the state left as natively
 evaluate, predict, save_model          transformers' own; where ranks share the weights, shared.py
 a checkpoint within train              hfbridge's, in the native files
-hyperparameter_search, train(trial=)   refused
 all else                               transformers' own
 
-a subclass replaces                    it is called
-log, evaluate, evaluation_loop, prediction_step, predict, get_eval_dataloader,
-  get_test_dataloader, num_examples, call_model_init, ...
-what else `train` natively calls       not: refused by name when an object is made
+a subclass overrides                   it is called when the HF Trainer would call it; overrides.py
+the loop itself                        refused by name when an object is made
 """
 
 import functools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,23 +20,9 @@ from transformers.trainer_utils import PredictionOutput, TrainOutput
 
 from hfbridge.dropin.begin import as_natively, carry_trainer, find_checkpoint, make_model_anew, take_back
 from hfbridge.dropin.host import NativeHost
+from hfbridge.dropin.overrides import EVALUATES, LOGS, STEPS, Overrides
 from hfbridge.dropin.shared import SharedRun
 from hfbridge.errors import SettingsError, raise_problems
-from hfbridge.migrate.methods import find_replaced
-
-_EVALUATES = (
-    "_evaluate",
-    "_get_eval_sampler",
-    "evaluate",
-    "evaluation_loop",
-    "get_eval_dataloader",
-    "num_examples",
-    "prediction_step",
-)
-# What a subclass may replace, beside what only users call.
-_CALLED = frozenset(
-    {*_EVALUATES, "_determine_best_metric", "call_model_init", "get_test_dataloader", "log", "predict"}
-)
 
 
 class Trainer(transformers.Trainer):
@@ -61,7 +43,7 @@ class Trainer(transformers.Trainer):
         loss_normalization: "native", or "exact": HFModule says what that is.
 
     Raises:
-        SettingsError: a method is replaced that Lightning would not call; all are named.
+        SettingsError: the loop itself is overridden.
 
     Mirrors: transformers.Trainer
     Proved by: tests/dropin/test_train.py
@@ -76,13 +58,7 @@ class Trainer(transformers.Trainer):
     @functools.wraps(transformers.Trainer.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        problems = list(find_replaced(self, called=_CALLED))
-        if problems:
-            headline = (
-                f"{type(self).__name__} cannot be trained on Lightning: {len(problems)} of its methods would "
-                "not be called."
-            )
-            raise_problems(SettingsError, headline, problems)
+        self._see_overrides()
 
     def train(
         self,
@@ -94,7 +70,7 @@ class Trainer(transformers.Trainer):
 
         Args:
             resume_from_checkpoint: a `checkpoint-N` directory of either engine, or True for the newest.
-            trial: refused.
+            trial: of `hyperparameter_search`.
             ignore_keys_for_eval: outputs of the model that evaluations while training do not gather.
 
         Returns:
@@ -106,16 +82,17 @@ class Trainer(transformers.Trainer):
 
         Mirrors: transformers.Trainer.train
         """
-        if trial is not None:
-            raise SettingsError(f"trial={trial!r}: {_NO_SEARCH}")
         self._memory_tracker.start()
         self.is_in_train = True
-        make_model_anew(self)
+        make_model_anew(self, trial)
+        self._hp_search_setup(trial)
         checkpoint = find_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
-        if self.train_dataset is None:
+        overrides = self._see_overrides()
+        if self.train_dataset is None and not overrides.any({"get_train_dataloader"}):
             raise ValueError("Trainer: training requires a train_dataset.")
         self.accelerator.free_memory()
-        trainer, module, data, host = self._make_run(ignore_keys_for_eval)
+        trainer, module, data, host = self._make_run(overrides, ignore_keys_for_eval, trial)
+        module.resumed_from = data.resumed_from = checkpoint
         self._run = host
         try:
             with as_natively(), host.listening():
@@ -125,14 +102,6 @@ class Trainer(transformers.Trainer):
             take_back(self)
         self.is_in_train = False
         return TrainOutput(self.state.global_step, host.train_loss, host.row)
-
-    def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
-        """Refuse.
-
-        Raises:
-            SettingsError: always.
-        """
-        raise SettingsError(f"hyperparameter_search: {_NO_SEARCH}")
 
     def evaluate(
         self,
@@ -221,14 +190,35 @@ class Trainer(transformers.Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save a checkpoint of a run, for a callback that asks for it by this name."""
-        if self._run is None:
+        if self._run is None or self._run.saves_natively:
             super()._save_checkpoint(model, trial)
         else:
             self._run.save()
 
     # Parts of the above.
 
-    def _make_run(self, ignore_keys: list[str] | None = None) -> tuple[Any, Any, Any, NativeHost]:
+    def _see_overrides(self) -> Overrides:
+        """Find what is overridden.
+
+        Raises:
+            SettingsError: the loop itself, which Lightning runs.
+        """
+        overrides = Overrides.of(self)
+        problems = list(overrides.problems())
+        if problems:
+            headline = f"{type(self).__name__} cannot be trained on Lightning: it overrides the loop itself."
+            raise_problems(SettingsError, headline, problems)
+        if self.loss_normalization == "exact" and overrides.any(STEPS):
+            named = ", ".join(overrides.named(STEPS))
+            raise SettingsError(
+                f'loss_normalization="exact" conflicts with {named}, which computes the loss; leave it '
+                '"native".'
+            )
+        return overrides
+
+    def _make_run(
+        self, overrides: Overrides, ignore_keys: list[str] | None = None, trial: Any = None
+    ) -> tuple[Any, Any, Any, NativeHost]:
         """Make Trainer, module, data and host of a run.
 
         Raises:
@@ -240,15 +230,21 @@ class Trainer(transformers.Trainer):
                 "load it into a new Trainer, and train that."
             )
         trainer, module, data = carry_trainer(
-            self, called=_CALLED, strategy=self.strategy, loss_normalization=self.loss_normalization
+            self,
+            overrides=overrides,
+            strategy=self.strategy,
+            loss_normalization=self.loss_normalization,
+            output_dir=self._get_output_dir(trial),
         )
-        has_own = ignore_keys is not None or self._replaces(*_EVALUATES)
+        has_own = ignore_keys is not None or trial is not None or overrides.any(EVALUATES | STEPS | LOGS)
         is_shared = trainer.plan.strategy.kind in ("fsdp", "fsdp2", "deepspeed")
         host = NativeHost(
             self,
             module.evaluator,
             evaluates_itself=not is_shared and has_own,
             ignore_keys=ignore_keys,
+            overrides=overrides,
+            trial=trial,
         )
         host.join(trainer)
         if is_shared:
@@ -268,7 +264,7 @@ class Trainer(transformers.Trainer):
 
     def _shared_run(self) -> SharedRun:
         if self._shared is None:
-            self._make_run()
+            self._make_run(self._see_overrides())
         assert self._shared is not None
         return self._shared
 
@@ -293,17 +289,12 @@ class Trainer(transformers.Trainer):
             )
         return self._shared_run().predict(self, dataset, prefix, is_evaluation=is_evaluation, **gen_kwargs)
 
-    def _replaces(self, *names: str) -> bool:
-        """Tell whether a subclass, or somebody on the object, has replaced one of these methods."""
-        own = {name for kind in _own_classes(type(self)) for name in vars(kind)} | set(vars(self))
-        return not own.isdisjoint(names)
-
 
 class Seq2SeqTrainer(Trainer, transformers.Seq2SeqTrainer):
     """`transformers.Seq2SeqTrainer`, trained by Lightning; all that is said of `Trainer` holds.
 
     Raises:
-        SettingsError: a method is replaced that Lightning would not call; all are named.
+        SettingsError: the loop itself is overridden.
 
     Mirrors: transformers.Seq2SeqTrainer
     Proved by: tests/dropin/test_seq2seq.py
@@ -312,16 +303,3 @@ class Seq2SeqTrainer(Trainer, transformers.Seq2SeqTrainer):
     @functools.wraps(transformers.Seq2SeqTrainer.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-
-
-_NO_SEARCH = (
-    "searches for hyperparameters are not carried to Lightning. Make a Trainer for each of the settings you "
-    "want to try, or search with transformers.Trainer."
-)
-
-
-def _own_classes(kind: type) -> Iterator[type]:
-    """List the classes of an object's that neither transformers nor hfbridge has written."""
-    for ancestor in kind.__mro__:
-        if ancestor.__module__.partition(".")[0] not in ("transformers", "hfbridge", "builtins"):
-            yield ancestor

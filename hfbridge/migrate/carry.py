@@ -16,7 +16,7 @@ Two settings are read by nobody natively: resume_from_checkpoint, which is for s
 TrainingArguments adds. They are left behind, and told of.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from types import MappingProxyType, MethodType
 from typing import Any, Literal
@@ -41,8 +41,10 @@ def carry_over(
     *,
     loss_normalization: Literal["exact", "native"],
     advice: Advice = OF_MODULE,
-    called: Collection[str] = (),
+    called: Collection[str] | None = (),
     changed: Mapping[str, Any] = MappingProxyType({}),
+    module_class: type[HFModule] = HFModule,
+    make_data: Callable[..., HFDataModule] = HFDataModule,
     **trainer_arguments: Any,
 ) -> tuple[Trainer, HFModule, HFDataModule]:
     """Do the work of `from_trainer`, for one that calls some of the native Trainer's methods itself.
@@ -51,8 +53,11 @@ def carry_over(
         native_trainer: the object.
         loss_normalization: of HFModule.
         advice: how the caller's user does what notes tell him to.
-        called: methods that may be replaced, since the caller calls them.
+        called: methods that may be replaced, since the caller calls them; `None` for all of them, and for
+            attributes that were changed on the object.
         changed: settings that are others than the object's.
+        module_class: of the module.
+        make_data: makes the data module of arguments that HFDataModule takes.
         **trainer_arguments: of `hfbridge.Trainer`.
 
     Raises:
@@ -66,7 +71,9 @@ def carry_over(
         )
         raise SettingsError(f"from_trainer takes a transformers.Trainer object, and was given {kind}.")
     found = sort_callbacks(native_trainer)
-    problems = [*find_replaced(native_trainer, called=called), *find_unfit(native_trainer), *found.problems]
+    replaced = () if called is None else find_replaced(native_trainer, called=called)
+    unfit = find_unfit(native_trainer, allows_changed=called is None)
+    problems = [*replaced, *unfit, *found.problems]
     settings, notes = _settings_of(native_trainer, found, problems, changed=changed, advice=advice)
     if problems:
         kind, noun = type(native_trainer).__name__, "part" if len(problems) == 1 else "parts"
@@ -80,7 +87,8 @@ def carry_over(
     trainer.initialized_callbacks = tuple(found.users)
     trainer.print_logs = found.print_logs
     trainer.train_batch_size = _train_batch_size(native_trainer)
-    module, data = _module_of(native_trainer, loss_normalization), _data_of(native_trainer)
+    module = _module_of(native_trainer, loss_normalization, module_class)
+    data = _data_of(native_trainer, make_data)
     module.advice = advice
     module.evaluator.keep_padded_samples = isinstance(native_trainer, Seq2SeqTrainer)
     for note in notes:
@@ -135,7 +143,9 @@ def _take_out_steps(values: dict[str, Any]) -> None:
         values["accelerator_config"] = {**config, "gradient_accumulation_kwargs": kept or None}
 
 
-def _module_of(native_trainer: Any, loss_normalization: Literal["exact", "native"]) -> HFModule:
+def _module_of(
+    native_trainer: Any, loss_normalization: Literal["exact", "native"], module_class: type[HFModule]
+) -> HFModule:
     model_init, optimizer = native_trainer.model_init, native_trainer.optimizer
     schedule = None if native_trainer._created_lr_scheduler else native_trainer.lr_scheduler
     optimizer = getattr(optimizer, "optimizer", optimizer)  # of accelerate's, the one within
@@ -143,7 +153,7 @@ def _module_of(native_trainer: Any, loss_normalization: Literal["exact", "native
         optimizer = schedule = None
     else:
         _take_wrapper_off(native_trainer.model)
-    return HFModule(
+    return module_class(
         native_trainer.model if model_init is None else model_init,
         processing_class=native_trainer.processing_class,
         compute_metrics=native_trainer.compute_metrics,
@@ -179,8 +189,8 @@ def _home_of(function: Any) -> str:
     return str(module).partition(".")[0]
 
 
-def _data_of(native_trainer: Any) -> HFDataModule:
-    return HFDataModule(
+def _data_of(native_trainer: Any, make_data: Callable[..., HFDataModule]) -> HFDataModule:
+    return make_data(
         train_dataset=native_trainer.train_dataset,
         eval_dataset=native_trainer.eval_dataset,
         processing_class=native_trainer.processing_class,

@@ -37,11 +37,31 @@ def find_replaced(native_trainer: NativeTrainer, *, called: Collection[str] = ()
 
     Proved by: tests/unit/migrate/test_methods.py
     """
-    for name, where in _replaced(native_trainer, NativeTrainer, Seq2SeqTrainer):
+    for name, where in find_overridden(native_trainer):
         if name not in called and name not in CALLED_BY_USERS:
             yield Problem(where, f"Lightning would not call it; {INSTEAD.get(name, OTHERWISE)}")
-    for _, where in _replaced(native_trainer.args, TrainingArguments, Seq2SeqTrainingArguments):
+    for where in find_overridden_settings(native_trainer.args):
         yield Problem(where, "the settings are read field by field; set the fields that it computes")
+
+
+def find_overridden(native_trainer: NativeTrainer) -> Iterator[tuple[str, str]]:
+    """Name the methods and switches that are not as transformers has them, and where they were overridden.
+
+    Args:
+        native_trainer: the object.
+    """
+    return _replaced(native_trainer, NativeTrainer, Seq2SeqTrainer)
+
+
+def find_overridden_settings(args: TrainingArguments) -> Iterator[str]:
+    """Name the methods and properties of settings that are not as transformers has them.
+
+    Args:
+        args: of a Trainer.
+    """
+    for name, where in _replaced(args, TrainingArguments, Seq2SeqTrainingArguments):
+        if name != "_VALID_DICT_FIELDS":  # which fields a text may be read into
+            yield where
 
 
 def _replaced(given: object, *natives: type) -> Iterator[tuple[str, str]]:

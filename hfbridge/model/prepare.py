@@ -38,6 +38,7 @@ class Preparation:
         processing_class: tokenizer or processor; special tokens are aligned with it.
         device_type: "cpu" or "cuda".
         autocasts: `bf16` is for autocast to do.
+        sets_cache: `use_cache` goes into the configuration of the model.
         trains: the run trains; for evaluation and prediction only the first and the forward are touched.
 
     Attributes:
@@ -59,12 +60,13 @@ class Preparation:
         device_type: str,
         trains: bool,
         autocasts: bool = True,
+        sets_cache: bool = True,
     ) -> None:
         self._model = model
         self._undo: list[Callable[[], None]] = []
         if trains and args.use_liger_kernel:
             apply_liger_kernel(model, args.liger_kernel_config)
-        if getattr(model, "config", None) is not None:
+        if sets_cache and getattr(model, "config", None) is not None:
             model.config.use_cache = args.use_cache  # type: ignore[union-attr]
         if trains:
             self._make_ready(args, processing_class)

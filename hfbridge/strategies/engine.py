@@ -241,8 +241,9 @@ class EnginePrecision(Precision):
     def backward(  # type: ignore[override]
         self, tensor: Tensor, model: pl.LightningModule, optimizer: Any, *args: Any, **kwargs: Any
     ) -> None:
-        """Run the backward of one micro-batch."""
-        self._sharing.backward(tensor)
+        """Run the backward of one micro-batch, unless the module's `training_step` has done so."""
+        if not getattr(model, "has_run_backward", False):
+            self._sharing.backward(tensor)
 
 
 class UndividedPrecision(DeepSpeedPrecision):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.launch import Started
+from tests.distributed.overriding_jobs import train
 from tests.distributed.scripts import SCRIPT, facts_in, names_in, run_bridged, run_natively
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -64,5 +65,34 @@ def test_deepspeed_of_the_script(ranks, tmp_path: Path, stage: int) -> None:
 def test_a_rank_that_fails_ends_the_others_with_a_code(tmp_path: Path) -> None:
     started = Started([COMMAND, "ddp", "2", str(SCRIPT), "--out", "out", "--replaces"], tmp_path, {})
     assert started.wait() == 1
-    assert "Own.training_step" in started.output
+    assert "Own._run_epoch" in started.output
     assert not started.left()
+
+
+OVERRIDDEN = [
+    "compute_loss: popped labels",
+    "training_step: gradients",
+    "create_optimizer",
+    "get_train_dataloader",
+]
+ZERO_2 = {
+    "zero_optimization": {"stage": 2},
+    "zero_allow_untested_optimizer": True,
+    "train_micro_batch_size_per_gpu": "auto",
+    "gradient_accumulation_steps": "auto",
+}
+
+
+@pytest.mark.parametrize("case", OVERRIDDEN)
+def test_an_overridden_method_under_ddp(ranks, case):
+    theirs, _ = ranks(2).run(train, case, "native", {}, "auto")
+    ours, _ = ranks(2).run(train, case, "hfbridge", {}, "ddp")
+    assert ours == theirs
+
+
+@pytest.mark.deepspeed
+@pytest.mark.parametrize("case", OVERRIDDEN)
+def test_an_overridden_method_under_deepspeed(ranks, case):
+    theirs, _ = ranks(2).run(train, case, "native", {"deepspeed": ZERO_2}, "auto")
+    ours, _ = ranks(2).run(train, case, "hfbridge", {"deepspeed": ZERO_2}, "auto")
+    assert ours == theirs

@@ -55,7 +55,8 @@ def make(trainer_class: Any, *, arguments: dict[str, Any] | None = None, **given
         "compute_metrics": digest_metrics,
         **given,
     }
-    return trainer_class(args=TrainingArguments(**{**BASE, **(arguments or {})}), **given)
+    given.setdefault("args", TrainingArguments(**{**BASE, **(arguments or {})}))
+    return trainer_class(**given)
 
 
 def look(trainer: Any, output: Any = None) -> dict[str, Any]:

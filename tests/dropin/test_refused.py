@@ -2,55 +2,12 @@
 
 import subprocess
 import sys
-from typing import Any
 
 import pytest
 
 import hfbridge.dropin
 from hfbridge.errors import SettingsError
 from tests.dropin.sides import make
-
-
-class Doubled(hfbridge.dropin.Trainer):
-    """Compute another loss, with a mask of the user's own."""
-
-    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        return 2 * super().compute_loss(*args, **kwargs)
-
-    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
-        return super().create_scheduler(*args, **kwargs)
-
-    def mask(self) -> None:
-        """Do something that nobody else knows of."""
-
-
-def test_replaced_methods_are_named_when_an_object_is_made() -> None:
-    with pytest.raises(SettingsError) as caught:
-        make(Doubled)
-    text = str(caught.value)
-    assert "Doubled cannot be trained on Lightning: 2 of its methods" in text
-    assert "Doubled.compute_loss" in text
-    assert "compute_loss_func=" in text
-    assert "Doubled.create_scheduler" in text
-    assert "mask" not in text
-
-
-def test_a_method_replaced_on_an_object_is_named_before_anything_is_trained() -> None:
-    trainer = make(hfbridge.dropin.Trainer, arguments={"max_steps": 1})
-    trainer.training_step = lambda *args, **kwargs: None
-    with pytest.raises(SettingsError, match=r"training_step = \.\.\."):
-        trainer.train()
-    assert trainer.state.global_step == 0
-    del trainer.training_step
-    assert trainer.train().global_step == 1
-
-
-def test_searches_are_refused() -> None:
-    trainer = make(hfbridge.dropin.Trainer)
-    with pytest.raises(SettingsError, match=r"hyperparameter_search: .*not carried"):
-        trainer.hyperparameter_search()
-    with pytest.raises(SettingsError, match=r"trial=\{'learning_rate': 1\}: .*not carried"):
-        trainer.train(trial={"learning_rate": 1})
 
 
 def test_settings_that_are_not_carried_are_named() -> None:

@@ -24,7 +24,7 @@ class Own(Trainer):
 
 
 if given.replaces:
-    Own.training_step = lambda self, *args: None
+    Own._run_epoch = lambda self, *args: None
 
 arguments = TrainingArguments(
     output_dir=str(given.out),

@@ -1,0 +1,180 @@
+"""The training data of a Trainer whose methods make the loader, or collect the batches of a step.
+
+the HF Trainer calls                     here
+get_train_dataloader, once a run         when the run is planned
+set_initial_training_values              likewise
+get_batch_samples, once a step           when the first micro-batch of the step is fetched
+skip_first_batches, _load_rng_state      when a run is resumed within an epoch
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from accelerate.data_loader import skip_first_batches
+
+from hfbridge import generators
+from hfbridge.data.accumulation import AccumulationStep, DataPosition, MicroBatch, Schedule
+from hfbridge.data.dataloaders import Start
+from hfbridge.datamodule import HFDataModule
+from hfbridge.dropin.overrides import STEPS, Overrides
+from hfbridge.settings import Settings
+
+_NO_ROWS: tuple[dict[str, Any], ...] = ({},)
+
+
+class OwnLoader:
+    """Iterate the loader that a Trainer's methods make, by the steps that they collect.
+
+    Args:
+        native: the Trainer.
+        counts: the Trainer's own steps divide by the items that it has counted.
+
+    Attributes:
+        schedule: epochs and steps, as the Trainer counts them.
+        loader: what `get_train_dataloader` returned.
+        current: the micro-batch that was handed out last; `None` before the first one of an epoch.
+        sampler: the object whose `set_epoch` Lightning calls before each epoch: this loader.
+        resumed_from: the checkpoint whose random states an overridden `_load_rng_state` restores; `None`
+            where they are restored here.
+
+    Mirrors: transformers.Trainer._run_epoch
+    Proved by: tests/dropin/test_overrides.py
+    """
+
+    record = sampler_state = None
+
+    def __init__(self, native: Any, *, counts: bool) -> None:
+        self._native, self._counts = native, counts
+        self.loader: Any = native.get_train_dataloader()
+        epochs, steps, _, samples, _, micro_batches, max_steps = native.set_initial_training_values(
+            native.args, self.loader
+        )
+        self.schedule = Schedule(micro_batches, steps, max_steps, epochs, samples)
+        self.current: MicroBatch | None = None
+        self.sampler = self
+        self.resumed_from: str | None = None
+        self._start: Start | None = None
+        self._epoch = 0
+
+    def __len__(self) -> int:
+        """Micro-batches of an epoch; those of the whole run, if the length is unknown."""
+        return self.schedule.micro_batches_per_epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the number of the epoch about to begin, counted from 0."""
+        self._epoch = epoch
+
+    def start_at(self, start: Start) -> None:
+        """Begin the next epoch where a checkpoint was written."""
+        self._start = start
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        self.current = None
+        native, schedule, loader = self._native, self.schedule, self.loader
+        accumulation = native.args.gradient_accumulation_steps
+        (start, self._start), first = (self._start, None), 0
+        position = DataPosition(self._epoch) if start is None else start.position
+        if start is not None and (first := position.windows):
+            loader = skip_first_batches(loader, first * accumulation)
+        elif start is not None:
+            self._restore(start)
+            start = None
+        _set_epoch(loader, position.epoch)
+        batches, done, per_epoch = iter(loader), first * accumulation, schedule.micro_batches_per_epoch
+        for number in range(first, schedule.steps_per_epoch):
+            is_last = number == schedule.steps_per_epoch - 1
+            size = (per_epoch - 1) % accumulation + 1 if is_last else accumulation
+            found, items = native.get_batch_samples(batches, size, native.args.device)
+            native.current_gradient_accumulation_steps = len(found)
+            if start is not None:
+                self._restore(start)
+                start = None
+            if not found:
+                continue
+            done += len(found)
+            ends_epoch = done == per_epoch
+            step = AccumulationStep(
+                [_as_micro_batch(one) for one in found], done_micro_batches=done, ends_epoch=ends_epoch
+            )
+            # The end of a stream of unknown length leaves gradients to the next epoch.
+            step.micro_batches[-1].is_last = ends_epoch or done % accumulation == 0
+            position = DataPosition(position.epoch + 1) if ends_epoch else position.next()
+            step.position = position
+            if self._counts:
+                step.begin(native, items)
+            for self.current in step:
+                yield self.current
+
+    def _restore(self, start: Start) -> None:
+        """Restore the random states of a checkpoint."""
+        if self.resumed_from is not None:
+            self._native._load_rng_state(self.resumed_from)
+        elif start.states is not None:
+            generators.restore(start.states)
+
+
+class OwnData(HFDataModule):
+    """A data module whose training loader is made by the methods of a Trainer.
+
+    Args:
+        native: the Trainer.
+        overrides: what it overrides.
+        **arguments: of HFDataModule.
+
+    Attributes:
+        own_loader: the loader; `None` until the run is planned.
+        resumed_from: the checkpoint that the run is resumed from; `None` for a new run.
+    """
+
+    def __init__(self, native: Any, overrides: Overrides, **arguments: Any) -> None:
+        self._native, self._overrides = native, overrides
+        self.resumed_from: str | None = None
+        self.own_loader: OwnLoader | None = None
+        given = arguments.pop("train_dataset", None)
+        super().__init__(train_dataset=_NO_ROWS if given is None else given, **arguments)
+
+    def is_streamed(self, split: str) -> bool:
+        """Whether a set gives its rows one after the other only; the Trainer's methods read the train set."""
+        return split != "train" and super().is_streamed(split)
+
+    def micro_batches(self, *, first_row: int = 0, layout: Any = None) -> int:
+        """Count the micro-batches of an epoch, or of what is left of it from a sample on."""
+        per_step = self.layout if layout is None else layout
+        return self.schedule.micro_batches_per_epoch - first_row // (per_step.rows * per_step.ranks)
+
+    def train_dataloader(self) -> Any:
+        """Return the loader that the Trainer's methods have made."""
+        assert self.own_loader is not None
+        module: Any = self._trainer().lightning_module
+        if module.resumption is not None:
+            self.own_loader.start_at(module.resumption.start)
+        return self.own_loader
+
+    def _plan(self, settings: Settings) -> Schedule:
+        if self.own_loader is None:
+            self.own_loader = OwnLoader(self._native, counts=self._overrides.any(STEPS))
+            if self._overrides.any({"_load_rng_state"}):
+                self.own_loader.resumed_from = self.resumed_from
+        return self.own_loader.schedule
+
+    def _check_batches(self, split: str, settings: Settings) -> None:
+        if split != "train":
+            super()._check_batches(split, settings)
+
+
+def _as_micro_batch(batch: Any) -> MicroBatch:
+    found = MicroBatch(batch if isinstance(batch, Mapping) else {})
+    found.source = batch
+    return found
+
+
+def _set_epoch(loader: Any, epoch: int) -> None:
+    """Give a loader the number of its epoch.
+
+    Mirrors: transformers.Trainer._run_epoch
+    """
+    inner = getattr(getattr(loader, "batch_sampler", None), "batch_sampler", None)
+    parts: tuple[Any, ...] = (loader, inner)
+    for part in parts:
+        if hasattr(part, "set_epoch"):
+            part.set_epoch(epoch)

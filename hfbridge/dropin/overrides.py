@@ -1,0 +1,149 @@
+"""Which methods of a Trainer are overridden, and what that changes in a run.
+
+A method is overridden in a subclass, on the object, or in transformers' class; attributes that libraries set
+on the object count as what they change.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from hfbridge.errors import Problem
+from hfbridge.migrate.attributes import find_changed
+from hfbridge.migrate.methods import find_overridden, find_overridden_settings
+
+_SETTINGS = "args"
+"""Stands for methods and properties of the settings, which all that reads them may follow."""
+
+STEPS = frozenset(
+    {
+        _SETTINGS,
+        "_get_num_items_in_batch",
+        "_prepare_context_parallel_inputs",
+        "_prepare_input",
+        "_prepare_inputs",
+        "autocast_smart_context_manager",
+        "can_return_loss",
+        "compute_loss",
+        "compute_loss_context_manager",
+        "get_batch_samples",
+        "label_smoother",
+        "_loss_shifts_labels",
+        "loss_is_scaled_for_ga",
+        "model_accepts_loss_kwargs",
+        "training_step",
+    }
+)
+"""Methods of a micro-batch, and attributes that they read."""
+
+LOADS = frozenset(
+    {
+        _SETTINGS,
+        "_get_collator_with_removed_columns",
+        "_get_dataloader",
+        "_get_train_sampler",
+        "_load_rng_state",
+        "_remove_unused_columns",
+        "_set_signature_columns_if_needed",
+        "_signature_columns",
+        "_train_batch_size",
+        "get_total_train_batch_size",
+        "get_train_dataloader",
+        "set_initial_training_values",
+    }
+)
+"""Methods that make the training loader, and attributes that they read."""
+
+OPTIMIZES = frozenset(
+    {
+        _SETTINGS,
+        "create_optimizer",
+        "create_scheduler",
+        "get_decay_parameter_names",
+        "get_optimizer_cls_and_kwargs",
+    }
+)
+CLIPS = frozenset({"_clip_grad_norm", "_get_grad_norm", "_has_mixed_mesh_grads", "_mixed_mesh_grad_norm"})
+COUNTS = frozenset({"_track_num_input_tokens", "floating_point_ops", "store_flos"})
+LOGS = frozenset({"_maybe_log_save_evaluate"})
+SAVES = frozenset(
+    {
+        "_get_output_dir",
+        "_save",
+        "_save_checkpoint",
+        "_save_optimizer_and_scheduler",
+        "_save_rng_state",
+        "_save_scaler",
+        "save_model",
+    }
+)
+RESUMES = frozenset(
+    {"_load_callback_state", "_load_from_checkpoint", "_load_optimizer_and_scheduler", "_load_scaler"}
+)
+ENDS = frozenset({"_load_best_model"})
+EVALUATES = frozenset(
+    {
+        _SETTINGS,
+        "_evaluate",
+        "_get_collator_with_removed_columns",
+        "_get_dataloader",
+        "_get_eval_sampler",
+        "_remove_unused_columns",
+        "_set_signature_columns_if_needed",
+        "_signature_columns",
+        "evaluate",
+        "evaluation_loop",
+        "gather_function",
+        "get_eval_dataloader",
+        "num_examples",
+        "prediction_step",
+    }
+)
+LOOP = frozenset(
+    {
+        "_finalize_training",
+        "_init_training_state",
+        "_inner_training_loop",
+        "_prepare_for_training",
+        "_run_epoch",
+        "_wrap_model",
+    }
+)
+"""The loop itself, which Lightning runs."""
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What a Trainer overrides.
+
+    Attributes:
+        where: methods and attributes, each with how the user wrote it.
+    """
+
+    where: dict[str, str]
+
+    @classmethod
+    def of(cls, native: Any) -> "Overrides":
+        """Find what an object overrides."""
+        found = dict(find_overridden(native))
+        found.update((name, f"{type(native).__name__} object: {name} = ...") for name in find_changed(native))
+        if settings := ", ".join(find_overridden_settings(native.args)):
+            found[_SETTINGS] = settings
+        return cls(found)
+
+    def any(self, names: Collection[str]) -> bool:
+        """Whether one of these is overridden."""
+        return not self.where.keys().isdisjoint(names)
+
+    def named(self, names: Collection[str]) -> list[str]:
+        """Say how the user wrote what is overridden of these."""
+        return [self.where[name] for name in self.where if name in names]
+
+    def problems(self) -> Iterator[Problem]:
+        """Name what would replace the loop itself."""
+        for name in self.where.keys() & LOOP:
+            yield Problem(
+                self.where[name],
+                "Lightning runs the training loop; override what it calls (training_step, compute_loss, "
+                "get_train_dataloader, ...), or use a TrainerCallback",
+            )

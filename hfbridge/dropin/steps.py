@@ -1,0 +1,152 @@
+"""An HFModule that calls what a Trainer's subclass overrides, at the moments at which the HF Trainer does.
+
+overridden                                    called from
+training_step, compute_loss, _prepare_...     training_step; `accelerator.backward` goes to the strategy
+_clip_grad_norm, _get_grad_norm               configure_gradient_clipping
+create_optimizer, create_scheduler, ...       configure_optimizers
+_get_learning_rate                            optimizer_step
+_load_from_checkpoint                         on_load_checkpoint
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from hfbridge.callbacks.connector import current_micro_batch
+from hfbridge.checkpoints import layout
+from hfbridge.dropin.overrides import CLIPS, OPTIMIZES, STEPS, Overrides
+from hfbridge.module import HFModule
+
+
+class OwnSteps(HFModule):
+    """An HFModule whose steps are a Trainer's, as far as its class or the object overrides them.
+
+    Attributes:
+        native: the Trainer.
+        overrides_of: what it overrides.
+        resumed_from: the checkpoint that its run is resumed from.
+
+    Proved by: tests/dropin/test_overrides.py
+    """
+
+    native: Any
+    overrides_of: Overrides
+    resumed_from: str | None = None
+    _runs_backward = True
+
+    def attach_to(self, native: Any, overrides: Overrides) -> None:
+        """Call the methods of a Trainer."""
+        vars(self)["native"], vars(self)["overrides_of"] = native, overrides
+        self.sets_use_cache = native.model_init is None  # which the HF Trainer does once, for its first model
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Compute a micro-batch's gradients, as the Trainer's `training_step` does.
+
+        Mirrors: transformers.Trainer._run_epoch
+        """
+        if not self.overrides_of.any(STEPS):
+            return super().training_step(batch, batch_idx)
+        native, run = self.native, self.run
+        micro_batch = current_micro_batch(self.trainer, batch)
+        assert micro_batch is not None
+        assert micro_batch.step is not None
+        native.accelerator.gradient_state._set_sync_gradients(micro_batch.is_last)
+        inputs = run.prepare_inputs(micro_batch.source) if run.casts_inputs else micro_batch.source
+        run.sharing.before_forward()
+        with self._routed():
+            loss: Tensor = native.training_step(run.preparation.trained, inputs, micro_batch.step.items)
+        self.host.add_micro_batch(loss.detach(), micro_batch.source)
+        return loss
+
+    @contextmanager
+    def _routed(self) -> Iterator[None]:
+        """Have `accelerator.backward` and `clip_grad_norm_` go through the strategy."""
+        accelerator, plugin = self.native.accelerator, self.trainer.precision_plugin
+        optimizer = next(iter(self.trainer.optimizers), None)
+
+        def backward(loss: Tensor, **arguments: Any) -> None:
+            self._runs_backward = True
+            plugin.backward(loss, self, optimizer)
+            self._runs_backward = False
+
+        def clip(parameters: Any, max_norm: float, norm_type: float = 2) -> Tensor | None:
+            return self.sharing.clip(self.model, 0.0 if max_norm == float("inf") else float(max_norm))
+
+        with _attributes(accelerator, backward=backward, clip_grad_norm_=clip):
+            self._runs_backward = False
+            try:
+                yield
+            finally:
+                self._runs_backward = not self.overrides_of.any(STEPS)
+
+    def backward(self, loss: Tensor, *arguments: Any, **named: Any) -> None:
+        """Run a backward, unless `training_step` has done so."""
+        if self._runs_backward:
+            super().backward(loss, *arguments, **named)
+
+    @property
+    def has_run_backward(self) -> bool:
+        """Whether `training_step` runs the backward."""
+        return not self._runs_backward
+
+    def configure_optimizers(self) -> Any:
+        """Make optimizer and schedule by the Trainer's methods."""
+        if not self.overrides_of.any(OPTIMIZES):
+            return super().configure_optimizers()
+        self.ensure_ready()
+        return self.run.configure_optimizers(max_steps=self.data.schedule.max_steps, parts=self.native)
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """Clip the gradients by the Trainer's methods, and keep their norm."""
+        if not self.overrides_of.any(CLIPS):
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        native, norm, trained = self.native, None, self.run.preparation.trained
+        self.host.end_micro_batch()
+        self.host.checkpoints.before_step()
+        with self._routed():
+            if native.args.max_grad_norm > 0:
+                norm = native._clip_grad_norm(trained)
+            norm = native._get_grad_norm(trained, grad_norm=norm)
+        if norm is not None and not isinstance(norm, Tensor):
+            norm = torch.tensor(norm, dtype=torch.float64)
+        self.last_step.grad_norm = norm
+        self.host.fire("on_pre_optimizer_step")
+        self.last_step.is_updating = True
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """Take the step and keep the learning rate that the Trainer tells."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.overrides_of.any({"_get_learning_rate"}):
+            self.last_step.learning_rate = self.native._get_learning_rate()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Have the Trainer's own method load the weights, if it is overridden."""
+        if self.overrides_of.any({"_load_from_checkpoint"}) and self.resumed_from is not None:
+            self.native._load_from_checkpoint(self.resumed_from)
+            checkpoint["state_dict"] = {
+                f"{layout.PREFIX}{name}": tensor for name, tensor in self.model.state_dict().items()
+            }
+        super().on_load_checkpoint(checkpoint)
+
+
+@contextmanager
+def _attributes(owner: Any, **values: Any) -> Iterator[None]:
+    """Set attributes of an object for a while."""
+    own = vars(owner)
+    before = {name: own[name] for name in values if name in own}
+    own.update(values)
+    try:
+        yield
+    finally:
+        for name in values:
+            del own[name]
+        own.update(before)

@@ -1,0 +1,35 @@
+"""What the ranks of a pool do with subclasses of both Trainers that override a method."""
+
+from typing import Any
+
+import torch
+from transformers import set_seed
+
+from tests.dropin.overriding import CASES
+from tests.dropin.sides import OURS, THEIRS, make
+from tests.parity.engines import without_times
+
+SETTINGS: dict[str, Any] = {"logging_steps": 1, "num_train_epochs": 1}
+
+
+def train(case: str, side: str, settings: dict[str, Any], strategy: str) -> dict[str, Any]:
+    """Train a subclass on all ranks; returns the log history and the weights.
+
+    Args:
+        case: of tests/dropin/overriding.py.
+        side: "native" or "hfbridge".
+        settings: beside those of tests/dropin.
+        strategy: of hfbridge's Trainer.
+    """
+    base = THEIRS.trainer if side == "native" else OURS.trainer
+    set_seed(1)
+    trainer = make(type("Mine", (CASES[case], base), {}), arguments={**SETTINGS, **settings})
+    if side == "hfbridge":
+        trainer.strategy = strategy
+    trainer.train()
+    weights = {name: tensor.detach().clone() for name, tensor in trainer.model.state_dict().items()}
+    return {
+        "history": [without_times(row) for row in trainer.state.log_history],
+        "weights": {name: tensor.double().sum().item() for name, tensor in weights.items()},
+        "first": torch.cat([tensor.flatten()[:3].double() for tensor in weights.values()]).tolist(),
+    }
