@@ -152,7 +152,7 @@ class Explanation:
         """Lay everything out for a page of 100 columns."""
         lines: list[str] = []
         if self.overridden:
-            lines += [self.source, "", "overridden methods, refused by from_trainer; `hfbridge run` calls them"]
+            lines += [self.source, "", "overridden: from_trainer refuses it, `hfbridge run` calls it"]
             lines += [describe_problems(self.overridden)]
         for part in self.parts:
             lines += ["", *part.lines(self.source)] if lines else part.lines(self.source)
