@@ -5,6 +5,7 @@ afterwards finds everything done.
 """
 
 import argparse
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,7 @@ class EngineSharing(Sharing):
     def __init__(self, strategy: Any, *, config: dict[str, Any], is_sharded: bool) -> None:
         super().__init__(strategy)
         self.engine: Any = None
+        self._destroy: Any = None
         self._is_last = True
         self._has_begun = False
         self._told = strategy
@@ -220,12 +222,15 @@ class EngineSharing(Sharing):
             dist_init_required=False,
             **parts,
         )
+        # Its hooks keep an engine, with model and buffers, alive for ever unless it is destroyed.
+        self._destroy = weakref.finalize(self._strategy, self.engine.destroy)
+        self._destroy.atexit = False
         return self.engine
 
     def _end(self) -> None:
         if self.engine is not None:
-            self.engine.destroy()
-            self.engine = None
+            self._destroy()
+            self.engine = self._destroy = None
 
 
 class EnginePrecision(Precision):

@@ -6,6 +6,7 @@ import pytest
 
 from tests.distributed.zero import (
     bring_optimizer,
+    count_engines,
     keep_files,
     load_best_on_both,
     resume_both_ways,
@@ -209,3 +210,8 @@ def test_a_callback_that_writes_single_files_is_refused_before_training(ranks):
     for error, steps in ranks(2).run(keep_files, zero(2)):
         assert "ModelCheckpoint write single files" in error
         assert steps == 0
+
+
+def test_an_engine_ends_with_its_trainer(ranks):
+    before = ranks(2).run(count_engines)
+    assert ranks(2).run(count_engines) == before

@@ -1,5 +1,6 @@
 """What the ranks of a pool run under DeepSpeed."""
 
+import gc
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -252,3 +253,16 @@ def resume_elsewhere(written: dict[str, Any], resumed: dict[str, Any]) -> str:
     except hfbridge.CheckpointError as error:
         return str(error)
     return ""
+
+
+def count_engines() -> int:
+    """Train, let go of Trainer and module, and count the engines that are left."""
+    for _ in range(2):
+        data = hfbridge.HFDataModule(train_dataset=make_rows("distilbert", 8), data_collator=PadRows())
+        settings = {"output_dir": "out", "use_cpu": True, "max_steps": 1, "save_strategy": "no"}
+        trainer = hfbridge.Trainer(settings, strategy="deepspeed_stage_2", enable_model_summary=False)
+        trainer.fit(hfbridge.HFModule(make_model("distilbert")), data)
+        del trainer, data
+    for _ in range(3):
+        gc.collect()
+    return sum(isinstance(one, deepspeed.DeepSpeedEngine) for one in gc.get_objects())
