@@ -299,8 +299,8 @@ def _set_validation(trainer: Any, settings: Settings) -> None:
         trainer.check_val_every_n_epoch, trainer.val_check_interval = None, 1.0
     elif settings.eval_on_start:
         trainer.check_val_every_n_epoch = NEVER
-    else:
-        trainer.limit_val_batches = 0
+    else:  # ModelCheckpoint acts at the end of each epoch then
+        trainer.limit_val_batches, trainer.check_val_every_n_epoch = 0, 1
 
 
 def _add_checkpoint(trainer: Any, settings: Settings) -> None:

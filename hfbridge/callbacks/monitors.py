@@ -30,7 +30,9 @@ def check_monitors(trainer: pl.Trainer, module: Any) -> None:
         SettingsError: it cannot.
     """
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    monitors = [(cb, cb.monitor) for cb in callbacks if _is_strict(cb)]
+    # Where no validation runs, Lightning's ModelCheckpoint warns and saves nothing.
+    saves = trainer.limit_val_batches != 0
+    monitors = [(cb, cb.monitor) for cb in callbacks if _is_strict(cb, saves=saves)]
     if not monitors or any(_may_log(of) for of in (module, *callbacks)):
         return
     names, beginnings = _known_names(trainer, module)
@@ -45,11 +47,11 @@ def check_monitors(trainer: pl.Trainer, module: Any) -> None:
         )
 
 
-def _is_strict(callback: Any) -> bool:
-    """Whether a callback fails where what it monitors is not there."""
+def _is_strict(callback: Any, *, saves: bool) -> bool:
+    """Whether a callback fails where what it monitors is not there; one that saves only if it `saves`."""
     if isinstance(callback, EarlyStopping):
         return callback.strict
-    return isinstance(callback, ModelCheckpoint) and callback.monitor is not None
+    return saves and isinstance(callback, ModelCheckpoint) and callback.monitor is not None
 
 
 def _known_names(trainer: pl.Trainer, module: Any) -> tuple[set[str], set[str]]:

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
+from transformers.trainer_utils import has_length
 
 from hfbridge.callbacks.connector import end_with, epoch_limit, settings_of
 from hfbridge.data.accumulation import BatchLayout, Schedule, plan_schedule
@@ -140,7 +141,7 @@ class UserData:
             return self._plan_endless()
         size = self.train_batch_size
         loader: Any = trainer.train_dataloader
-        has_rows = isinstance(loader, DataLoader) and batches == len(loader)
+        has_rows = isinstance(loader, DataLoader) and has_length(loader) and batches == len(loader)
         return plan_run(
             settings,
             rows=len(loader.dataset) if has_rows else int(batches) * size * trainer.world_size,
@@ -154,7 +155,9 @@ class UserData:
     def _plan_endless(self) -> Schedule:
         """Count a run over a loader without a length."""
         settings, steps = self.settings, int(self.settings.max_steps)
-        if steps <= 0 and settings.lr_scheduler_type not in ("constant", "reduce_lr_on_plateau", "greedy"):
+        module: Any = self._trainer.lightning_module
+        needs_steps = settings.lr_scheduler_type not in ("constant", "reduce_lr_on_plateau", "greedy")
+        if steps <= 0 and needs_steps and not module.overrides("configure_optimizers"):
             raise SettingsError(
                 f"max_steps={steps}, and the training loader has no length: lr_scheduler_type="
                 f"{str(settings.lr_scheduler_type)!r} needs the number of steps. Set max_steps, or "

@@ -190,8 +190,9 @@ class CallbackHost(EvaluationHooks):
                 ranks=trainer.world_size,
             )
             self.end_micro_batch = self._counter.settle
-        by_lightning = trainer.ckpt_path is not None and module.resumption is None
-        if by_lightning and has_whole_epochs(module.data.settings, schedule):
+        data = module.data
+        by_lightning = module.resumption is None or isinstance(data, UserData)
+        if trainer.ckpt_path is not None and by_lightning and has_whole_epochs(data.settings, schedule):
             # Lightning resumes a run that epochs end, and not steps, at the end of an epoch.
             trainer.fit_loop.epoch_loop.max_steps = -1
         handler.optimizer = next(iter(trainer.optimizers), None)

@@ -111,7 +111,10 @@ def fill_checkpoint(module: Any, checkpoint: dict[str, Any]) -> Resumption | Non
         own = module.state_dict()
     if own or not (is_loaded or layout.PARTS_KEY in checkpoint):
         complete = complete_weights(module.model, without_prefix(own), source="the checkpoint")
-        checkpoint["state_dict"] = {f"{layout.PREFIX}{name}": tensor for name, tensor in complete.items()}
+        beside = {n: tensor for n, tensor in own.items() if not n.startswith(layout.PREFIX)}
+        if not beside:  # a directory holds the model's weights alone
+            beside = {n: t for n, t in module.state_dict().items() if not n.startswith(layout.PREFIX)}
+        checkpoint["state_dict"] = beside | {f"{layout.PREFIX}{n}": tensor for n, tensor in complete.items()}
     trainer = module._trainer
     if trainer is None:
         return None

@@ -31,6 +31,7 @@ Lightning's. In both, a micro-batch that knows its optimizer step decides when t
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from typing import Any
 
 import lightning.pytorch as pl
@@ -301,8 +302,11 @@ def user_steps(trainer: pl.Trainer, fetcher: Any) -> "_UserSteps | _StreamSteps 
         fetcher.iterator = iter(steps)
         return steps
     fetched, fetcher.batches = fetcher.batches, []
+    batches, limit = _rest_of(fetched, fetcher.iterator), trainer.num_training_batches
+    if not is_endless and isinstance(limit, int):  # `limit_train_batches` may end the epoch
+        batches = islice(batches, limit - trainer.fit_loop.epoch_loop.batch_progress.current.ready)
     steps = _UserSteps(
-        _rest_of(fetched, fetcher.iterator),
+        batches,
         lambda: trainer.accumulate_grad_batches,
         fetcher=fetcher if is_endless else None,
         state=getattr(loader, "state_dict", None) if is_endless else None,

@@ -205,6 +205,7 @@ def translate(
         final = {name: value for name, value in final.items() if not _is_lightnings(name, trainer_arguments)}
     elif validates:
         del final["check_val_every_n_epoch"]
+    if validates:  # None is a value of check_val_every_n_epoch
         final |= {name: trainer_arguments[name] for name in _VALIDATION if name in trainer_arguments}
     undecided = waiting(settings, trainer_arguments)
     return Plan(
