@@ -437,7 +437,7 @@ other.log = print
         ]
         assert "compute_loss_func" in found.overridden[1].text
         assert found.refused == found.overridden
-        assert "replaced methods" in str(found)
+        assert "overridden: from_trainer refuses it" in str(found)
 
     @pytest.mark.parametrize(
         "path", sorted((ROOT / "examples").glob("*/native.py")), ids=lambda p: p.parent.name
