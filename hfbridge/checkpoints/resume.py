@@ -112,8 +112,7 @@ def fill_checkpoint(module: Any, checkpoint: dict[str, Any]) -> Resumption | Non
     if own or not (is_loaded or layout.PARTS_KEY in checkpoint):
         complete = complete_weights(module.model, without_prefix(own), source="the checkpoint")
         beside = {n: tensor for n, tensor in own.items() if not n.startswith(layout.PREFIX)}
-        if not beside:  # a directory holds the model's weights alone
-            beside = {n: t for n, t in module.state_dict().items() if not n.startswith(layout.PREFIX)}
+        beside = beside or _beside_model(module)  # a directory holds the model's weights alone
         checkpoint["state_dict"] = beside | {f"{layout.PREFIX}{n}": tensor for n, tensor in complete.items()}
     trainer = module._trainer
     if trainer is None:
@@ -152,6 +151,18 @@ def fill_checkpoint(module: Any, checkpoint: dict[str, Any]) -> Resumption | Non
             stacklevel=2,
         )
     return resumption
+
+
+def _beside_model(module: nn.Module) -> dict[str, Tensor]:
+    """Return the state of what an HFModule has beside its model, which is not asked: ranks may share it."""
+    own = nn.Module()
+    own._parameters, own._buffers = module._parameters, module._buffers
+    own._non_persistent_buffers_set = module._non_persistent_buffers_set
+    found: dict[str, Tensor] = own.state_dict()
+    for name, child in module.named_children():
+        if f"{name}." != layout.PREFIX:
+            found |= child.state_dict(prefix=f"{name}.")
+    return found
 
 
 def _counters_of(

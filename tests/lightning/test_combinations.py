@@ -102,6 +102,22 @@ def test_what_a_subclass_has_beside_the_model_is_loaded(side: str, tmp_path: Pat
     assert other.seen.item() == 5
 
 
+@for_both
+def test_what_a_subclass_has_beside_the_model_stays_where_a_directory_has_none(
+    side: str, tmp_path: Path
+) -> None:
+    settings = {"output_dir": str(tmp_path), "save_strategy": "steps", "save_steps": 6}
+    kinds = {"settings": settings}
+    trainer = make_trainer(side, **kinds)
+    trainer.fit(make_module(side, with_loss_of_its_own, **kinds), make_loader(24))
+    module = make_module(side, with_loss_of_its_own, **kinds)
+    module.seen += 7
+    again = make_trainer(side, **kinds)
+    again.fit(module, make_loader(24), ckpt_path=str(tmp_path / "checkpoint-6"))
+    assert module.seen.item() == 7
+    assert again.global_step == 12
+
+
 @for_all
 def test_a_limit_of_a_loader_without_a_length(side: str) -> None:
     trainer = make_trainer(side, settings={"lr_scheduler_type": "constant"}, limit_train_batches=3)
