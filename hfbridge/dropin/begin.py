@@ -113,7 +113,7 @@ def carry_trainer(
             native,
             loss_normalization=loss_normalization,
             advice=ADVICE,
-            called=None,
+            follows_overrides=True,
             # The native object's own callbacks draw.
             changed={"disable_tqdm": True, "output_dir": output_dir},
             module_class=OwnSteps,

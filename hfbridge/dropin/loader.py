@@ -7,7 +7,8 @@ get_batch_samples, once a step           when the first micro-batch of the step 
 skip_first_batches, _load_rng_state      when a run is resumed within an epoch
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from accelerate.data_loader import skip_first_batches
@@ -34,8 +35,6 @@ class OwnLoader:
         loader: what `get_train_dataloader` returned.
         current: the micro-batch that was handed out last; `None` before the first one of an epoch.
         sampler: the object whose `set_epoch` Lightning calls before each epoch: this loader.
-        resumed_from: the checkpoint whose random states an overridden `_load_rng_state` restores; `None`
-            where they are restored here.
 
     Mirrors: transformers.Trainer._run_epoch
     Proved by: tests/dropin/test_overrides.py
@@ -52,8 +51,8 @@ class OwnLoader:
         self.schedule = Schedule(micro_batches, steps, max_steps, epochs, samples)
         self.current: MicroBatch | None = None
         self.sampler = self
-        self.resumed_from: str | None = None
         self._start: Start | None = None
+        self._restores: Callable[[], None] | None = None
         self._epoch = 0
 
     def __len__(self) -> int:
@@ -64,9 +63,14 @@ class OwnLoader:
         """Take the number of the epoch about to begin, counted from 0."""
         self._epoch = epoch
 
-    def start_at(self, start: Start) -> None:
-        """Begin the next epoch where a checkpoint was written."""
-        self._start = start
+    def start_at(self, start: Start, *, restores: Callable[[], None] | None = None) -> None:
+        """Begin the next epoch where a checkpoint was written.
+
+        Args:
+            start: the place.
+            restores: restores the random states; `None` restores those of `start`.
+        """
+        self._start, self._restores = start, restores
 
     def __iter__(self) -> Iterator[MicroBatch]:
         self.current = None
@@ -107,8 +111,8 @@ class OwnLoader:
 
     def _restore(self, start: Start) -> None:
         """Restore the random states of a checkpoint."""
-        if self.resumed_from is not None:
-            self._native._load_rng_state(self.resumed_from)
+        if self._restores is not None:
+            self._restores()
         elif start.states is not None:
             generators.restore(start.states)
 
@@ -123,12 +127,10 @@ class OwnData(HFDataModule):
 
     Attributes:
         own_loader: the loader; `None` until the run is planned.
-        resumed_from: the checkpoint that the run is resumed from; `None` for a new run.
     """
 
     def __init__(self, native: Any, overrides: Overrides, **arguments: Any) -> None:
         self._native, self._overrides = native, overrides
-        self.resumed_from: str | None = None
         self.own_loader: OwnLoader | None = None
         given = arguments.pop("train_dataset", None)
         super().__init__(train_dataset=_NO_ROWS if given is None else given, **arguments)
@@ -147,14 +149,14 @@ class OwnData(HFDataModule):
         assert self.own_loader is not None
         module: Any = self._trainer().lightning_module
         if module.resumption is not None:
-            self.own_loader.start_at(module.resumption.start)
+            overridden = self._overrides.any({"_load_rng_state"})
+            restores = partial(self._native._load_rng_state, module.resumed_from) if overridden else None
+            self.own_loader.start_at(module.resumption.start, restores=restores)
         return self.own_loader
 
     def _plan(self, settings: Settings) -> Schedule:
         if self.own_loader is None:
             self.own_loader = OwnLoader(self._native, counts=self._overrides.any(STEPS))
-            if self._overrides.any({"_load_rng_state"}):
-                self.own_loader.resumed_from = self.resumed_from
         return self.own_loader.schedule
 
     def _check_batches(self, split: str, settings: Settings) -> None:

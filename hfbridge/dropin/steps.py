@@ -29,6 +29,7 @@ class OwnSteps(HFModule):
         native: the Trainer.
         overrides_of: what it overrides.
         resumed_from: the checkpoint that its run is resumed from.
+        has_run_backward: `training_step` runs the backward, and Lightning's is to do nothing.
 
     Proved by: tests/dropin/test_overrides.py
     """
@@ -36,11 +37,11 @@ class OwnSteps(HFModule):
     native: Any
     overrides_of: Overrides
     resumed_from: str | None = None
-    _runs_backward = True
+    has_run_backward = False
 
     def attach_to(self, native: Any, overrides: Overrides) -> None:
         """Call the methods of a Trainer."""
-        vars(self)["native"], vars(self)["overrides_of"] = native, overrides
+        self.native, self.overrides_of = native, overrides
         self.sets_use_cache = native.model_init is None  # which the HF Trainer does once, for its first model
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -69,29 +70,24 @@ class OwnSteps(HFModule):
         optimizer = next(iter(self.trainer.optimizers), None)
 
         def backward(loss: Tensor, **arguments: Any) -> None:
-            self._runs_backward = True
+            self.has_run_backward = False
             plugin.backward(loss, self, optimizer)
-            self._runs_backward = False
+            self.has_run_backward = True
 
         def clip(parameters: Any, max_norm: float, norm_type: float = 2) -> Tensor | None:
             return self.sharing.clip(self.model, 0.0 if max_norm == float("inf") else float(max_norm))
 
         with _attributes(accelerator, backward=backward, clip_grad_norm_=clip):
-            self._runs_backward = False
+            self.has_run_backward = True
             try:
                 yield
             finally:
-                self._runs_backward = not self.overrides_of.any(STEPS)
+                self.has_run_backward = self.overrides_of.any(STEPS)
 
     def backward(self, loss: Tensor, *arguments: Any, **named: Any) -> None:
         """Run a backward, unless `training_step` has done so."""
-        if self._runs_backward:
+        if not self.has_run_backward:
             super().backward(loss, *arguments, **named)
-
-    @property
-    def has_run_backward(self) -> bool:
-        """Whether `training_step` runs the backward."""
-        return not self._runs_backward
 
     def configure_optimizers(self) -> Any:
         """Make optimizer and schedule by the Trainer's methods."""

@@ -92,7 +92,7 @@ class Trainer(transformers.Trainer):
             raise ValueError("Trainer: training requires a train_dataset.")
         self.accelerator.free_memory()
         trainer, module, data, host = self._make_run(overrides, ignore_keys_for_eval, trial)
-        module.resumed_from = data.resumed_from = checkpoint
+        module.resumed_from = checkpoint
         self._run = host
         try:
             with as_natively(), host.listening():

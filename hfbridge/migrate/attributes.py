@@ -211,16 +211,13 @@ def _changed(native: Any) -> Iterator[tuple[str, Problem]]:
     }
     for name, (concluded, instead) in pairs.items():
         if bool(getattr(native, name)) != concluded:
-            yield name, _changed_to(name, getattr(native, name), instead)
+            yield _changed_to(name, getattr(native, name), instead)
     smoother, is_multi_label = native.label_smoother, _is_multi_label(native.model)
     expected = 0.0 if is_multi_label else args.label_smoothing_factor
     is_plain = smoother is None or type(smoother) is LabelSmoother
     if not is_plain or (0.0 if smoother is None else smoother.epsilon) != expected:
-        yield (
-            "label_smoother",
-            _changed_to(
-                "label_smoother", smoother, "set label_smoothing_factor, or pass compute_loss_func=..."
-            ),
+        yield _changed_to(
+            "label_smoother", smoother, "set label_smoothing_factor, or pass compute_loss_func=..."
         )
     if args.remove_unused_columns and native._signature_columns is not None:
         fresh = copy.copy(native)
@@ -228,22 +225,19 @@ def _changed(native: Any) -> Iterator[tuple[str, Problem]]:
         fresh._set_signature_columns_if_needed()
         if set(fresh._signature_columns) != set(native._signature_columns):
             instead = "set remove_unused_columns=False, and drop the other columns of the dataset"
-            yield "_signature_columns", _changed_to("_signature_columns", native._signature_columns, instead)
+            yield _changed_to("_signature_columns", native._signature_columns, instead)
     if native._train_batch_size != args.train_batch_size and not args.auto_find_batch_size:
         instead = "make a new Trainer with the per_device_train_batch_size you want"
-        yield "_train_batch_size", _changed_to("_train_batch_size", native._train_batch_size, instead)
+        yield _changed_to("_train_batch_size", native._train_batch_size, instead)
     gathers = native.gather_function
     gathers = gathers.func if isinstance(gathers, functools.partial) else gathers
     own = [native.accelerator.gather_for_metrics, native.accelerator.gather]  # the latter Seq2SeqTrainer's
     if gathers != own[0] and not (isinstance(native, Seq2SeqTrainer) and gathers == own[1]):
-        yield (
-            "gather_function",
-            _changed_to("gather_function", gathers, "leave it; evaluations see each row once"),
-        )
+        yield _changed_to("gather_function", gathers, "leave it; evaluations see each row once")
 
 
-def _changed_to(name: str, value: Any, instead: str) -> Problem:
-    return Problem(show(name, value), f"differs from what model and settings give; {instead}")
+def _changed_to(name: str, value: Any, instead: str) -> tuple[str, Problem]:
+    return name, Problem(show(name, value), f"differs from what model and settings give; {instead}")
 
 
 def _is_multi_label(model: Any) -> bool:

@@ -16,7 +16,7 @@ Two settings are read by nobody natively: resume_from_checkpoint, which is for s
 TrainingArguments adds. They are left behind, and told of.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from types import MappingProxyType, MethodType
 from typing import Any, Literal
@@ -41,7 +41,7 @@ def carry_over(
     *,
     loss_normalization: Literal["exact", "native"],
     advice: Advice = OF_MODULE,
-    called: Collection[str] | None = (),
+    follows_overrides: bool = False,
     changed: Mapping[str, Any] = MappingProxyType({}),
     module_class: type[HFModule] = HFModule,
     make_data: Callable[..., HFDataModule] = HFDataModule,
@@ -53,8 +53,7 @@ def carry_over(
         native_trainer: the object.
         loss_normalization: of HFModule.
         advice: how the caller's user does what notes tell him to.
-        called: methods that may be replaced, since the caller calls them; `None` for all of them, and for
-            attributes that were changed on the object.
+        follows_overrides: the caller calls overridden methods, and follows attributes changed on the object.
         changed: settings that are others than the object's.
         module_class: of the module.
         make_data: makes the data module of arguments that HFDataModule takes.
@@ -71,8 +70,8 @@ def carry_over(
         )
         raise SettingsError(f"from_trainer takes a transformers.Trainer object, and was given {kind}.")
     found = sort_callbacks(native_trainer)
-    replaced = () if called is None else find_replaced(native_trainer, called=called)
-    unfit = find_unfit(native_trainer, allows_changed=called is None)
+    replaced = () if follows_overrides else find_replaced(native_trainer)
+    unfit = find_unfit(native_trainer, allows_changed=follows_overrides)
     problems = [*replaced, *unfit, *found.problems]
     settings, notes = _settings_of(native_trainer, found, problems, changed=changed, advice=advice)
     if problems:

@@ -97,6 +97,16 @@ def test_the_columns_that_a_model_takes() -> None:
     assert plain != changed
 
 
+def test_the_best_model_where_one_checkpoint_is_kept() -> None:
+    arguments = {**LOGGED, "save_total_limit": 1}
+
+    def code(side: Side) -> Any:
+        trainer = make(overriding(side, "_load_best_model"), arguments=arguments)
+        return look(trainer, trainer.train())
+
+    compare(code)
+
+
 def test_the_items_that_a_loss_is_divided_by() -> None:
     rows = {name: make_dataset("llama", 30) for name in ("train_dataset", "eval_dataset")}
     given = {**rows, "data_collator": PadRows(), "compute_metrics": None}
