@@ -7,7 +7,16 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from jobs import fit_hfbridge, fit_native, make_model, make_rows, make_settings, make_task
+from jobs import (
+    fit_hfbridge,
+    fit_native,
+    make_callback,
+    make_model,
+    make_rows,
+    make_settings,
+    make_task,
+    wait_for_device,
+)
 from plan import Measurement
 
 # Calls of CUDA that wait for the device, and the operator behind `.item()`, which a CPU has, too.
@@ -34,29 +43,26 @@ def measurements(*, tiny: bool) -> Iterator[Measurement]:
                 yield Measurement(name, time_batches, given)
 
 
-def _fit(engine: str, model: Any, settings: dict[str, Any], rows: Any, callback: Any) -> None:
-    if engine == "native":
-        fit_native(model, settings, rows, [callback])
-    else:
-        trainer = {"asynchronous_saving": True} if engine == "asynchronous" else {}
-        fit_hfbridge(model, settings, rows, [callback], trainer=trainer)
-
-
-def _make_callback(**events: Any) -> Any:
-    """Make a TrainerCallback; each event is a function of the state."""
-    import transformers
-
-    def wrap(event: Any) -> Any:
-        return lambda self, args, state, control, **kwargs: event(state)
-
-    return type("Events", (transformers.TrainerCallback,), {name: wrap(e) for name, e in events.items()})()
+def _train(engine: str, steps: int, callback: Any, *, tiny: bool, **more: Any) -> None:
+    """Train the classifier for some steps; `more` are further settings."""
+    task = make_task("classifier", tiny=tiny)
+    per_step = task.micro_batch * more.get("gradient_accumulation_steps", 1)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = make_settings(
+            folder, tiny=tiny, max_steps=steps, per_device_train_batch_size=task.micro_batch, **more
+        )
+        model, rows = make_model(task.name, tiny=tiny), make_rows(task, steps * per_step, tiny=tiny)
+        if engine == "native":
+            fit_native(model, settings, rows, [callback])
+        else:
+            trainer = {"asynchronous_saving": True} if engine == "asynchronous" else {}
+            fit_hfbridge(model, settings, rows, [callback], trainer=trainer)
 
 
 def count_waits(*, engine: str, tiny: bool) -> dict[str, Any]:
     """Count, for each optimizer step, how often the host waits; nothing is logged in these steps."""
     import torch
 
-    task = make_task("classifier", tiny=tiny)
     activities = [torch.profiler.ProfilerActivity.CPU]
     if torch.cuda.is_available() and not tiny:
         activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -68,17 +74,9 @@ def count_waits(*, engine: str, tiny: bool) -> dict[str, Any]:
         elif state.global_step == WARM_UP + PROFILED:
             profile.stop()
 
-    steps = WARM_UP + PROFILED + 1
-    with tempfile.TemporaryDirectory() as folder:
-        settings = make_settings(
-            folder,
-            tiny=tiny,
-            max_steps=steps,
-            per_device_train_batch_size=task.micro_batch,
-            gradient_accumulation_steps=task.accumulation,
-        )
-        rows = make_rows(task, steps * task.micro_batch * task.accumulation, tiny=tiny)
-        _fit(engine, make_model(task.name, tiny=tiny), settings, rows, _make_callback(on_step_end=end_step))
+    accumulation = make_task("classifier", tiny=tiny).accumulation
+    steps, callback = WARM_UP + PROFILED + 1, make_callback(on_step_end=end_step)
+    _train(engine, steps, callback, tiny=tiny, gradient_accumulation_steps=accumulation)
     counted = collections.Counter(event.name for event in profile.events())
     copies = sum(n for name, n in counted.items() if "Memcpy DtoH" in name)
     return {
@@ -94,28 +92,16 @@ def time_saving(*, engine: str, tiny: bool) -> dict[str, Any]:
     gaps: dict[int, float] = {}
 
     def end_step(state: Any) -> None:
-        _wait_for_device()
+        wait_for_device()
         ends[state.global_step] = time.perf_counter()
 
     def begin_step(state: Any) -> None:
         if state.global_step in ends:
             gaps[state.global_step] = time.perf_counter() - ends[state.global_step]
 
-    task = make_task("classifier", tiny=tiny)
-    steps = every * SAVES + 2
-    with tempfile.TemporaryDirectory() as folder:
-        settings = make_settings(
-            folder,
-            tiny=tiny,
-            max_steps=steps,
-            per_device_train_batch_size=task.micro_batch,
-            save_strategy="steps",
-            save_steps=every,
-            save_total_limit=1,
-        )
-        rows = make_rows(task, steps * task.micro_batch, tiny=tiny)
-        callback = _make_callback(on_step_end=end_step, on_step_begin=begin_step)
-        _fit(engine, make_model(task.name, tiny=tiny), settings, rows, callback)
+    callback = make_callback(on_step_end=end_step, on_step_begin=begin_step)
+    saving = {"save_strategy": "steps", "save_steps": every, "save_total_limit": 1}
+    _train(engine, every * SAVES + 2, callback, tiny=tiny, **saving)
     plain = statistics.median(gap for step, gap in gaps.items() if step % every)
     saved = [gap - plain for step, gap in gaps.items() if step % every == 0]
     return {"seconds_of_a_save": statistics.median(saved), "values": saved}
@@ -127,27 +113,11 @@ def time_batches(*, engine: str, workers: int, pins: bool, tiny: bool) -> dict[s
 
     def end_step(state: Any) -> None:
         if state.global_step in (warm_up, warm_up + steps):
-            _wait_for_device()
+            wait_for_device()
             times.append(time.perf_counter())
 
-    task = make_task("classifier", tiny=tiny)
     warm_up, steps = (1, 2) if tiny else (10, 60)
-    with tempfile.TemporaryDirectory() as folder:
-        settings = make_settings(
-            folder,
-            tiny=tiny,
-            max_steps=warm_up + steps,
-            per_device_train_batch_size=task.micro_batch,
-            dataloader_num_workers=workers,
-            dataloader_pin_memory=pins,
-        )
-        rows = make_rows(task, (warm_up + steps + 1) * task.micro_batch, tiny=tiny)
-        _fit(engine, make_model(task.name, tiny=tiny), settings, rows, _make_callback(on_step_end=end_step))
-    return {"samples_per_second": steps * task.micro_batch / (times[1] - times[0])}
-
-
-def _wait_for_device() -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    loading = {"dataloader_num_workers": workers, "dataloader_pin_memory": pins}
+    _train(engine, warm_up + steps, make_callback(on_step_end=end_step), tiny=tiny, **loading)
+    micro_batch = make_task("classifier", tiny=tiny).micro_batch
+    return {"samples_per_second": steps * micro_batch / (times[1] - times[0])}

@@ -4,6 +4,7 @@ Each function takes `tiny`: small enough for a dry run on a CPU, or of a size th
 """
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,41 +45,32 @@ def make_model(task: str, *, tiny: bool, dropout: float = 0.1) -> Any:
 
     transformers.set_seed(SEED)
     if task == "classifier":
-        size = (
-            {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-            if tiny
-            else {
-                "hidden_size": 384,
-                "num_hidden_layers": 6,
-                "num_attention_heads": 12,
-                "intermediate_size": 1536,
-            }
-        )
         config = transformers.BertConfig(
             vocab_size=vocabulary(tiny=tiny),
             hidden_dropout_prob=dropout,
             attention_probs_dropout_prob=dropout,
-            **size,
+            **_size(384, 6, 12, 1536, tiny=tiny),
         )
         return transformers.BertForSequenceClassification(config)
-    size = (
-        {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-        if tiny
-        else {
-            "hidden_size": 1280,
-            "num_hidden_layers": 20,
-            "num_attention_heads": 20,
-            "intermediate_size": 3456,
-        }
-    )
     llama = transformers.LlamaConfig(
         vocab_size=vocabulary(tiny=tiny),
         max_position_embeddings=2048,
         tie_word_embeddings=False,
         use_cache=False,
-        **size,
+        **_size(1280, 20, 20, 3456, tiny=tiny),
     )
     return transformers.LlamaForCausalLM(llama)
+
+
+def _size(hidden: int, layers: int, heads: int, intermediate: int, *, tiny: bool) -> dict[str, int]:
+    if tiny:
+        hidden, layers, heads, intermediate = 16, 2, 2, 32
+    return {
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": intermediate,
+    }
 
 
 def vocabulary(*, tiny: bool) -> int:
@@ -129,6 +121,24 @@ def make_settings(folder: Path | str, *, tiny: bool, **more: Any) -> dict[str, A
         "disable_tqdm": True,
         **more,
     }
+
+
+def make_callback(**events: Callable[[Any], None]) -> Any:
+    """Make a TrainerCallback; each event is a function of the state."""
+    import transformers
+
+    def wrap(event: Callable[[Any], None]) -> Any:
+        return lambda self, args, state, control, **kwargs: event(state)
+
+    return type("Events", (transformers.TrainerCallback,), {name: wrap(e) for name, e in events.items()})()
+
+
+def wait_for_device() -> None:
+    """Wait until the GPU has done what it was given, if there is one."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def fit_native(model: Any, settings: dict[str, Any], rows: Any, callbacks: Any = ()) -> Any:

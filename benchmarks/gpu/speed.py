@@ -15,7 +15,17 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from jobs import Collator, fit_hfbridge, fit_native, make_model, make_rows, make_settings, make_task
+from jobs import (
+    Collator,
+    fit_hfbridge,
+    fit_native,
+    make_callback,
+    make_model,
+    make_rows,
+    make_settings,
+    make_task,
+    wait_for_device,
+)
 from plan import Measurement
 
 ENGINES = ("loop", "native", "hfbridge")
@@ -66,7 +76,7 @@ class Meter:
         import torch
 
         if step in (self.first, self.last) and torch.cuda.is_available():
-            torch.cuda.synchronize()
+            wait_for_device()
             if step == self.first:
                 torch.cuda.reset_peak_memory_stats()
             self.peak_bytes = torch.cuda.max_memory_allocated()
@@ -74,12 +84,7 @@ class Meter:
             self.ends.append(time.perf_counter())
 
     def make_callback(self) -> Any:
-        import transformers
-
-        def end(_: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.end_step(state.global_step)
-
-        return type("Metered", (transformers.TrainerCallback,), {"on_step_end": end})()
+        return make_callback(on_step_end=lambda state: self.end_step(state.global_step))
 
 
 def train(
