@@ -27,6 +27,7 @@ from transformers import TrainingArguments
 from hfbridge.agreement import compare, explain, has_ranks
 from hfbridge.callbacks.connector import (
     configure_trainer,
+    done_by,
     end_with,
     epoch_limit,
     has_own_loop,
@@ -472,6 +473,7 @@ class HFDataModule(pl.LightningDataModule):
             total_batch_size=total,
             epochs=epoch_limit(self._trainer()),
             trainer=self._trainer(),
+            done=done_by(self._trainer()),
         )
 
     def _trainer(self) -> pl.Trainer:

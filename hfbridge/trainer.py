@@ -26,7 +26,7 @@ from hfbridge.callbacks.any_module import (
     newest_checkpoint,
 )
 from hfbridge.callbacks.connector import reset_fit_loop
-from hfbridge.callbacks.evaluation import Evaluator
+from hfbridge.callbacks.evaluation import OF_LOADER, Evaluator
 from hfbridge.callbacks.progress import RunProgressBar, has_native_bar, is_silenced
 from hfbridge.checkpoints.io import NewestOf, newest_in
 from hfbridge.checkpoints.layout import checkpoints_in
@@ -300,8 +300,9 @@ class Trainer(pl.Trainer):
 
         Returns:
             Of HFModule one dict with the metrics of all evaluation sets, as `transformers.Trainer.evaluate`
-            returns them, and what callbacks logged; on several ranks all get the metrics of the full sets. Of
-            another LightningModule what Lightning returns.
+            returns them, and what callbacks logged; of several loaders of the user's one for each, as from
+            Lightning. On several ranks all get the metrics of the full sets. Of another LightningModule what
+            Lightning returns.
 
         Raises:
             TypeError: there are arguments of `generate`, and nothing is generated.
@@ -317,9 +318,7 @@ class Trainer(pl.Trainer):
             found = super().validate(model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
         if not isinstance(self.lightning_module, HFModule):
             return found
-        logged = {name: value for of_one in found for name, value in of_one.items()}
-        metrics = self.lightning_module.eval_metrics
-        return [{**metrics, **{name: value for name, value in logged.items() if name not in metrics}}]
+        return _by_loader(found, self.lightning_module.eval_metrics)
 
     def test(
         self,
@@ -332,7 +331,8 @@ class Trainer(pl.Trainer):
     ) -> list[Mapping[str, float]]:
         """Test a module: `trainer.test(module, data)`; the arguments are those of `validate`."""
         with self._evaluating(model, ckpt_path) as ckpt_path:
-            return super().test(model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
+            found = super().test(model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
+        return _by_loader(found) if isinstance(self.lightning_module, HFModule) else found
 
     def predict(
         self,
@@ -446,6 +446,23 @@ class Trainer(pl.Trainer):
             raise SettingsError("predict_texts decodes what is generated: set predict_with_generate=True.")
         output = self.predict_dataset(model, datamodule, dataset, **gen_kwargs)
         return decode(output, model.processing_class)
+
+
+def _by_loader(
+    found: Sequence[Mapping[str, float]], metrics: Mapping[str, float] = MappingProxyType({})
+) -> list[Mapping[str, float]]:
+    """Put into one dict what an evaluation gave, or into one for each loader that the names tell apart.
+
+    Args:
+        found: what Lightning returned.
+        metrics: with their full precision, and those that were not logged.
+    """
+    values = {**metrics, **{k: v for of_one in found for k, v in of_one.items() if k not in metrics}}
+    numbers = sorted({int(name.partition(OF_LOADER)[2]) for name in values if OF_LOADER in name})
+    return [
+        {name: value for name, value in values.items() if name.partition(OF_LOADER)[2] in ("", str(number))}
+        for number in numbers or [0]
+    ]
 
 
 @contextmanager

@@ -134,11 +134,18 @@ def _since_last_fit(trainer: pl.Trainer, settings: Settings) -> Settings:
     if end is None or trainer.global_step == 0:
         return settings
     said: dict[str, Any] = {}
-    if trainer.max_steps not in (end.steps, -1):
+    if trainer.max_steps != end.steps and trainer.max_steps != settings.max_steps:
         said["max_steps"] = trainer.max_steps
-    if trainer.max_epochs not in (end.epochs, None, -1):
-        said["num_train_epochs"] = float(trainer.max_epochs)
+    if trainer.max_epochs != end.epochs:
+        is_endless = trainer.max_epochs in (None, -1)
+        said["num_train_epochs"] = float(ENDLESS_EPOCHS if is_endless else trainer.max_epochs)  # type: ignore[arg-type]
     return settings.replace(**said) if said else settings
+
+
+def done_by(trainer: pl.Trainer) -> tuple[int, int]:
+    """Return epochs and steps that a Trainer has behind it when it goes on; a checkpoint brings its own."""
+    goes_on = trainer in _ENDS and trainer.ckpt_path is None
+    return (trainer.current_epoch, trainer.global_step) if goes_on else (0, 0)
 
 
 def _given_settings(trainer: pl.Trainer) -> dict[str, Settings]:
@@ -269,7 +276,10 @@ def epoch_limit(trainer: pl.Trainer) -> int | None:
     plan = getattr(trainer, "plan", None)
     if getattr(trainer, "fast_dev_run", False):
         return 1
+    end = _ENDS.get(trainer)
     passed = _limits_of(trainer)[0] if plan is None else plan.passed.get("max_epochs")
+    if end is not None and trainer.global_step > 0 and trainer.max_epochs != end.epochs:
+        passed = trainer.max_epochs
     is_default = passed is None or passed < 0 or (plan is None and passed == _LIGHTNING_DEFAULT_EPOCHS)
     return None if is_default else passed
 
@@ -296,15 +306,15 @@ def end_with(trainer: pl.Trainer, schedule: Schedule) -> None:
     _ENDS[trainer] = _End(schedule.epochs, schedule.max_steps, *_limits_of(trainer))
     trainer.fit_loop.max_epochs = schedule.epochs
     is_automatic = trainer.lightning_module.automatic_optimization
-    if is_automatic or not has_whole_epochs(settings_of(trainer), schedule):
+    if is_automatic or not has_whole_epochs(settings_of(trainer)):
         trainer.fit_loop.epoch_loop.max_steps = schedule.max_steps
     else:  # a module that optimizes by hand may take any number of steps
         trainer.fit_loop.epoch_loop.max_steps = -1
 
 
-def has_whole_epochs(settings: Settings, schedule: Schedule) -> bool:
+def has_whole_epochs(settings: Settings) -> bool:
     """Whether a run ends with an epoch, and not by a number of steps."""
-    return settings.max_steps <= 0 and schedule.max_steps % max(schedule.steps_per_epoch, 1) == 0
+    return bool(settings.max_steps <= 0 and settings.num_train_epochs % 1 == 0)
 
 
 def reset_fit_loop(trainer: pl.Trainer) -> None:

@@ -34,7 +34,8 @@ from hfbridge.evaluation.run import EvalOptions, Evaluation
 from hfbridge.model.chunked import logits_kept
 from hfbridge.model.prepare import takes_skip_logits
 
-_OF_LOADER = "/dataloader_idx_"  # as Lightning names metrics where there are several loaders
+OF_LOADER = "/dataloader_idx_"
+"""What Lightning adds to the names of metrics, with a number, where there are several loaders."""
 _JOINS_CROSSWISE = (
     "eval_use_gather_object=True: natively, the first evaluation on several ranks joins the rounds row by "
     "row, the first rows of all rounds and so on, and drops rows. Leave it out, or "
@@ -241,7 +242,7 @@ class Evaluator:
         # On several ranks Lightning warns of what is not synchronised; it does not, of the same on all.
         same: Any = {"batch_size": 1, "sync_dist": True, "rank_zero_only": True}
         for values, shown in ((numbers, True), (self._speed, False)):
-            plain = {name: value for name, value in values.items() if _OF_LOADER not in name}
+            plain = {name: value for name, value in values.items() if OF_LOADER not in name}
             self._module.log_dict(plain, prog_bar=shown, logger=to_loggers, **same)
             for name in values.keys() - plain.keys():
                 # `LightningModule.log` refuses such names, which it makes itself in the steps of a loader.
@@ -361,7 +362,7 @@ class Evaluator:
         loader = self._loaders[self._index][1]
         if len(self._loaders) == 1 or isinstance(loader, EvalLoader | StreamEvalLoader):
             return dict(metrics)
-        suffix = f"{_OF_LOADER}{self._index}"
+        suffix = f"{OF_LOADER}{self._index}"
         return {name if name == "epoch" else f"{name}{suffix}": value for name, value in metrics.items()}
 
 

@@ -7,10 +7,11 @@ from typing import Any, Protocol
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import has_length
 
-from hfbridge.callbacks.connector import end_with, epoch_limit, settings_of
+from hfbridge.callbacks.connector import done_by, end_with, epoch_limit, settings_of
 from hfbridge.data.accumulation import BatchLayout, Schedule, plan_schedule
 from hfbridge.errors import SettingsError
 from hfbridge.settings import Settings
@@ -107,7 +108,7 @@ class UserData:
         """
         if self._schedule is None:
             self._trainer.fit_loop.setup_data()
-            self._schedule = self._plan()
+            self._schedule = self._plan(done_by(self._trainer))
             end_with(self._trainer, self._schedule)
         return self._schedule
 
@@ -134,7 +135,19 @@ class UserData:
         """Count the steps of the loader that Lightning has now; a finder of batch sizes had it made anew."""
         self._schedule = None
 
-    def _plan(self) -> Schedule:
+    def plan_rest(self) -> Schedule:
+        """Count what is left of a run after Lightning has made the loader anew, before an epoch."""
+        done = self._trainer.current_epoch, self._trainer.global_step
+        before, self._schedule = self.schedule, self._plan(done)
+        end_with(self._trainer, self._schedule)
+        if self._schedule.max_steps != before.max_steps:
+            rank_zero_info(
+                f"hfbridge: the training loader was made anew, and the run takes {self._schedule.max_steps} "
+                f"steps, not {before.max_steps}; the learning rate's schedule stays as it was."
+            )
+        return self._schedule
+
+    def _plan(self, done: tuple[int, int]) -> Schedule:
         trainer, settings = self._trainer, self.settings
         batches, accumulation = trainer.num_training_batches, trainer.accumulate_grad_batches
         if isinstance(batches, float) and math.isinf(batches):
@@ -150,6 +163,7 @@ class UserData:
             total_batch_size=size * accumulation * trainer.world_size,
             epochs=epoch_limit(trainer),
             trainer=trainer,
+            done=done,
         )
 
     def _plan_endless(self) -> Schedule:
@@ -179,6 +193,7 @@ def plan_run(
     total_batch_size: int,
     epochs: int | None,
     trainer: pl.Trainer,
+    done: tuple[int, int],
 ) -> Schedule:
     """Count the optimizer steps and epochs of a run.
 
@@ -190,38 +205,37 @@ def plan_run(
         total_batch_size: samples of one full optimizer step on all ranks.
         epochs: ends a run of `max_steps`, too; `None` does not.
         trainer: may have a GradientAccumulationScheduler, after which `accumulation` changes with the epochs.
+        done: epochs and steps that came before, whatever the loader was then.
     """
-    steps = int(settings.max_steps)
-    if steps > 0 and epochs is not None:
-        steps = min(steps, epochs * max(math.ceil(micro_batches / accumulation), 1))
     schedule = plan_schedule(
         samples_per_epoch=rows,
         micro_batches_per_epoch=micro_batches,
         accumulation=accumulation,
         total_batch_size=total_batch_size,
-        max_steps=steps,
+        max_steps=int(settings.max_steps),
         num_train_epochs=settings.num_train_epochs,
     )
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     scheduler = next((cb for cb in callbacks if isinstance(cb, GradientAccumulationScheduler)), None)
-    return schedule if scheduler is None else _with_changing_accumulation(schedule, scheduler, settings)
-
-
-def _with_changing_accumulation(
-    schedule: Schedule, scheduler: GradientAccumulationScheduler, settings: Settings
-) -> Schedule:
-    """Count the steps of a run whose accumulation changes with the epochs."""
+    done_epochs, done_steps = done
+    constant_from = 0 if scheduler is None else max(scheduler.scheduling)
 
     def steps_of(epoch: int) -> int:
-        accumulation = scheduler.get_accumulate_grad_batches(epoch)
-        return max(math.ceil(schedule.micro_batches_per_epoch / accumulation), 1)
+        of_step = accumulation if scheduler is None else scheduler.get_accumulate_grad_batches(epoch)
+        return max(math.ceil(micro_batches / of_step), 1)
 
-    if settings.max_steps > 0:
-        epochs, steps = 0, 0
-        while steps < schedule.max_steps:
-            steps, epochs = steps + steps_of(epochs), epochs + 1
-        return replace(schedule, epochs=epochs)
-    whole, last = math.floor(settings.num_train_epochs), max(scheduler.scheduling)
-    steps = sum(map(steps_of, range(min(whole, last)))) + max(whole - last, 0) * steps_of(last)
-    part = math.ceil((settings.num_train_epochs - whole) * steps_of(whole))
-    return replace(schedule, max_steps=steps + part)
+    def steps_until(end: float) -> int:
+        whole, first = math.floor(end), max(constant_from, done_epochs)
+        steps = sum(map(steps_of, range(done_epochs, min(whole, first))))
+        steps += max(whole - first, 0) * steps_of(first)
+        return done_steps + steps + math.ceil((end - whole) * steps_of(whole))
+
+    if settings.max_steps <= 0:
+        return replace(schedule, max_steps=steps_until(settings.num_train_epochs))
+    steps = schedule.max_steps if epochs is None else min(schedule.max_steps, steps_until(epochs))
+    end = done_epochs
+    while end < constant_from and steps_until(end) < steps:
+        end += 1
+    end += max(math.ceil((steps - steps_until(end)) / steps_of(end)), 0)
+    samples = steps * total_batch_size
+    return replace(schedule, max_steps=steps, epochs=end, samples=samples)

@@ -192,7 +192,7 @@ class CallbackHost(EvaluationHooks):
             self.end_micro_batch = self._counter.settle
         data = module.data
         by_lightning = module.resumption is None or isinstance(data, UserData)
-        if trainer.ckpt_path is not None and by_lightning and has_whole_epochs(data.settings, schedule):
+        if trainer.ckpt_path is not None and by_lightning and has_whole_epochs(data.settings):
             # Lightning resumes a run that epochs end, and not steps, at the end of an epoch.
             trainer.fit_loop.epoch_loop.max_steps = -1
         handler.optimizer = next(iter(trainer.optimizers), None)
@@ -268,7 +268,7 @@ class CallbackHost(EvaluationHooks):
             self._evaluate(trainer)
         resumption: Any = pl_module.resumption
         if resumption is not None and resumption.is_mid_epoch:  # for which Lightning begins no epoch
-            self.on_train_epoch_start(trainer, pl_module)
+            self._begin_epoch(module)
 
     def _adopt_progress(self, trainer: pl.Trainer, module: Any) -> None:
         """Go on from counters that Lightning restored from a checkpoint without the state of a run."""
@@ -287,6 +287,12 @@ class CallbackHost(EvaluationHooks):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Fire `on_epoch_begin`; a row that no step of this epoch precedes has no gradient norm."""
         module: Any = pl_module
+        if trainer.reload_dataloaders_every_n_epochs and isinstance(module.data, UserData):  # type: ignore[attr-defined]
+            self._schedule = schedule = module.data.plan_rest()
+            self.state.max_steps, self.state.num_train_epochs = schedule.max_steps, schedule.epochs
+        self._begin_epoch(module)
+
+    def _begin_epoch(self, module: Any) -> None:
         module.last_step.forget()
         self.control.should_epoch_stop = False
         self.fire("on_epoch_begin")

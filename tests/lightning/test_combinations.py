@@ -171,3 +171,34 @@ def test_an_optimizer_of_its_own_needs_no_length(kind: Any) -> None:
     rows = DataLoader(RowsOneByOne(20), batch_size=4, collate_fn=PadRows())
     trainer.fit(Own(make_model("distilbert")), rows)
     assert trainer.global_step == 10
+
+
+class OtherEachTime(pl.LightningDataModule):
+    """Gives another number of rows each time it is asked."""
+
+    def __init__(self, *counts: int) -> None:
+        super().__init__()
+        self._counts = list(counts)
+
+    def train_dataloader(self) -> Any:
+        return make_loader(self._counts.pop(0))
+
+
+@for_all
+@pytest.mark.parametrize("counts", [(16, 20, 8), (20, 8, 16)])
+@pytest.mark.parametrize("ends", ["epochs", "steps"])
+def test_loaders_made_anew_may_have_other_lengths(side: str, counts: tuple[int, ...], ends: str) -> None:
+    settings: dict[str, Any] = {"gradient_accumulation_steps": 2}
+    steps_of = [-(-count // 8) for count in counts]
+    settings |= {"max_steps": sum(steps_of) - 1} if ends == "steps" else {"num_train_epochs": 3}
+    trainer = make_trainer(side, settings=settings, epochs=3, reload_dataloaders_every_n_epochs=1)
+    module = make_module(side, settings=settings, epochs=3)
+    trainer.fit(module, datamodule=OtherEachTime(*counts))
+    expected = settings.get("max_steps", sum(steps_of))
+    assert trainer.global_step == expected
+    if side != "reference":
+        state = module.host.state
+        assert (state.global_step, state.max_steps) == (expected, expected)
+        assert state.epoch == pytest.approx(
+            3 if ends == "epochs" else 2 + (counts[-1] // 8 - 1) / (counts[-1] // 8)
+        )

@@ -191,6 +191,11 @@ def test_an_evaluation_takes_loaders_one_after_the_other(side: str, verb: str, f
         name = f"{PREFIX[verb]}_loss/dataloader_idx_{index}"
         assert found[name] == pytest.approx(of_one[name], rel=1e-6)
         assert float(trainer.callback_metrics[name]) == pytest.approx(of_one[name], rel=1e-6)
+        if side == "hfbridge":
+            numbers = {name.partition("/dataloader_idx_")[2] for name in ours[index]}
+            assert ours[index][name] == found[name]
+            assert numbers <= {"", str(index)}
+    assert len(ours) == len(theirs)
 
 
 @for_both
@@ -503,6 +508,21 @@ def test_a_second_fit_of_a_trainer(side: str) -> None:
     assert counts[-1] == (12, 3, 12)
     assert seen.rows == watch.rows
     assert_same_weights(ours, theirs)
+
+
+@for_both
+@pytest.mark.parametrize("first", [{"num_train_epochs": 1}, {"max_steps": 3}])
+def test_limits_set_between_fits(side: str, first: dict[str, Any]) -> None:
+    def run(of_side: str) -> list[int]:
+        module, trainer = fit(of_side, make_loader(16), settings=first, epochs=1)
+        taken = [trainer.global_step]
+        for epochs, steps in ((3, -1), (-1, 17), (8, 19), (5, 100)):
+            trainer.fit_loop.max_epochs, trainer.fit_loop.epoch_loop.max_steps = epochs, steps
+            trainer.fit(module, make_loader(16))
+            taken.append(trainer.global_step)
+        return taken
+
+    assert run(side) == run("reference")
 
 
 @for_both
