@@ -1,7 +1,9 @@
 """Whether what callbacks monitor can ever be logged: found out before the first step of a run."""
 
+import dis
 import types
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,6 +16,8 @@ _OF_TRAINING = ("loss", "grad_norm", "learning_rate")
 _OF_LIGHTNING = ("epoch", "step")
 _OF_SPEED = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 _LOGS = frozenset(("log", "log_dict"))
+# "COPY" is of `self.count += 1`.
+_USES_ATTRIBUTE = {"LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR", "DELETE_ATTR", "LOAD_SUPER_ATTR", "COPY"}
 _LOGS_NOTHING = ("hfbridge.", "lightning.", "torch.", "builtins")
 
 
@@ -79,11 +83,11 @@ def _may_log(listener: Any) -> bool:
     functions = [member for kind in kinds for member in vars(kind).values()]
     if isinstance(listener, LambdaCallback):
         functions += vars(listener).values()
-    return any(_reaches_log(function, seen) for function in functions)
+    return any(_reaches_log(function, seen, is_method=True) for function in functions)
 
 
-def _reaches_log(member: Any, seen: set[types.CodeType]) -> bool:
-    """Whether a function, or one that it calls by a global name, has the name of a method that logs."""
+def _reaches_log(member: Any, seen: set[types.CodeType], *, is_method: bool = False) -> bool:
+    """Whether a function, or one that it calls by a global name, logs or hands its module on."""
     function = getattr(member, "__func__", None) or getattr(member, "fget", None) or member
     if not isinstance(function, types.FunctionType):
         return False
@@ -91,8 +95,21 @@ def _reaches_log(member: Any, seen: set[types.CodeType]) -> bool:
         return False
     seen.add(function.__code__)
     names = set(_names_in(function.__code__))
-    return bool(names & _LOGS) or any(
+    if names & _LOGS or (is_method and _passes_module_on(function.__code__)):
+        return True
+    return any(
         _reaches_log(function.__globals__[name], seen) for name in names if name in function.__globals__
+    )
+
+
+def _passes_module_on(code: types.CodeType) -> bool:
+    """Whether code hands on the module, its own object or what a callback is given, as a whole."""
+    modules = {*code.co_varnames[:1], "pl_module"}
+    return any(
+        step.opname.startswith(("LOAD_FAST", "LOAD_DEREF"))
+        and modules & set(step.argval if isinstance(step.argval, tuple) else (step.argval,))
+        and after.opname not in _USES_ATTRIBUTE
+        for step, after in pairwise(dis.get_instructions(code))
     )
 
 

@@ -41,10 +41,38 @@ EVALUATIONS = {
 ENGINES = pytest.mark.parametrize("engine", ["ours", "plain"])
 
 
-def fit(engine: str, settings: Any = None, **arguments: Any) -> tuple[hfbridge.HFModule, pl.Trainer]:
+class Recorder:
+    """Logs for a module that it is given."""
+
+    def record(self, module: Any, value: Any) -> None:
+        module.log("seen", value)
+
+
+class Recorded(hfbridge.HFModule):
+    """Leaves logging to another object."""
+
+    recorder = Recorder()
+
+    def on_validation_epoch_end(self) -> None:
+        self.recorder.record(self, float(self.current_epoch))
+
+
+class Silent(hfbridge.HFModule):
+    """Overrides hooks, and logs nothing in them."""
+
+    epochs = 0
+
+    def on_validation_epoch_end(self) -> None:
+        self.epochs += 1
+        super().on_validation_epoch_end()
+
+
+def fit(
+    engine: str, settings: Any = None, kind: Any = hfbridge.HFModule, **arguments: Any
+) -> tuple[hfbridge.HFModule, pl.Trainer]:
     settings = {**SETTINGS, **(settings or {})}
     own = settings if engine == "plain" else None
-    module = hfbridge.HFModule(
+    module = kind(
         make_model("distilbert"), settings=own, compute_metrics=lambda p: {"m": float(p.predictions.mean())}
     )
     data = hfbridge.HFDataModule(
@@ -133,6 +161,19 @@ def test_early_stopping_on_an_evaluation_by_steps(engine: str) -> None:
 def test_a_metric_that_does_not_exist_is_answered_with_those_that_do(engine: str) -> None:
     with pytest.raises(SettingsError, match=r"val_loss.*eval_loss"):
         fit(engine, EVALUATIONS["by epochs"], callbacks=[EarlyStopping(monitor="val_loss")])
+
+
+@ENGINES
+def test_a_metric_that_another_object_logs(engine: str) -> None:
+    stopping = EarlyStopping(monitor="seen")
+    _, trainer = fit(engine, EVALUATIONS["by epochs"], Recorded, callbacks=[stopping])
+    assert (trainer.global_step, float(stopping.best_score)) == (STEPS, 0.0)
+
+
+@ENGINES
+def test_hooks_that_log_nothing_change_nothing_in_that(engine: str) -> None:
+    with pytest.raises(SettingsError, match=r"val_loss.*eval_loss"):
+        fit(engine, EVALUATIONS["by steps"], Silent, callbacks=[EarlyStopping(monitor="val_loss")])
 
 
 @ENGINES
