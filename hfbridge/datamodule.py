@@ -32,6 +32,7 @@ from hfbridge.callbacks.connector import (
     epoch_limit,
     has_own_loop,
     is_hf_module,
+    is_read,
     settings_of,
 )
 from hfbridge.callbacks.run_data import plan_run
@@ -255,6 +256,8 @@ class HFDataModule(pl.LightningDataModule):
         stage = None if self.trainer is None else self.trainer.state.fn
         if self._mapper is None or stage is None or self._trainer().world_size == 1:
             return
+        if not is_read(self._trainer(), self):
+            return
         self._mapping_failure = None
         try:
             for split in self._needed(stage.value):
@@ -272,6 +275,8 @@ class HFDataModule(pl.LightningDataModule):
             SettingsError: evaluation without an evaluation set, or settings that contradict the Trainer.
             RankError: on several ranks, settings or data of this run differ, or another rank has failed.
         """
+        if not is_read(self._trainer(), self):
+            return
         if has_ranks():
             close_group_at_exit()  # as none of Lightning's own strategies does on CPUs
         with together():

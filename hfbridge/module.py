@@ -39,7 +39,12 @@ from transformers.utils.logging import set_verbosity
 from hfbridge.advice import OF_MODULE
 from hfbridge.callbacks.attachment import attach_host, insert_host
 from hfbridge.callbacks.checkpointing import write_on_first_rank
-from hfbridge.callbacks.connector import configure_trainer, current_micro_batch, note_of_seeds
+from hfbridge.callbacks.connector import (
+    configure_trainer,
+    current_micro_batch,
+    datamodule_of,
+    note_of_seeds,
+)
 from hfbridge.callbacks.evaluation import Evaluator
 from hfbridge.callbacks.run_data import RunData, UserData
 from hfbridge.callbacks.trainer_state import CallbackHost
@@ -345,7 +350,7 @@ class HFModule(pl.LightningModule):
             if not self.is_heard:
                 self._host = insert_host(self)
             self.evaluator.set_up(self.trainer)
-            datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+            datamodule = datamodule_of(self.trainer)
             is_ours = isinstance(datamodule, HFDataModule)
             self._data = datamodule if is_ours else UserData(self.trainer)
             if self.trainer.state.fn == TrainerFn.FITTING and not is_ours:

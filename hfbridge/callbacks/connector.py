@@ -148,13 +148,31 @@ def done_by(trainer: pl.Trainer) -> tuple[int, int]:
     return (trainer.current_epoch, trainer.global_step) if goes_on else (0, 0)
 
 
+def is_read(trainer: pl.Trainer, datamodule: Any) -> bool:
+    """Whether a Trainer reads a data module in this call: one of an earlier call stays attached."""
+    loops: dict[Any, Any] = {
+        TrainerFn.FITTING: trainer.fit_loop,
+        TrainerFn.VALIDATING: trainer.validate_loop,
+        TrainerFn.TESTING: trainer.test_loop,
+        TrainerFn.PREDICTING: trainer.predict_loop,
+    }
+    loop = loops.get(trainer.state.fn)
+    return loop is None or loop._data_source.instance is datamodule
+
+
+def datamodule_of(trainer: pl.Trainer) -> Any:
+    """Return the data module that a Trainer reads in this call, if it reads one."""
+    found = getattr(trainer, "datamodule", None)
+    return found if is_read(trainer, found) else None
+
+
 def _given_settings(trainer: pl.Trainer) -> dict[str, Settings]:
     """Return the settings that the user passed, by where."""
     plan = getattr(trainer, "plan", None)
     sources = {
         "hfbridge.Trainer": None if plan is None or not plan.has_settings else trainer.settings,  # type: ignore[attr-defined]
         "HFModule": getattr(trainer.lightning_module, "given_settings", None),
-        "HFDataModule": getattr(getattr(trainer, "datamodule", None), "given_settings", None),
+        "HFDataModule": getattr(datamodule_of(trainer), "given_settings", None),
     }
     return {name: found for name, found in sources.items() if found is not None}
 

@@ -44,7 +44,7 @@ from lightning.pytorch.utilities.combined_loader import _MaxSizeCycle
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from hfbridge.callbacks.connector import has_plain_backward, overrides_hook
+from hfbridge.callbacks.connector import datamodule_of, has_plain_backward, overrides_hook
 from hfbridge.data.accumulation import MicroBatch, group_micro_batches
 from hfbridge.data.dataloaders import TrainLoader
 from hfbridge.data.iterable import StreamLoader
@@ -366,7 +366,7 @@ def _is_plain(trainer: pl.Trainer) -> bool:
 
 def _no_hooks_overridden(trainer: pl.Trainer) -> bool:
     """Whether no hook that runs inside a step is overridden."""
-    module, data = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
+    module, data = trainer.lightning_module, datamodule_of(trainer)
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return (
         isinstance(module, HFModule)

@@ -21,7 +21,7 @@ def run(*command: object) -> subprocess.CompletedProcess[str]:
     # The scripts are other programs: the coverage of this process is not theirs to write.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("COV_")}
     return subprocess.run(
-        [sys.executable, *map(str, command)], capture_output=True, text=True, timeout=300, env=environment
+        [sys.executable, *map(str, command)], capture_output=True, text=True, timeout=900, env=environment
     )
 
 

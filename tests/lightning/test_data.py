@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import DataLoader
 
+from hfbridge import HFDataModule
 from tests.lightning.plain_data import (
     RATE,
     PlainData,
@@ -523,6 +524,29 @@ def test_limits_set_between_fits(side: str, first: dict[str, Any]) -> None:
         return taken
 
     assert run(side) == run("reference")
+
+
+@for_both
+def test_loaders_after_a_data_module(side: str) -> None:
+    def run(of_side: str, later: bool) -> tuple[Any, list[Any]]:
+        module, trainer = make_module(of_side, epochs=1), make_trainer(of_side, epochs=1)
+        if later:  # Lightning keeps the data module, and does not read it again
+            data = HFDataModule(make_rows("distilbert", 4, seed=3), data_collator=PadRows(), batch_size=4)
+            trainer.fit(module, datamodule=data)
+        else:
+            trainer.fit(module, make_loader(4))
+        found: list[Any] = [trainer.validate(module, make_loader(8, seed=9))[0]["eval_loss"]]
+        found += [trainer.test(module, make_loader(8, seed=9))[0]["test_loss"]]
+        found += [torch.cat(trainer.predict(module, make_loader(8, seed=9)))]
+        trainer.fit_loop.max_epochs = 2
+        trainer.fit(module, make_loader(12, seed=4))
+        return module, [*found, trainer.global_step]
+
+    (ours, found), (theirs, expected) = run(side, later=True), run("reference", later=False)
+    assert found[:2] == pytest.approx(expected[:2], rel=1e-6)
+    assert torch.allclose(found[2], expected[2])
+    assert found[3] == expected[3] == 4
+    assert_close_weights(ours, theirs)  # the data module shuffles the rows of a batch
 
 
 @for_both
