@@ -266,15 +266,18 @@ def _read_shard(path: Path) -> dict[str, Tensor]:
 
 
 def _read_json(path: Path) -> str:
-    _check_there(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-        found = json.loads(text)
-    except ValueError as error:
-        raise CheckpointError(f"{path.name} is damaged: {error}") from error
+    found = _parse_json(path)
     if not isinstance(found, dict):
         raise CheckpointError(f"{path.name} holds a {type(found).__name__}, where a dictionary belongs.")
-    return text
+    return path.read_text(encoding="utf-8")
+
+
+def _parse_json(path: Path) -> Any:
+    _check_there(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path.name} is damaged: {error}") from error
 
 
 def _check_there(path: Path) -> None:
@@ -305,7 +308,7 @@ def _check_folder(folder: Path, manifest: dict[str, list[int]]) -> list[str]:
     problems = []
     for path in sorted(folder.glob("*.json")):
         try:
-            _read_json(path)
+            _parse_json(path)
         except CheckpointError as error:
             problems.append(str(error))
     arguments = folder / layout.TRAINING_ARGS_NAME

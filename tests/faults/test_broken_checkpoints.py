@@ -121,6 +121,12 @@ def test_files_of_native_checkpoints(
         read_checkpoint(newest)
 
 
+def test_files_that_training_does_not_read_hold_any_json(runs: dict[str, Path]) -> None:
+    newest = Path(shutil.copytree(runs["native"], "out")) / "checkpoint-12"
+    (newest / "modules.json").write_text('[{"idx": 0}]')
+    read_checkpoint(newest)
+
+
 def test_last_goes_back_to_a_whole_one_and_trains(out: Path) -> None:
     truncate(out / "checkpoint-12" / "model.safetensors")
     (out / "unfinished-checkpoint-16-abc").mkdir()
