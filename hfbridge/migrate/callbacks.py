@@ -18,6 +18,7 @@ from transformers import Trainer as NativeTrainer
 from transformers import TrainerCallback
 from transformers.integrations.integration_utils import (
     INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
     get_reporting_integration_callbacks,
 )
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
@@ -57,7 +58,8 @@ def sort_callbacks(native_trainer: NativeTrainer) -> CarriedCallbacks:
     Mirrors: transformers.Trainer.__init__
     """
     args, found = native_trainer.args, CarriedCallbacks()
-    reporters = get_reporting_integration_callbacks(args.report_to)
+    report_to = _reporters_in(args.report_to)
+    reporters = get_reporting_integration_callbacks(report_to)
     shown: type[TrainerCallback] = PrinterCallback if args.disable_tqdm else DEFAULT_PROGRESS_CALLBACK
     first = [
         DefaultFlowCallback,
@@ -77,7 +79,7 @@ def sort_callbacks(native_trainer: NativeTrainer) -> CarriedCallbacks:
         found.problems.append(Problem("callbacks without DefaultFlowCallback", _FLOW))
     if missing := [kind for kind in reporters if kind in first]:
         names = [name for name, kind in INTEGRATION_TO_CALLBACK.items() if kind in missing]
-        kept = [name for name in args.report_to or () if name not in names]
+        kept = [name for name in report_to if name not in names]
         found.settings["report_to"] = kept or "none"
     if JITCheckpointCallback in first:
         found.settings["enable_jit_checkpoint"] = False
@@ -86,3 +88,14 @@ def sort_callbacks(native_trainer: NativeTrainer) -> CarriedCallbacks:
         if not args.disable_tqdm:
             found.settings["disable_tqdm"] = True
     return found
+
+
+def _reporters_in(report_to: str | list[str] | None) -> list[str]:
+    """List the reporters that a setting names, which may have been changed after the settings were made.
+
+    Mirrors: transformers.TrainingArguments.__post_init__
+    """
+    named = [report_to] if isinstance(report_to, str) else list(report_to or ())
+    if named == ["all"]:
+        return list(get_available_reporting_integrations())
+    return [] if named == ["none"] else named

@@ -1,5 +1,7 @@
 """The user's callbacks are told from those that the native Trainer adds itself."""
 
+from typing import Any
+
 import lightning.pytorch as pl
 import pytest
 from transformers import (
@@ -48,6 +50,15 @@ def test_a_reporter_of_the_users_own_stays_beside_the_one_of_the_settings() -> N
     mine = TensorBoardCallback()
     assert sort_callbacks(make_with([mine], report_to="tensorboard")).users == [mine]
     assert sort_callbacks(make_with([mine])).users == [mine]
+
+
+@pytest.mark.parametrize("named", ["none", ["none"], [], None])
+def test_reporters_that_were_named_after_the_settings_were_made(named: Any) -> None:
+    native = make_with()
+    native.args.report_to = named
+    assert (sort_callbacks(native).settings, sort_callbacks(native).problems) == ({}, [])
+    native.args.report_to = "wandb"
+    assert sort_callbacks(native).settings == {"report_to": "none"}
 
 
 def test_a_reporter_that_was_removed_is_taken_out_of_the_settings() -> None:
