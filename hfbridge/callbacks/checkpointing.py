@@ -7,7 +7,7 @@ ModelCheckpoint, trainer.save_checkpoint           a Lightning file, with what c
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
@@ -150,15 +150,26 @@ class RunCheckpoints:
             entries["lr_schedulers"] = [module.lr_schedule.state_dict()]  # that Lightning does not step
         return entries
 
-    def finish(self, module: Any) -> None:
+    def finish(self, module: Any, *, load: Callable[[Path], None] | None = None) -> None:
         """Put the best weights into the model, if asked for, when training has ended.
+
+        Args:
+            module: the HFModule.
+            load: puts the weights of a checkpoint into the model; `None` does so by the module's strategy.
 
         Mirrors: transformers.Trainer._finalize_training
         """
-        if self._writer is not None:
-            with closing(self._writer):
-                self._writer.load_best(module.model, self._host.state, load=module.sharing.load_weights)
-            self._writer = None
+        if (writer := self._writer) is None:
+            return
+
+        def load_by_strategy(best: Path) -> None:
+            with ranks.together():
+                weights = writer.read_best(module.model, best)
+            module.sharing.load_weights(module.model, weights)
+
+        with closing(writer):
+            writer.load_best(self._host.state, load=load_by_strategy if load is None else load)
+        self._writer = None
 
     def abandon(self, *, is_half_done: bool) -> None:
         """Let go of directory and signal after an exception.

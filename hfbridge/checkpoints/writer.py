@@ -221,24 +221,16 @@ class CheckpointWriter:
         if error is not None:
             raise error
 
-    def load_best(
-        self,
-        model: nn.Module,
-        state: TrainerState,
-        *,
-        load: Callable[[nn.Module, Mapping[str, Tensor]], None],
-    ) -> None:
+    def load_best(self, state: TrainerState, *, load: Callable[[Path], None]) -> None:
         """Put the weights of the best checkpoint into the model; with one to keep, delete the others.
 
         Args:
-            model: the model.
             state: names the best checkpoint.
-            load: puts whole weights into the model; called by all ranks.
+            load: puts the weights of a checkpoint into the model; called by all ranks.
 
         Raises:
-            CheckpointError: the last checkpoint could not be written, or a rank cannot read the best one.
+            CheckpointError: the last checkpoint could not be written.
 
-        Mirrors: transformers.Trainer._load_best_model
         Mirrors: transformers.Trainer._finalize_training
         """
         with ranks.together():
@@ -247,15 +239,24 @@ class CheckpointWriter:
         if best is None:
             return
         if self._args.load_best_model_at_end:
-            with ranks.together():
-                weights = self._read_best(model, Path(best))
-            load(model, weights)
+            load(Path(best))
         if self._writes and self._args.save_total_limit == 1:
             for checkpoint in sort_checkpoints(str(self.folder), best_model_checkpoint=best):
                 if not os.path.samefile(checkpoint, best):
                     shutil.rmtree(checkpoint, ignore_errors=True)
 
-    def _read_best(self, model: nn.Module, best: Path) -> dict[str, Tensor]:
+    def read_best(self, model: nn.Module, best: Path) -> dict[str, Tensor]:
+        """Read the weights of the best checkpoint; called by all ranks.
+
+        Args:
+            model: the model.
+            best: the checkpoint.
+
+        Raises:
+            CheckpointError: this rank cannot read it.
+
+        Mirrors: transformers.Trainer._load_best_model
+        """
         if not best.exists() and not self._writes:
             raise CheckpointError(
                 f"The best checkpoint, {str(best)!r}, is not to be seen from here, and "

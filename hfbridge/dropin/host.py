@@ -161,10 +161,10 @@ class NativeHost(CallbackHost):
         self._native._save_checkpoint(self._native.model_wrapped, self._trial)
 
     def _load_best(self, pl_module: pl.LightningModule) -> None:
-        super()._load_best(pl_module)
-        is_asked = self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None
-        if is_asked and self._overrides.any(ENDS):
-            self._native._load_best_model()
+        if not self._overrides.any(ENDS):
+            super()._load_best(pl_module)
+            return
+        self.checkpoints.finish(pl_module, load=lambda best: self._native._load_best_model())
 
     def _make_logged(self, device: torch.device, args: TrainingArguments) -> LoggedLoss:
         return NativeLogged(self._native, device, drop_non_finite=args.logging_nan_inf_filter)

@@ -17,7 +17,7 @@ from hfbridge import generators
 from hfbridge.data.accumulation import AccumulationStep, DataPosition, MicroBatch, Schedule
 from hfbridge.data.dataloaders import Start
 from hfbridge.datamodule import HFDataModule
-from hfbridge.dropin.overrides import STEPS, Overrides
+from hfbridge.dropin.overrides import EVALUATES, STEPS, Overrides
 from hfbridge.settings import Settings
 
 _NO_ROWS: tuple[dict[str, Any], ...] = ({},)
@@ -133,7 +133,8 @@ class OwnData(HFDataModule):
         self._native, self._overrides = native, overrides
         self.own_loader: OwnLoader | None = None
         given = arguments.pop("train_dataset", None)
-        super().__init__(train_dataset=_NO_ROWS if given is None else given, **arguments)
+        is_own = given is None or overrides.any({"get_train_dataloader"})  # which may read what it likes
+        super().__init__(train_dataset=_NO_ROWS if is_own else given, **arguments)
 
     def is_streamed(self, split: str) -> bool:
         """Whether a set gives its rows one after the other only; the Trainer's methods read the train set."""
@@ -158,6 +159,10 @@ class OwnData(HFDataModule):
         if self.own_loader is None:
             self.own_loader = OwnLoader(self._native, counts=self._overrides.any(STEPS))
         return self.own_loader.schedule
+
+    def _check_evaluation(self, settings: Settings) -> None:
+        if not self._overrides.any(EVALUATES):
+            super()._check_evaluation(settings)
 
     def _check_batches(self, split: str, settings: Settings) -> None:
         if split != "train":

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, SequentialSampler
+from safetensors.torch import load_file, save_file
+from torch.utils.data import ConcatDataset, DataLoader, SequentialSampler
 
 
 def plain_loss(
@@ -245,6 +246,43 @@ class SaveCheckpoint:
         Path(self.args.output_dir, f"saved-{self.state.global_step}").write_text(type(model).__name__)
 
 
+class OwnLayout:
+    """Write weights under names of one's own, and load them again."""
+
+    def _save(self, output_dir=None, state_dict=None):
+        super()._save(output_dir, state_dict)
+        own = {f"own.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        save_file(own, Path(output_dir, "model.safetensors"))
+
+    def _load_best_model(self):
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        found = load_file(Path(resume_from_checkpoint, "model.safetensors"))
+        self.model.load_state_dict({name.removeprefix("own."): found[name] for name in found})
+
+
+class OwnSets:
+    """Train on two sets by name, and evaluate without one."""
+
+    def __init__(self, *, train_dataset, eval_dataset, **given):
+        self.rows = eval_dataset
+        super().__init__(train_dataset=None, eval_dataset="none", **given)
+        half = len(train_dataset) // 2
+        self.train_dataset = {
+            "first": train_dataset.select(range(half)),
+            "second": train_dataset.select(range(half, len(train_dataset))),
+        }
+        self.eval_dataset = None
+
+    def get_train_dataloader(self):
+        rows = ConcatDataset([self._remove_unused_columns(rows) for rows in self.train_dataset.values()])
+        return self.accelerator.prepare(DataLoader(rows, batch_size=4, collate_fn=self.data_collator))
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        return super().get_eval_dataloader(self.rows)
+
+
 class LoadBest:
     def _load_best_model(self):
         super()._load_best_model()
@@ -309,6 +347,8 @@ CASES = {
     "_save": Save,
     "_save_checkpoint": SaveCheckpoint,
     "_load_best_model": LoadBest,
+    "_load_best_model: own layout": OwnLayout,
+    "get_train_dataloader: sets by name": OwnSets,
     "_load_from_checkpoint": Load,
     "_load_optimizer_and_scheduler": LoadOptimizer,
     "_load_rng_state": LoadRng,
