@@ -66,6 +66,8 @@ KEPT: dict[str, tuple[str, ...]] = {
         "fsdp-ddp",
         "fsdp2-fsdp",
     ),
+    "dropin/test_libraries.py::test_sentence_transformers_and_setfit": ("embed: two losses", "few_shot"),
+    "dropin/test_libraries.py::test_trl": ("sft: packed", "dpo: LoRA"),
     "examples/test_pairs.py::test_scores_are_equal": (
         "sst2",
         "tinyshakespeare",

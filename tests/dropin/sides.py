@@ -29,6 +29,7 @@ BASE: dict[str, Any] = {
     "learning_rate": 1e-2,
     "warmup_steps": 2,
 }
+OF_TIME = ("runtime", "per_second", "step_time", " seconds")
 ROWS, EVAL_ROWS = 30, 10  # 8 micro-batches and 4 steps a pass, the last ones short
 
 
@@ -108,11 +109,13 @@ def _read(path: Path) -> Any:
             states["cpu"],
             *(getattr(v, "tolist", lambda v=v: v)() for v in states["numpy"]),
         ]
+    if path.suffix == ".pkl":
+        return path.read_bytes()
     if path.suffix == ".pt":
         return torch.load(path, weights_only=False)
     text = path.read_text()
-    if path.name in ("trainer_state.json", "train_results.json", "all_results.json"):
-        return [line for line in text.splitlines() if "runtime" not in line and "per_second" not in line]
+    if path.name in ("trainer_state.json", "train_results.json", "all_results.json", "README.md"):
+        return [line for line in text.splitlines() if not any(word in line for word in OF_TIME)]
     return text
 
 

@@ -37,9 +37,12 @@ NEEDED_BY_TESTS = [
     "pytest_timeout",
     "rich",
     "schedulefree",
+    "sentence_transformers",
+    "setfit",
     "sklearn",
     "tensorboard",
     "torchao",
+    "trl",
     "wandb",
     "xdist",
 ]
