@@ -46,6 +46,7 @@ class NativeHost(CallbackHost):
         evaluates_itself: the Trainer's own methods evaluate.
         ignore_keys: of the model's outputs, not to be gathered by these.
         overrides: what the Trainer overrides.
+        is_shared: the ranks share the model, whose checkpoints only its strategy can write.
         trial: of a search for hyperparameters; `None` outside of one.
 
     Attributes:
@@ -66,9 +67,11 @@ class NativeHost(CallbackHost):
         evaluates_itself: bool,
         ignore_keys: list[str] | None,
         overrides: Overrides,
+        is_shared: bool = False,
         trial: Any = None,
     ) -> None:
         self._native: Any = native
+        self._is_shared = is_shared
         self._overrides, self._trial = overrides, trial
         kept = native.state, native.control
         super().__init__(evaluator)
@@ -144,7 +147,12 @@ class NativeHost(CallbackHost):
 
     @property
     def saves_natively(self) -> bool:
-        """Whether the Trainer's own methods write checkpoints; each trial of a search has its own folder."""
+        """Whether transformers' methods write checkpoints, and not the strategy."""
+        return self._asks_to_save and not self._is_shared
+
+    @property
+    def _asks_to_save(self) -> bool:
+        """Whether the Trainer is asked for checkpoints; each trial of a search has its own folder."""
         return self._trial is not None or self._overrides.any(SAVES)
 
     def save(self) -> None:
@@ -153,7 +161,7 @@ class NativeHost(CallbackHost):
         self.checkpoints.save(self._trainer, self._trainer.lightning_module, waits=True)
 
     def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not self.saves_natively:
+        if not self._asks_to_save:
             super()._save(trainer, pl_module)
             return
         self.checkpoints.before_step()

@@ -20,7 +20,7 @@ from transformers.trainer_utils import PredictionOutput, TrainOutput
 
 from hfbridge.dropin.begin import as_natively, carry_trainer, find_checkpoint, make_model_anew, take_back
 from hfbridge.dropin.host import NativeHost
-from hfbridge.dropin.overrides import EVALUATES, LOGS, STEPS, Overrides
+from hfbridge.dropin.overrides import EVALUATES, LOGS, SAVES, STEPS, Overrides
 from hfbridge.dropin.shared import SharedRun
 from hfbridge.errors import SettingsError, raise_problems
 
@@ -244,18 +244,33 @@ class Trainer(transformers.Trainer):
             evaluates_itself=not is_shared and has_own,
             ignore_keys=ignore_keys,
             overrides=overrides,
+            is_shared=is_shared,
             trial=trial,
         )
         host.join(trainer)
         if is_shared:
-            if has_own and self.args.eval_strategy != "no":
-                raise SettingsError(
-                    f"{type(self).__name__} has an evaluation of its own (methods, or ignore_keys_for_eval), "
-                    f'and strategy="{trainer.plan.strategy.kind}" shares the model among the ranks: only '
-                    'Lightning evaluates that. Use "ddp", or leave the evaluation to compute_metrics.'
-                )
+            self._check_shared(overrides, trainer.plan.strategy.kind, evaluates=has_own)
             self._shared = SharedRun(trainer, module, host)
         return trainer, module, data, host
+
+    def _check_shared(self, overrides: Overrides, strategy: str, *, evaluates: bool) -> None:
+        """See that what the Trainer overrides can be called where the ranks share the model.
+
+        Raises:
+            SettingsError: it evaluates, or writes parts of a checkpoint.
+        """
+        shared = f'strategy="{strategy}" shares the model among the ranks: only Lightning'
+        if evaluates and self.args.eval_strategy != "no":
+            raise SettingsError(
+                f"{type(self).__name__} has an evaluation of its own (methods, or ignore_keys_for_eval), and "
+                f'{shared} evaluates that. Use "ddp", or leave the evaluation to compute_metrics.'
+            )
+        writes = overrides.named(SAVES - {"_save_checkpoint", "_get_output_dir"})
+        if writes and self.args.save_strategy != "no":
+            raise SettingsError(
+                f'{", ".join(writes)} writes parts of a checkpoint, and {shared} writes that. Use "ddp", '
+                'save_strategy="no", or a TrainerCallback with on_save.'
+            )
 
     @property
     def _is_shared(self) -> bool:

@@ -105,7 +105,7 @@ class Pool:
                 env={
                     **os.environ,
                     "OMP_NUM_THREADS": "1",
-                    "PYTHONPATH": str(ROOT),
+                    "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
                     "HF_HUB_OFFLINE": "1",
                     "DS_ACCELERATOR": "cpu",
                 },

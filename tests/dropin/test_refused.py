@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 import hfbridge.dropin
 from hfbridge.errors import SettingsError
+from tests.dropin.overriding import CASES
 from tests.dropin.sides import make
 
 
@@ -26,6 +28,23 @@ def test_strategies_come_from_class_environment_and_settings(monkeypatch: pytest
     monkeypatch.setenv("HFBRIDGE_STRATEGY", "dpd")
     with pytest.raises(SettingsError, match=r"dpd.*did you mean ddp"):
         make(hfbridge.dropin.Trainer).train()
+
+
+@pytest.mark.parametrize(
+    ("case", "arguments", "told"),
+    [
+        ("evaluate", {"eval_strategy": "epoch"}, "Mine has an evaluation of its own"),
+        ("_save", {"save_strategy": "epoch"}, r"Save\._save writes parts of a checkpoint"),
+    ],
+)
+def test_methods_that_a_shared_model_cannot_be_given_to(
+    case: str, arguments: dict[str, Any], told: str
+) -> None:
+    class Mine(CASES[case], hfbridge.dropin.Trainer):
+        strategy = "fsdp2"
+
+    with pytest.raises(SettingsError, match=rf"{told}.*shares the model among the ranks"):
+        make(Mine, arguments=arguments).train()
 
 
 def test_exact_normalisation_is_an_attribute() -> None:
