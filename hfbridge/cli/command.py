@@ -32,7 +32,6 @@ STACK = ("hfbridge", "torch", "lightning", "transformers", "accelerate", "datase
 """The packages whose versions `--version` tells, with Python's."""
 
 _FAILED, _WRONG_USAGE, _INTERRUPTED, _NOT_READ = 1, 2, 130, 141
-_WITH_SCRIPT = ("run", "explain")  # what stands after -- is the script's
 
 _OF_LIGHTNING = {
     "fit": "train a model",
@@ -160,14 +159,12 @@ def _command_of(arguments: list[str]) -> Callable[[], int]:
         parser = make_parser()
         said, unknown = parser.parse_known_args(arguments[:end])
         if unknown:
-            has_script = said.command in _WITH_SCRIPT
+            has_script = said.command == "run"
             own = f"; what is the script's stands after --: -- {' '.join(unknown)}" if has_script else ""
             parser.error(f"{said.command} does not know {' '.join(unknown)}{own}")
         name, said.script_arguments = said.command, arguments[end + 1 :]
-        if said.script_arguments and name not in _WITH_SCRIPT:
+        if said.script_arguments and name != "run":
             parser.error(f"{name} takes nothing after --")
-        if said.script_arguments and name == "explain" and not said.source.endswith(".py"):
-            parser.error(f"explain takes something after -- for a script only, and {said.source} is none")
     if name in _OF_LIGHTNING:
         if said == [name]:
             make_parser().error(
@@ -185,14 +182,10 @@ def _add_explain(commands: Any) -> None:
         "explain",
         help="what settings become, what differs from the native Trainer, what is refused",
         description="Say what is refused, what differs from the native Trainer, and what each setting "
-        "becomes. Nothing is loaded, and no script is executed. Ends with 1 if something is refused.",
-        usage="hfbridge explain [-h] [options] source [-- ARGUMENTS ...]",
-        epilog="What stands after -- is the command line of a script that reads its settings there: "
-        "hfbridge explain train.py -- --learning_rate 1e-4",
+        "becomes. Nothing is loaded. Ends with 1 if something is refused.",
+        epilog="The plan of a script: hfbridge run --dry-run train.py -- --learning_rate 1e-4",
     )
-    explain.add_argument(
-        "source", help="settings (YAML or JSON), a config of `hfbridge fit`, or a script that makes settings"
-    )
+    explain.add_argument("source", help="settings (YAML or JSON), or a config of `hfbridge fit`")
     explain.add_argument(
         "--strategy", help='how ranks share the work: "ddp", "fsdp2", "deepspeed_stage_2", ...'
     )

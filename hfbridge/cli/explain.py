@@ -13,7 +13,7 @@ def run(arguments: argparse.Namespace) -> int:
         1 if something is refused.
 
     Raises:
-        SettingsError: the source cannot be read, or holds no settings, or arguments do not fit the script.
+        SettingsError: the source cannot be read, holds no settings, or is a script.
     """
     explanation = explain(
         arguments.source,
@@ -22,7 +22,6 @@ def run(arguments: argparse.Namespace) -> int:
         num_nodes=arguments.num_nodes,
         accelerate_config=arguments.accelerate_config,
         loss_normalization=arguments.loss_normalization,
-        arguments=arguments.script_arguments or None,
     )
     print(json.dumps(explanation.as_dict(), indent=2) if arguments.json else explanation)
     return int(bool(explanation.refused))

@@ -4,7 +4,7 @@ A value without effect is refused where it shows a mistake (settings/together.py
 where it is harmless and common, as in a file of settings that several runs share.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hfbridge.settings.fields import DEFAULTS, RULES, Value, is_same
@@ -14,38 +14,25 @@ from hfbridge.settings.schedules import CONSTANT, FOLLOWING
 _READ_RUN_NAME = frozenset({"trackio", "wandb", "comet_ml", "mlflow", "dagshub", "swanlab"})
 
 
-def standing_notes(
-    value: Value, given: Mapping[str, Any], *, undecided: Collection[str] = ()
-) -> Iterator[tuple[str, str]]:
+def standing_notes(value: Value, given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Say what one should know about values that are carried.
 
     Args:
         value: a setting by its name, given or default.
         given: the values given, all of which are carried.
-        undecided: settings whose values nobody knows yet; what depends on one of them is not said.
 
     Yields:
         The name of a setting, and the note.
     """
-    asked: set[str] = set()
-
-    def ask(name: str) -> Any:
-        asked.add(name)
-        return value(name)
-
     for name, entry in given.items():
         rule = RULES[name]
         if rule.note and entry != DEFAULTS[name]:
             yield name, f"{name} is {rule.note}"
-        asked.clear()
-        if (
-            (name == "num_train_epochs" or not is_same(entry, DEFAULTS[name]))
-            and (cause := _cause_without_effect(name, ask))
-            and asked.isdisjoint(undecided)
+        if (name == "num_train_epochs" or not is_same(entry, DEFAULTS[name])) and (
+            cause := _cause_without_effect(name, value)
         ):
             yield name, f"{name} has no effect{cause}"
-    asked.clear()
-    yield from (found for found in _of_the_metric(ask) if asked.isdisjoint(undecided))
+    yield from _of_the_metric(value)
 
 
 def _of_the_metric(value: Value) -> Iterator[tuple[str, str]]:

@@ -15,7 +15,7 @@ NEVER = 2**62
 """Epochs between Lightning's own validation runs."""
 
 UNDECIDED = "known when it runs"
-"""Shown for an argument that follows from a setting whose value is not known yet."""
+"""Shown for an argument whose value is not known yet."""
 
 _PAGE_WIDTH, _VALUE_WIDTH = 100, 30
 
@@ -60,8 +60,8 @@ class Plan:
         rows: where each setting goes that was passed, or whose default has a note.
         notes: what was decided on the way.
         strategy: by which strategy the ranks share the work.
-        undecided: arguments for `lightning.Trainer` that are not known yet, each with the settings it waits
-            for; they are not among `trainer_arguments`.
+        undecided: arguments for `lightning.Trainer` that are known when the run is made; they are not among
+            `trainer_arguments`.
         has_settings: the user passed settings; without any, the loop has Lightning's defaults.
         validates: Lightning's loop validates, by the Trainer's arguments, and not `eval_strategy`.
         passed: the arguments of the Trainer as the user passed them.
@@ -72,7 +72,7 @@ class Plan:
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
     strategy: StrategyChoice
-    undecided: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    undecided: tuple[str, ...] = ()
     has_settings: bool = True
     validates: bool = False
     passed: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
@@ -95,9 +95,8 @@ class Plan:
         """Lay out the arguments for `lightning.Trainer`, with a reason where a value needs one."""
         for name, value in self.trainer_arguments.items():
             yield from _wrap(f"{name} = {_argument(name, value)}", indent=2)
-        for name, waits_for in self.undecided.items():
-            reason = f" ({', '.join(waits_for)})" if waits_for else ""
-            yield from _wrap(f"{name}: {UNDECIDED}{reason}", indent=2)
+        for name in self.undecided:
+            yield from _wrap(f"{name}: {UNDECIDED}", indent=2)
 
 
 def _table(rows: Iterable[Row]) -> Iterator[str]:

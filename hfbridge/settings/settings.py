@@ -7,7 +7,7 @@ built only by `as_training_arguments`.
 
 import copy
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import FrozenInstanceError
 from types import MappingProxyType
 from typing import Any, NoReturn
@@ -44,26 +44,23 @@ class Settings:
         SettingsError: with everything that is unknown, wrong or not carried.
     """
 
-    __slots__ = ("_given", "_notes", "_undecided")
+    __slots__ = ("_given", "_notes")
 
     _given: dict[str, Any]
     _notes: dict[str, str]
-    _undecided: frozenset[str]
 
     def __init__(self, /, **values: Any) -> None:
         """Check the values and keep them."""
         self._read(values, rename(values), base={})
 
     @classmethod
-    def of(cls, source: "SettingsSource", *, undecided: Collection[str] = ()) -> "Settings":
+    def of(cls, source: "SettingsSource") -> "Settings":
         """Take settings from where the user keeps them.
 
         Args:
             source: settings, which are returned as they are; a `TrainingArguments`, which is read field by
                 field and left alone; a mapping with the names of transformers 5 or 4; or the path of a YAML
                 or JSON file that holds one.
-            undecided: of a mapping, names of transformers 5 whose values nobody knows yet, as in a script
-                that is only read; what depends on one of them is neither checked nor noted.
 
         Returns:
             The settings.
@@ -87,7 +84,7 @@ class Settings:
                 "transformers.TrainingArguments, a dictionary, and the path of a .yaml or .json file"
             )
         settings = cls.__new__(cls)
-        settings._read(values, rename(values), base={}, undecided=undecided)
+        settings._read(values, rename(values), base={})
         return settings
 
     @classmethod
@@ -133,18 +130,13 @@ class Settings:
         """What was read differently from how it was written, and what one should know about the values."""
         return (*self._notes.values(), *(text for _, text in self._standing_notes()))
 
-    @property
-    def undecided(self) -> frozenset[str]:
-        """The settings whose values nobody knows yet; an attribute of that name is the default."""
-        return self._undecided
-
     def notes_on(self, name: str) -> tuple[str, ...]:
         """Those of the notes that are about one setting, by its name in transformers 5."""
         standing = (text for about, text in self._standing_notes() if about == name)
         return (*([self._notes[name]] if name in self._notes else []), *standing)
 
     def _standing_notes(self) -> Iterator[tuple[str, str]]:
-        return standing_notes(self._value, self._given, undecided=self._undecided)
+        return standing_notes(self._value, self._given)
 
     def replace(self, /, **changes: Any) -> "Settings":
         """Make settings that differ in some values.
@@ -164,7 +156,7 @@ class Settings:
         renaming.notes = {
             n: text for n, text in self._notes.items() if n not in renaming.values
         } | renaming.notes
-        settings._read(changes, renaming, base=kept, undecided=self._undecided - renaming.values.keys())
+        settings._read(changes, renaming, base=kept)
         return settings
 
     def as_training_arguments(
@@ -203,7 +195,6 @@ class Settings:
         renaming: Renaming,
         *,
         base: dict[str, Any],
-        undecided: Collection[str] = (),
     ) -> None:
         """Check values and keep them, or raise everything that is wrong with them.
 
@@ -211,7 +202,6 @@ class Settings:
             values: as the user gave them.
             renaming: the same under new names.
             base: values that were checked before and are kept beside the new ones.
-            undecided: settings whose values nobody knows yet.
         """
         plain, complaints, notes = dict(base), list(renaming.problems), dict(renaming.notes)
         for name, value in renaming.values.items():
@@ -223,13 +213,12 @@ class Settings:
             if note:
                 notes[name] = f"{notes[name]}; {note}" if name in notes else note
         wrong = {name for name, _ in complaints}
-        complaints += check_together(plain, wrong={*wrong, *undecided})
+        complaints += check_together(plain, wrong=wrong)
         complaints += _find_refused(plain)
         if complaints:
             _refuse(complaints, {**base, **values}, renaming)
         object.__setattr__(self, "_given", copy.deepcopy(plain))
         object.__setattr__(self, "_notes", notes)
-        object.__setattr__(self, "_undecided", frozenset(undecided))
 
     def __getattr__(self, name: str) -> Any:
         """Look up a setting: the value given, or the default."""
@@ -268,15 +257,13 @@ class Settings:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle by the values given."""
-        return _restore, (type(self), copy.deepcopy(self._given), dict(self._notes), self._undecided)
+        return _restore, (type(self), copy.deepcopy(self._given), dict(self._notes))
 
 
-def _restore(
-    kind: type[Settings], given: dict[str, Any], notes: dict[str, str], undecided: frozenset[str]
-) -> Settings:
+def _restore(kind: type[Settings], given: dict[str, Any], notes: dict[str, str]) -> Settings:
     """Rebuild pickled or copied settings, checked again since the installed transformers may be another."""
     settings = kind.__new__(kind)
-    settings._read(given, Renaming(values=given, notes=notes), base={}, undecided=undecided)
+    settings._read(given, Renaming(values=given, notes=notes), base={})
     return settings
 
 

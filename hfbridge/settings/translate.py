@@ -43,7 +43,6 @@ from hfbridge.settings.legacy import OLD_NAMES
 from hfbridge.settings.plan import NEVER, Plan, Row
 from hfbridge.settings.settings import Settings
 from hfbridge.settings.strategies import Launched, StrategyChoice, check_ranks, choose_strategy
-from hfbridge.settings.undecided import waiting
 
 LIGHTNING_ARGUMENTS = (
     "accelerator",
@@ -207,14 +206,12 @@ def translate(
         del final["check_val_every_n_epoch"]
     if validates:  # None is a value of check_val_every_n_epoch
         final |= {name: trainer_arguments[name] for name in _VALIDATION if name in trainer_arguments}
-    undecided = waiting(settings, trainer_arguments)
     return Plan(
         settings=settings,
-        trainer_arguments=MappingProxyType({name: final[name] for name in final if name not in undecided}),
+        trainer_arguments=MappingProxyType(final),
         rows=tuple(_rows(settings)),
-        notes=(*said, *settings.notes, *(choice.notes if "strategy" not in undecided else ())),
+        notes=(*said, *settings.notes, *choice.notes),
         strategy=choice,
-        undecided=undecided,
         has_settings=has_settings,
         validates=validates,
         passed=MappingProxyType(dict(trainer_arguments)),

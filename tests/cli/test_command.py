@@ -118,8 +118,7 @@ def test_every_option_of_a_command_is_explained(command: str) -> None:
         (["explain"], "required: source"),
         (["explain", "a.yaml", "--devices", "0"], "'0' is no number from 1 on"),
         (["explain", "a.yaml", "--devices", "two"], "'two' is no number from 1 on"),
-        (["explain", "a.yaml", "--", "b"], "for a script only, and a.yaml is none"),
-        (["explain", "a.py", "--lr", "1"], "stands after --: -- --lr 1"),
+        (["explain", "a.yaml", "--", "b"], "explain takes nothing after --"),
         (["convert", "a", "b", "--", "c"], "convert takes nothing after --"),
         (["convert", "a"], "required: target"),
         (["compare", "job.py", "--engines", ","], "names no engine"),
@@ -153,12 +152,11 @@ def test_explain_ends_with_1_if_something_is_refused(hfbridge: Command) -> None:
 def test_explain_imports_no_more_than_the_settings_need() -> None:
     """Lightning, datasets and models are not; transformers imports peft where it finds it."""
     write("run.yaml", SETTINGS)
-    Path("run.py").write_text("from transformers import TrainingArguments\nTrainingArguments(seed=1)")
     code = (
         "import sys, transformers.utils as utils, transformers.utils.import_utils as import_utils\n"
         "utils.is_peft_available = import_utils.is_peft_available = lambda: False\n"
         "from hfbridge.cli import main\n"
-        "for path in ('run.yaml', 'run.py'): main(['explain', path])\n"
+        "main(['explain', 'run.yaml'])\n"
         "libraries = {'lightning', 'datasets', 'torchmetrics', 'evaluate', 'deepspeed', 'peft'}\n"
         "of_transformers = {'transformers.trainer', 'transformers.modeling_utils'}\n"
         "heavy = (libraries | of_transformers) & set(sys.modules)\n"
@@ -204,22 +202,12 @@ def test_another_pipe_that_breaks_is_an_error(monkeypatch: pytest.MonkeyPatch) -
         main(["explain", "a.yaml"])
 
 
-def test_explain_gives_the_script_what_stands_after_the_dashes(hfbridge: Command) -> None:
-    Path("run.py").write_text(
-        "from transformers import HfArgumentParser, TrainingArguments\n"
-        "(args,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses()\n"
-    )
-    code, out, _ = hfbridge("explain", "run.py")
-    assert code == 0
-    assert "hfbridge explain run.py -- --output_dir out" in out
-    code, out, _ = hfbridge("explain", "run.py", "--devices", "2", "--", "--optim", "adalomo", "--seed=3")
-    assert code == 1
-    assert 'optim = "adalomo"' in out
-    code, _, err = hfbridge("explain", "run.py", "--", "--learning_rate", "fast")
-    assert (code, err) == (
-        1,
-        "SettingsError: What stands after -- is no settings: "
-        "argument --learning_rate/--learning-rate: invalid float value: 'fast'.\n",
+def test_explain_names_the_command_that_plans_a_script(hfbridge: Command) -> None:
+    code, out, err = hfbridge("explain", "train.py")
+    assert (code, out) == (1, "")
+    assert err == (
+        "SettingsError: train.py is a script: `hfbridge run --dry-run train.py` runs it up to `train()` and "
+        "prints the plan.\n"
     )
 
 

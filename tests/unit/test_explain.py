@@ -15,7 +15,6 @@ from hfbridge.model.normalization import Probe, native_factor
 from hfbridge.settings.fields import RULES
 from tests.tiny import make_model
 
-ROOT = Path(__file__).parents[2]
 VALUES: dict[str, Any] = {"output_dir": "out", "learning_rate": 2e-5, "gradient_accumulation_steps": 4}
 
 
@@ -28,11 +27,6 @@ def texts(explanation: Explanation, *, alike: bool) -> str:
     return "\n".join(f.text for f in only(explanation).differences if f.is_alike == alike)
 
 
-def script(text: str, name: str = "script.py") -> Explanation:
-    Path(name).write_text(text)
-    return explain(name)
-
-
 def values(part: Explained) -> dict[str, Any]:
     assert part.plan is not None
     return {row.field: row.value for row in part.plan.rows}
@@ -41,8 +35,7 @@ def values(part: Explained) -> dict[str, Any]:
 def test_all_sources_say_the_same() -> None:
     Path("run.yaml").write_text(yaml.safe_dump(VALUES))
     Path("run.json").write_text(json.dumps(VALUES))
-    Path("run.py").write_text(f"import transformers\ntransformers.TrainingArguments(**{VALUES!r})")
-    sources = [VALUES, Settings(**VALUES), "run.yaml", Path("run.json"), "run.py"]
+    sources = [VALUES, Settings(**VALUES), "run.yaml", Path("run.json")]
     found = [only(explain(source, loss_normalization="exact")) for source in sources]
     assert all(values(part) == VALUES for part in found)
     assert len({str(part.differences) for part in found}) == 1
@@ -60,21 +53,15 @@ def test_every_row_says_where_the_setting_goes() -> None:
     assert page.endswith("Nothing is refused. Nothing was loaded.")
 
 
-def test_nothing_is_loaded(no_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: Any, **named: Any) -> None:
         pytest.fail("a device or a process group was asked for")
 
     monkeypatch.setattr(torch.cuda, "is_available", fail)
     monkeypatch.setattr(torch.distributed, "init_process_group", fail)
     monkeypatch.setattr(TrainingArguments, "__post_init__", fail)
-    text = f"""
-from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
-raise SystemExit("executed")
-model = AutoModelForSequenceClassification.from_pretrained({no_model!r})
-Trainer(model, TrainingArguments("out", bf16=True, fsdp=True), train_dataset=read())
-"""
-    part = only(script(text))
-    assert values(part) == {"output_dir": "out", "bf16": True, "fsdp": True}
+    given = {"output_dir": "out", "bf16": True, "fsdp": True}
+    assert values(only(explain(given))) == given
 
 
 class TestRefused:
@@ -124,10 +111,8 @@ class TestRefused:
         ("name", "text", "says"),
         [
             ("nowhere.yaml", None, "cannot be read"),
-            ("nowhere.py", None, r"The script 'nowhere\.py' cannot be read"),
             ("run.toml", "a = 1", "suffix"),
-            ("run.py", "x = (", r"no Python: line 1"),
-            ("run.py", "x = 1", "makes no settings"),
+            ("run.py", "x = 1", r"^run\.py is a script: `hfbridge run --dry-run run\.py` runs it up to"),
             ("run.yaml", "- 1", "holds a list"),
         ],
     )
@@ -248,7 +233,9 @@ class TestConfig:
         found = explain("config.yaml")
         plan = only(found).plan
         assert plan is not None
-        assert plan.undecided == {"strategy": (), "devices": ()}
+        assert plan.undecided == ("devices", "strategy")
+        assert "strategy: known when it runs" in str(found)
+        assert found.as_dict()["parts"][0]["strategy"] is None
         assert "4·W (W: the number of ranks; known when it runs)" in texts(found, alike=False)
         assert "trainer.strategy is made when it runs" in only(found).notes
         assert "4·2 = 8" in texts(explain("config.yaml", devices=2), alike=False)
@@ -263,208 +250,12 @@ class TestConfig:
         assert [problem.subject for problem in found.refused] == ["Trainer(max_epoch=...)"]
 
 
-class TestScript:
-    def test_what_can_be_read(self) -> None:
-        text = """
-import os
-from transformers import IntervalStrategy, TrainingArguments as Arguments
-LR = 2e-5
-names = ["labels"]
-common = dict(logging_steps=5, seed=3)
-more = {"save_steps": 100, **common}
-arguments = Arguments("out", None, learning_rate=LR * 2, label_names=names, weight_decay=0.2 - 0.1,
-    eval_strategy=IntervalStrategy.EPOCH, run_name=os.environ["NAME"], max_steps=steps(), **more,
-    **(common | {"seed": 4}))
-arguments.warmup_steps = 10
-"""
-        part = only(script(text))
-        assert part.where == "script.py, line 8: Arguments(...)"
-        assert values(part) == {
-            "output_dir": "out",
-            "learning_rate": 4e-5,
-            "label_names": ["labels"],
-            "weight_decay": 0.1,
-            "save_steps": 100,
-            "logging_steps": 5,
-            "seed": 4,
-            "eval_strategy": "epoch",
-        }
-        found = {one.name: (one.expression, one.line) for one in part.open}
-        assert found == {
-            "run_name": ("os.environ['NAME']", 9),
-            "max_steps": ("steps()", 9),
-            "warmup_steps": ("arguments.warmup_steps = 10", 11),
-        }
-        assert part.open[1].home == "Trainer(max_steps=)"
-        assert "max_steps = steps() (line 9) -> Trainer(max_steps=)" in str(script(text))
-
-    def test_names_that_are_not_one_value(self) -> None:
-        text = """
-from transformers import TrainingArguments
-seed = 1
-if input(): seed = 2
-steps: int = 3
-changed = {"logging_steps": 1}
-changed["logging_steps"] = 2
-updated = dict(save_steps=1)
-updated.update(save_steps=2)
-def make(epochs):
-    TrainingArguments(seed=seed, max_steps=steps, num_train_epochs=epochs, **changed, **updated, **unknown)
-"""
-        part = only(script(text))
-        assert values(part) == {"max_steps": 3}
-        assert [(one.name, one.expression) for one in part.open] == [
-            ("seed", "seed"),
-            ("num_train_epochs", "epochs"),
-            ("", "changed"),
-            ("", "updated"),
-            ("", "unknown"),
-        ]
-
-    def test_values_in_a_file_beside_it(self) -> None:
-        Path("common.py").write_text(
-            "SEED = 5\nSETTINGS = {'seed': SEED, 'logging_steps': n, 'max_steps': 7}\nLR = 1e-3"
-        )
-        text = """
-from common import LR, SETTINGS
-from transformers import TrainingArguments
-n = 1
-TrainingArguments(learning_rate=LR, **SETTINGS)
-"""
-        part = only(script(text))
-        assert values(part) == {"learning_rate": 1e-3, "seed": 5, "max_steps": 7}
-        assert [(one.name, one.expression) for one in part.open] == [("logging_steps", "(n)")]
-
-    def test_files_that_import_from_each_other(self) -> None:
-        Path("common.py").write_text("from script import A\nB = A")
-        found = script(
-            "from common import B\nfrom transformers import TrainingArguments as T\nA = B\nT(seed=A)"
-        )
-        assert [one.name for one in only(found).open] == ["seed"]
-
-    def test_several_calls_and_a_subclass(self) -> None:
-        text = """
-import transformers
-from transformers import Seq2SeqTrainingArguments
-class Mine(transformers.TrainingArguments):
-    extra: int = 1
-transformers.TrainingArguments(seed=1)
-Seq2SeqTrainingArguments(predict_with_generate=True)
-Mine(seed=2)
-other.TrainingArguments(seed=3)
-"""
-        found = script(text)
-        assert [values(part) for part in found.parts] == [
-            {"seed": 1},
-            {"predict_with_generate": True},
-            {"seed": 2},
-        ]
-        assert [part.where.split(": ")[1] for part in found.parts] == [
-            "transformers.TrainingArguments(...)",
-            "Seq2SeqTrainingArguments(...)",
-            "Mine(...)",
-        ]
-
-    def test_hfbridge_in_a_script(self) -> None:
-        text = """
-import hfbridge
-from hfbridge import HFModule
-settings = {"gradient_accumulation_steps": 4}
-HFModule(model, loss_normalization="native")
-hfbridge.Trainer(settings, strategy="ddp", devices=2, callbacks=[x], logger=True, precision=p())
-"""
-        found = script(text)
-        part = only(found)
-        assert part.plan is not None
-        assert part.plan.strategy.kind == "ddp"
-        assert "G·W = 4·2 = 8" in texts(found, alike=True)
-        assert values(only(script("from hfbridge import Settings\nSettings(seed=1)"))) == {"seed": 1}
-
-    @pytest.mark.parametrize(
-        ("made_of", "is_native"),
-        [
-            ("transformers.TrainingArguments(gradient_accumulation_steps=4)", True),
-            ("hfbridge.Settings(gradient_accumulation_steps=4)", False),
-            ("transformers.TrainingArguments(gradient_accumulation_steps=4); hfbridge.HFModule(m)", False),
-            ("transformers.TrainingArguments(gradient_accumulation_steps=4); hfbridge.from_trainer(t)", True),
-        ],
-    )
-    def test_whose_numbers_a_script_has(self, made_of: str, is_native: bool) -> None:
-        """`hfbridge run` and from_trainer keep those of the native Trainer."""
-        found = script(f"import hfbridge, transformers\n{made_of}")
-        assert ('loss_normalization="native"; "exact" has them' in texts(found, alike=True)) == is_native
-
-    def test_what_depends_on_an_open_value_is_not_refused(self) -> None:
-        text = """
-from transformers import TrainingArguments
-TrainingArguments(load_best_model_at_end=True, eval_strategy=given, save_strategy="epoch")
-"""
-        found = script(text)
-        assert not found.refused
-        assert values(only(found)) == {"load_best_model_at_end": True, "save_strategy": "epoch"}
-        assert "known when it runs; what depends on it is judged then" in str(found)
-
-    def test_an_open_value_of_a_name_that_is_none(self) -> None:
-        found = script("from transformers import TrainingArguments\nTrainingArguments(optmi=given)")
-        assert [problem.subject for problem in found.refused] == ["optmi = given"]
-        assert "did you mean optim?" in found.refused[0].text
-
-    def test_replaced_methods(self) -> None:
-        text = """
-import transformers
-from transformers import Seq2SeqTrainer
-class Loss(transformers.Trainer):
-    loss_is_scaled_for_ga = True
-    def __init__(self, *a): ...
-    def compute_loss(self, *a): ...
-    def push_to_hub(self): ...
-    def my_own(self): ...
-class Further(Loss):
-    async def training_step(self): ...
-class Other(Model):
-    def compute_loss(self): ...
-trainer = Seq2SeqTrainer(model)
-trainer.log = print
-trainer.mine = print
-other.log = print
-"""
-        found = script(text)
-        assert [problem.subject for problem in found.overridden] == [
-            "Loss.loss_is_scaled_for_ga (line 5)",
-            "Loss.compute_loss (line 7)",
-            "Further.training_step (line 11)",
-            "trainer.log (line 15)",
-        ]
-        assert "compute_loss_func" in found.overridden[1].text
-        assert found.refused == found.overridden
-        assert "overridden: from_trainer refuses it" in str(found)
-
-    @pytest.mark.parametrize(
-        "path", sorted((ROOT / "examples").glob("*/native.py")), ids=lambda p: p.parent.name
-    )
-    def test_the_examples(self, path: Path) -> None:
-        if path.parent.name == "accelerate_loop":
-            with pytest.raises(SettingsError, match=r"makes no settings"):
-                explain(path)
-            return
-        found = explain(path)
-        assert not found.refused
-        # Some depend on the command line as a whole.
-        for part in found.parts:
-            assert part.is_by_command_line or (part.plan is not None and (part.plan.rows or part.open))
-
-
 def test_the_same_as_data() -> None:
-    Path("script.py").write_text(
-        "from transformers import Trainer, TrainingArguments\n"
-        "class T(Trainer):\n    def log(self): ...\n"
-        "TrainingArguments('out', optim='lomo', gradient_accumulation_steps=2, seed=s())\n"
-    )
-    found = explain("script.py", strategy="deepspeed_stage_2", devices=2)
+    given = {"output_dir": "out", "optim": "lomo", "gradient_accumulation_steps": 2}
+    found = explain(given, strategy="deepspeed_stage_2", devices=2, loss_normalization="native")
     told = json.loads(json.dumps(found.as_dict()))
     assert told["is_refused"] is True
-    assert told["source"] == "script.py"
-    assert [problem["subject"] for problem in told["overridden"]] == ["T.log (line 3)"]
+    assert told["source"] == "settings"
     (part,) = told["parts"]
     assert [row["setting"] for row in part["settings"]] == ["output_dir", "gradient_accumulation_steps"]
     assert part["settings"][0] == {
@@ -475,9 +266,6 @@ def test_the_same_as_data() -> None:
     }
     assert part["trainer"]["devices"] == 2
     assert part["strategy"]["kind"] == "deepspeed"
-    assert part["open"] == [
-        {"setting": "seed", "expression": "s()", "line": 4, "becomes": RULES["seed"].home}
-    ]
     assert any("2·2 = 4" in one["text"] and one["alike"] for one in part["differences"])
     assert len(part["refused"]) == 1
 
