@@ -165,6 +165,8 @@ def _command_of(arguments: list[str]) -> Callable[[], int]:
         name, said.script_arguments = said.command, arguments[end + 1 :]
         if said.script_arguments and name != "run":
             parser.error(f"{name} takes nothing after --")
+        if name == "run" and said.json and not said.dry_run:
+            parser.error("run takes --json with --dry-run only")
     if name in _OF_LIGHTNING:
         if said == [name]:
             make_parser().error(
@@ -248,12 +250,21 @@ def _add_run(commands: Any) -> None:
         help="an unmodified script of transformers.Trainer, on Lightning",
         description="Run a script with transformers.Trainer and Seq2SeqTrainer replaced by Trainers whose "
         "train() runs on Lightning.",
-        usage="hfbridge run [-h] [--strategy STRATEGY] [--devices DEVICES] script [-- ARGUMENTS ...]",
+        usage="hfbridge run [-h] [--strategy STRATEGY] [--devices DEVICES] [--dry-run [--json]] script "
+        "[-- ARGUMENTS ...]",
         epilog="What stands after -- is given to the script.",
     )
     run.add_argument("script", help="the script, as it is")
     run.add_argument("--strategy", help='how ranks share the work: "ddp", "fsdp2", "deepspeed_stage_2", ...')
     run.add_argument("--devices", type=_count, help="ranks on this node")
+    run.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="run the script up to train(), print the plan, and end with 1 if something is refused",
+    )
+    run.add_argument(
+        "--json", action="store_true", help="print the plan as JSON; the script prints to stderr"
+    )
 
 
 def _count(text: str) -> int:

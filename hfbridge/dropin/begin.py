@@ -87,7 +87,13 @@ def find_checkpoint(asked: str | bool | None, output_dir: str) -> str | None:
 
 
 def carry_trainer(
-    native: Any, *, overrides: Overrides, strategy: str, loss_normalization: Any, output_dir: str
+    native: Any,
+    *,
+    overrides: Overrides,
+    strategy: str,
+    loss_normalization: Any,
+    output_dir: str,
+    ranks: dict[str, int],
 ) -> tuple[Trainer, HFModule, HFDataModule]:
     """Make Trainer, module and data of the next run.
 
@@ -97,6 +103,7 @@ def carry_trainer(
         strategy: of the Trainer; "auto" is what the environment names, or the settings.
         loss_normalization: of the module.
         output_dir: of the run; a trial of a search has its own.
+        ranks: arguments of `hfbridge.Trainer` that say how many processes there are.
 
     Raises:
         SettingsError: something cannot be carried to Lightning; all of it is named.
@@ -118,10 +125,10 @@ def carry_trainer(
             changed={"disable_tqdm": True, "output_dir": output_dir},
             module_class=OwnSteps,
             make_data=partial(OwnData, native, overrides) if overrides.any(STEPS | LOADS) else HFDataModule,
-            strategy=os.environ.get(STRATEGY_VARIABLE, "auto") if strategy == "auto" else strategy,
+            strategy=chosen_strategy(strategy),
             logger=False,
             enable_model_summary=False,
-            **_ranks(native.args),
+            **ranks,
         )
     finally:
         native.model_init, native.is_in_train = model_init, is_in_train
@@ -137,7 +144,12 @@ def carry_trainer(
     return trainer, module, data
 
 
-def _ranks(args: Any) -> dict[str, int]:
+def chosen_strategy(strategy: str) -> str:
+    """Return the strategy that the environment names where the Trainer says "auto"."""
+    return os.environ.get(STRATEGY_VARIABLE, "auto") if strategy == "auto" else strategy
+
+
+def ranks_of(args: Any) -> dict[str, int]:
     """Say to Lightning how many processes have been started.
 
     Raises:

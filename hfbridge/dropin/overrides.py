@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from hfbridge.errors import Problem
+from hfbridge.errors import Problem, SettingsError, raise_problems
 from hfbridge.migrate.attributes import find_changed
 from hfbridge.migrate.methods import find_overridden, find_overridden_settings
 
@@ -138,6 +138,26 @@ class Overrides:
     def named(self, names: Collection[str]) -> list[str]:
         """Say how the user wrote what is overridden of these."""
         return [self.where[name] for name in self.where if name in names]
+
+    def check(self, kind: str, loss_normalization: str) -> None:
+        """Check that what is overridden can be called.
+
+        Args:
+            kind: the class of the Trainer.
+            loss_normalization: of the module.
+
+        Raises:
+            SettingsError: the loop itself is overridden, or what computes the loss beside "exact".
+        """
+        if problems := list(self.problems()):
+            headline = f"{kind} cannot be trained on Lightning: it overrides the loop itself."
+            raise_problems(SettingsError, headline, problems)
+        if loss_normalization == "exact" and self.any(STEPS):
+            named = ", ".join(self.named(STEPS))
+            raise SettingsError(
+                f'loss_normalization="exact" conflicts with {named}, which computes the loss; leave it '
+                '"native".'
+            )
 
     def problems(self) -> Iterator[Problem]:
         """Name what would replace the loop itself."""

@@ -24,8 +24,10 @@ import transformers.trainer_seq2seq
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from hfbridge.dropin.dry_run import DryRun
 from hfbridge.dropin.trainer import Seq2SeqTrainer, Trainer
 from hfbridge.errors import BridgeWarning, SettingsError
+from hfbridge.explain import Explanation
 from hfbridge.settings.checks import suggest
 from hfbridge.settings.strategies import NAMES, NAMES_IN_SHORT
 from hfbridge.strategies import ScriptLauncher, launched_ranks
@@ -70,6 +72,42 @@ def run(
         launcher = ScriptLauncher(environment, devices, 1)
         code: int = launcher.launch(_run_as_main, script, arguments)
     return launcher.wait() or code if code == 0 else code
+
+
+def dry_run(
+    script: Path, arguments: Sequence[str] = (), *, strategy: str | None = None, devices: int | None = None
+) -> Explanation:
+    """Run a script up to its first `train()`, and plan what that would do.
+
+    The plan is made in this process, for as many ranks as are asked for; none are started. The script is
+    ended there by a SystemExit. What `train` is called on has been made by then, as in a run, and nothing is
+    written but by the script itself.
+
+    Args:
+        script: a Python file that uses `transformers.Trainer` or `Seq2SeqTrainer`.
+        arguments: its command line.
+        strategy: how ranks share the work, as for `run`.
+        devices: ranks on this machine, as for `run`.
+
+    Returns:
+        What the settings become, what is overridden, what differs, and what is refused. Exceptions of the
+        script pass.
+
+    Raises:
+        SettingsError: the script ends without calling `train`; and as for `run`.
+
+    Proved by: tests/dropin/test_dry_run.py
+    """
+    _check(script, strategy, devices)
+    planner = DryRun(str(script), devices)
+    with _in_place(strategy, planner):
+        code = _run_as_main(script, arguments)
+    if planner.explanation is None:
+        raise SettingsError(
+            f"{script} ended with exit code {code} and did not call train(), so there is no run to plan. "
+            "Pass the arguments with which it trains."
+        )
+    return planner.explanation
 
 
 def _check(script: Path, strategy: str | None, devices: int | None) -> None:
@@ -118,18 +156,19 @@ def _code_of(error: SystemExit) -> int:
 
 
 @contextmanager
-def _in_place(strategy: str | None) -> Iterator[None]:
+def _in_place(strategy: str | None, planner: DryRun | None = None) -> Iterator[None]:
     """Put hfbridge's classes in the place of transformers'."""
     _tell_of_earlier_imports()
     before = [(module, name, vars(module)[name]) for module, name, _ in _PLACES]
     chosen = Trainer.strategy
     Trainer.strategy = chosen if strategy is None else strategy
+    Trainer.dry_run = planner
     for module, name, kind in _PLACES:
         setattr(module, name, kind)
     try:
         yield
     finally:
-        Trainer.strategy = chosen
+        Trainer.strategy, Trainer.dry_run = chosen, None
         for module, name, kind in before:
             setattr(module, name, kind)
 

@@ -18,11 +18,21 @@ from typing import Any, Literal
 import transformers
 from transformers.trainer_utils import PredictionOutput, TrainOutput
 
-from hfbridge.dropin.begin import as_natively, carry_trainer, find_checkpoint, make_model_anew, take_back
+from hfbridge.dropin.begin import (
+    as_natively,
+    carry_trainer,
+    find_checkpoint,
+    make_model_anew,
+    ranks_of,
+    take_back,
+)
+from hfbridge.dropin.dry_run import DryRun
 from hfbridge.dropin.host import NativeHost
 from hfbridge.dropin.overrides import EVALUATES, LOGS, SAVES, STEPS, Overrides
 from hfbridge.dropin.shared import SharedRun
-from hfbridge.errors import SettingsError, raise_problems
+from hfbridge.errors import Problem, SettingsError
+
+_NOT_EVALUATED = 'only Lightning evaluates a model that the ranks share; use strategy="ddp"'
 
 
 class Trainer(transformers.Trainer):
@@ -51,6 +61,9 @@ class Trainer(transformers.Trainer):
 
     strategy: str = "auto"
     loss_normalization: Literal["native", "exact"] = "native"
+
+    dry_run: DryRun | None = None
+    """Plans the run in the place of `train`; set by `hfbridge run --dry-run`."""
 
     _run: NativeHost | None = None
     _shared: SharedRun | None = None
@@ -90,6 +103,10 @@ class Trainer(transformers.Trainer):
         overrides = self._see_overrides()
         if self.train_dataset is None and not overrides.any({"get_train_dataloader"}):
             raise ValueError("Trainer: training requires a train_dataset.")
+        if self.dry_run is not None:
+            raise self.dry_run.plan(
+                self, overrides, lambda: self._make_run(overrides, ignore_keys_for_eval, trial)
+            )
         self.accelerator.free_memory()
         trainer, module, data, host = self._make_run(overrides, ignore_keys_for_eval, trial)
         module.resumed_from = checkpoint
@@ -204,16 +221,8 @@ class Trainer(transformers.Trainer):
             SettingsError: the loop itself, which Lightning runs.
         """
         overrides = Overrides.of(self)
-        problems = list(overrides.problems())
-        if problems:
-            headline = f"{type(self).__name__} cannot be trained on Lightning: it overrides the loop itself."
-            raise_problems(SettingsError, headline, problems)
-        if self.loss_normalization == "exact" and overrides.any(STEPS):
-            named = ", ".join(overrides.named(STEPS))
-            raise SettingsError(
-                f'loss_normalization="exact" conflicts with {named}, which computes the loss; leave it '
-                '"native".'
-            )
+        if self.dry_run is None:  # which lists what is refused
+            overrides.check(type(self).__name__, self.loss_normalization)
         return overrides
 
     def _make_run(
@@ -235,6 +244,7 @@ class Trainer(transformers.Trainer):
             strategy=self.strategy,
             loss_normalization=self.loss_normalization,
             output_dir=self._get_output_dir(trial),
+            ranks=(ranks_of if self.dry_run is None else self.dry_run.ranks)(self.args),
         )
         has_own = ignore_keys is not None or trial is not None or overrides.any(EVALUATES | STEPS | LOGS)
         is_shared = trainer.plan.strategy.kind in ("fsdp", "fsdp2", "deepspeed")

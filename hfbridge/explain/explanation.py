@@ -2,8 +2,8 @@
 
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from hfbridge.errors import Problem, describe_problems
 from hfbridge.explain.differences import Difference
@@ -73,21 +73,47 @@ class Explained:
 
 
 @dataclass(frozen=True, slots=True)
+class Overridden:
+    """A method or attribute of `transformers.Trainer` that a subclass, or the object, overrides.
+
+    Attributes:
+        name: of the method or attribute; "args" is the settings.
+        where: how the user wrote it: ``WeightedTrainer.compute_loss``.
+        becomes: it is called, or read if it is no method, when the HF Trainer does so; or it is refused.
+        reason: why it is refused; empty if it is not.
+    """
+
+    name: str
+    where: str
+    becomes: Literal["called", "read", "refused"]
+    reason: str = ""
+
+    def __str__(self) -> str:
+        """Say what becomes of it."""
+        return f"{self.where}: {self.becomes}{f': {self.reason}' if self.reason else ''}"
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
-    """What was found out about settings; `str` of it is a page.
+    """What was found out about settings, or about the run of a script; `str` of it is a page.
 
     Attributes:
         source: what was asked about.
         parts: one for each set of settings in it.
+        overridden: what the Trainer of a script overrides.
+        ending: how far it went.
     """
 
     source: str
     parts: tuple[Explained, ...]
+    overridden: tuple[Overridden, ...] = ()
+    ending: str = "Nothing was loaded."
 
     @property
     def refused(self) -> tuple[Problem, ...]:
         """Everything that is not carried out."""
-        return tuple(problem for part in self.parts for problem in part.refused)
+        overridden = (Problem(one.where, one.reason) for one in self.overridden if one.becomes == "refused")
+        return (*(problem for part in self.parts for problem in part.refused), *overridden)
 
     def as_dict(self) -> dict[str, Any]:
         """Give the same as plain data; tokens are hidden."""
@@ -95,6 +121,7 @@ class Explanation:
             "source": self.source,
             "is_refused": bool(self.refused),
             "parts": [part.as_dict() for part in self.parts],
+            "overridden": [asdict(one) for one in self.overridden],
         }
 
     def __str__(self) -> str:
@@ -102,9 +129,11 @@ class Explanation:
         lines: list[str] = []
         for part in self.parts:
             lines += ["", *part.lines()] if lines else part.lines()
+        if self.overridden:
+            lines += ["", "overridden", *(line for one in self.overridden for line in _wrapped(str(one)))]
         count = len(self.refused)
         total = f"{count} refused." if count else "Nothing is refused."
-        return "\n".join([*lines, "", f"{total} Nothing was loaded."])
+        return "\n".join([*lines, "", f"{total} {self.ending}"])
 
 
 def _wrapped(text: str) -> list[str]:

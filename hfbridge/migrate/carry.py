@@ -106,6 +106,27 @@ def _settings_of(
     advice: Advice,
 ) -> tuple[Settings, list[str]]:
     """Read the settings, with what was changed on the object; problems are added to those known."""
+    values, notes = read_values(native_trainer, callbacks, advice=advice)
+    try:
+        return Settings.of({**values, **changed}), notes
+    except SettingsError as error:
+        problems += error.problems or [Problem("args", str(error))]
+        return Settings(), notes
+
+
+def read_values(
+    native_trainer: Any, callbacks: CarriedCallbacks, *, advice: Advice
+) -> tuple[dict[str, Any], list[str]]:
+    """Read the settings of a native Trainer, without judging them.
+
+    Args:
+        native_trainer: the object.
+        callbacks: its callbacks, whose removal some settings tell.
+        advice: how the caller's user does what notes tell him to.
+
+    Returns:
+        Values by name, and notes on what is left behind.
+    """
     args, notes = native_trainer.args, list[str]()
     values = native.read(args)
     for name in [field.name for field in fields(args) if field.name in values and field.name not in DEFAULTS]:
@@ -121,13 +142,9 @@ def _settings_of(
         notes.append(
             f"resume_from_checkpoint is read by scripts, not by the native Trainer: {advice.resume}."
         )
-    values |= {**changed_settings(native_trainer), **callbacks.settings, **changed}
+    values |= {**changed_settings(native_trainer), **callbacks.settings}
     _take_out_steps(values)
-    try:
-        return Settings.of(values), notes
-    except SettingsError as error:
-        problems += error.problems or [Problem("args", str(error))]
-        return Settings(), notes
+    return values, notes
 
 
 def _take_out_steps(values: dict[str, Any]) -> None:

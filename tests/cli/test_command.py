@@ -124,6 +124,7 @@ def test_every_option_of_a_command_is_explained(command: str) -> None:
         (["compare", "job.py", "--engines", ","], "names no engine"),
         (["compare", "job.py", "--ranks", "-1"], "'-1' is no number from 1 on"),
         (["run", "script.py", "--lr", "1"], "stands after --: -- --lr 1"),
+        (["run", "script.py", "--json"], "run takes --json with --dry-run only"),
         (["convert", "a", "b", "--lr"], "convert does not know --lr"),
     ],
 )

@@ -1,0 +1,126 @@
+"""DryRun: the plan of a script's run, made where the script calls `train`, which then ends it.
+
+part of the plan             is found by
+settings, differences        hfbridge.explain, of the settings that the run would have
+what is overridden           Overrides
+what is refused              these, and making Trainer, module and data: all that a run checks before it opens
+                             devices or process groups
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from lightning.pytorch.trainer.states import TrainerFn
+
+from hfbridge.dropin.begin import ADVICE, chosen_strategy, ranks_of
+from hfbridge.dropin.loader import OwnData
+from hfbridge.dropin.overrides import Overrides
+from hfbridge.errors import BridgeError, Problem
+from hfbridge.explain import Explained, Explanation, Overridden, explain
+from hfbridge.migrate.callbacks import sort_callbacks
+from hfbridge.migrate.carry import read_values
+
+
+class PlanMade(SystemExit):
+    """Ends a script whose plan is made; `except Exception` does not catch it."""
+
+
+class DryRun:
+    """Plans the first run of a script.
+
+    Args:
+        source: the script.
+        devices: ranks on this machine; `None` is what a launcher has started, or one.
+
+    Attributes:
+        explanation: the plan; `None` until the script has called `train`.
+
+    Proved by: tests/dropin/test_dry_run.py
+    """
+
+    def __init__(self, source: str, devices: int | None) -> None:
+        self._source, self._devices = source, devices
+        self.explanation: Explanation | None = None
+
+    def ranks(self, args: Any) -> dict[str, int]:
+        """Return the arguments of `hfbridge.Trainer` for the ranks that are planned for.
+
+        Raises:
+            SettingsError: none were asked for, and several GPUs would share the process.
+        """
+        return ranks_of(args) if self._devices is None or args.world_size > 1 else {"devices": self._devices}
+
+    def plan(
+        self, native: Any, overrides: Overrides, make_run: Callable[[], tuple[Any, Any, Any, Any]]
+    ) -> PlanMade:
+        """Plan the run that a Trainer was about to begin.
+
+        Args:
+            native: the Trainer.
+            overrides: what it overrides.
+            make_run: makes Trainer, module, data and host of the run.
+
+        Returns:
+            What to raise.
+        """
+        problems, steps = list[Problem](), ""
+        try:
+            overrides.check(type(native).__name__, native.loss_normalization)
+            steps = self._set_up(native, *make_run()[:3])
+        except BridgeError as error:
+            problems += error.problems or [Problem("train()", str(error))]
+        part = self._explain(native)
+        known = {problem.subject for problem in part.refused} | {*overrides.where.values()}
+        part = replace(
+            part,
+            refused=(*part.refused, *(one for one in problems if one.subject not in known)),
+            notes=(*([steps] if steps else []), *part.notes),
+        )
+        refused = {problem.subject: problem.text for problem in problems}
+        listed = [
+            _overridden(native, name, where, refused.get(where)) for name, where in overrides.where.items()
+        ]
+        self.explanation = Explanation(self._source, (part,), tuple(listed), "Nothing was trained.")
+        return PlanMade(int(bool(self.explanation.refused)))
+
+    def _explain(self, native: Any) -> Explained:
+        """Explain the settings of a Trainer."""
+        values, _ = read_values(native, sort_callbacks(native), advice=ADVICE)
+        try:
+            ranks = self.ranks(native.args)
+        except BridgeError:  # which making the run has raised, too
+            ranks = {}
+        strategy = chosen_strategy(native.strategy)
+        (part,) = explain(
+            values,
+            strategy=None if strategy == "auto" else strategy,
+            loss_normalization=native.loss_normalization,
+            devices=ranks.get("devices"),
+            num_nodes=ranks.get("num_nodes"),
+        ).parts
+        return replace(part, where=f"{self._source}: {type(native).__name__}.train()")
+
+    def _set_up(self, native: Any, trainer: Any, module: Any, data: Any) -> str:
+        """Set up the data as `fit` does, with all checks, and return what the run comes to."""
+        if isinstance(data, OwnData) and trainer.world_size != native.args.world_size:
+            return (
+                "The training loader is made by the Trainer's methods on each rank; steps were not counted."
+            )
+        trainer.state.fn, trainer.training = TrainerFn.FITTING, True
+        trainer.strategy.connect(module)
+        module.trainer = data.trainer = trainer
+        trainer.datamodule = data
+        data.setup("fit")
+        schedule, ranks = data.schedule, trainer.world_size
+        return (
+            f"{schedule.max_steps} optimizer steps in {schedule.epochs} epochs of "
+            f"{schedule.micro_batches_per_epoch} micro-batches on {ranks} rank{'s' if ranks > 1 else ''}."
+        )
+
+
+def _overridden(native: Any, name: str, where: str, refused: str | None) -> Overridden:
+    """Say what becomes of something that a Trainer overrides."""
+    if refused is not None:
+        return Overridden(name, where, "refused", refused)
+    return Overridden(name, where, "called" if callable(getattr(native, name)) else "read")
