@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from hfbridge.checkpoints.export import convert
     from hfbridge.data.spans import DataCollatorForT5MLM
     from hfbridge.datamodule import HFDataModule
+    from hfbridge.dropin.move import from_trainer
     from hfbridge.errors import (
         BridgeError,
         BridgeWarning,
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     )
     from hfbridge.evaluation.generate import decode
     from hfbridge.metrics.load import load_metric
-    from hfbridge.migrate.move import from_trainer
     from hfbridge.module import HFModule
     from hfbridge.settings import Settings
     from hfbridge.trainer import Trainer
@@ -64,7 +64,7 @@ _HOMES = {
     "Trainer": "trainer",
     "convert": "checkpoints.export",
     "decode": "evaluation.generate",
-    "from_trainer": "migrate.move",
+    "from_trainer": "dropin.move",
     "load_metric": "metrics.load",
 }
 # Rooms whose public names are reached through them: hfbridge.strategies.FSDP2Strategy().

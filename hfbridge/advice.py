@@ -4,7 +4,7 @@ One run stands behind several tools, and what it has to tell is the same; what c
 
 tool                     "exact" or "native" is chosen by                 its Advice is in
 HFModule                 an argument                                      this file
-from_trainer             an argument                                      migrate/move.py
+from_trainer             an argument                                      dropin/move.py
 hfbridge.dropin, run     an attribute of the Trainer                      dropin/begin.py
 compare                  the name of an engine                            compare/engines.py
 """

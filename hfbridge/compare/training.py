@@ -3,7 +3,7 @@
     engine       trains by                         losses are told by             gradient norm by
     native       Trainer.train                     Trainer.training_step          Accelerator.clip_grad_norm_
     accelerate   AccelerateLoop                    the loop                       the loop
-    lightning    carry_over, hfbridge's fit        CallbackHost.add_micro_batch   HFModule.last_step
+    lightning    from_trainer, hfbridge's fit      CallbackHost.add_micro_batch   HFModule.last_step
 
 The Recorder is a TrainerCallback of all three. Only methods of the objects of this run are put into others.
 """
@@ -26,8 +26,8 @@ from hfbridge.compare.digests import of_parameters
 from hfbridge.compare.engines import Engine
 from hfbridge.compare.job import Job, native_arguments
 from hfbridge.compare.record import Recorder, described, measure
+from hfbridge.dropin.move import move
 from hfbridge.errors import JobError
-from hfbridge.migrate import carry_over
 from hfbridge.optional import require
 from hfbridge.settings import native as native_settings
 from hfbridge.settings.deepspeed import preset
@@ -184,11 +184,11 @@ def _measure_in_parts(model: nn.Module) -> tuple[str, float] | None:
 
 
 def _train_lightning(engine: Engine, native: NativeTrainer, recorder: Recorder) -> dict[str, Any]:
-    trainer, module, data = carry_over(
+    trainer, module, data = move(
         native,
         loss_normalization=engine.normalization,
         advice=engine.advice,
-        changed={"disable_tqdm": True},  # the comparison tells how far it is
+        hides_progress=True,  # the comparison tells how far it is
         strategy=engine.strategy or "auto",
         logger=False,
         enable_model_summary=False,

@@ -11,8 +11,9 @@ the model stays prepared for evaluations          take_back
 import os
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,9 @@ from hfbridge.datamodule import HFDataModule
 from hfbridge.dropin.loader import OwnData
 from hfbridge.dropin.overrides import LOADS, STEPS, Overrides
 from hfbridge.dropin.steps import OwnSteps
-from hfbridge.errors import SettingsError
+from hfbridge.errors import Problem, SettingsError
+from hfbridge.migrate.attributes import find_unfit
 from hfbridge.migrate.carry import carry_over
-from hfbridge.module import HFModule
 from hfbridge.trainer import Trainer
 
 STRATEGY_VARIABLE = "HFBRIDGE_STRATEGY"
@@ -90,20 +91,26 @@ def carry_trainer(
     native: Any,
     *,
     overrides: Overrides,
-    strategy: str,
     loss_normalization: Any,
     output_dir: str,
-    ranks: dict[str, int],
-) -> tuple[Trainer, HFModule, HFDataModule]:
+    strategy: Any = "auto",
+    refused: Iterable[Problem] | None = None,
+    advice: Advice = ADVICE,
+    module_class: type[OwnSteps] = OwnSteps,
+    **trainer_arguments: Any,
+) -> tuple[Trainer, OwnSteps, HFDataModule]:
     """Make Trainer, module and data of the next run.
 
     Args:
         native: the native Trainer.
         overrides: what it overrides.
-        strategy: of the Trainer; "auto" is what the environment names, or the settings.
         loss_normalization: of the module.
         output_dir: of the run; a trial of a search has its own.
-        ranks: arguments of `hfbridge.Trainer` that say how many processes there are.
+        strategy: of the Trainer; "auto" is what the environment names, or the settings.
+        refused: what cannot be carried; `None` is what stands on the object.
+        advice: how the caller's user does what notes tell him to; of its fields the object keeps all.
+        module_class: of the module.
+        **trainer_arguments: further ones of `hfbridge.Trainer`, among them the number of processes.
 
     Raises:
         SettingsError: something cannot be carried to Lightning; all of it is named.
@@ -113,25 +120,25 @@ def carry_trainer(
     makes_schedule = native.lr_scheduler is None
     while isinstance(native.optimizer, AcceleratedOptimizer):
         native.optimizer = native.optimizer.optimizer
-    model_init, is_in_train = native.model_init, native.is_in_train
-    native.model_init, native.is_in_train = None, False  # it has been called; the loop has not begun
+    # The model has been made, the loop has not begun, and a search may be running.
+    hidden = {"model_init": None, "is_in_train": False, "hp_search_backend": None}
+    kept = {name: getattr(native, name) for name in hidden}
+    vars(native).update(hidden)
     try:
         trainer, module, data = carry_over(
             native,
+            refused=find_unfit(native) if refused is None else refused,
             loss_normalization=loss_normalization,
-            advice=ADVICE,
-            follows_overrides=True,
+            advice=replace(advice, tells_of_fields=False),
             # The native object's own callbacks draw.
             changed={"disable_tqdm": True, "output_dir": output_dir},
-            module_class=OwnSteps,
+            module_class=module_class,
             make_data=partial(OwnData, native, overrides) if overrides.any(STEPS | LOADS) else HFDataModule,
             strategy=chosen_strategy(strategy),
-            logger=False,
-            enable_model_summary=False,
-            **ranks,
+            **{"logger": False, "enable_model_summary": False, **trainer_arguments},
         )
     finally:
-        native.model_init, native.is_in_train = model_init, is_in_train
+        vars(native).update(kept)
     assert isinstance(module, OwnSteps)
     module.attach_to(native, overrides)
     native._created_lr_scheduler = makes_schedule
@@ -144,12 +151,12 @@ def carry_trainer(
     return trainer, module, data
 
 
-def chosen_strategy(strategy: str) -> str:
+def chosen_strategy(strategy: Any) -> Any:
     """Return the strategy that the environment names where the Trainer says "auto"."""
     return os.environ.get(STRATEGY_VARIABLE, "auto") if strategy == "auto" else strategy
 
 
-def ranks_of(args: Any) -> dict[str, int]:
+def ranks_of(args: Any) -> dict[str, Any]:
     """Say to Lightning how many processes have been started.
 
     Raises:

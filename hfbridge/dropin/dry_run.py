@@ -43,7 +43,7 @@ class DryRun:
         self._source, self._devices = source, devices
         self.explanation: Explanation | None = None
 
-    def ranks(self, args: Any) -> dict[str, int]:
+    def ranks(self, args: Any) -> dict[str, Any]:
         """Return the arguments of `hfbridge.Trainer` for the ranks that are planned for.
 
         Raises:
@@ -96,8 +96,7 @@ class DryRun:
             values,
             strategy=None if strategy == "auto" else strategy,
             loss_normalization=native.loss_normalization,
-            devices=ranks.get("devices"),
-            num_nodes=ranks.get("num_nodes"),
+            **ranks,
         ).parts
         return replace(part, where=f"{self._source}: {type(native).__name__}.train()")
 

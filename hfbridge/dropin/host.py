@@ -30,11 +30,15 @@ from transformers.trainer_utils import TrainerMemoryTracker
 from hfbridge.callbacks.evaluation import Evaluator
 from hfbridge.callbacks.jit_checkpoint import SigtermCheckpoint
 from hfbridge.callbacks.trainer_state import EVENTS, CallbackHost
-from hfbridge.dropin.overrides import COUNTS, ENDS, LOGS, RESUMES, SAVES, Overrides
+from hfbridge.dropin.overrides import COUNTS, ENDS, EVALUATES, LOGS, RESUMES, SAVES, STEPS, Overrides
+from hfbridge.errors import Problem, SettingsError, raise_problems
 from hfbridge.evaluation.memory import MemoryTracker, Stage
 from hfbridge.evaluation.metrics import metric_name
 from hfbridge.model.logged import LoggedLoss
 from hfbridge.model.optim import follows_metric
+
+SHARED = frozenset({"fsdp", "fsdp2", "deepspeed"})
+"""Strategies whose ranks share the model, which only Lightning evaluates."""
 
 
 class NativeHost(CallbackHost):
@@ -289,6 +293,63 @@ class NativeHost(CallbackHost):
         self._is_new_best = self._native._determine_best_metric(metrics, self._trial)
         if wanted is not None and follows_metric(module.lr_schedule):
             module.lr_schedule.step(metrics[metric_name(wanted)])
+
+
+def join_host(
+    native: Any,
+    trainer: Any,
+    module: Any,
+    *,
+    overrides: Overrides,
+    ignore_keys: list[str] | None = None,
+    trial: Any = None,
+    kind: type[NativeHost] = NativeHost,
+) -> Any:
+    """Make the host of a run of a native Trainer, and put it among the callbacks.
+
+    Args:
+        native: the Trainer.
+        trainer: Lightning's.
+        module: of the run.
+        overrides: what the Trainer overrides.
+        ignore_keys: of the model's outputs, not to be gathered by its evaluations.
+        trial: of a search for hyperparameters.
+        kind: of the host.
+
+    Raises:
+        SettingsError: the Trainer's own methods would write parts of a checkpoint of a model that ranks share.
+    """
+    has_own = ignore_keys is not None or trial is not None or overrides.any(EVALUATES | STEPS | LOGS)
+    is_shared = trainer.plan.strategy.kind in SHARED
+    if is_shared and native.args.save_strategy != "no":
+        _check_saving(overrides, trainer.plan.strategy.kind)
+    host = kind(
+        native,
+        module.evaluator,
+        evaluates_itself=has_own,
+        ignore_keys=ignore_keys,
+        overrides=overrides,
+        is_shared=is_shared,
+        trial=trial,
+    )
+    host.join(trainer)
+    return host
+
+
+def _check_saving(overrides: Overrides, strategy: str) -> None:
+    """See that only the strategy writes parts of a model that the ranks share.
+
+    Raises:
+        SettingsError: a method that does is overridden; all are named.
+    """
+    text = (
+        f'strategy="{strategy}" shares the model among the ranks, and writes the checkpoint; use "ddp", '
+        'save_strategy="no", or a TrainerCallback with on_save'
+    )
+    found = overrides.named(SAVES - {"_save_checkpoint", "_get_output_dir"})
+    if found:
+        headline = "Parts of a checkpoint would be written by methods of the Trainer's own; nothing was started."
+        raise_problems(SettingsError, headline, [Problem(where, text) for where in found])
 
 
 class NativeLogged(LoggedLoss):

@@ -63,6 +63,13 @@ class OwnLoader:
         """Take the number of the epoch about to begin, counted from 0."""
         self._epoch = epoch
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: checkpoints of HFModule keep the place."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Do nothing: `start_at` is called."""
+
     def start_at(self, start: Start, *, restores: Callable[[], None] | None = None) -> None:
         """Begin the next epoch where a checkpoint was written.
 

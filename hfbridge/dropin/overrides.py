@@ -88,6 +88,7 @@ EVALUATES = frozenset(
         "_get_collator_with_removed_columns",
         "_get_dataloader",
         "_get_eval_sampler",
+        "_pad_tensors_to_max_len",
         "_remove_unused_columns",
         "_set_signature_columns_if_needed",
         "_signature_columns",
@@ -149,18 +150,14 @@ class Overrides:
         Raises:
             SettingsError: the loop itself is overridden, or what computes the loss beside "exact".
         """
-        if problems := list(self.problems()):
-            headline = f"{kind} cannot be trained on Lightning: it overrides the loop itself."
-            raise_problems(SettingsError, headline, problems)
-        if loss_normalization == "exact" and self.any(STEPS):
-            named = ", ".join(self.named(STEPS))
-            raise SettingsError(
-                f'loss_normalization="exact" conflicts with {named}, which computes the loss; leave it '
-                '"native".'
-            )
+        if problems := list(self.problems(loss_normalization)):
+            raise_problems(SettingsError, f"{kind} cannot be trained on Lightning.", problems)
 
-    def problems(self) -> Iterator[Problem]:
-        """Name what would replace the loop itself."""
+    def problems(self, loss_normalization: str) -> Iterator[Problem]:
+        """Name what would replace the loop itself, or computes the loss beside "exact"."""
+        if loss_normalization == "exact" and self.any(STEPS):
+            text = f'{", ".join(self.named(STEPS))} computes the loss; leave it "native"'
+            yield Problem('loss_normalization = "exact"', text)
         for name in self.where.keys() & LOOP:
             yield Problem(
                 self.where[name],

@@ -1,7 +1,7 @@
 """transformers' Trainer and Seq2SeqTrainer, whose `train` runs on Lightning; knows both worlds.
 
 called on the object                   is
-Trainer(...), its arguments            transformers' own; then replaced methods are looked for
+Trainer(...), its arguments            transformers' own; then what is overridden is looked for
 train                                  from_trainer, hfbridge.Trainer.fit, and the state left as natively
 evaluate, predict, save_model          transformers' own; where ranks share the weights, shared.py
 a checkpoint within train              hfbridge's, in the native files
@@ -27,12 +27,10 @@ from hfbridge.dropin.begin import (
     take_back,
 )
 from hfbridge.dropin.dry_run import DryRun
-from hfbridge.dropin.host import NativeHost
-from hfbridge.dropin.overrides import EVALUATES, LOGS, SAVES, STEPS, Overrides
+from hfbridge.dropin.host import SHARED, NativeHost, join_host
+from hfbridge.dropin.overrides import Overrides
 from hfbridge.dropin.shared import SharedRun
-from hfbridge.errors import Problem, SettingsError
-
-_NOT_EVALUATED = 'only Lightning evaluates a model that the ranks share; use strategy="ddp"'
+from hfbridge.errors import SettingsError
 
 
 class Trainer(transformers.Trainer):
@@ -244,43 +242,12 @@ class Trainer(transformers.Trainer):
             strategy=self.strategy,
             loss_normalization=self.loss_normalization,
             output_dir=self._get_output_dir(trial),
-            ranks=(ranks_of if self.dry_run is None else self.dry_run.ranks)(self.args),
+            **(ranks_of if self.dry_run is None else self.dry_run.ranks)(self.args),
         )
-        has_own = ignore_keys is not None or trial is not None or overrides.any(EVALUATES | STEPS | LOGS)
-        is_shared = trainer.plan.strategy.kind in ("fsdp", "fsdp2", "deepspeed")
-        host = NativeHost(
-            self,
-            module.evaluator,
-            evaluates_itself=not is_shared and has_own,
-            ignore_keys=ignore_keys,
-            overrides=overrides,
-            is_shared=is_shared,
-            trial=trial,
-        )
-        host.join(trainer)
-        if is_shared:
-            self._check_shared(overrides, trainer.plan.strategy.kind, evaluates=has_own)
+        host = join_host(self, trainer, module, overrides=overrides, ignore_keys=ignore_keys, trial=trial)
+        if trainer.plan.strategy.kind in SHARED:
             self._shared = SharedRun(trainer, module, host)
         return trainer, module, data, host
-
-    def _check_shared(self, overrides: Overrides, strategy: str, *, evaluates: bool) -> None:
-        """See that what the Trainer overrides can be called where the ranks share the model.
-
-        Raises:
-            SettingsError: it evaluates, or writes parts of a checkpoint.
-        """
-        shared = f'strategy="{strategy}" shares the model among the ranks: only Lightning'
-        if evaluates and self.args.eval_strategy != "no":
-            raise SettingsError(
-                f"{type(self).__name__} has an evaluation of its own (methods, or ignore_keys_for_eval), and "
-                f'{shared} evaluates that. Use "ddp", or leave the evaluation to compute_metrics.'
-            )
-        writes = overrides.named(SAVES - {"_save_checkpoint", "_get_output_dir"})
-        if writes and self.args.save_strategy != "no":
-            raise SettingsError(
-                f'{", ".join(writes)} writes parts of a checkpoint, and {shared} writes that. Use "ddp", '
-                'save_strategy="no", or a TrainerCallback with on_save.'
-            )
 
     @property
     def _is_shared(self) -> bool:

@@ -11,7 +11,7 @@
     train_dataset, eval_dataset, data_collator         arguments of HFDataModule of the same names
     callback_handler                                   Trainer(callbacks=); migrate/callbacks.py
     label_names, neftune_noise_alpha                   the settings of these names, if changed on the object
-    what __init__ concludes from model and settings    concluded again; if changed on the object, refused
+    what __init__ concludes from model and settings    concluded again; if changed on the object, read there
     the state of a run                                 begins anew, as in the next `train`
     what belongs to its engine                         nothing: Lightning has its own
 
@@ -113,12 +113,11 @@ KINDS: Mapping[str, Kind] = {
 """What becomes of each attribute of a native Trainer."""
 
 
-def find_unfit(native_trainer: NativeTrainer, *, allows_changed: bool = False) -> Iterator[Problem]:
+def find_unfit(native_trainer: NativeTrainer) -> Iterator[Problem]:
     """Find attributes with values that only the native Trainer's own engine could follow.
 
     Args:
         native_trainer: the object.
-        allows_changed: the caller follows what differs from what model and settings give, and searches.
 
     Yields:
         A problem for each.
@@ -127,15 +126,8 @@ def find_unfit(native_trainer: NativeTrainer, *, allows_changed: bool = False) -
     Proved by: tests/unit/migrate/test_attributes.py
     """
     for name, (text, is_wrong) in _WRONG.items():
-        if is_wrong(native_trainer) and not (allows_changed and name == "hp_search_backend"):
+        if is_wrong(native_trainer):
             yield Problem(show(name, getattr(native_trainer, name)), text)
-    if not allows_changed:
-        yield from (problem for _, problem in _changed(native_trainer))
-
-
-def find_changed(native_trainer: NativeTrainer) -> list[str]:
-    """Name attributes that were changed on the object."""
-    return [name for name, _ in _changed(native_trainer)]
 
 
 def changed_settings(native_trainer: NativeTrainer) -> dict[str, Any]:
@@ -201,43 +193,39 @@ _WRONG: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
-def _changed(native: Any) -> Iterator[tuple[str, Problem]]:
-    """Compare what follows from model and settings with what stands on the object."""
+def find_changed(native: Any) -> Iterator[str]:
+    """Name attributes whose values are not those that follow from model and settings.
+
+    Args:
+        native: a native Trainer.
+
+    Mirrors: transformers.Trainer.__init__
+    """
     args, traits = native.args, read_traits(native.model)
     pairs = {
-        "model_accepts_loss_kwargs": (traits.takes_items, "set model.accepts_loss_kwargs instead"),
-        "can_return_loss": (traits.returns_loss_alone, "pass compute_loss_func=..."),
-        "_loss_shifts_labels": (traits.native_shift, "pass compute_loss_func=..."),
+        "model_accepts_loss_kwargs": traits.takes_items,
+        "can_return_loss": traits.returns_loss_alone,
+        "_loss_shifts_labels": traits.native_shift,
     }
-    for name, (concluded, instead) in pairs.items():
-        if bool(getattr(native, name)) != concluded:
-            yield _changed_to(name, getattr(native, name), instead)
+    yield from (name for name, concluded in pairs.items() if bool(getattr(native, name)) != concluded)
     smoother, is_multi_label = native.label_smoother, _is_multi_label(native.model)
     expected = 0.0 if is_multi_label else args.label_smoothing_factor
     is_plain = smoother is None or type(smoother) is LabelSmoother
     if not is_plain or (0.0 if smoother is None else smoother.epsilon) != expected:
-        yield _changed_to(
-            "label_smoother", smoother, "set label_smoothing_factor, or pass compute_loss_func=..."
-        )
+        yield "label_smoother"
     if args.remove_unused_columns and native._signature_columns is not None:
         fresh = copy.copy(native)
         fresh._signature_columns = None
         fresh._set_signature_columns_if_needed()
         if set(fresh._signature_columns) != set(native._signature_columns):
-            instead = "set remove_unused_columns=False, and drop the other columns of the dataset"
-            yield _changed_to("_signature_columns", native._signature_columns, instead)
+            yield "_signature_columns"
     if native._train_batch_size != args.train_batch_size and not args.auto_find_batch_size:
-        instead = "make a new Trainer with the per_device_train_batch_size you want"
-        yield _changed_to("_train_batch_size", native._train_batch_size, instead)
+        yield "_train_batch_size"
     gathers = native.gather_function
     gathers = gathers.func if isinstance(gathers, functools.partial) else gathers
     own = [native.accelerator.gather_for_metrics, native.accelerator.gather]  # the latter Seq2SeqTrainer's
     if gathers != own[0] and not (isinstance(native, Seq2SeqTrainer) and gathers == own[1]):
-        yield _changed_to("gather_function", gathers, "leave it; evaluations see each row once")
-
-
-def _changed_to(name: str, value: Any, instead: str) -> tuple[str, Problem]:
-    return name, Problem(show(name, value), f"differs from what model and settings give; {instead}")
+        yield "gather_function"
 
 
 def _is_multi_label(model: Any) -> bool:

@@ -16,7 +16,7 @@ Two settings are read by nobody natively: resume_from_checkpoint, which is for s
 TrainingArguments adds. They are left behind, and told of.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from types import MappingProxyType, MethodType
 from typing import Any, Literal
@@ -24,12 +24,11 @@ from typing import Any, Literal
 from transformers import Seq2SeqTrainer
 from transformers import Trainer as NativeTrainer
 
-from hfbridge.advice import OF_MODULE, Advice
+from hfbridge.advice import Advice
 from hfbridge.datamodule import HFDataModule
 from hfbridge.errors import Problem, SettingsError, raise_problems
-from hfbridge.migrate.attributes import changed_settings, find_unfit, has_trained
+from hfbridge.migrate.attributes import changed_settings, has_trained
 from hfbridge.migrate.callbacks import CarriedCallbacks, sort_callbacks
-from hfbridge.migrate.methods import find_replaced
 from hfbridge.module import HFModule
 from hfbridge.settings import Settings, native
 from hfbridge.settings.fields import DEFAULTS, SEQ2SEQ_FIELDS
@@ -39,21 +38,21 @@ from hfbridge.trainer import Trainer
 def carry_over(
     native_trainer: NativeTrainer,
     *,
+    refused: Iterable[Problem],
     loss_normalization: Literal["exact", "native"],
-    advice: Advice = OF_MODULE,
-    follows_overrides: bool = False,
+    advice: Advice,
     changed: Mapping[str, Any] = MappingProxyType({}),
     module_class: type[HFModule] = HFModule,
     make_data: Callable[..., HFDataModule] = HFDataModule,
     **trainer_arguments: Any,
 ) -> tuple[Trainer, HFModule, HFDataModule]:
-    """Do the work of `from_trainer`, for one that calls some of the native Trainer's methods itself.
+    """Make Trainer, module and data of what a native Trainer holds.
 
     Args:
         native_trainer: the object.
+        refused: what cannot be carried of it; callbacks and settings that cannot are added.
         loss_normalization: of HFModule.
         advice: how the caller's user does what notes tell him to.
-        follows_overrides: the caller calls overridden methods, and follows attributes changed on the object.
         changed: settings that are others than the object's.
         module_class: of the module.
         make_data: makes the data module of arguments that HFDataModule takes.
@@ -62,17 +61,8 @@ def carry_over(
     Raises:
         SettingsError: something of the native Trainer cannot be carried; all of it is named.
     """
-    if not isinstance(native_trainer, NativeTrainer):
-        kind = (
-            f"the class {native_trainer.__name__}"
-            if isinstance(native_trainer, type)
-            else f"a {type(native_trainer).__name__}"
-        )
-        raise SettingsError(f"from_trainer takes a transformers.Trainer object, and was given {kind}.")
     found = sort_callbacks(native_trainer)
-    replaced = () if follows_overrides else find_replaced(native_trainer)
-    unfit = find_unfit(native_trainer, allows_changed=follows_overrides)
-    problems = [*replaced, *unfit, *found.problems]
+    problems = [*refused, *found.problems]
     settings, notes = _settings_of(native_trainer, found, problems, changed=changed, advice=advice)
     if problems:
         kind, noun = type(native_trainer).__name__, "part" if len(problems) == 1 else "parts"

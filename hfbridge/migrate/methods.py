@@ -1,47 +1,23 @@
-"""Methods of a native Trainer that somebody has replaced, and what to do instead; knows Hugging Face.
+"""Methods of a native Trainer that are overridden; knows Hugging Face.
 
-    replaced                                             is
-    in a subclass, or a mixin of it                      refused, by the subclass's name
-    on the object: trainer.compute_loss = ...            refused
-    in transformers' class: Trainer.compute_loss = ...   refused
-    by transformers' or hfbridge's own subclasses        theirs, and no replacement
-    a new method, or one that only its user calls        nothing to refuse
-
-Lightning runs the training, so what stands in these methods would silently not be done.
+where                                                is found as
+in a subclass, or a mixin of it                      Mine.compute_loss
+on the object: trainer.compute_loss = ...            Mine object: compute_loss = ...
+in transformers' class: Trainer.compute_loss = ...   transformers' Trainer.compute_loss = ...
+by transformers' or hfbridge's own subclasses        not: they are no user's
+a new method                                         not: the HF Trainer does not call it
 """
 
 import inspect
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainingArguments
 from transformers import Trainer as NativeTrainer
 
-from hfbridge.errors import Problem
-from hfbridge.replaced import CALLED_BY_USERS, INSTEAD, OTHERWISE
-
 _UPSTREAM = ("transformers", "hfbridge")
 # Where functions come from that stand around transformers' own: its decorators.
 _DECORATORS = ("contextlib", "functools", "torch", "accelerate")
-
-
-def find_replaced(native_trainer: NativeTrainer, *, called: Collection[str] = ()) -> Iterator[Problem]:
-    """Find what of a native Trainer has been replaced, and would not be called.
-
-    Args:
-        native_trainer: the object.
-        called: methods that are called all the same by whoever asks.
-
-    Yields:
-        A problem for each, whose subject is the method as the user wrote it.
-
-    Proved by: tests/unit/migrate/test_methods.py
-    """
-    for name, where in find_overridden(native_trainer):
-        if name not in called and name not in CALLED_BY_USERS:
-            yield Problem(where, f"Lightning would not call it; {INSTEAD.get(name, OTHERWISE)}")
-    for where in find_overridden_settings(native_trainer.args):
-        yield Problem(where, "the settings are read field by field; set the fields that it computes")
 
 
 def find_overridden(native_trainer: NativeTrainer) -> Iterator[tuple[str, str]]:
@@ -49,6 +25,8 @@ def find_overridden(native_trainer: NativeTrainer) -> Iterator[tuple[str, str]]:
 
     Args:
         native_trainer: the object.
+
+    Proved by: tests/unit/migrate/test_methods.py
     """
     return _replaced(native_trainer, NativeTrainer, Seq2SeqTrainer)
 

@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import fields, replace
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -10,11 +11,12 @@ import torch
 from torch import Tensor
 from transformers import DataCollatorForLanguageModeling, TrainerCallback, set_seed
 
+from hfbridge import from_trainer
 from hfbridge.compare import digests, record
 from hfbridge.compare.record import Step, merge, merge_metrics
 from hfbridge.compare.verdict import judge
-from hfbridge.migrate import from_trainer
 from tests.compare.planted import make_trainer, recorded
+from tests.dropin.overriding import plain_loss
 from tests.tiny import make_tokenizer
 
 
@@ -95,6 +97,15 @@ def test_all_engines_are_equal_to_the_bit(kind: str, settings: dict[str, Any]) -
     assert judge(theirs, ours).grade == "exact", judge(theirs, ours)
     assert [step.random for step in theirs.steps] == [step.random for step in loop.steps]
     assert [step.random for step in theirs.steps] == [step.random for step in ours.steps]
+
+
+def test_jobs_with_a_loss_of_their_own_are_equal_to_the_bit() -> None:
+    runs = []
+    for engine in ("native", "lightning"):
+        trainer: Any = make_trainer()
+        trainer.compute_loss = MethodType(plain_loss, trainer)
+        runs.append(recorded(trainer, engine=engine))
+    assert judge(*runs).grade == "exact", judge(*runs)
 
 
 def test_collators_that_draw_are_equal_to_the_bit() -> None:

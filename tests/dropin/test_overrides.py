@@ -126,7 +126,7 @@ def test_the_loop_itself_is_refused_by_name() -> None:
     class Looped(OURS.trainer):
         def _run_epoch(self, *arguments: Any, **named: Any) -> Any: ...
 
-    with pytest.raises(SettingsError, match=r"overrides the loop itself[\s\S]*Looped\._run_epoch"):
+    with pytest.raises(SettingsError, match=r"cannot be trained on Lightning[\s\S]*Looped\._run_epoch"):
         make(Looped)
 
 

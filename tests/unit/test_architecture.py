@@ -50,7 +50,6 @@ LAYERS = {
     "facts": 3,
     "arguments": 3,
     "sources": 3,
-    "replaced": 3,
     "trainer": 4,
     "migrate": 5,
     "dropin": 6,
