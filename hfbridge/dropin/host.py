@@ -54,7 +54,6 @@ class NativeHost(CallbackHost):
         trial: of a search for hyperparameters; `None` outside of one.
 
     Attributes:
-        is_silent: on_predict is not fired, since an evaluation predicts.
         row: the last row that was logged, as callbacks have left it.
         train_loss: mean loss of the run, once it has ended.
 
@@ -84,7 +83,6 @@ class NativeHost(CallbackHost):
         self._evaluates_itself, self._ignore_keys = evaluates_itself, ignore_keys
         self._trainer: pl.Trainer | None = None
         self._shared = [(kind, dict(kind._shared_state)) for kind in (PartialState, AcceleratorState)]
-        self.is_silent = False
         self.row: dict[str, Any] = {}
         self.train_loss = 0.0
         evaluator.memory = NativeMemory(native._memory_tracker)
@@ -229,6 +227,15 @@ class NativeHost(CallbackHost):
             kind._shared_state.update(kept)
         self._native.model = self._native.model_wrapped = module.model
 
+    def show_model(self, module: Any) -> None:
+        """Show the Trainer the model as the strategy has prepared it: evaluations shall leave it as it is."""
+        native: Any = self._native
+        native.model_wrapped = module.run.sharing.forward_through(module.model)
+        if native.is_deepspeed_enabled:
+            native.deepspeed = native.model_wrapped
+        if not any(known is module.model for known in native.accelerator._models):
+            native.accelerator._models.append(module.model)
+
     def fire(self, event: str, **extra: Any) -> None:
         """Tell the callbacks of a native event."""
         if event == "on_train_begin":  # not Lightning's loader, whose batches know their steps
@@ -237,8 +244,7 @@ class NativeHost(CallbackHost):
                 self.handler.train_dataloader = (
                     self._native.get_train_dataloader() if own is None else own.loader
                 )
-        if not (self.is_silent and event == "on_predict"):
-            super().fire(event, **extra)
+        super().fire(event, **extra)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin a new native state, and show the Trainer what the run works with."""
@@ -255,7 +261,7 @@ class NativeHost(CallbackHost):
         native._train_batch_size = self.state.train_batch_size
         native._initial_num_input_tokens_seen = self.state.num_input_tokens_seen
         native._initial_global_step = self.state.global_step
-        native.accelerator._models.append(native.model)  # prepared: evaluations shall leave it as it is
+        self.show_model(module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Have the Trainer's own methods restore what they override, before training begins."""
@@ -317,7 +323,7 @@ def join_host(
         kind: of the host.
 
     Raises:
-        SettingsError: the Trainer's own methods would write parts of a checkpoint of a model that ranks share.
+        SettingsError: its own methods would write parts of a checkpoint of a model that the ranks share.
     """
     has_own = ignore_keys is not None or trial is not None or overrides.any(EVALUATES | STEPS | LOGS)
     is_shared = trainer.plan.strategy.kind in SHARED
@@ -348,7 +354,9 @@ def _check_saving(overrides: Overrides, strategy: str) -> None:
     )
     found = overrides.named(SAVES - {"_save_checkpoint", "_get_output_dir"})
     if found:
-        headline = "Parts of a checkpoint would be written by methods of the Trainer's own; nothing was started."
+        headline = (
+            "Parts of a checkpoint would be written by methods of the Trainer's own; nothing was started."
+        )
         raise_problems(SettingsError, headline, [Problem(where, text) for where in found])
 
 

@@ -1,24 +1,25 @@
-"""SharedRun: a model whose parts lie on several ranks, evaluated and saved by its strategy; knows both.
+"""SharedRun: a model whose parts lie on several ranks, evaluated and saved where its strategy holds it ready.
 
 Natively, evaluate and save_model ask accelerate, which knows nothing of what Lightning has cut.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import PredictionOutput
 
 from hfbridge import ranks
-from hfbridge.datamodule import HFDataModule
 from hfbridge.dropin.host import NativeHost
+from hfbridge.dropin.steps import OwnSteps
 from hfbridge.module import HFModule
 from hfbridge.trainer import Trainer
 
 
 class SharedRun:
-    """What evaluations and predictions of a shared model go through.
+    """What evaluations, predictions and savings of a shared model go through.
 
     Args:
         trainer: of the run.
@@ -27,30 +28,31 @@ class SharedRun:
     """
 
     def __init__(self, trainer: Trainer, module: HFModule, host: NativeHost) -> None:
+        assert isinstance(module, OwnSteps)
         self._trainer, self._module, self._host = trainer, module, host
+        self._is_calling = False
 
-    def predict(
-        self, native: Any, dataset: Any, prefix: str, *, is_evaluation: bool, **gen_kwargs: Any
-    ) -> PredictionOutput:
-        """Predict a set; all ranks call this together.
+    def call(self, method: Callable[[], Any]) -> Any:
+        """Call a method of the HF Trainer's while the strategy has the model ready; all ranks do so together.
 
-        Args:
-            native: the Trainer, whose collator makes the batches.
-            dataset: the set.
-            prefix: what the metrics' names begin with.
-            is_evaluation: `on_predict` is not fired.
-            **gen_kwargs: arguments of `generate`, which win over the settings.
+        Returns:
+            What it returns.
         """
-        data = HFDataModule(
-            predict_dataset=dataset,
-            processing_class=native.processing_class,
-            data_collator=native.data_collator,
-        )
-        self._host.is_silent = is_evaluation
+        if self._is_calling:
+            return method()
+        answers: list[Any] = []
+
+        def step() -> None:
+            self._host.show_model(self._module)
+            answers.append(method())
+
+        self._is_calling, self._module.own_predict_step = True, step
         try:
-            return self._trainer.predict_dataset(self._module, data, metric_key_prefix=prefix, **gen_kwargs)
+            once: Any = [None] * self._trainer.world_size  # a step of each rank
+            self._trainer.predict(self._module, DataLoader(once, collate_fn=list), return_predictions=False)
         finally:
-            self._host.is_silent = False
+            self._is_calling, self._module.own_predict_step = False, None
+        return answers[0]
 
     def save(self, native: Any, folder: Path) -> None:
         """Write the model for `from_pretrained`; all ranks call this together.

@@ -30,6 +30,7 @@ class OwnSteps(HFModule):
         overrides_of: what it overrides.
         resumed_from: the checkpoint that its run is resumed from.
         has_run_backward: `training_step` runs the backward, and Lightning's is to do nothing.
+        own_predict_step: is called in place of `predict_step`.
 
     Proved by: tests/dropin/test_overrides.py
     """
@@ -38,6 +39,7 @@ class OwnSteps(HFModule):
     overrides_of: Overrides
     resumed_from: str | None = None
     has_run_backward = False
+    own_predict_step: Callable[[], None] | None = None
 
     def attach_to(self, native: Any, overrides: Overrides) -> None:
         """Call the methods of a Trainer."""
@@ -123,6 +125,12 @@ class OwnSteps(HFModule):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.overrides_of.any({"_get_learning_rate"}):
             self.last_step.learning_rate = self.native._get_learning_rate()
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        """Predict a batch, or do what is to be done while the model is ready for it."""
+        if self.own_predict_step is None:
+            return super().predict_step(batch, batch_idx, dataloader_idx)
+        return self.own_predict_step()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Have the Trainer's own method load the weights, if it is overridden."""

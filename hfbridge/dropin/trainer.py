@@ -12,6 +12,7 @@ the loop itself                        refused by name when an object is made
 """
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -136,30 +137,10 @@ class Trainer(transformers.Trainer):
         Returns:
             The metrics.
 
-        Raises:
-            SettingsError: `ignore_keys`, and the ranks share the model.
-
         Mirrors: transformers.Trainer.evaluate
         """
-        if not self._is_shared:
-            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **gen_kwargs)
-        sets: Any = self.eval_dataset
-        given = sets if eval_dataset is None else eval_dataset
-        if isinstance(given, dict):
-            metrics: dict[str, float] = {}
-            for name, one in given.items():
-                prefix = f"{metric_key_prefix}_{name}"
-                metrics |= self.evaluate(one, ignore_keys, prefix, **gen_kwargs)
-            return metrics
-        if isinstance(given, str):
-            given = sets[given]
-        if given is None:
-            raise ValueError("Trainer: evaluation requires an eval_dataset.")
-        output = self._predict_shared(given, ignore_keys, metric_key_prefix, gen_kwargs, is_evaluation=True)
-        found: dict[str, float] = output.metrics or {}
-        self.log(found)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
-        return found
+        evaluate = functools.partial(super().evaluate, eval_dataset, ignore_keys, metric_key_prefix)
+        return dict(self._where_the_model_is(functools.partial(evaluate, **gen_kwargs)))
 
     def predict(
         self,
@@ -179,16 +160,11 @@ class Trainer(transformers.Trainer):
         Returns:
             Predictions, label ids and metrics.
 
-        Raises:
-            SettingsError: `ignore_keys`, and the ranks share the model.
-
         Mirrors: transformers.Trainer.predict
         """
-        if not self._is_shared:
-            return super().predict(test_dataset, ignore_keys, metric_key_prefix, **gen_kwargs)
-        return self._predict_shared(
-            test_dataset, ignore_keys, metric_key_prefix, gen_kwargs, is_evaluation=False
-        )
+        predict = functools.partial(super().predict, test_dataset, ignore_keys, metric_key_prefix)
+        found: PredictionOutput = self._where_the_model_is(functools.partial(predict, **gen_kwargs))
+        return found
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the model, as natively; where the ranks share it, all of them call this together.
@@ -260,26 +236,9 @@ class Trainer(transformers.Trainer):
         assert self._shared is not None
         return self._shared
 
-    def _predict_shared(
-        self,
-        dataset: Any,
-        ignore_keys: list[str] | None,
-        prefix: str,
-        gen_kwargs: dict[str, Any],
-        *,
-        is_evaluation: bool,
-    ) -> PredictionOutput:
-        if self._run is not None:
-            raise SettingsError(
-                "evaluate or predict within train: the ranks share the model, and are in the middle of a "
-                "run. Set eval_strategy, or control.should_evaluate in a TrainerCallback."
-            )
-        if ignore_keys is not None:
-            raise SettingsError(
-                f"ignore_keys={ignore_keys!r}: the ranks share the model, whose outputs Lightning gathers. "
-                "Set model.config.keys_to_ignore_at_inference."
-            )
-        return self._shared_run().predict(self, dataset, prefix, is_evaluation=is_evaluation, **gen_kwargs)
+    def _where_the_model_is(self, method: Callable[[], Any]) -> Any:
+        """Call a method that evaluates or predicts."""
+        return method() if self._run is not None or not self._is_shared else self._shared_run().call(method)
 
 
 class Seq2SeqTrainer(Trainer, transformers.Seq2SeqTrainer):

@@ -9,7 +9,7 @@ from tests.dropin.overriding import CASES
 from tests.dropin.sides import OURS, THEIRS, make
 from tests.parity.engines import without_times
 
-SETTINGS: dict[str, Any] = {"logging_steps": 1, "num_train_epochs": 1}
+SETTINGS: dict[str, Any] = {"logging_steps": 1, "num_train_epochs": 1, "eval_strategy": "epoch"}
 
 
 def train(case: str, side: str, settings: dict[str, Any], strategy: str) -> dict[str, Any]:
