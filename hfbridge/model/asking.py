@@ -1,9 +1,11 @@
 """Asking a model something, by a few forwards that leave no trace; knows Hugging Face."""
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.trainer_pt_utils import find_batch_size
@@ -20,6 +22,7 @@ def asking(model: nn.Module) -> Iterator[None]:
     """Run a model in eval mode; random generators and modes are as before afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     devices = [device_of(model)] if device_of(model).type == "cuda" else []
+    python, numpy = random.getstate(), np.random.get_state()  # a forward may draw of these, too
     try:
         with torch.random.fork_rng(devices=devices), torch.no_grad():
             model.eval()
@@ -28,6 +31,8 @@ def asking(model: nn.Module) -> Iterator[None]:
                     module.training = mode
             yield
     finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
         for module, mode in modes:
             module.training = mode
 

@@ -1,5 +1,8 @@
 """What a model does with num_items_in_batch is asked of the model."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -44,6 +47,18 @@ def test_the_probe_leaves_no_trace(kind):
     assert not inner.training
     assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(p, weights[name]) for name, p in model.state_dict().items())
+
+
+def test_the_probe_leaves_the_generators_that_a_forward_draws_from():
+    def draw(module, args):
+        random.random()
+        np.random.rand()
+
+    model = make_model("llama")
+    model.register_forward_pre_hook(draw)
+    before = random.getstate(), np.random.get_state()[1].tolist()
+    probe(model, window_of("llama")[0], read_traits(model))
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
 
 
 def rows_seen(model):
