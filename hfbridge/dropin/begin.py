@@ -134,6 +134,7 @@ def carry_trainer(
             changed={"disable_tqdm": True, "output_dir": output_dir},
             module_class=module_class,
             make_data=partial(OwnData, native, overrides) if overrides.any(STEPS | LOADS) else HFDataModule,
+            drops_unread=True,
             strategy=chosen_strategy(strategy),
             **{"logger": False, "enable_model_summary": False, **trainer_arguments},
         )

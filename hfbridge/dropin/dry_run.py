@@ -8,6 +8,7 @@ what is refused              these, and making Trainer, module and data: all tha
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -16,10 +17,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from hfbridge.dropin.begin import ADVICE, chosen_strategy, ranks_of
 from hfbridge.dropin.loader import OwnData
 from hfbridge.dropin.overrides import Overrides
-from hfbridge.errors import BridgeError, Problem
+from hfbridge.errors import BridgeError, Problem, SettingsError
 from hfbridge.explain import Explained, Explanation, Overridden, explain
 from hfbridge.migrate.callbacks import sort_callbacks
 from hfbridge.migrate.carry import read_values
+from hfbridge.settings import Settings
 
 
 class PlanMade(SystemExit):
@@ -86,14 +88,16 @@ class DryRun:
 
     def _explain(self, native: Any) -> Explained:
         """Explain the settings of a Trainer."""
-        values, _ = read_values(native, sort_callbacks(native), advice=ADVICE)
+        source: Any = read_values(native, sort_callbacks(native), advice=ADVICE)[0]
+        with suppress(SettingsError):  # which explain tells of
+            source = Settings.of(source, drops_unread=True)
         try:
             ranks = self.ranks(native.args)
         except BridgeError:  # which making the run has raised, too
             ranks = {}
         strategy = chosen_strategy(native.strategy)
         (part,) = explain(
-            values,
+            source,
             strategy=None if strategy == "auto" else strategy,
             loss_normalization=native.loss_normalization,
             **ranks,
@@ -108,8 +112,7 @@ class DryRun:
             )
         trainer.state.fn, trainer.training = TrainerFn.FITTING, True
         trainer.strategy.connect(module)
-        module.trainer = data.trainer = trainer
-        trainer.datamodule = data
+        trainer._data_connector.attach_data(module, datamodule=data)
         data.setup("fit")
         schedule, ranks = data.schedule, trainer.world_size
         return (

@@ -44,6 +44,7 @@ def carry_over(
     changed: Mapping[str, Any] = MappingProxyType({}),
     module_class: type[HFModule] = HFModule,
     make_data: Callable[..., HFDataModule] = HFDataModule,
+    drops_unread: bool = False,
     **trainer_arguments: Any,
 ) -> tuple[Trainer, HFModule, HFDataModule]:
     """Make Trainer, module and data of what a native Trainer holds.
@@ -56,6 +57,7 @@ def carry_over(
         changed: settings that are others than the object's.
         module_class: of the module.
         make_data: makes the data module of arguments that HFDataModule takes.
+        drops_unread: leave settings out that nothing reads, instead of refusing them.
         **trainer_arguments: of `hfbridge.Trainer`.
 
     Raises:
@@ -63,7 +65,9 @@ def carry_over(
     """
     found = sort_callbacks(native_trainer)
     problems = [*refused, *found.problems]
-    settings, notes = _settings_of(native_trainer, found, problems, changed=changed, advice=advice)
+    settings, notes = _settings_of(
+        native_trainer, found, problems, changed=changed, advice=advice, drops_unread=drops_unread
+    )
     if problems:
         kind, noun = type(native_trainer).__name__, "part" if len(problems) == 1 else "parts"
         headline = (
@@ -94,11 +98,12 @@ def _settings_of(
     *,
     changed: Mapping[str, Any],
     advice: Advice,
+    drops_unread: bool,
 ) -> tuple[Settings, list[str]]:
     """Read the settings, with what was changed on the object; problems are added to those known."""
     values, notes = read_values(native_trainer, callbacks, advice=advice)
     try:
-        return Settings.of({**values, **changed}), notes
+        return Settings.of({**values, **changed}, drops_unread=drops_unread), notes
     except SettingsError as error:
         problems += error.problems or [Problem("args", str(error))]
         return Settings(), notes

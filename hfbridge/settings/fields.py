@@ -26,6 +26,13 @@ Value = Callable[[str], Any]
 Complaint = tuple[str, str]
 """The name of a setting, and what is wrong with its value."""
 
+
+class Unread(str):
+    """What is wrong with a value that nothing reads beside the others; the HF Trainer ignores it."""
+
+    __slots__ = ()
+
+
 NOT_CARRIED = "not carried by this version of hfbridge"
 
 _SHOWN = 80  # characters of a value that a message shows

@@ -26,7 +26,7 @@ import transformers
 from transformers.training_args import OptimizerNames
 
 from hfbridge.settings.checks import suggest
-from hfbridge.settings.fields import RULES, Complaint, Value
+from hfbridge.settings.fields import RULES, Complaint, Unread, Value
 
 _BETAS = frozenset({"adam_beta1", "adam_beta2"})
 ADAM_FIELDS = _BETAS | {"adam_epsilon"}
@@ -162,7 +162,7 @@ def check_optimizer(value: Value, given: Collection[str]) -> Iterator[Complaint]
         yield blamed, 'needs optim_target_modules, such as "all-linear" or ["attn", "mlp"]'
     elif targets is not None and not reader.is_low_rank:
         readers = ", ".join(name for name, other in READERS.items() if other.is_low_rank)
-        yield "optim_target_modules", f"{optim} does not read it, only {readers}; leave it out"
+        yield "optim_target_modules", Unread(f"{optim} does not read it, only {readers}; leave it out")
     for pattern in [targets] if isinstance(targets, str) else targets or ():
         try:
             re.compile(pattern)
@@ -179,7 +179,8 @@ def _check_arguments(optim: str, text: str) -> Iterator[str]:
     """Check `optim_args`, whose unknown names transformers drops without a word."""
     reader, seen = READERS[optim], set()
     if not reader.arguments and not reader.ignored:
-        yield f"{optim} does not read it; use the settings of its name, such as adam_beta1, or leave it out"
+        instead = "use the settings of its name, such as adam_beta1, or leave it out"
+        yield Unread(f"{optim} does not read it; {instead}")
         return
     for part in text.replace(" ", "").split(","):
         name, sign, entry = part.partition("=")

@@ -17,7 +17,7 @@ from transformers import GenerationConfig, Seq2SeqTrainingArguments, TrainingArg
 from hfbridge.errors import Problem, SettingsError, raise_problems
 from hfbridge.settings import native
 from hfbridge.settings.checks import check_range, convert, simplify, suggest
-from hfbridge.settings.fields import DEFAULTS, NOT_CARRIED, RULES, SEQ2SEQ_FIELDS, show
+from hfbridge.settings.fields import DEFAULTS, NOT_CARRIED, RULES, SEQ2SEQ_FIELDS, Unread, show
 from hfbridge.settings.files import read_file, write_file
 from hfbridge.settings.legacy import OLD_NAMES, Renaming, rename
 from hfbridge.settings.notes import standing_notes
@@ -54,13 +54,15 @@ class Settings:
         self._read(values, rename(values), base={})
 
     @classmethod
-    def of(cls, source: "SettingsSource") -> "Settings":
+    def of(cls, source: "SettingsSource", *, drops_unread: bool = False) -> "Settings":
         """Take settings from where the user keeps them.
 
         Args:
             source: settings, which are returned as they are; a `TrainingArguments`, which is read field by
                 field and left alone; a mapping with the names of transformers 5 or 4; or the path of a YAML
                 or JSON file that holds one.
+            drops_unread: leave out values of a mapping that nothing reads beside the others, which the HF
+                Trainer ignores, instead of refusing them.
 
         Returns:
             The settings.
@@ -84,7 +86,7 @@ class Settings:
                 "transformers.TrainingArguments, a dictionary, and the path of a .yaml or .json file"
             )
         settings = cls.__new__(cls)
-        settings._read(values, rename(values), base={})
+        settings._read(values, rename(values), base={}, drops_unread=drops_unread)
         return settings
 
     @classmethod
@@ -195,6 +197,7 @@ class Settings:
         renaming: Renaming,
         *,
         base: dict[str, Any],
+        drops_unread: bool = False,
     ) -> None:
         """Check values and keep them, or raise everything that is wrong with them.
 
@@ -202,6 +205,7 @@ class Settings:
             values: as the user gave them.
             renaming: the same under new names.
             base: values that were checked before and are kept beside the new ones.
+            drops_unread: leave out values that nothing reads.
         """
         plain, complaints, notes = dict(base), list(renaming.problems), dict(renaming.notes)
         for name, value in renaming.values.items():
@@ -213,7 +217,12 @@ class Settings:
             if note:
                 notes[name] = f"{notes[name]}; {note}" if name in notes else note
         wrong = {name for name, _ in complaints}
-        complaints += check_together(plain, wrong=wrong)
+        together = list(check_together(plain, wrong=wrong))
+        # Without one of them another may be read by nothing.
+        while drops_unread and (unread := {name for name, text in together if isinstance(text, Unread)}):
+            plain = {name: value for name, value in plain.items() if name not in unread}
+            together = list(check_together(plain, wrong=wrong))
+        complaints += together
         complaints += _find_refused(plain)
         if complaints:
             _refuse(complaints, {**base, **values}, renaming)

@@ -12,7 +12,7 @@ from typing import Any
 from torch.utils.checkpoint import checkpoint
 
 from hfbridge.settings.checks import suggest
-from hfbridge.settings.fields import DEFAULTS, Complaint, Value, is_same
+from hfbridge.settings.fields import DEFAULTS, Complaint, Unread, Value, is_same
 from hfbridge.settings.fsdp import fsdp_conflicts, fsdp_problems, version_of
 from hfbridge.settings.optimizers import check_optimizer
 from hfbridge.settings.schedules import FOLLOWING, check_schedule
@@ -102,7 +102,8 @@ def _check_lengths(value: Value, given: Collection[str]) -> Iterator[Complaint]:
     reads = ("group_by_length", "batch_rebalance")
     is_named = value("length_column_name") != DEFAULTS["length_column_name"]
     if is_named and value("train_sampling_strategy") not in reads:
-        yield "length_column_name", f"is read only with train_sampling_strategy of {' or '.join(reads)}"
+        text = f"is read only with train_sampling_strategy of {' or '.join(reads)}"
+        yield "length_column_name", Unread(text)
 
 
 def _check_batch_size(value: Value, given: Collection[str]) -> Iterator[Complaint]:
@@ -116,7 +117,8 @@ def _check_kernels(value: Value, given: Collection[str]) -> Iterator[Complaint]:
     if value("use_liger_kernel") and value("use_cpu"):
         yield "use_liger_kernel", "has kernels for GPUs only, and use_cpu=True; leave it out"
     if value("liger_kernel_config") and not value("use_liger_kernel"):
-        yield "liger_kernel_config", "has no effect without use_liger_kernel=True; set that, or leave it out"
+        text = "has no effect without use_liger_kernel=True; set that, or leave it out"
+        yield "liger_kernel_config", Unread(text)
 
 
 def _check_workers(value: Value, given: Collection[str]) -> Iterator[Complaint]:
@@ -146,7 +148,8 @@ def _check_recomputation(value: Value, given: Collection[str]) -> Iterator[Compl
     """Check the arguments of activation checkpointing; torch would complain in the first forward."""
     name, kwargs = "activation_checkpointing_kwargs", value("activation_checkpointing_kwargs") or {}
     if kwargs and not value("activation_checkpointing"):
-        yield name, "has no effect without activation_checkpointing=True; set that, or leave it out"
+        text = "has no effect without activation_checkpointing=True; set that, or leave it out"
+        yield name, Unread(text)
     for key, entry in kwargs.items():
         if key not in _CHECKPOINT_ARGUMENTS:
             possible = ", ".join(_CHECKPOINT_ARGUMENTS)
@@ -182,10 +185,12 @@ def _check_best_metric(value: Value, given: Collection[str]) -> Iterator[Complai
     """Check that the best metric can be known: after evaluations, not after the one of eval_on_start."""
     metric = value("metric_for_best_model")
     if metric is not None and value("eval_strategy") == "no":
-        yield "metric_for_best_model", 'needs evaluations; set eval_strategy to "steps" or "epoch"'
+        text = 'needs evaluations; set eval_strategy to "steps" or "epoch"'
+        yield "metric_for_best_model", Unread(text)
     finds_metric = value("load_best_model_at_end") or value("lr_scheduler_type") in FOLLOWING
     if value("greater_is_better") is not None and metric is None and not finds_metric:
-        yield "greater_is_better", "has no effect without metric_for_best_model; set that, or leave it out"
+        text = "has no effect without metric_for_best_model; set that, or leave it out"
+        yield "greater_is_better", Unread(text)
 
 
 def _check_best_model(value: Value, given: Collection[str]) -> Iterator[Complaint]:
@@ -233,4 +238,4 @@ def _check_reporting(value: Value, given: Collection[str]) -> Iterator[Complaint
     if reporters != "all" and "trackio" not in reporters:
         for name in _READ_BY_TRACKIO:
             if not is_same(value(name), DEFAULTS[name]):
-                yield name, 'only trackio reads it; set report_to=["trackio"], or leave it out'
+                yield name, Unread('only trackio reads it; set report_to=["trackio"], or leave it out')

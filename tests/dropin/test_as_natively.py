@@ -4,11 +4,12 @@ import random
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from tests.dropin.sides import Side, compare, look, make
+from tests.dropin.sides import BASE, Side, compare, look, make
 
 SAVES = {"save_strategy": "steps", "save_steps": 3, "logging_steps": 1}
 SIZES = (
@@ -57,3 +58,26 @@ def test_a_model_that_draws_from_all_generators() -> None:
 
     whole, resumed = compare(code)
     assert torch.equal(whole["weights"]["line.bias"], resumed["weights"]["line.bias"])
+
+
+@pytest.mark.parametrize(
+    "unread",
+    [
+        {"metric_for_best_model": "accuracy", "greater_is_better": True},
+        {"greater_is_better": False},
+        {"optim_target_modules": [r".*attn.*"]},
+        {"length_column_name": "lengths"},
+        {"activation_checkpointing_kwargs": {"use_reentrant": False}},
+        {"liger_kernel_config": {"rope": False}},
+    ],
+    ids=lambda unread: next(iter(unread)),
+)
+def test_settings_that_nothing_reads_are_ignored(unread: dict[str, Any]) -> None:
+    def code(side: Side) -> Any:
+        trainer = make(side.trainer, arguments={**SAVES, **unread, "max_steps": 3})
+        facts = look(trainer, trainer.train())
+        assert {name: getattr(trainer.args, name) for name in unread} == unread
+        return facts
+
+    assert compare(code)["state"]["best_model_checkpoint"] is None
+    assert BASE.keys().isdisjoint(unread)

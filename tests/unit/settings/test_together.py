@@ -101,3 +101,23 @@ def test_what_does_not_fit_together_is_refused(values, subject, text):
 )
 def test_what_fits_together_is_carried(values):
     assert Settings(**values).given.keys() == values.keys()
+
+
+@pytest.mark.parametrize(
+    "unread",
+    [
+        {"metric_for_best_model": "loss", "greater_is_better": False},
+        {"optim_target_modules": ["attn"]},
+        {"optim_args": "rank=4"},
+        {"liger_kernel_config": {"rope": True}},
+        {"length_column_name": "lengths"},
+        {"project": "mine"},
+    ],
+)
+def test_values_that_nothing_reads_may_be_left_out(unread):
+    kept = {"learning_rate": 0.1}
+    with pytest.raises(SettingsError):
+        Settings.of({**kept, **unread})
+    assert Settings.of({**kept, **unread}, drops_unread=True) == Settings.of(kept)
+    with pytest.raises(SettingsError, match="fp16"):
+        Settings.of({**kept, **unread, "fp16": True, "bf16": True}, drops_unread=True)
