@@ -183,12 +183,7 @@ class CallbackHost(EvaluationHooks):
         self._begin_state(module)
         self.state.max_steps, self.state.num_train_epochs = schedule.max_steps, schedule.epochs
         if self._counter is None:  # operations counted before a run begins again stay, as natively
-            self._counter = InputCounter(
-                module.model,
-                tokens=args.include_num_input_tokens_seen,  # type: ignore[arg-type]
-                pad_token_id=getattr(module.processing_class, "pad_token_id", None),
-                ranks=trainer.world_size,
-            )
+            self._counter = self._make_counter(module, args)
             self.end_micro_batch = self._counter.settle
         data = module.data
         by_lightning = module.resumption is None or isinstance(data, UserData)
@@ -209,6 +204,15 @@ class CallbackHost(EvaluationHooks):
     def _make_logged(self, device: torch.device, args: TrainingArguments) -> LoggedLoss:
         """Make what sums the losses of a run."""
         return LoggedLoss(device, drop_non_finite=args.logging_nan_inf_filter)
+
+    def _make_counter(self, module: Any, args: TrainingArguments) -> InputCounter:
+        """Make what counts operations and input tokens of a run."""
+        return InputCounter(
+            module.model,
+            tokens=args.include_num_input_tokens_seen,  # type: ignore[arg-type]
+            pad_token_id=getattr(module.processing_class, "pad_token_id", None),
+            ranks=module.trainer.world_size,
+        )
 
     def _begin_state(self, module: Any) -> None:
         """Make a new `TrainerState`, or restore the one of a checkpoint.

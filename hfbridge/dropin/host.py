@@ -30,10 +30,12 @@ from transformers.trainer_utils import TrainerMemoryTracker
 from hfbridge.callbacks.evaluation import Evaluator
 from hfbridge.callbacks.jit_checkpoint import SigtermCheckpoint
 from hfbridge.callbacks.trainer_state import EVENTS, CallbackHost
+from hfbridge.dropin.logs import log_begin, log_end
 from hfbridge.dropin.overrides import COUNTS, ENDS, EVALUATES, LOGS, RESUMES, SAVES, STEPS, Overrides
 from hfbridge.errors import Problem, SettingsError, raise_problems
 from hfbridge.evaluation.memory import MemoryTracker, Stage
 from hfbridge.evaluation.metrics import metric_name
+from hfbridge.model.counted import InputCounter
 from hfbridge.model.logged import LoggedLoss
 from hfbridge.model.optim import follows_metric
 
@@ -179,14 +181,16 @@ class NativeHost(CallbackHost):
     def _make_logged(self, device: torch.device, args: TrainingArguments) -> LoggedLoss:
         return NativeLogged(self._native, device, drop_non_finite=args.logging_nan_inf_filter)
 
+    def _make_counter(self, module: Any, args: TrainingArguments) -> InputCounter:
+        """Make what counts operations alone; the Trainer's own method counts tokens, and warns."""
+        return InputCounter(module.model, tokens="no", pad_token_id=None, ranks=module.trainer.world_size)
+
     def add_micro_batch(self, loss: torch.Tensor, inputs: Any) -> None:
         """Add one micro-batch's loss, and count its operations and tokens."""
-        if not self._overrides.any(COUNTS):
-            super().add_micro_batch(loss, inputs if isinstance(inputs, Mapping) else {})
-            return
-        native = self._native
-        super().add_micro_batch(loss, {})
-        native.current_flos += float(native.floating_point_ops(inputs))
+        native, counts_itself = self._native, self._overrides.any(COUNTS)
+        super().add_micro_batch(loss, inputs if isinstance(inputs, Mapping) and not counts_itself else {})
+        if counts_itself:
+            native.current_flos += float(native.floating_point_ops(inputs))
         native._track_num_input_tokens(inputs)
 
     def store_flops(self) -> None:
@@ -241,16 +245,18 @@ class NativeHost(CallbackHost):
         if event == "on_train_begin":  # not Lightning's loader, whose batches know their steps
             own = getattr(self._trainer.datamodule, "own_loader", None)  # type: ignore[union-attr]
             with isolate_rng():
-                self.handler.train_dataloader = (
-                    self._native.get_train_dataloader() if own is None else own.loader
-                )
+                loader = self._native.get_train_dataloader() if own is None else own.loader
+            self.handler.train_dataloader = loader
+            assert self._schedule is not None
+            log_begin(self._native, loader, self._schedule)
         super().fire(event, **extra)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin a new native state, and show the Trainer what the run works with."""
         self._trainer = trainer
         super().on_fit_start(trainer, pl_module)
-        module, native = pl_module, self._native
+        module: Any = pl_module
+        native = self._native
         if self._trial is not None:
             state = self.state
             state.is_hyper_param_search = True
@@ -271,6 +277,11 @@ class NativeHost(CallbackHost):
             native._load_scaler(resumed_from)
             native._load_callback_state()
         super().on_train_start(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log that the run has ended, and its log entry."""
+        log_end()
+        super().on_train_end(trainer, pl_module)
 
     def _add_row(self, logs: dict[str, Any], start_s: float | None) -> dict[str, Any]:
         self.row, self.train_loss = logs, logs.get("train_loss", self.train_loss)

@@ -1,6 +1,9 @@
 """What transformers' own suite looks at beside numbers and events: logs, odd checkpoints, idle settings."""
 
+import logging
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,6 +13,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from tests.dropin.sides import BASE, Side, compare, look, make
+from tests.tiny import PadRows, make_dataset, make_tokenizer
 
 SAVES = {"save_strategy": "steps", "save_steps": 3, "logging_steps": 1}
 SIZES = (
@@ -21,6 +25,59 @@ SIZES = (
     "  Number",
     "  Resuming",
 )
+
+
+@contextmanager
+def logged(level: int) -> Iterator[list[str]]:
+    """Collect what the HF Trainer's logger is told from a level on."""
+    found: list[str] = []
+    logger, handler = logging.getLogger("transformers.trainer"), logging.Handler()
+    handler.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    try:
+        yield found
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
+def test_sizes_of_a_run_are_logged_as_natively() -> None:
+    def code(side: Side) -> Any:
+        with logged(logging.INFO) as found:
+            make(side.trainer, arguments=SAVES).train()
+            make(side.trainer, arguments=SAVES).train(resume_from_checkpoint="out/checkpoint-3")
+        assert sum("Training completed." in line for line in found) == 2
+        return [line for line in found if line.startswith(SIZES)]
+
+    lines = compare(code)
+    assert len(lines) == 19
+    assert lines[-1] == "  Resuming training from checkpoint with epoch 0 and global step 3"
+
+
+@pytest.mark.parametrize("padding", ["mask", "token", "neither"])
+def test_input_tokens_are_counted_and_warned_of_as_natively(padding: str) -> None:
+    def code(side: Side) -> Any:
+        tokenizer, rows = make_tokenizer(), make_dataset("distilbert", 8)
+        if padding != "mask":
+            rows = rows.remove_columns("attention_mask")
+        if padding == "neither":
+            tokenizer.pad_token = None
+        trainer = make(
+            side.trainer,
+            arguments={"include_num_input_tokens_seen": "non_padding", "max_steps": 2},
+            train_dataset=rows,
+            processing_class=tokenizer,
+            data_collator=PadRows(),
+        )
+        with logged(logging.WARNING) as found:
+            output = trainer.train()
+        return look(trainer, output), found
+
+    facts, warnings = compare(code)
+    assert facts["state"]["num_input_tokens_seen"] > 0
+    assert bool(warnings) == (padding == "neither")
 
 
 class Numbered(Dataset[Any]):
