@@ -264,7 +264,7 @@ class NativeHost(CallbackHost):
         native.lr_scheduler = module.lr_schedule
         native.optimizer = native.accelerator.prepare_optimizer(trainer.optimizers[0], device_placement=False)
         self.handler.optimizer = native.optimizer
-        native._train_batch_size = self.state.train_batch_size
+        native._train_batch_size = module.data.train_batch_size  # not that of a run that is resumed
         native._initial_num_input_tokens_seen = self.state.num_input_tokens_seen
         native._initial_global_step = self.state.global_step
         self.show_model(module)

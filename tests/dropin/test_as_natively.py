@@ -80,6 +80,17 @@ def test_input_tokens_are_counted_and_warned_of_as_natively(padding: str) -> Non
     assert bool(warnings) == (padding == "neither")
 
 
+def test_a_run_resumed_with_another_batch_size() -> None:
+    def code(side: Side) -> Any:
+        make(side.trainer, arguments=SAVES).train()
+        more = {"per_device_train_batch_size": 2, "max_steps": 5, "save_strategy": "no"}
+        trainer = make(side.trainer, arguments={**SAVES, **more})
+        trainer.train(resume_from_checkpoint="out/checkpoint-3")
+        return [trainer._train_batch_size, trainer.state.train_batch_size, trainer.state.global_step]
+
+    assert compare(code) == [2, 4, 5]
+
+
 class Numbered(Dataset[Any]):
     """Samples whose first feature is their number."""
 
