@@ -61,8 +61,10 @@ __all__ = [
     "TRAINING_ARGS_NAME",
     "UNFINISHED",
     "WEIGHTS_KEY",
+    "adapters_in",
     "checkpoint_name",
     "checkpoints_in",
+    "has_adapter",
     "has_parts",
     "is_checkpoint",
     "random_files_in",
@@ -110,6 +112,16 @@ def weights_in(folder: Path) -> Path:
     """Name the file of the weights: an adapter's, if there is one, else the model's."""
     adapter = folder / ADAPTER_SAFE_WEIGHTS_NAME
     return adapter if adapter.exists() else folder / SAFE_WEIGHTS_NAME
+
+
+def adapters_in(folder: Path) -> list[str]:
+    """Name the folders of PEFT's adapters; the one that is called "default" has none."""
+    return sorted(path.parent.name for path in folder.glob(f"*/{ADAPTER_SAFE_WEIGHTS_NAME}"))
+
+
+def has_adapter(folder: Path) -> bool:
+    """Whether the weights of a checkpoint are those of PEFT's adapters."""
+    return weights_in(folder).name == ADAPTER_SAFE_WEIGHTS_NAME or bool(adapters_in(folder))
 
 
 def step_of(folder: Path) -> int | None:

@@ -44,7 +44,8 @@ class Checkpoint:
     """What a checkpoint holds, whichever format it was in.
 
     Attributes:
-        weights: the model's, by their names in the model without a prefix; tied ones once.
+        weights: the model's, by their names in the model without a prefix; tied ones once. Those of an
+            adapter in a folder of its own have its name and a slash in front.
         state_text: the native `TrainerState`, as JSON.
         optimizer: `state_dict` of the optimizer; `None` if it was not saved.
         schedule: `state_dict` of the schedule; likewise.
@@ -93,10 +94,9 @@ def read_checkpoint(folder: Path, *, keeps_files: bool = False, rank: int | None
             problems.append(str(error))
             return None
 
-    file = layout.weights_in(folder).name
     has_parts = layout.has_parts(folder)
     is_whole = not has_parts or any(folder.glob("*.safetensors"))
-    weights = attempt(read_weights, file) if is_whole else {}
+    weights = attempt(read_all_weights, ".") if is_whole else {}
     state = attempt(_read_state, layout.TRAINER_STATE_NAME)
     optimizer = schedule = None
     ranks: list[RankState | None] = []
@@ -115,8 +115,8 @@ def read_checkpoint(folder: Path, *, keeps_files: bool = False, rank: int | None
             problems += _check_own(name, number, own, state)
     unread = {name for number, name in enumerate(random_files) if rank not in (None, number) and number}
     named = {problem.partition(" ")[0] for problem in problems}
-    found = _check_folder(folder, {k: v for k, v in first.get("files", {}).items() if k not in unread})
-    problems += [problem for problem in found if problem.partition(" ")[0] not in named]
+    damage = _check_folder(folder, {k: v for k, v in first.get("files", {}).items() if k not in unread})
+    problems += [problem for problem in damage if problem.partition(" ")[0] not in named]
     if problems:
         listed = "\n".join(f"  {problem}" for problem in problems)
         raise CheckpointError(
@@ -130,7 +130,7 @@ def read_checkpoint(folder: Path, *, keeps_files: bool = False, rank: int | None
         schedule=schedule,
         ranks=ranks,
         files=_read_other_files(folder) if keeps_files else {},
-        has_adapter=file == layout.ADAPTER_SAFE_WEIGHTS_NAME,
+        has_adapter=layout.has_adapter(folder),
     )
 
 
@@ -181,6 +181,20 @@ def state_from(text: str) -> TrainerState:
             f"{layout.TRAINER_STATE_NAME} has {what}; it is no state of this version of transformers."
         )
     return TrainerState(**values)
+
+
+def read_all_weights(folder: Path) -> dict[str, Tensor]:
+    """Read the weights of a checkpoint, and those of adapters in folders of their own.
+
+    Raises:
+        CheckpointError: a file is missing or is no safetensors file.
+    """
+    root, adapters = layout.weights_in(folder), layout.adapters_in(folder)
+    weights = read_weights(root) if root.exists() or not adapters else {}
+    for adapter in adapters:
+        found = read_weights(folder / adapter / layout.ADAPTER_SAFE_WEIGHTS_NAME)
+        weights |= {f"{adapter}/{name}": tensor for name, tensor in found.items()}
+    return weights
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -29,8 +29,9 @@ def complete_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source:
 
     Args:
         model: the model.
-        weights: by their names in the model; tied ones once or by each name. Those of a PEFT adapter may be
-            without the model below it.
+        weights: by their names in the model; tied ones once or by each name. Those of PEFT's adapters may be
+            without the model below them, with the adapter's name and a slash in front; without these they
+            are the active one's.
         source: the file, for messages.
 
     Returns:
@@ -125,22 +126,28 @@ def makes_prompts(model: Any, adapter: str | None = None) -> bool:
 
 
 def _with_adapter(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Put the weights of an adapter beside those of the model below it; empty for any other model."""
+    """Put the weights of adapters beside those of the model below them; empty for any other model."""
     if not is_peft_available():
         return {}
     from peft import PeftModel, get_peft_model_state_dict
 
     if not isinstance(model, PeftModel):
         return {}
-    adapter = model.active_adapters[0]
-    found: dict[str, Tensor] = dict(outline_of(model))
-    if not set(weights).isdisjoint(found):
+    outline: dict[str, Tensor] = dict(outline_of(model))
+    if not set(weights).isdisjoint(outline):
         return dict(weights)
-    own = {id(tensor): name for name, tensor in found.items()}
-    with prompts_of(model, found):
-        tensors = get_peft_model_state_dict(model, dict(found), adapter_name=adapter)
-    names = {saved: own[id(tensor)] for saved, tensor in tensors.items() if id(tensor) in own}
-    return found | {names.get(saved, saved): tensor for saved, tensor in weights.items()}
+    own, found = {id(tensor): name for name, tensor in outline.items()}, dict(outline)
+    for folder in {saved.rpartition("/")[0] for saved in weights}:
+        adapter, names = folder or model.active_adapters[0], dict[str, str]()
+        if adapter in model.peft_config:
+            with prompts_of(model, outline):
+                tensors = get_peft_model_state_dict(model, dict(outline), adapter_name=adapter)
+            names = {saved: own[id(tensor)] for saved, tensor in tensors.items() if id(tensor) in own}
+        for saved, tensor in weights.items():
+            in_folder, _, name = saved.rpartition("/")
+            if in_folder == folder:
+                found[names.get(name, saved)] = tensor
+    return found
 
 
 def _listed(names: list[str]) -> str:

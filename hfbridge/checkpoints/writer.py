@@ -31,7 +31,7 @@ from transformers.trainer_utils import rotate_checkpoints, sort_checkpoints
 
 from hfbridge import generators, ranks
 from hfbridge.checkpoints import layout
-from hfbridge.checkpoints.read import RankState, read_weights
+from hfbridge.checkpoints.read import RankState, read_all_weights
 from hfbridge.checkpoints.weights import complete_weights
 from hfbridge.checkpoints.write import Content, forget_pages, write_checkpoint
 from hfbridge.errors import BridgeWarning, CheckpointError
@@ -263,8 +263,7 @@ class CheckpointWriter:
                 "load_best_model_at_end=True loads it on all ranks. Give output_dir a place that all nodes "
                 "share, or set save_on_each_node=True."
             )
-        path = layout.weights_in(best)
-        return complete_weights(model, read_weights(path), source=str(path))
+        return complete_weights(model, read_all_weights(best), source=str(layout.weights_in(best)))
 
     def close(self) -> None:
         """Finish writing, and let other runs have the directory.

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from tests.dropin.sides import BASE, Side, compare, look, make
-from tests.tiny import PadRows, make_dataset, make_tokenizer
+from tests.tiny import PadRows, make_dataset, make_model, make_tokenizer
 
 SAVES = {"save_strategy": "steps", "save_steps": 3, "logging_steps": 1}
 SIZES = (
@@ -89,6 +89,38 @@ def test_a_run_resumed_with_another_batch_size() -> None:
         return [trainer._train_batch_size, trainer.state.train_batch_size, trainer.state.global_step]
 
     assert compare(code) == [2, 4, 5]
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft
+@pytest.mark.parametrize("names", [["one", "two"], ["default", "two"]])
+def test_a_checkpoint_of_several_adapters(names: list[str]) -> None:
+    peft = pytest.importorskip("peft")
+    rows = {"train_dataset": make_dataset("llama", 30), "eval_dataset": None, "compute_metrics": None}
+
+    def adapted() -> Any:
+        torch.manual_seed(3)
+        config = peft.LoraConfig(r=2, lora_alpha=4, task_type="CAUSAL_LM", init_lora_weights=False)
+        model = peft.get_peft_model(make_model("llama"), config, names[0])
+        model.add_adapter(names[1], config)
+        return model
+
+    def code(side: Side) -> Any:
+        given = {**rows, "data_collator": PadRows()}
+        first = adapted()
+        with torch.no_grad():
+            for name, parameter in first.named_parameters():
+                parameter.mul_(2 if "two" in name else 1)  # which a checkpoint has to bring back
+        make(side.trainer, arguments=SAVES, model=first, **given).train()
+        trainer = make(side.trainer, arguments=SAVES, model=adapted(), **given)
+        trainer.train(resume_from_checkpoint="out/checkpoint-3")
+        resumed = trainer.model.state_dict()
+        return [
+            trainer.state.log_history[-2],
+            resumed,
+            [torch.equal(first.state_dict()[n], resumed[n]) for n in resumed],
+        ]
+
+    assert all(compare(code)[-1])
 
 
 class Numbered(Dataset[Any]):
