@@ -313,9 +313,15 @@ def _check_own(name: str, rank: int, own: dict[str, Any], state: str | None) -> 
 
 
 def _check_folder(folder: Path, manifest: dict[str, list[int]]) -> list[str]:
-    """Compare all files with the manifest; without one, look at those that training does not read."""
+    """Compare all files with the manifest; without one, look at those that training does not read.
+
+    Weights that the user has split into shards since are no damage.
+    """
     if manifest:
-        return find_damage(folder, manifest)
+        is_split = (folder / layout.SAFE_WEIGHTS_INDEX_NAME).exists()
+        is_split &= layout.SAFE_WEIGHTS_INDEX_NAME not in manifest
+        whole = layout.SAFE_WEIGHTS_NAME if is_split else ""
+        return find_damage(folder, {name: print_ for name, print_ in manifest.items() if name != whole})
     both = [layout.random_name(0, ranks) for ranks in (1, 2)]
     if all((folder / name).exists() for name in both):
         return [f"{both[0]} and {both[1]} are both there: it was written by one rank, and by several."]

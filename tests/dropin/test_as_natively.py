@@ -1,14 +1,17 @@
 """What transformers' own suite looks at beside numbers and events: logs, odd checkpoints, idle settings."""
 
+import json
 import logging
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -89,6 +92,28 @@ def test_a_run_resumed_with_another_batch_size() -> None:
         return [trainer._train_batch_size, trainer.state.train_batch_size, trainer.state.global_step]
 
     assert compare(code) == [2, 4, 5]
+
+
+def split_weights(folder: Path) -> None:
+    """Split the weights of a checkpoint into a shard for each, as the user may."""
+    whole = folder / "model.safetensors"
+    weights = load_file(whole)
+    whole.unlink()
+    shards = {name: f"model-{number}.safetensors" for number, name in enumerate(weights)}
+    for name, shard in shards.items():
+        save_file({name: weights[name]}, folder / shard)
+    index = {"metadata": {}, "weight_map": shards}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_a_checkpoint_whose_weights_the_user_has_split() -> None:
+    def code(side: Side) -> Any:
+        make(side.trainer, arguments=SAVES).train()
+        split_weights(Path("out/checkpoint-3"))
+        trainer = make(side.trainer, arguments=SAVES)
+        return look(trainer, trainer.train(resume_from_checkpoint="out/checkpoint-3"))
+
+    compare(code)
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft
