@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hfbridge.callbacks.connector import current_micro_batch
@@ -133,8 +133,14 @@ class OwnSteps(HFModule):
         return self.own_predict_step()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Have the Trainer's own method load the weights, if it is overridden."""
-        if self.overrides_of.any({"_load_from_checkpoint"}) and self.resumed_from is not None:
+        """Have the Trainer's method load the weights, if that or the model's `load_state_dict` is overridden.
+
+        A run that begins again with smaller batches keeps its weights.
+        """
+        loads_itself = type(self.model).load_state_dict is not nn.Module.load_state_dict
+        loads_itself &= not self.sharing.is_sharded
+        is_overridden = loads_itself or self.overrides_of.any({"_load_from_checkpoint"})
+        if is_overridden and self.resumed_from is not None and self._reused_optimizer is None:
             self.native._load_from_checkpoint(self.resumed_from)
             checkpoint["state_dict"] = {
                 f"{layout.PREFIX}{name}": tensor for name, tensor in self.model.state_dict().items()

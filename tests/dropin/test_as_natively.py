@@ -148,6 +148,24 @@ def test_a_checkpoint_of_several_adapters(names: list[str]) -> None:
     assert all(compare(code)[-1])
 
 
+class Remembering(nn.Module):
+    """Keep the order of its samples in a buffer, which its `load_state_dict` makes as long as it was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Linear(3, 2)
+        self.register_buffer("order", torch.empty(0))
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        self.order = state_dict["order"].clone()
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def forward(self, x: Any, labels: Any = None) -> Any:
+        self.order = torch.cat([self.order, x[:, 0].detach()])
+        logits = self.line(x)
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
 class Numbered(Dataset[Any]):
     """Samples whose first feature is their number."""
 
@@ -156,6 +174,22 @@ class Numbered(Dataset[Any]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {"x": torch.tensor([float(index), 1.0, -1.0]), "labels": index % 2}
+
+
+def test_a_model_that_loads_its_weights_itself() -> None:
+    def code(side: Side) -> Any:
+        found = []
+        for checkpoint in (None, "out/checkpoint-3"):
+            torch.manual_seed(4)
+            given = {"train_dataset": Numbered(), "eval_dataset": None, "data_collator": None}
+            trainer = make(side.trainer, arguments=SAVES, model=Remembering(), compute_metrics=None, **given)
+            trainer.train(resume_from_checkpoint=checkpoint)
+            found.append(look(trainer))
+        return found
+
+    whole, resumed = compare(code)
+    assert torch.equal(whole["weights"]["order"], resumed["weights"]["order"])
+    assert len(whole["weights"]["order"]) == 60
 
 
 class Noisy(nn.Module):
