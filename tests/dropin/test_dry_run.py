@@ -142,10 +142,16 @@ def test_ranks_are_planned_and_not_started() -> None:
     assert "G·W = 2·2 = 4 times too large" in " ".join(str(found).split())
 
 
-def test_an_evaluation_of_the_scripts_is_refused_where_the_ranks_share_the_model() -> None:
+def test_an_evaluation_of_the_scripts_is_called_where_the_ranks_share_the_model() -> None:
     found = plan("prediction_step", "eval_strategy='epoch'", strategy="fsdp2", devices=2)
-    assert overridden(found) == {"PredictionStep.prediction_step": "refused"}
-    assert [problem.subject for problem in found.refused] == ["PredictionStep.prediction_step"]
+    assert overridden(found) == {"PredictionStep.prediction_step": "called"}
+    assert not found.refused
+
+
+def test_parts_of_a_checkpoint_are_refused_where_the_ranks_share_the_model() -> None:
+    found = plan("_save", "save_strategy='epoch'", strategy="fsdp2", devices=2)
+    assert overridden(found) == {"Save._save": "refused"}
+    assert [problem.subject for problem in found.refused] == ["Save._save"]
 
 
 def test_a_script_that_does_not_train_says_so(capsys: pytest.CaptureFixture[str]) -> None:
