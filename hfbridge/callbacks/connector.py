@@ -144,7 +144,8 @@ def _since_last_fit(trainer: pl.Trainer, settings: Settings) -> Settings:
 
 def done_by(trainer: pl.Trainer) -> tuple[int, int]:
     """Return epochs and steps that a Trainer has behind it when it goes on; a checkpoint brings its own."""
-    goes_on = trainer in _ENDS and trainer.ckpt_path is None
+    is_trial = not trainer.callbacks  # type: ignore[attr-defined]  # Lightning's finders try runs without any
+    goes_on = trainer in _ENDS and trainer.ckpt_path is None and not is_trial
     return (trainer.current_epoch, trainer.global_step) if goes_on else (0, 0)
 
 
