@@ -1,9 +1,7 @@
 """Whether what callbacks monitor can ever be logged: found out before the first step of a run."""
 
-import dis
 import types
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,9 +14,7 @@ _OF_TRAINING = ("loss", "grad_norm", "learning_rate")
 _OF_LIGHTNING = ("epoch", "step")
 _OF_SPEED = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 _LOGS = frozenset(("log", "log_dict"))
-# "COPY" is of `self.count += 1`.
-_USES_ATTRIBUTE = {"LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR", "DELETE_ATTR", "LOAD_SUPER_ATTR", "COPY"}
-_LOGS_NOTHING = ("hfbridge.", "lightning.", "torch.", "builtins")
+_LOGS_NOTHING = ("hfbridge.", "lightning.", "torch.", "transformers.", "peft.", "builtins")
 
 
 def check_monitors(trainer: pl.Trainer, module: Any) -> None:
@@ -77,17 +73,24 @@ def _known_names(trainer: pl.Trainer, module: Any) -> tuple[set[str], set[str]]:
 
 
 def _may_log(listener: Any) -> bool:
-    """Whether a module or callback has code of its own that logs."""
+    """Whether a module or callback, or an object that it holds, has code of its own that logs."""
     seen: set[types.CodeType] = set()
-    kinds = [kind for kind in type(listener).__mro__ if not kind.__module__.startswith(_LOGS_NOTHING)]
-    functions = [member for kind in kinds for member in vars(kind).values()]
+    functions = _own_members(listener)
+    held = [*functions, *vars(listener).values(), *vars(listener).get("_modules", {}).values()]
+    functions += [member for found in held for member in _own_members(found)]
     if isinstance(listener, LambdaCallback):
         functions += vars(listener).values()
-    return any(_reaches_log(function, seen, is_method=True) for function in functions)
+    return any(_reaches_log(function, seen) for function in functions)
 
 
-def _reaches_log(member: Any, seen: set[types.CodeType], *, is_method: bool = False) -> bool:
-    """Whether a function, or one that it calls by a global name, logs or hands its module on."""
+def _own_members(found: Any) -> list[Any]:
+    """List what the user's classes of an object define."""
+    kinds = [kind for kind in type(found).__mro__ if not kind.__module__.startswith(_LOGS_NOTHING)]
+    return [member for kind in kinds for member in vars(kind).values()]
+
+
+def _reaches_log(member: Any, seen: set[types.CodeType]) -> bool:
+    """Whether a function, or one that it calls by a global name, has the name of a method that logs."""
     function = getattr(member, "__func__", None) or getattr(member, "fget", None) or member
     if not isinstance(function, types.FunctionType):
         return False
@@ -95,21 +98,8 @@ def _reaches_log(member: Any, seen: set[types.CodeType], *, is_method: bool = Fa
         return False
     seen.add(function.__code__)
     names = set(_names_in(function.__code__))
-    if names & _LOGS or (is_method and _passes_module_on(function.__code__)):
-        return True
-    return any(
+    return bool(names & _LOGS) or any(
         _reaches_log(function.__globals__[name], seen) for name in names if name in function.__globals__
-    )
-
-
-def _passes_module_on(code: types.CodeType) -> bool:
-    """Whether code hands on the module, its own object or what a callback is given, as a whole."""
-    modules = {*code.co_varnames[:1], "pl_module"}
-    return any(
-        step.opname.startswith(("LOAD_FAST", "LOAD_DEREF"))
-        and modules & set(step.argval if isinstance(step.argval, tuple) else (step.argval,))
-        and after.opname not in _USES_ATTRIBUTE
-        for step, after in pairwise(dis.get_instructions(code))
     )
 
 
