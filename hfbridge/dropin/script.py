@@ -24,7 +24,7 @@ import transformers.trainer_seq2seq
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from hfbridge.dropin.dry_run import DryRun
+from hfbridge.dropin.planning import DryRun
 from hfbridge.dropin.trainer import Seq2SeqTrainer, Trainer
 from hfbridge.errors import BridgeWarning, SettingsError
 from hfbridge.explain import Explanation

@@ -27,9 +27,9 @@ from hfbridge.dropin.begin import (
     ranks_of,
     take_back,
 )
-from hfbridge.dropin.dry_run import DryRun
 from hfbridge.dropin.host import SHARED, NativeHost, join_host
 from hfbridge.dropin.overrides import Overrides
+from hfbridge.dropin.planning import DryRun
 from hfbridge.dropin.shared import SharedRun
 from hfbridge.errors import SettingsError
 

@@ -1,8 +1,10 @@
 """What the ranks of a pool do with subclasses of both Trainers that override a method."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import set_seed
 
 from tests.dropin.overriding import CASES
@@ -27,9 +29,25 @@ def train(case: str, side: str, settings: dict[str, Any], strategy: str) -> dict
     if side == "hfbridge":
         trainer.strategy = strategy
     trainer.train()
-    weights = {name: tensor.detach().clone() for name, tensor in trainer.model.state_dict().items()}
+    with _whole(trainer.model):
+        weights = {name: _full(tensor).clone() for name, tensor in trainer.model.state_dict().items()}
     return {
         "history": [without_times(row) for row in trainer.state.log_history],
         "weights": {name: tensor.double().sum().item() for name, tensor in weights.items()},
         "first": torch.cat([tensor.flatten()[:3].double() for tensor in weights.values()]).tolist(),
     }
+
+
+def _whole(model: torch.nn.Module) -> AbstractContextManager[Any]:
+    """Gather the parameters that DeepSpeed has cut."""
+    parts = [parameter for parameter in model.parameters() if hasattr(parameter, "ds_id")]
+    if not parts:
+        return nullcontext()
+    import deepspeed
+
+    gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(parts)
+    return gathered
+
+
+def _full(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()

@@ -75,12 +75,12 @@ OVERRIDDEN = [
     "create_optimizer",
     "get_train_dataloader",
 ]
-ZERO_2 = {
-    "zero_optimization": {"stage": 2},
+AUTO = {
     "zero_allow_untested_optimizer": True,
     "train_micro_batch_size_per_gpu": "auto",
     "gradient_accumulation_steps": "auto",
 }
+STAGES = [pytest.param(1, marks=pytest.mark.long), 2, pytest.param(3, marks=pytest.mark.long)]
 
 
 @pytest.mark.parametrize("case", OVERRIDDEN)
@@ -91,8 +91,23 @@ def test_an_overridden_method_under_ddp(ranks, case):
 
 
 @pytest.mark.deepspeed
+@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("case", OVERRIDDEN)
-def test_an_overridden_method_under_deepspeed(ranks, case):
-    theirs, _ = ranks(2).run(train, case, "native", {"deepspeed": ZERO_2}, "auto")
-    ours, _ = ranks(2).run(train, case, "hfbridge", {"deepspeed": ZERO_2}, "auto")
+def test_an_overridden_method_under_deepspeed(ranks, case, stage):
+    settings = {"deepspeed": {**AUTO, "zero_optimization": {"stage": stage}}}
+    theirs, _ = ranks(2).run(train, case, "native", settings, "auto")
+    ours, _ = ranks(2).run(train, case, "hfbridge", settings, "auto")
     assert ours == theirs
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("strategy", ["fsdp", "fsdp2"])
+@pytest.mark.parametrize("case", OVERRIDDEN)
+def test_an_overridden_method_under_fsdp(ranks, case, strategy):
+    """Gradients are there once a step, and are summed in another order than by DDP."""
+    settings = {"gradient_accumulation_steps": 1}
+    whole, _ = ranks(2).run(train, case, "hfbridge", settings, "ddp")
+    shared, _ = ranks(2).run(train, case, "hfbridge", settings, strategy)
+    assert shared["first"] == pytest.approx(whole["first"], rel=1e-4, abs=1e-6)
+    for found, expected in zip(shared["history"], whole["history"], strict=True):
+        assert found == pytest.approx(expected, rel=1e-4)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import transformers
 
+import hfbridge.dropin
 from hfbridge.cli import main
 from hfbridge.dropin import Trainer, dry_run
 from hfbridge.errors import SettingsError
@@ -62,6 +63,11 @@ def settings(explanation: Explanation) -> dict[str, Any]:
     (part,) = explanation.parts
     assert part.plan is not None
     return {row.field: row.value for row in part.plan.rows}
+
+
+def test_no_part_of_the_package_hides_what_it_gives() -> None:
+    modules = {path.stem for path in Path(hfbridge.dropin.__file__).parent.glob("*.py")}
+    assert modules.isdisjoint(hfbridge.dropin.__all__)
 
 
 def test_the_plan_of_a_script_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
