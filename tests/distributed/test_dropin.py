@@ -110,4 +110,6 @@ def test_an_overridden_method_under_fsdp(ranks, case, strategy):
     shared, _ = ranks(2).run(train, case, "hfbridge", settings, strategy)
     assert shared["first"] == pytest.approx(whole["first"], rel=1e-4, abs=1e-6)
     for found, expected in zip(shared["history"], whole["history"], strict=True):
+        for row in (found, expected):
+            row.pop("eval_predictions", None)  # a digest of their bits
         assert found == pytest.approx(expected, rel=1e-4)
