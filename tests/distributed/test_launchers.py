@@ -61,7 +61,8 @@ def slurm(rank: int, port: int) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("source", ["settings", pytest.param("arguments", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("source", ["settings", "arguments"])
 def test_lightnings_own_launcher(launcher, expected, source):
     one = launcher.start(source=source, trainer=TWO)
     ended_well(one)
@@ -167,7 +168,8 @@ def test_plain_lightning_with_its_own_ddp(launcher, expected):
 # A restart.
 
 
-@pytest.mark.parametrize("where", ["standalone", pytest.param("static", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("where", ["standalone", "static"])
 def test_torchrun_restarts_after_a_kill(launcher, expected, where):
     place = "--standalone" if where == "standalone" else f"--master-port={free_port()}"
     one = launcher.start(*TORCHRUN, place, "--nproc-per-node=2", "--max-restarts=1", fault="kill")

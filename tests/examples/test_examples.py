@@ -59,15 +59,13 @@ def test_the_pair_is_as_alike_as_can_be() -> None:
 
 
 STRATEGIES = ("ddp", "fsdp", "fsdp2", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_3")
-IN_SHORT = ("deepspeed_stage_2",)
 
 
 @pytest.mark.slow
 @pytest.mark.distributed
 @needs_minilm
-@pytest.mark.parametrize(
-    "strategy", [pytest.param(s, marks=pytest.mark.long if s not in IN_SHORT else ()) for s in STRATEGIES]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_ten_lines_train_on_two_processes_by_any_strategy(tmp_path: Path, strategy: str) -> None:
     done = run(ROOT / "examples" / "several_ranks" / "bridge.py", strategy)
     assert done.returncode == 0, done.stderr[-3000:]
