@@ -39,8 +39,8 @@ from hfbridge.model.counted import InputCounter
 from hfbridge.model.logged import LoggedLoss
 from hfbridge.model.optim import follows_metric
 
-SHARED = frozenset({"fsdp", "fsdp2", "deepspeed"})
-"""Strategies whose ranks share the model, which only Lightning evaluates."""
+_SHARED = frozenset({"fsdp", "fsdp2", "deepspeed"})
+"""Strategies whose ranks share the model, whose checkpoints only they can write."""
 
 
 class NativeHost(CallbackHost):
@@ -52,10 +52,11 @@ class NativeHost(CallbackHost):
         evaluates_itself: the Trainer's own methods evaluate.
         ignore_keys: of the model's outputs, not to be gathered by these.
         overrides: what the Trainer overrides.
-        is_shared: the ranks share the model, whose checkpoints only its strategy can write.
+        is_shared: the ranks share the model.
         trial: of a search for hyperparameters; `None` outside of one.
 
     Attributes:
+        is_shared: the ranks share the model.
         row: the last row that was logged, as callbacks have left it.
         train_loss: mean loss of the run, once it has ended.
 
@@ -72,11 +73,11 @@ class NativeHost(CallbackHost):
         evaluates_itself: bool,
         ignore_keys: list[str] | None,
         overrides: Overrides,
-        is_shared: bool = False,
+        is_shared: bool,
         trial: Any = None,
     ) -> None:
         self._native: Any = native
-        self._is_shared = is_shared
+        self.is_shared = is_shared
         self._overrides, self._trial = overrides, trial
         kept = native.state, native.control
         super().__init__(evaluator)
@@ -152,7 +153,7 @@ class NativeHost(CallbackHost):
     @property
     def saves_natively(self) -> bool:
         """Whether transformers' methods write checkpoints, and not the strategy."""
-        return self._asks_to_save and not self._is_shared
+        return self._asks_to_save and not self.is_shared
 
     @property
     def _asks_to_save(self) -> bool:
@@ -337,7 +338,7 @@ def join_host(
         SettingsError: its own methods would write parts of a checkpoint of a model that the ranks share.
     """
     has_own = ignore_keys is not None or trial is not None or overrides.any(EVALUATES | STEPS | LOGS)
-    is_shared = trainer.plan.strategy.kind in SHARED
+    is_shared = trainer.plan.strategy.kind in _SHARED
     if is_shared and native.args.save_strategy != "no":
         _check_saving(overrides, trainer.plan.strategy.kind)
     host = kind(

@@ -14,7 +14,6 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from hfbridge import ranks
 from hfbridge.dropin.host import NativeHost
 from hfbridge.dropin.steps import OwnSteps
-from hfbridge.module import HFModule
 from hfbridge.trainer import Trainer
 
 
@@ -27,8 +26,7 @@ class SharedRun:
         host: of the run.
     """
 
-    def __init__(self, trainer: Trainer, module: HFModule, host: NativeHost) -> None:
-        assert isinstance(module, OwnSteps)
+    def __init__(self, trainer: Trainer, module: OwnSteps, host: NativeHost) -> None:
         self._trainer, self._module, self._host = trainer, module, host
         self._is_calling = False
 

@@ -27,7 +27,7 @@ from hfbridge.dropin.begin import (
     ranks_of,
     take_back,
 )
-from hfbridge.dropin.host import SHARED, NativeHost, join_host
+from hfbridge.dropin.host import NativeHost, join_host
 from hfbridge.dropin.overrides import Overrides
 from hfbridge.dropin.planning import DryRun
 from hfbridge.dropin.shared import SharedRun
@@ -221,7 +221,7 @@ class Trainer(transformers.Trainer):
             **(ranks_of if self.dry_run is None else self.dry_run.ranks)(self.args),
         )
         host = join_host(self, trainer, module, overrides=overrides, ignore_keys=ignore_keys, trial=trial)
-        if trainer.plan.strategy.kind in SHARED:
+        if host.is_shared:
             self._shared = SharedRun(trainer, module, host)
         return trainer, module, data, host
 

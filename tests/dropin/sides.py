@@ -30,6 +30,16 @@ BASE: dict[str, Any] = {
     "warmup_steps": 2,
 }
 OF_TIME = ("runtime", "per_second", "step_time", " seconds")
+LOGGED: dict[str, Any] = {
+    "logging_steps": 1,
+    "eval_strategy": "steps",
+    "eval_steps": 3,
+    "save_strategy": "steps",
+    "save_steps": 3,
+    "load_best_model_at_end": True,
+    "include_num_input_tokens_seen": "all",
+    "weight_decay": 0.1,
+}
 ROWS, EVAL_ROWS = 30, 10  # 8 micro-batches and 4 steps a pass, the last ones short
 
 

@@ -12,20 +12,10 @@ from transformers.trainer_pt_utils import LabelSmoother
 import hfbridge
 from hfbridge.errors import SettingsError
 from tests.dropin.overriding import CASES, plain_loss
-from tests.dropin.sides import THEIRS, Side, compare, events_of, look, make
+from tests.dropin.sides import LOGGED, THEIRS, Side, compare, events_of, look, make
 from tests.parity.engines import Recorder
 from tests.tiny import make_model
 
-LOGGED = {
-    "logging_steps": 1,
-    "eval_strategy": "steps",
-    "eval_steps": 3,
-    "save_strategy": "steps",
-    "save_steps": 3,
-    "load_best_model_at_end": True,
-    "include_num_input_tokens_seen": "all",
-    "weight_decay": 0.1,
-}
 CALLED = [
     "compute_loss: popped labels",
     "training_step: two backwards",

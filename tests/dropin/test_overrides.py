@@ -14,20 +14,10 @@ from transformers.trainer_pt_utils import LabelSmoother
 
 from hfbridge.errors import SettingsError
 from tests.dropin.overriding import CASES, plain_loss
-from tests.dropin.sides import BASE, OURS, Side, compare, events_of, files_in, look, make
+from tests.dropin.sides import BASE, LOGGED, OURS, Side, compare, events_of, files_in, look, make
 from tests.parity.engines import Recorder, same
 from tests.tiny import PadRows, make_dataset, make_model
 
-LOGGED = {
-    "logging_steps": 1,
-    "eval_strategy": "steps",
-    "eval_steps": 3,
-    "save_strategy": "steps",
-    "save_steps": 3,
-    "load_best_model_at_end": True,
-    "include_num_input_tokens_seen": "all",
-    "weight_decay": 0.1,
-}
 # Speeds are not compared; the two others have a test of their own.
 NOT_SHOWN = ("get_total_train_batch_size", "_get_num_items_in_batch", "_set_signature_columns_if_needed")
 
