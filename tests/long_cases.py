@@ -32,7 +32,7 @@ KEPT: dict[str, tuple[str, ...]] = {
     "distributed/test_deepspeed.py::test_either_engine_goes_on_from_either_checkpoint": ("2",),
     "distributed/test_deepspeed.py::test_every_name_validates_predicts_and_trains": (
         "deepspeed_stage_2",
-        "deepspeed_stage_3_offload",
+        "deepspeed_stage_3",
     ),
     "distributed/test_deepspeed.py::test_sections_that_deepspeed_builds_equal_native": ("both-2", "both-3"),
     "distributed/test_deepspeed.py::test_zero_equals_native": (
@@ -49,7 +49,7 @@ KEPT: dict[str, tuple[str, ...]] = {
         "bert-token-2",
     ),
     "distributed/test_evaluation.py::test_exact_with_any_option_is_that_of_one_process": ("2",),
-    "distributed/test_evaluation.py::test_ranks_that_pad_to_different_lengths": ("t5-2", "llama-3"),
+    "distributed/test_evaluation.py::test_ranks_that_pad_to_different_lengths": ("t5-2",),
     "distributed/test_fsdp.py::test_sharded_models_generate_and_are_saved_whole": (
         "llama-fsdp",
         "t5-fsdp2",
@@ -124,7 +124,7 @@ KEPT: dict[str, tuple[str, ...]] = {
         "part of an epoch-group_by_length",
         "larger batches-batch_rebalance",
     ),
-    "parity/test_model_options.py::test_compiled": ("eager-distilbert", "aot_eager-llama"),
+    "parity/test_model_options.py::test_compiled": ("eager-distilbert",),
     "parity/test_real_models.py::test_causal_lm_on_shakespeare": ("1-bf16", "4-fp32"),
     "parity/test_real_models.py::test_minilm_on_sst2": ("1-bf16", "4-fp32"),
     "parity/test_resume.py::test_all_routes_between_directories": (
@@ -136,7 +136,6 @@ KEPT: dict[str, tuple[str, ...]] = {
     "parity/test_resume.py::test_from_files_of_lightning": (
         "boundary-0",
         "mid-epoch-0",
-        "mid-epoch-2",
         "after-evaluation-0",
     ),
     "parity/test_resume.py::test_where_collating_or_ordering_draws": (
@@ -147,4 +146,5 @@ KEPT: dict[str, tuple[str, ...]] = {
         "sampler-without-a-seed-mid-epoch",
         "workers-that-live-on-mid-epoch",
     ),
+    "parity/test_streams.py::test_resuming_in_the_middle_of_a_pass": ("0-PadRows", "0-Noisy", "2-Noisy"),
 }

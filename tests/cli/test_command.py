@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -45,10 +45,14 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         found.append(("run", script, arguments, options))
         return 7
 
+    def dry_run(script: Path, arguments: list[str], **options: Any) -> SimpleNamespace:
+        found.append(("dry run", script, arguments, options))
+        return SimpleNamespace(refused=["--fp16"], as_dict=lambda: {"refused": ["--fp16"]})
+
     for name, functions in {
         "hfbridge.compare": {"compare": compare},
         "hfbridge.compare.report": {"write_report": write_report},
-        "hfbridge.dropin": {"run": run},
+        "hfbridge.dropin": {"run": run, "dry_run": dry_run},
     }.items():
         module = ModuleType(name)
         vars(module).update(functions)
@@ -278,6 +282,12 @@ def test_run_gives_the_script_what_stands_after_the_dashes(hfbridge: Command, ca
     assert hfbridge(*given)[0] == 7
     options = {"strategy": "fsdp2", "devices": 2}
     assert calls == [("run", Path("script.py"), ["--debug", "--lr", "1", "--", "x"], options)]
+
+
+def test_a_plan_ends_with_1_if_something_is_refused(hfbridge: Command, calls: list[Any]) -> None:
+    code, out, _ = hfbridge("run", "--dry-run", "--json", "script.py", "--", "--fp16")
+    assert (code, json.loads(out)) == (1, {"refused": ["--fp16"]})
+    assert calls == [("dry run", Path("script.py"), ["--fp16"], {"strategy": None, "devices": None})]
 
 
 def raising(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:

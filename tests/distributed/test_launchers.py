@@ -158,6 +158,7 @@ def test_two_nodes_of_lightnings_own_launcher(launcher):
     assert sorted((launcher.folder / "calls").read_text().split()) == ["2", "2", "21", "21"]
 
 
+@pytest.mark.long
 def test_plain_lightning_with_its_own_ddp(launcher, expected):
     ended_well(launcher.start(plain=True, trainer=TWO))
     results = launcher.results()

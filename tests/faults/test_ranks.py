@@ -87,13 +87,10 @@ def test_a_rank_is_killed_before_it_has_come(launcher):
     assert "hfbridge: rank 1 has ended: killed by SIGKILL" in one.output
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("how", "victim"),
-    [
-        ("lightning", 1),
-        pytest.param("torchrun", 1, marks=pytest.mark.long),
-        pytest.param("lightning", 0, marks=pytest.mark.long),
-    ],
+    [("lightning", 1), ("torchrun", 1), ("lightning", 0)],
 )
 def test_a_rank_raises(launcher, how, victim):
     one = start(launcher, how, fault="raise", victim=victim)
