@@ -349,9 +349,11 @@ class HFDataModule(pl.LightningDataModule):
             self._mapped["predict"], "predict", prefix="test", keeps_indices=is_lightnings
         )
 
-    def first_eval_batch(self, split: str) -> Mapping[str, Any]:
-        """Collate the first rows of an evaluation set, without a loader."""
-        return self._loaders.first_batch(self._mapped[split], split)
+    def first_eval_batch(self, split: str) -> Mapping[str, Any] | None:
+        """Collate the first samples of an evaluation set, without a loader; `None` if it is empty."""
+        return (
+            None if len(self._mapped[split]) == 0 else self._loaders.first_batch(self._mapped[split], split)
+        )
 
     @property
     def _loaders(self) -> Loaders:
@@ -590,7 +592,7 @@ def _check_dataset(dataset: Any, split: str) -> None:
             f"The {split} set is {dataset!r}; it must be a datasets.Dataset, or anything with a length and "
             "rows."
         )
-    if isinstance(dataset, torch.Tensor) or len(dataset) == 0:
+    if isinstance(dataset, torch.Tensor) or (len(dataset) == 0 and not split.startswith("eval")):
         raise DataError(
             f"The {split} set has no rows of columns ({type(dataset).__name__}, length {len(dataset)})."
         )

@@ -7,6 +7,7 @@ optimised        optimizer and schedule, or the DeepSpeed engine that holds them
 """
 
 import time
+import warnings
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -24,9 +25,9 @@ from hfbridge.agreement import compare
 from hfbridge.callbacks.connector import end_with
 from hfbridge.callbacks.run_data import UserData
 from hfbridge.data.accumulation import AccumulationStep, check_batch
-from hfbridge.data.columns import label_names_of
+from hfbridge.data.columns import hides_labels, label_names_of
 from hfbridge.data.limits import check_arrays
-from hfbridge.errors import ModelError
+from hfbridge.errors import BridgeWarning, ModelError
 from hfbridge.evaluation.generate import make_ready
 from hfbridge.evaluation.predict import cast_for_evaluation
 from hfbridge.facts import facts_of_model
@@ -35,20 +36,30 @@ from hfbridge.model.build import weights_dtypes
 from hfbridge.model.chunked import ChunkedLoss
 from hfbridge.model.criterion import Criterion, criterion_of
 from hfbridge.model.failures import check_vocabulary
-from hfbridge.model.items import read_traits
+from hfbridge.model.items import count_items, read_traits
 from hfbridge.model.normalization import Normalization
 from hfbridge.model.optim import NativeParts, build_optimizer, follows_metric, run_closure_first
-from hfbridge.model.packed import check_packing_isolation
+from hfbridge.model.packed import check_packing_isolation, is_packed
 from hfbridge.model.prepare import Preparation
 from hfbridge.model.quantized import check_trains
 from hfbridge.model.zero import ZeroConfig, build_engine
-from hfbridge.ranks import together
+from hfbridge.ranks import gather, rank, together
 from hfbridge.settings import Settings
 from hfbridge.strategies import Sharing, rank_variables, sharing_of
 
 _BUILT_WHOLE = (
     "The model is built whole on every rank, and cut afterwards; one that is given by its name or folder, "
     "with an auto class and without peft_config, is read in parts."
+)
+_NO_LABELS = (
+    "All labels of the first optimizer step are ignored (-100): its loss is 0, and nothing is learned from "
+    "it. Where that is not meant, see whether truncation cuts off the part that has labels, or the collator "
+    "masks it."
+)
+_HIDDEN_LABELS = (
+    "The forward of {} names no labels, so that evaluations give no eval_loss and do not call "
+    "compute_metrics, as with transformers.Trainer. If it takes labels, pass "
+    'label_names=["labels"] in the settings.'
 )
 
 
@@ -107,7 +118,7 @@ class ModelRun:
         self.is_built = self._has_looked = self._trains = self._has_begun = self.has_tried = False
         self._planned: tuple[int, float] | None = None
         self._random_states: Any = None
-        self._tries_packing = module.data.packing is not None
+        self._compares = False
 
     def build(self, build: Any, *, in_parts: bool, seeds_again: bool) -> nn.Module:
         """Seed, build the model if it is not there, see that all ranks have the same, and return it.
@@ -135,8 +146,18 @@ class ModelRun:
                 seed_all(args.seed)
         compare(lambda: facts_of_model(model))
         self.parameters = count_parameters(model, getattr(model, "_outline", None))
-        self.label_names = label_names_of(model) if args.label_names is None else list(args.label_names)
+        self.label_names = self._label_names(model)
         return model
+
+    def _label_names(self, model: nn.Module) -> list[str]:
+        if self.args.label_names is not None:
+            return list(self.args.label_names)
+        if not hides_labels(model):
+            return label_names_of(model)
+        if self._module.loss_normalization == "exact":
+            return ["labels"]
+        self._module.tell(_HIDDEN_LABELS.format(type(model).__name__))
+        return []
 
     def build_early(self) -> None:
         """Build the model as Lightning would later, unless the strategy cuts it into parts."""
@@ -301,11 +322,8 @@ class ModelRun:
         Mirrors: transformers.Trainer.get_batch_samples
         """
         normalization, model = self.normalization, self._module.model
-        if self._tries_packing:
-            first = self.prepare_inputs(step.micro_batches[0])
-            with together():
-                check_packing_isolation(model, first["input_ids"])
-            self._tries_packing = False
+        if not self._has_begun:
+            self._check_first(step)
         inputs: list[Any] = step.micro_batches
         if not normalization.is_settled:
             inputs = [self.prepare_inputs(micro_batch) for micro_batch in inputs]
@@ -313,10 +331,31 @@ class ModelRun:
         step.begin(loss, loss.count(step.micro_batches, self._device))
         if not self._has_begun:
             self._has_begun = True
+            self._compares = self._module.host.state.global_step == 0
             if self.chunked is not None:
                 self.chunked.check(self.prepare_inputs(step.micro_batches[0]))
-            if self._module.host.state.global_step == 0:
-                self._module.tell(normalization.compare(step.micro_batches, advice=self._module.advice))
+        if self._compares and normalization.is_settled:
+            self._compares = False
+            self._module.tell(normalization.compare(step.micro_batches, advice=self._module.advice))
+
+    def _check_first(self, step: AccumulationStep) -> None:
+        """Check that the first step has labels, and that the model keeps the samples of packed rows apart."""
+        module, micro_batches = self._module, step.micro_batches
+        if not any(count_items(inputs, self.normalization.traits) for inputs in micro_batches):
+            warnings.warn(_NO_LABELS, BridgeWarning, stacklevel=2)
+        packed = gather(next((n for n, inputs in enumerate(micro_batches) if is_packed(inputs)), None))
+        is_ours = module.data.packing is not None
+        if not is_ours and set(packed) == {None}:
+            return
+        first = self.prepare_inputs(micro_batches[packed[rank()] or 0])
+        by = "packing=" if is_ours else "A collator that puts several samples into a row"
+        try:
+            with together():
+                check_packing_isolation(module.model, first["input_ids"], packed_by=by)
+        except ModelError as error:
+            if is_ours or module.loss_normalization == "exact":
+                raise
+            module.tell(f"{error} It is trained all the same, as by transformers.Trainer.")
 
     def warn_of_mean(self) -> None:
         """Note what Lightning's mean over the micro-batches of a step means, where items differ."""

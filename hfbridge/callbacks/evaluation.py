@@ -26,7 +26,7 @@ from transformers.trainer_utils import PredictionOutput
 
 from hfbridge.data.dataloaders import EvalLoader
 from hfbridge.data.iterable import StreamEvalLoader
-from hfbridge.evaluation.gather import AnySet, EvalSet, StreamedSet, UserSet
+from hfbridge.evaluation.gather import AnySet, EvalSet, StreamedSet, UserSet, is_list_of_objects
 from hfbridge.evaluation.generate import Generation, generates
 from hfbridge.evaluation.memory import MemoryTracker, Stage
 from hfbridge.evaluation.metrics import check_called_by_batch, check_is_computed, metric_name
@@ -40,6 +40,10 @@ _JOINS_CROSSWISE = (
     "eval_use_gather_object=True: natively, the first evaluation on several ranks joins the rounds row by "
     "row, the first rows of all rounds and so on, and drops rows. Leave it out, or "
 )
+_JOINS_OBJECTS = (
+    "Labels are dicts, one of each sample: as with transformers.Trainer, compute_metrics does not get those "
+    "of all samples, and of the last batch not all objects. For all of them "
+)
 
 
 class Evaluator:
@@ -51,7 +55,6 @@ class Evaluator:
         predicts: the next prediction run makes a `PredictionOutput`, whose metrics begin with this.
         prediction: what that run has made.
         generate_arguments: what the next runs give `generate` beside the settings.
-        rehearses: a run that evaluates tries that on a few rows before it begins.
         known_metrics: names that these few rows gave.
         metrics: of the last evaluation, of all its sets.
 
@@ -64,8 +67,7 @@ class Evaluator:
         self.predicts: str | None = None
         self.prediction: PredictionOutput | None = None
         self.generate_arguments: dict[str, Any] = {}
-        self.keep_padded_samples = False
-        self.rehearses = True
+        self.keep_padded_samples: bool | None = None
         self.known_metrics: set[str] = set()
         self.metrics: dict[str, Any] = {}
         self._trainer: weakref.ref[pl.Trainer] | None = None
@@ -119,7 +121,8 @@ class Evaluator:
         """Try the evaluation on a few samples of each set, before training starts.
 
         All ranks try the same samples, and a whole evaluation together; what is wrong on one is raised on
-        all. Nothing is tried with streams and loaders of the user's: some can be read only once.
+        all. Nothing is tried with streams and loaders of the user's, since some can be read only once; nor in
+        "native", where functions of the user's are called as the HF Trainer calls them.
 
         If `metric_for_best_model` is not among what these samples give, a whole evaluation decides: the names
         of some metrics depend on the classes that occur.
@@ -129,10 +132,12 @@ class Evaluator:
         """
         args, wanted = module.args, module.args.metric_for_best_model
         follows = wanted is not None and args.eval_strategy != "no"
-        if not self.rehearses or any(data.is_streamed(split) for split in data.eval_splits):
+        is_native = module.loss_normalization == "native"
+        if is_native or any(data.is_streamed(split) for split in data.eval_splits):
             return
         prepare = module.run.prepare_inputs
-        batches = {split: prepare(data.first_eval_batch(split)) for split in data.eval_splits}
+        first = {split: data.first_eval_batch(split) for split in data.eval_splits}
+        batches = {split: prepare(batch) for split, batch in first.items() if batch is not None}
         if module.compute_metrics is None and module.running_metrics is None and not follows:
             return
         module.model.eval()
@@ -163,7 +168,14 @@ class Evaluator:
             self._close_set()
             self._begin(dataloader_idx)
         assert self._current is not None
+        if not self._current.has_begun and self._module.loss_normalization == "native":
+            self._warn_of_objects(batch)
         return self._current.add(batch)
+
+    def _warn_of_objects(self, batch: Any) -> None:
+        module = self._module
+        if module.compute_metrics is not None and is_list_of_objects(batch.get("labels")):
+            module.tell(f"{_JOINS_OBJECTS}{module.advice.exact}.")
 
     def generation_of(self, module: Any) -> Generation | None:
         """Say how evaluations and predictions generate; `None` if they do not."""
@@ -231,6 +243,17 @@ class Evaluator:
             self._close_set()
             if self._index + 1 < len(self._loaders):
                 self._begin(self._index + 1)
+
+    def report_empty(self, trainer: pl.Trainer, module: Any) -> None:
+        """Report sets without samples, over which Lightning's loop does not run."""
+        loaders = trainer.val_dataloaders
+        are_ours = all(isinstance(loader, EvalLoader) for _, loader in named_loaders(loaders, "eval"))
+        if are_ours and not any(trainer.num_val_batches):
+            self.begin(trainer, module, loaders, "eval", trainer.num_val_batches)
+            for index in range(1, len(self._loaders) + 1):
+                self._close_set()
+                if index < len(self._loaders):
+                    self._begin(index)
 
     def on_epoch_end(self, trainer: pl.Trainer) -> None:
         """Log the metrics of all sets to Lightning's `callback_metrics`."""
@@ -342,7 +365,7 @@ class Evaluator:
     def _close_set(self) -> None:
         """Compute the metrics of the current set and report them."""
         evaluation, self._current = self._current, None
-        if evaluation is None or not evaluation.has_begun:
+        if evaluation is None or not (evaluation.has_begun or evaluation.is_empty):
             return
         if self._is_sanity_check:
             evaluation.try_finish()

@@ -540,6 +540,7 @@ class CallbackHost(EvaluationHooks):
         self.checkpoints.before_step()  # a callback may put other weights in
         with explain_eval_oom(self.args):
             run_validation(trainer, ends_epoch=ends_epoch, clears=not self._is_partial)
+            self.evaluator.report_empty(trainer, trainer.lightning_module)
 
     def _follow_metric(self, module: Any) -> None:
         """Step a schedule that follows a metric, and keep the best value of `metric_for_best_model`.

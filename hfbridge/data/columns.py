@@ -54,6 +54,14 @@ def label_names_of(model: nn.Module) -> list[str]:
     return names
 
 
+def hides_labels(model: nn.Module) -> bool:
+    """Whether a model of the user's takes labels, if any, among arguments that its forward does not name."""
+    forward: Any = type(unwrap_peft_model(model)).forward
+    kinds = {parameter.kind for parameter in inspect.signature(forward).parameters.values()}
+    is_theirs = str(forward.__module__).startswith("transformers.")
+    return inspect.Parameter.VAR_KEYWORD in kinds and not is_theirs and not label_names_of(model)
+
+
 def accepted_columns(model: nn.Module, label_names: Sequence[str]) -> list[str]:
     """List the dataset columns that the model's forward can take, labels included.
 

@@ -148,7 +148,6 @@ def carry_trainer(
     module.evaluator.follow(
         trainer, skip_memory_metrics=True, preparation_s=getattr(native, "model_preparation_time", None)
     )
-    module.evaluator.rehearses = False
     return trainer, module, data
 
 

@@ -8,7 +8,7 @@ at the end      numpy arrays over the whole set, padded with -100 where lengths 
 """
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from accelerate.utils.operations import recursively_apply
 from torch import Tensor
-from transformers.trainer_pt_utils import EvalLoopContainer, nested_numpify
+from transformers.trainer_pt_utils import EvalLoopContainer, nested_detach, nested_numpify
 
 from hfbridge.evaluation.ranks import of_each_rank
 
@@ -223,18 +223,39 @@ class Collected:
         """
         places = np.argsort(np.asarray(order), kind="stable")
         rows = {name: getattr(self, name) for name in ("predictions", "label_ids", "inputs", "losses")}
-        return replace(
-            self,
-            **{
-                name: recursively_apply(lambda array: array[places], value, test_type=_is_array)
-                for name, value in rows.items()
-                if value is not None
-            },
-        )
+
+        def ordered(value: Any) -> Any:
+            if is_list_of_objects(value):
+                return [value[place] for place in places]
+            return recursively_apply(lambda array: array[places], value, test_type=_is_array)
+
+        return replace(self, **{name: ordered(value) for name, value in rows.items() if value is not None})
 
 
 def _is_array(value: Any) -> bool:
     return isinstance(value, np.ndarray)
+
+
+def is_list_of_objects(value: Any) -> bool:
+    """Whether a batch's labels are dicts, one of each sample, as those of object detection."""
+    return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
+
+
+class _Objects:
+    """Keep a dict of each sample; in other words an `EvalLoopContainer`."""
+
+    def __init__(self) -> None:
+        self._kept: list[Any] = []
+
+    def add(self, objects: Sequence[Any]) -> None:
+        self._kept += objects
+
+    def to_cpu_and_numpy(self) -> None:
+        self._kept = nested_numpify(nested_detach(self._kept))
+
+    def get_arrays(self) -> list[Any]:
+        self.to_cpu_and_numpy()
+        return self._kept
 
 
 class Collector:
@@ -245,6 +266,8 @@ class Collector:
             until the end.
         joins: join the parts; otherwise they become a list.
         keeps: what of a part is collected.
+        lists_objects: join lists of dicts, one of each sample, to a longer list; otherwise as the HF Trainer
+            does, which joins the first dicts of all parts, the second ones, and so on.
 
     Mirrors: transformers.Trainer.evaluation_loop
     """
@@ -255,9 +278,11 @@ class Collector:
         move_every: int | None,
         joins: bool = True,
         keeps: Sequence[str] = ("losses", "logits", "labels", "inputs"),
+        lists_objects: bool = False,
     ) -> None:
         self._move_every = move_every
-        self._kept = {name: EvalLoopContainer(joins, padding_index=-100) for name in keeps}
+        self._kept: dict[str, Any] = {n: EvalLoopContainer(joins, padding_index=-100) for n in keeps}
+        self._lists_objects = joins and lists_objects
         self._blocks: list[Tensor] = []
         self._items = array("q")
         self._parts = 0
@@ -275,6 +300,8 @@ class Collector:
             self._items.append(part.items)
         for name, container in self._kept.items():
             given = getattr(part, name)
+            if self._lists_objects and is_list_of_objects(given):
+                container = self._kept[name] = _Objects() if self._parts == 1 else container
             if given is not None:
                 container.add(given)
             if self._move_every is not None and self._parts % self._move_every == 0:

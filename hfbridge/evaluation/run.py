@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from accelerate.utils import find_batch_size, slice_tensors
 from torch import Tensor, nn
-from transformers import EvalPrediction, TrainingArguments
+from transformers import EvalPrediction, Seq2SeqTrainingArguments, TrainingArguments
 from transformers.trainer_utils import PredictionOutput
 
 from hfbridge.errors import MetricsError
-from hfbridge.evaluation.gather import AnySet, Collected, Collector, Part, StreamedSet, UserSet
+from hfbridge.evaluation.gather import AnySet, Collected, Collector, EvalSet, Part, StreamedSet, UserSet
 from hfbridge.evaluation.generate import Generation, generates, keeping_config
 from hfbridge.evaluation.metrics import (
     ComputeMetrics,
@@ -69,7 +69,7 @@ class EvalOptions:
         *,
         weight_by_sample: bool,
         is_first: bool,
-        keep_padded_samples: bool = False,
+        keep_padded_samples: bool | None = None,
     ) -> "EvalOptions":
         """Read the settings.
 
@@ -77,8 +77,10 @@ class EvalOptions:
             args: the settings.
             weight_by_sample: as above.
             is_first: no evaluation went before; natively `eval_use_gather_object` is forgotten after it.
-            keep_padded_samples: as above, also without generation.
+            keep_padded_samples: as above; `None` is as `Seq2SeqTrainer` does, whose arguments these may be.
         """
+        if keep_padded_samples is None:
+            keep_padded_samples = isinstance(args, Seq2SeqTrainingArguments)
         return cls(
             weight_by_sample=weight_by_sample,
             drop_non_finite=args.logging_nan_inf_filter,
@@ -87,7 +89,7 @@ class EvalOptions:
             by_batch=args.batch_eval_metrics,
             includes=frozenset(args.include_for_metrics),
             as_objects=args.eval_use_gather_object and is_first and not generates(args),
-            keep_padded_samples=keep_padded_samples or generates(args),
+            keep_padded_samples=keep_padded_samples,
         )
 
 
@@ -149,7 +151,12 @@ class Evaluation:
         # In "exact" the mean loss is that of the batches; the rows' losses are for compute_metrics.
         keeps += ["losses"] if options.weight_by_sample or (waits and "loss" in options.includes) else []
         move_every = None if options.by_batch else options.move_every
-        self._collector = Collector(move_every=move_every, joins=options.joins, keeps=keeps)
+        self._collector = Collector(
+            move_every=move_every,
+            joins=options.joins,
+            keeps=keeps,
+            lists_objects=not options.weight_by_sample,
+        )
         if self.running is not None:
             self.running.begin(ranks=self.of.ranks)
         self._start_s = time.time()
@@ -158,6 +165,11 @@ class Evaluation:
     def has_begun(self) -> bool:
         """Whether a batch was added."""
         return self._batches > 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the set has no samples."""
+        return isinstance(self.of, EvalSet) and self.of.samples == 0
 
     @property
     def is_done(self) -> bool:

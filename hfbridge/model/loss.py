@@ -114,7 +114,7 @@ class ExactLoss:
         """
         held, total = items.per_micro_batch[index], items.total
         assert total is not None
-        number = total if self.divides and held else None
+        number = total if self._takes_number(held) else None
         loss, outputs = self.criterion(model, inputs, number, traits=self.traits)
         self.criterion.check(loss, outputs, model)
         if held == 0:
@@ -132,9 +132,13 @@ class ExactLoss:
         """
         items = true_items([inputs], self.traits, device_of(model))
         held = items.per_micro_batch[0]
-        number = items.total if self.divides and held else None
+        number = items.total if self._takes_number(held) else None
         loss, outputs = self.criterion(model, inputs, number, traits=self.traits)
         return (loss if held else torch.zeros_like(loss)), outputs, held
+
+    def _takes_number(self, held: int) -> bool:
+        """Whether the loss gets `num_items_in_batch`; a `compute_loss_func` always does."""
+        return self.criterion.function is not None or bool(self.divides and held)
 
 
 Loss = NativeLoss | ExactLoss

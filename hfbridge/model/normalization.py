@@ -5,21 +5,21 @@ ignores it. So the model is asked.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from transformers.trainer_pt_utils import find_batch_size
+from transformers.trainer_utils import unwrap_peft_model
 
 from hfbridge.advice import OF_MODULE, Advice
-from hfbridge.errors import BridgeError
 from hfbridge.model.asking import asking, device_of, halves
 from hfbridge.model.criterion import OWN_LOSS, Criterion
-from hfbridge.model.failures import FAILURES
 from hfbridge.model.items import Inputs, LossTraits, count_items, native_items
 from hfbridge.model.loss import ExactLoss, Loss, NativeLoss
 from hfbridge.model.splitting import describe_split
@@ -50,7 +50,8 @@ def probe(
 
     A class's signature does not tell: BERT accepts the number and ignores it. A `compute_loss_func` must
     accept it, and may ignore it as well. The model runs in eval mode on one micro-batch; random generators,
-    gradients and train modes are as before.
+    gradients and train modes are as before. A `compute_loss_func` gets what training gives it, and its errors
+    are left to training.
 
     Args:
         model: the Hugging Face model on its device.
@@ -61,15 +62,13 @@ def probe(
             no more than is needed.
     """
     guessed = Probe(divides=False, shift=traits.shift)
-    if not traits.counts_natively or "labels" not in inputs:
+    if "labels" not in inputs:
         return guessed
     found, few = None, _few_rows(inputs, traits) if alone else inputs
-    if few is not inputs:
-        try:
-            found = _ask(model, few, traits, criterion, alone=True)
-        except (*FAILURES, BridgeError):
-            pass  # batches of this size are not for it; any other failure comes again
-    return found or _ask(model, inputs, traits, criterion, alone=alone) or guessed
+    for given in (inputs,) if few is inputs else (few, inputs):
+        with suppress(Exception):  # if not for the size of the batch, it is raised again in training
+            found = found or _ask(model, given, traits, criterion, alone=alone)
+    return found or guessed
 
 
 def _few_rows(inputs: Inputs, traits: LossTraits) -> Inputs:
@@ -84,30 +83,33 @@ def _ask(
 ) -> Probe | None:
     """Compare the losses for one number and for twice as much; `None` if they are 0, which tells nothing."""
     number = torch.tensor(float(max(count_items(inputs, traits), 1)), device=device_of(model))
-    loss_of = partial(_loss_of, model, inputs, traits=traits, criterion=criterion)
+
+    def loss_of(given: Tensor, inputs: Inputs) -> float:
+        loss, outputs = criterion(model, inputs, given, traits=traits)
+        criterion.check(loss, outputs, model)
+        return float(loss)
+
+    firsts, shift = _first_labels_alone(inputs, traits), traits.shift
+    once = twice = 1.0
     with asking(model):
-        once, twice = loss_of(number), loss_of(2 * number)
-        divides = abs(twice) < 0.75 * abs(once)
-        own = loss_of(None) if divides or not alone else 0.0
-    if once == 0:
+        if traits.counts_natively:
+            once, twice = loss_of(number, inputs), loss_of(2 * number, inputs)
+        if firsts is not None or not alone:  # several ranks run the same forwards
+            with suppress(Exception):
+                counted = loss_of(number, inputs if firsts is None else firsts)
+                shift = shift if firsts is None else counted == 0 or math.isnan(counted)
+    return None if once == 0 else Probe(divides=abs(twice) < 0.75 * abs(once), shift=shift)
+
+
+def _first_labels_alone(inputs: Inputs, traits: LossTraits) -> Inputs | None:
+    """Ignore all labels but the first of each sample; `None` if none is left, or they are not of tokens."""
+    labels = inputs.get("labels")
+    if not isinstance(labels, Tensor) or labels.dim() < 2 or labels.is_floating_point() or traits.rows_only:
         return None
-    if not divides:
-        return Probe(divides=False, shift=traits.shift)
-    counted = float(number) * once / own if own else float(number)
-    candidates = {
-        shift: count_items(inputs, dataclasses.replace(traits, shift=shift))
-        for shift in (traits.shift, not traits.shift)
-    }
-    nearest = min(candidates, key=lambda shift: abs(candidates[shift] - counted))
-    return Probe(divides=True, shift=nearest)
-
-
-def _loss_of(
-    model: nn.Module, inputs: Inputs, given: Tensor | None, *, traits: LossTraits, criterion: Criterion
-) -> float:
-    loss, outputs = criterion(model, inputs, given, traits=traits)
-    criterion.check(loss, outputs, model)
-    return float(loss)
+    firsts = torch.full_like(labels, traits.ignore_index)
+    firsts[..., 0] = labels[..., 0]
+    is_ignored = bool((firsts == traits.ignore_index).all())
+    return None if is_ignored or "shift_labels" in inputs else {**inputs, "labels": firsts}
 
 
 def native_factor(
@@ -174,6 +176,9 @@ class Normalization:
         """
         if self._loss is not None:
             return self._loss
+        if self.name == "native" and not self._calls_transformers_alone(model):
+            self._loss = self._make(divides=False)
+            return self._loss
         telling = next((inputs for inputs in micro_batches if count_items(inputs, self.traits)), None)
         found = _agreed(telling is not None, self._ranks, device_of(model))
         if found is None:
@@ -238,6 +243,12 @@ class Normalization:
             f"For the other {choosing}."
             f"{' ' if self._split else ''}{self._split}"
         )
+
+    def _calls_transformers_alone(self, model: nn.Module) -> bool:
+        """Whether a probe would call no code of the user's, which may count its calls."""
+        forward: Any = type(unwrap_peft_model(model)).forward
+        is_theirs = str(forward.__module__).startswith("transformers.")
+        return is_theirs and self._criterion.function is None and self._criterion.hook is None
 
     def _make(self, *, divides: bool) -> Loss:
         if self.name == "native":
