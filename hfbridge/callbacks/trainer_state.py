@@ -298,7 +298,7 @@ class CallbackHost(EvaluationHooks):
 
     def _begin_epoch(self, module: Any) -> None:
         module.last_step.forget()
-        self.control.should_epoch_stop = False
+        self.control.should_epoch_stop = self._is_within_step = False
         self.fire("on_epoch_begin")
 
     def on_train_batch_start(

@@ -382,11 +382,18 @@ class StreamLoader(PersistentWorkersMixin):
             self._collator.settle()
             if not window:
                 return
-            if is_last and done != self._limit:
-                self._see_that_it_is_whole(window, done)
+            is_short = is_last and done != self._limit and len(window) < self.accumulation
+            takes_step = not is_short or self._has_length or self._keeps_short
+            if not takes_step and done < self.accumulation:
+                raise DataError(
+                    f"The stream ended after {done} micro-batches, fewer than gradient_accumulation_steps="
+                    f"{self.accumulation}: no optimizer step is ever taken. Set it to {done} or less."
+                )
             place = DataPosition(place.epoch + 1) if is_last else place.next()
             step, window = AccumulationStep(window, done_micro_batches=done, ends_epoch=is_last), []
             step.position = place
+            # In "native" no step is taken, and the gradients are added to the first step of the next epoch.
+            step.micro_batches[-1].is_last = takes_step
             assert self.record is not None
             self.record.in_hand = self._collator.in_hand
             yield step
@@ -410,16 +417,6 @@ class StreamLoader(PersistentWorkersMixin):
         return (
             f"The train set is a stream that gave no rows in pass {self._epoch + 1}. Is it used up after one "
             "pass? Give one that can be read again, or set max_steps to what one pass has."
-        )
-
-    def _see_that_it_is_whole(self, window: list[MicroBatch], done: int) -> None:
-        if self._has_length or self._keeps_short or len(window) == self.accumulation:
-            return
-        raise DataError(
-            f"The stream ended after {done} micro-batches, of which {len(window)} are too few for "
-            f"gradient_accumulation_steps={self.accumulation}. Natively they take no step, and their "
-            'gradients are added to the first step of the next pass. Use loss_normalization="exact", where '
-            "they are a step of their own; a stream with a length; or one that does not end before max_steps."
         )
 
 

@@ -140,8 +140,28 @@ def test_a_short_window_is_a_step_of_its_own_in_exact() -> None:
     )
     ours = run_ours(asked, loss_normalization="exact")
     assert [len(step["micro-batches"]) for step in ours.steps[:6]] == [5, 3] * 3
-    with pytest.raises(BridgeError, match='loss_normalization="exact"'):
-        run_ours(asked)
+
+
+@pytest.mark.parametrize("rows", [32, 45])
+@pytest.mark.parametrize("kind", ["distilbert", "llama"])
+def test_what_a_step_lacks_at_the_end_of_a_stream_is_added_to_the_next_in_native(
+    kind: str, rows: int
+) -> None:
+    settings = {**EVALUATED, "gradient_accumulation_steps": 5}
+    theirs, ours = run_both(Job(kind, settings, rows=rows, as_dataset=streamed))
+    assert ours.event_names == theirs.event_names
+    assert theirs.event_names.count("on_epoch_begin") > 2
+
+
+def test_a_run_goes_on_where_a_step_lacks_micro_batches() -> None:
+    def job(**more: Any) -> Job:
+        settings = {**RESUMED, "gradient_accumulation_steps": 5, **more}
+        return Job(settings=settings, rows=32, as_dataset=streamed)
+
+    ours = bridge(job(output_dir="bridge"))
+    again = job(output_dir="again", save_strategy="no")
+    for step in (1, 2):
+        assert_goes_on(ours, bridge(again, f"bridge/checkpoint-{step}"), step)
 
 
 def module_and_trainer(**settings: Any) -> tuple[HFModule, Trainer]:
@@ -157,10 +177,12 @@ def module_and_trainer(**settings: Any) -> tuple[HFModule, Trainer]:
         ({"max_steps": 3, "train_sampling_strategy": "group_by_length"}, Plain, "group_by_length"),
         ({"max_steps": 3}, lambda rows: Plain([]), "gave no rows in pass 1"),
         ({"max_steps": 30}, lambda rows: Once(rows), "gave no rows in pass 2"),
+        ({"max_steps": 3, "gradient_accumulation_steps": 5}, Plain, "no optimizer step is ever taken"),
     ],
 )
 def test_what_cannot_be_done_is_said(settings: dict[str, Any], make: Any, told: str) -> None:
     module, trainer = module_and_trainer(**settings)
+    module.loss_normalization = "native"
     rows = make_rows("distilbert", 16)
     with pytest.raises(BridgeError, match=told):
         trainer.fit(module, HFDataModule(make(rows), data_collator=PadRows()))
