@@ -282,7 +282,8 @@ class ModelRun:
         self._trains = True
         if self.parameters.trained < self.parameters.total:
             self._module.tell(str(self.parameters))
-        self.preparation.train_through(self.sharing.forward_through(self._module.model))
+        module = self._module
+        self.preparation.train_through(self.sharing.forward_through(module.model), module.compile_context)
 
     def expect_trials(self, trainer: pl.Trainer) -> None:
         """Keep the random states in which training is to start, where a finder of Lightning's comes first."""

@@ -32,6 +32,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
 from torch.optim import Optimizer
 from transformers import TrainingArguments
 from transformers.utils.logging import set_verbosity
@@ -119,6 +120,7 @@ class HFModule(pl.LightningModule):
         resumption: what the run goes on from; `None` for one that begins.
         _reused_optimizer: what the next run goes on with.
         evaluator: runs the evaluations.
+        compile_context: what a model that was passed compiled was compiled by; `None` for any other.
         label_names: names under which labels reach the model; known once the run is set up.
         notes: what the run had to tell, once each.
         advice: how the user of the tool that made the module does what notes tell him to.
@@ -140,6 +142,7 @@ class HFModule(pl.LightningModule):
     _reused_optimizer: Optimizer | None = None
     resumption: Resumption | None = None
     schedule: Any = None
+    compile_context: Any = None
 
     def __init__(
         self,
@@ -206,9 +209,15 @@ class HFModule(pl.LightningModule):
         self.last_step = StepRecord()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; Lightning's name of the current hook, set twice a hook, goes the short way."""
+        """Set an attribute; Lightning's name of the current hook, set twice a hook, goes the short way.
+
+        Of a compiled model the module inside is kept, and trained through what it was compiled by.
+        """
         if name == "_current_fx_name":
             self.__dict__[name] = value
+        elif name == "model" and isinstance(value, OptimizedModule):
+            self.compile_context = value.dynamo_ctx
+            super().__setattr__(name, value._orig_mod)
         else:
             super().__setattr__(name, value)
 
@@ -294,7 +303,7 @@ class HFModule(pl.LightningModule):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the run out of copies, which callbacks make to average weights."""
-        own = {"_run": None, "_host": None, "_data": None, "schedule": None, "resumption": None}
+        own = dict.fromkeys(("_run", "_host", "_data", "schedule", "resumption", "compile_context"))
         return {**super().__getstate__(), **own, "_reused_optimizer": None, "evaluator": Evaluator()}
 
     def forward(self, **inputs: Any) -> Any:

@@ -14,7 +14,9 @@ import lightning.pytorch as pl
 import torch
 from accelerate.utils import find_executable_batch_size
 from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.utilities.compile import from_compiled
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from torch._dynamo import OptimizedModule
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import PredictionOutput
 
@@ -178,7 +180,7 @@ class Trainer(pl.Trainer):
         Mirrors: transformers.Trainer.train
         Proved by: tests/parity/test_resume.py
         """
-        _check_module("fit", model)
+        model = _module_of("fit", model)
         data: dict[str, Any] = {
             "train_dataloaders": train_dataloaders,
             "val_dataloaders": val_dataloaders,
@@ -314,6 +316,7 @@ class Trainer(pl.Trainer):
                 f"Trainer.validate got {', '.join(gen_kwargs)}, which are arguments of generate. Set "
                 "predict_with_generate=True, or leave them out."
             )
+        model = None if model is None else _module_of("validate", model)
         with self._evaluating(model, ckpt_path, gen_kwargs) as ckpt_path:
             found = super().validate(model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
         if not isinstance(self.lightning_module, HFModule):
@@ -330,6 +333,7 @@ class Trainer(pl.Trainer):
         weights_only: bool | None = None,
     ) -> list[Mapping[str, float]]:
         """Test a module: `trainer.test(module, data)`; the arguments are those of `validate`."""
+        model = None if model is None else _module_of("test", model)
         with self._evaluating(model, ckpt_path) as ckpt_path:
             found = super().test(model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
         return _by_loader(found) if isinstance(self.lightning_module, HFModule) else found
@@ -344,6 +348,7 @@ class Trainer(pl.Trainer):
         weights_only: bool | None = None,
     ) -> Any:
         """Predict with a module: `trainer.predict(module, data)`; the arguments are those of Lightning's."""
+        model = None if model is None else _module_of("predict", model)
         with self._evaluating(model, ckpt_path) as ckpt_path:
             return super().predict(
                 model, dataloaders, datamodule, return_predictions, ckpt_path, weights_only
@@ -479,14 +484,20 @@ def _generating(model: Any, arguments: dict[str, Any]) -> Iterator[None]:
         evaluator.generate_arguments = {}
 
 
-def _check_module(method: str, model: object) -> None:
-    """Check that what is to be run is a LightningModule.
+def _module_of(method: str, model: object) -> Any:
+    """Take the LightningModule that is to be run, which may be compiled: of an HFModule its model is.
 
     Raises:
-        ModuleTypeError: it is not.
+        ModuleTypeError: it is not one.
     """
+    inside: Any = getattr(model, "_orig_mod", None)
+    if isinstance(model, OptimizedModule) and isinstance(inside, pl.LightningModule):
+        if not isinstance(inside, HFModule):
+            return from_compiled(model)
+        inside.compile_context = model.dynamo_ctx
+        return inside
     if isinstance(model, pl.LightningModule):
-        return
+        return model
     name = type(model).__name__
     hint = " Wrap the model: HFModule(model)." if isinstance(model, torch.nn.Module) else ""
     raise ModuleTypeError(f"`{method}` expects an HFModule or another LightningModule, got `{name}`.{hint}")

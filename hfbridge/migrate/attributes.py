@@ -157,8 +157,10 @@ def _is_restarted(native_trainer: NativeTrainer) -> bool:
 
 
 def _is_wrapped(native_trainer: NativeTrainer) -> bool:
-    wrapped = native_trainer.model_wrapped
-    return getattr(wrapped, "_orig_mod", wrapped) is not native_trainer.model
+    wrapped, model = (
+        getattr(found, "_orig_mod", found) for found in (native_trainer.model_wrapped, native_trainer.model)
+    )
+    return wrapped is not model
 
 
 _WRONG: Mapping[str, tuple[str, Callable[[Any], bool]]] = {

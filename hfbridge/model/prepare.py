@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from accelerate.utils import TorchDynamoPlugin
 from torch import nn
+from torch._dynamo import OptimizedModule
 from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments
 from transformers.debug_utils import DebugOption, DebugUnderflowOverflow
 from transformers.integrations.liger import apply_liger_kernel
@@ -75,14 +76,18 @@ class Preparation:
         self._args, self._trains = args, trains
         self.trained: Any = model
 
-    def train_through(self, wrapped: Any) -> None:
-        """Train by what wraps the model, compiled if asked for.
+    def train_through(self, wrapped: Any, context: Any = None) -> None:
+        """Train by what wraps the model, compiled if the settings say so or the model was passed compiled.
 
         Args:
             wrapped: the model, or what its strategy put around it.
+            context: by what the model was compiled that was passed.
         """
-        compiles = self._trains and self._args.torch_compile
-        self.trained = compiled(wrapped, self._args) if compiles else wrapped
+        self.trained = wrapped
+        if self._trains and context is not None:
+            self.trained = OptimizedModule(wrapped, context)
+        elif self._trains and self._args.torch_compile:
+            self.trained = compiled(wrapped, self._args)
 
     def undo(self) -> None:
         """Give the model back; a second call does nothing."""

@@ -5,14 +5,17 @@ Grade: exact. What is compared stands in tests/parity/engines.py.
 
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
-from torch import Tensor
-from transformers import DataCollatorForSeq2Seq
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import AutoModelForSequenceClassification, DataCollatorForSeq2Seq, TrainingArguments
+from transformers import Trainer as NativeTrainer
 
 import hfbridge
-from tests.parity.engines import Job, assert_identical, digest_metrics, run_both, run_ours, run_theirs
-from tests.tiny import make_model, make_tokenizer
+from tests.parity.engines import BASE, Job, assert_identical, digest_metrics, run_both, run_ours, run_theirs
+from tests.tiny import PadRows, make_model, make_rows, make_tokenizer
 
 ACCUMULATED = {"gradient_accumulation_steps": 3, "eval_strategy": "epoch"}
 
@@ -116,6 +119,66 @@ def test_compiled_with_label_smoothing(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = run_ours(job.with_settings(torch_compile_backend=None), loss_normalization="exact")
     assert exact.log_history[0]["loss"] == plain.log_history[0]["loss"]
     assert theirs.log_history[0] == ours.log_history[0]
+
+
+@pytest.mark.parametrize("what", ["the model", "the module", "a Trainer's model"])
+def test_a_model_that_is_passed_compiled(what: str) -> None:
+    """It is trained compiled, and saved by the names of the module inside."""
+    graphs: list[Any] = []
+    torch._dynamo.reset()  # it compiles a function for so many models only
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    rows, settings = make_rows("distilbert", 16), {**BASE, "save_strategy": "epoch"}
+    model = make_model("distilbert")
+    compiled = torch.compile(model, backend=backend)
+    data: Any = hfbridge.HFDataModule(train_dataset=rows, data_collator=PadRows())
+    if what == "a Trainer's model":
+        native = NativeTrainer(compiled, TrainingArguments(**settings), PadRows(), rows)
+        trainer, module, data = hfbridge.from_trainer(native)
+    else:
+        module = hfbridge.HFModule(model if what == "the module" else compiled, loss_normalization="native")
+        trainer = hfbridge.Trainer(settings)
+    trainer.fit(torch.compile(module, backend=backend) if what == "the module" else module, data)
+    assert graphs
+    assert module.model is model
+    assert AutoModelForSequenceClassification.from_pretrained("out/checkpoint-4").num_labels == 2
+    theirs = NativeTrainer(
+        torch.compile(make_model("distilbert"), backend=backend),
+        TrainingArguments(**{**BASE, "output_dir": "native"}),
+        PadRows(),
+        rows,
+    )
+    theirs.train()
+    expected = theirs.model._orig_mod.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+    if what == "the module":
+        assert trainer.validate(
+            torch.compile(module, backend=backend), DataLoader(rows[:4], 4, collate_fn=PadRows())
+        )
+
+
+def test_a_compiled_module_of_the_users() -> None:
+    module = torch.compile(Plain(), backend="eager")
+    trainer = hfbridge.Trainer({**BASE, "max_steps": 2}, enable_checkpointing=False, logger=False)
+    trainer.fit(module, DataLoader(torch.randn(8, 4), 2))
+    assert trainer.global_step == 2
+
+
+class Plain(pl.LightningModule):
+    """A LightningModule of the user's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 1)
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        return self.layer(batch).square().mean()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 0.1)
 
 
 @pytest.mark.parametrize("every", [1, 2])
