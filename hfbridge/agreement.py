@@ -40,25 +40,30 @@ def has_ranks() -> bool:
     return count() > 1
 
 
-def compare(facts: Callable[[], Iterable[Fact]]) -> None:
-    """See that facts are the same on all ranks; digests are compared first, and the rest if they differ.
+def compare(facts: Callable[[], Iterable[Fact]], *, beside: T | None = None) -> list[T | None]:
+    """Check that facts are the same on all ranks; digests are compared first, and the rest if they differ.
 
     Args:
         facts: makes this rank's; not called where there is one rank.
+        beside: what this rank has of something that may differ.
+
+    Returns:
+        What each rank has of it.
 
     Raises:
         RankError: on all ranks, with what differs and the ranks that differ.
     """
     if not has_ranks():
-        return
+        return [beside]
     mine = list(facts())
     digest = hashlib.sha256(repr(mine).encode()).hexdigest()
-    if len(set(gather(digest))) == 1:
-        return
-    problems, differing = differences(gather(mine))
-    verb = "differs" if len(differing) == 1 else "differ"
-    headline = f"{_name(differing).capitalize()} {verb} from rank 0; training has not begun."
-    raise_problems(RankError, headline, problems)
+    found = gather((digest, beside))
+    if len({of_rank for of_rank, _ in found}) > 1:
+        problems, differing = differences(gather(mine))
+        verb = "differs" if len(differing) == 1 else "differ"
+        headline = f"{_name(differing).capitalize()} {verb} from rank 0; training has not begun."
+        raise_problems(RankError, headline, problems)
+    return [other for _, other in found]
 
 
 def differences(facts: list[list[Fact]]) -> tuple[list[Problem], list[int]]:

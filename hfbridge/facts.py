@@ -22,6 +22,7 @@ _MAY_DIFFER = (
     "disable_tqdm",
     "log_level",
     "log_level_replica",
+    "output_dir",
     "report_to",
     "run_name",
 )

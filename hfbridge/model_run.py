@@ -51,6 +51,10 @@ _BUILT_WHOLE = (
     "The model is built whole on every rank, and cut afterwards; one that is given by its name or folder, "
     "with an auto class and without peft_config, is read in parts."
 )
+_FOLDERS = (
+    "output_dir differs between ranks; all use that of rank 0, {!r}. Leave times, ranks and random names out "
+    "of it."
+)
 _NO_LABELS = (
     "All labels of the first optimizer step are ignored (-100): its loss is 0, and nothing is learned from "
     "it. Where that is not meant, see whether truncation cuts off the part that has labels, or the collator "
@@ -144,7 +148,10 @@ class ModelRun:
             model = build(shard=shard if self.sharing.loads_sharded and in_parts else None)
             if seeds_again:
                 seed_all(args.seed)
-        compare(lambda: facts_of_model(model))
+        folders = compare(lambda: facts_of_model(model), beside=args.output_dir)
+        if len(set(folders)) > 1:
+            warnings.warn(_FOLDERS.format(folders[0]), BridgeWarning, stacklevel=2)
+            args.output_dir = folders[0]
         self.parameters = count_parameters(model, getattr(model, "_outline", None))
         self.label_names = self._label_names(model)
         return model
@@ -344,8 +351,10 @@ class ModelRun:
         module, micro_batches = self._module, step.micro_batches
         if not any(count_items(inputs, self.normalization.traits) for inputs in micro_batches):
             warnings.warn(_NO_LABELS, BridgeWarning, stacklevel=2)
-        packed = gather(next((n for n, inputs in enumerate(micro_batches) if is_packed(inputs)), None))
         is_ours = module.data.packing is not None
+        if not is_ours and "position_ids" not in micro_batches[0]:
+            return
+        packed = gather(next((n for n, inputs in enumerate(micro_batches) if is_packed(inputs)), None))
         if not is_ours and set(packed) == {None}:
             return
         first = self.prepare_inputs(micro_batches[packed[rank()] or 0])

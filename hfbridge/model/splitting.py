@@ -10,9 +10,7 @@ sums of means over different items               no
 from torch import nn
 from transformers.trainer_utils import unwrap_peft_model
 
-from hfbridge.errors import BridgeError
 from hfbridge.model.asking import asking, noise_of
-from hfbridge.model.failures import FAILURES
 from hfbridge.model.items import Inputs
 from hfbridge.model.loss import ExactLoss
 
@@ -35,8 +33,9 @@ def describe_split(
         parts: its halves; `None` if it cannot be cut.
         loss: how the run counts and divides.
     """
+    whose = _name_of(model, loss)
     if loss.criterion.function is None and matches_objects(inputs):
-        return _note(model, "it is divided by the number of objects in the batch")
+        return _note(whose, "it is divided by the number of objects in the batch")
     if parts is None:
         return ""
     try:
@@ -45,7 +44,7 @@ def describe_split(
                 (float(value), held)
                 for value, _, held in (loss.evaluate(model, given) for given in (inputs, inputs, *parts))
             )
-    except (*FAILURES, BridgeError):  # no batches of this size for it; the run itself tells its own failures
+    except Exception:  # if not for the size of the batch, it is raised again in training
         return ""
     items = sum(held for _, held in cut)
     if not items or whole != again:  # a forward that draws in eval mode cannot be compared
@@ -54,13 +53,19 @@ def describe_split(
     distance = abs(mean - whole[0]) / max(abs(whole[0]), 1e-12)
     if not distance > noise_of(model):
         return ""
-    return _note(model, f"here they differ by {distance:.2g} of it")
+    return _note(whose, f"here they differ by {distance:.2g} of it")
 
 
-def _note(model: nn.Module, how: str) -> str:
-    name = type(unwrap_peft_model(model)).__name__
+def _name_of(model: nn.Module, loss: ExactLoss) -> str:
+    function = loss.criterion.function
+    if function is None:
+        return type(unwrap_peft_model(model)).__name__
+    return f"compute_loss_func ({getattr(function, '__qualname__', repr(function))})"
+
+
+def _note(whose: str, how: str) -> str:
     return (
-        f"The loss of {name} over a batch is not the mean of the losses of its parts; {how}. It compares "
+        f"The loss of {whose} over a batch is not the mean of the losses of its parts; {how}. It compares "
         "rows with each other, matches objects, or adds means over different items, so that the gradient "
         'depends on the cut into micro-batches also in "exact". Where that matters, use one micro-batch: '
         "gradient_accumulation_steps=1 with a larger per_device_train_batch_size."

@@ -3,6 +3,7 @@
 import gc
 import os
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,7 @@ def train_differing(what: str) -> tuple[str, str]:
     if is_other and what == "setting":
         values |= {"learning_rate": 1e-3, "run_name": "other"}
     if what == "long setting":
-        values["output_dir"] = f"{'a' * 100}{rank()}"
+        values["label_names"] = ["labels", f"{'a' * 100}{rank()}"]
     if what == "order":
         rows = rows.shuffle(seed=rank())
     if is_other and what == "length":
@@ -155,6 +156,20 @@ def train_differing(what: str) -> tuple[str, str]:
     except Exception as error:
         return told(error)
     return told(None)
+
+
+def train_into_folders_of_their_own() -> tuple[list[str], list[str], str]:
+    """Train with another output_dir on each rank; returns the folders, warnings, and what the state says."""
+    own = f"out-{rank()}"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        module = hfbridge.HFModule(make_model("llama"))
+        data = hfbridge.HFDataModule(train_dataset=make_dataset("llama", 21), data_collator=PadRows())
+        settings = {**SETTINGS, "output_dir": own, "save_strategy": "epoch"}
+        hfbridge.Trainer(settings, **QUIET).fit(module, data)
+    saved = sorted(str(path) for path in Path().glob("out-*/checkpoint-*"))
+    told = [str(one.message) for one in caught if "output_dir differs" in str(one.message)]
+    return saved, told, str(module.args.output_dir)
 
 
 def count_collectives() -> list[int]:

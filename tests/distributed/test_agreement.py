@@ -2,7 +2,12 @@
 
 import pytest
 
-from tests.distributed.mapping_jobs import count_collectives, other_weights, train_differing
+from tests.distributed.mapping_jobs import (
+    count_collectives,
+    other_weights,
+    train_differing,
+    train_into_folders_of_their_own,
+)
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -11,7 +16,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
     ("what", "named"),
     [
         ("setting", ["the setting learning_rate", "rank 0: not there; rank 1: 0.001", "same"]),
-        ("long setting", ["the setting output_dir", "digest"]),
+        ("long setting", ["the setting label_names", "digest"]),
         ("order", ["contents of the train set", "shuffle(seed=...)"]),
         ("length", ["rows of the train set", "rank 0: 21; rank 1: 20"]),
         ("column", ["columns of the train set", "extra"]),
@@ -28,6 +33,14 @@ def test_what_differs_is_named_on_all_ranks(ranks, what, named):
     for part in named:
         assert part in text
     assert "run_name" not in text
+
+
+def test_of_different_output_dirs_the_first_rank_s_is_used(ranks):
+    (first, warned, folder), (second, _, other) = ranks(2).run(train_into_folders_of_their_own)
+    assert [path.split("/")[0] for path in first] == ["out-0"]
+    assert second == []
+    assert folder == other == "out-0"
+    assert len(warned) == 1
 
 
 def test_what_one_rank_lacks_fails_the_others_too(ranks):

@@ -15,6 +15,7 @@ from typing import Any
 
 import datasets
 import pytest
+import torch
 
 from tests.examples.documents import (
     PAGES,
@@ -117,6 +118,16 @@ def test_the_config_of_the_command_line_trains(folder: Path, monkeypatch: pytest
 )
 def test_a_wrong_command_is_told(command: str, told: str) -> None:
     assert told in problem_of(command.split())
+
+
+def test_the_weighted_loss_of_the_pages_is_that_of_torch() -> None:
+    page = ROOT / "docs" / "extending.md"
+    (block,) = (block.text for block in blocks_of(page) if "def weighted_loss" in block.text)
+    names: dict[str, Any] = {}
+    exec(block[: block.index("module =")], names)
+    logits, labels = torch.tensor([[0.2, 0.7], [1.0, -1.0], [0.0, 0.3]]), torch.tensor([0, 1, 1])
+    expected = torch.nn.functional.cross_entropy(logits, labels, weight=torch.tensor([1.0, 2.0]))
+    assert names["weighted_loss"]({"logits": logits}, labels, num_items_in_batch=torch.tensor(3)) == expected
 
 
 def test_blocks_that_are_not_run_say_why_and_are_few() -> None:
