@@ -20,6 +20,7 @@ from hfbridge.callbacks.jit_checkpoint import SigtermCheckpoint
 from hfbridge.callbacks.run_data import UserData
 from hfbridge.checkpoints.export import save_pretrained
 from hfbridge.checkpoints.resume import describe_run, position_of
+from hfbridge.checkpoints.weights import check_is_saved
 from hfbridge.checkpoints.writer import CheckpointWriter, export
 from hfbridge.errors import BridgeWarning, CheckpointError, ModelError
 from hfbridge.model.adapters import merged
@@ -82,6 +83,8 @@ class RunCheckpoints:
         self.is_resumable = False
         args = self._host.args
         if args.save_strategy != "no" or args.enable_jit_checkpoint:
+            module: Any = trainer.lightning_module
+            check_is_saved(module.model, loads_best=args.load_best_model_at_end)
             self._writer_for(trainer).tell_of_earlier_runs(is_resumed=is_resumed)
 
     def begin(self, trainer: pl.Trainer, module: Any) -> None:
@@ -145,7 +148,8 @@ class RunCheckpoints:
         state = copy.deepcopy(host.state)
         export(state, host.exports())
         position = self._position(module.trainer)
-        entries = describe_run(module, state, position, processing_class_of(module))
+        weights = checkpoint["state_dict"]
+        entries = describe_run(module, state, position, processing_class_of(module), weights)
         if checkpoint.get("lr_schedulers") == [] and module.lr_schedule is not None:
             entries["lr_schedulers"] = [module.lr_schedule.state_dict()]  # that Lightning does not step
         return entries

@@ -62,9 +62,11 @@ def from_lightning(found: Mapping[str, Any], *, source: str) -> Checkpoint:
         )
     weights = without_prefix(found["state_dict"])
     kept = found.get(layout.WEIGHTS_KEY) or {"names": list(weights), "adapter": False}
+    names = kept["names"] if isinstance(kept["names"], dict) else {name: name for name in kept["names"]}
     optimizer, schedule = found.get("optimizer_states"), found.get("lr_schedulers")
     return Checkpoint(
-        weights={name: weights[name] for name in kept["names"] if name in weights},
+        weights={saved: weights[name] for saved, name in names.items() if name in weights}
+        | kept.get("made", {}),
         state_text=found[layout.STATE_KEY],
         optimizer=optimizer[0] if optimizer else None,
         schedule=schedule[0] if schedule else None,

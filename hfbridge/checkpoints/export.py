@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from hfbridge.checkpoints import layout
 from hfbridge.checkpoints.convert import from_lightning, to_lightning
 from hfbridge.checkpoints.io import NativeCheckpointIO
-from hfbridge.checkpoints.read import read_checkpoint, read_weights
-from hfbridge.checkpoints.weights import complete_weights, makes_prompts, outline_of
+from hfbridge.checkpoints.read import read_all_weights, read_checkpoint
+from hfbridge.checkpoints.weights import adapter_files, complete_weights, outline_of, writes_adapters
 from hfbridge.checkpoints.write import replaced, save_model, write_read_checkpoint
 from hfbridge.errors import CheckpointError
 
@@ -46,15 +46,12 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> P
         raise CheckpointError(f"There is no checkpoint {str(source)!r}.")
     if layout.is_checkpoint(source):
         checkpoint = read_checkpoint(source, keeps_files=True)
-        _refuse_adapter(checkpoint.has_adapter, source)
         with replaced(target) as unfinished:
             unfinished.rmdir()
             torch.save(to_lightning(checkpoint), unfinished)
         return target
     found = NativeCheckpointIO().load_checkpoint(source)
-    checkpoint = from_lightning(found, source=repr(str(source)))
-    _refuse_adapter(checkpoint.has_adapter, source)
-    write_read_checkpoint(target, checkpoint)
+    write_read_checkpoint(target, from_lightning(found, source=repr(str(source))))
     return target
 
 
@@ -94,14 +91,13 @@ def save_pretrained(
 
 
 def _check_is_saved(model: nn.Module, folder: Path, weights: Mapping[str, Tensor]) -> None:
-    path = layout.weights_in(folder)
-    name = path.name
-    read = read_weights(path)
-    if makes_prompts(model):
-        return  # there is nothing in the model that the prompts in the file could be compared with
-    own = outline_of(model)
-    # Below an adapter the model is as it was; there is nothing of it in the file.
-    is_below = {id(tensor) for tensor in own.values()} if name == layout.ADAPTER_SAFE_WEIGHTS_NAME else set()
+    name, read = layout.weights_in(folder).name, read_all_weights(folder)
+    is_below: set[int] = set()
+    if writes_adapters(model):
+        if adapter_files(model).made:
+            return  # there is nothing in the model that the prompts in the file could be compared with
+        # Below an adapter the model is as it was; there is nothing of it in the file.
+        is_below = {id(tensor) for tensor in outline_of(model).values()}
     found = complete_weights(model, read, source=name)
     wrong = [
         key
@@ -111,12 +107,4 @@ def _check_is_saved(model: nn.Module, folder: Path, weights: Mapping[str, Tensor
     if wrong:
         raise CheckpointError(
             f"{name} does not hold what the model has: {wrong[0]} differs. Nothing was kept."
-        )
-
-
-def _refuse_adapter(has_adapter: bool, source: Path) -> None:
-    if has_adapter:
-        raise CheckpointError(
-            f"{str(source)!r} holds an adapter without the model below it, and a .ckpt needs both. Resume "
-            "from it as it is: trainer.fit(module, data, ckpt_path=...) takes either format."
         )

@@ -14,6 +14,10 @@ rng_state.pth, or of each    states of Python's, numpy's and torch's      hfbrid
 trainer_state.json           TrainerState                                 hfbridge.trainer_state, as text
 the rest                     configuration, tokenizer, training_args.bin  hfbridge.files, as bytes
 
+A model with adapters of PEFT has adapter_model.safetensors in place of the weights, in a folder for each
+adapter that is not called "default". In a .ckpt state_dict then holds what is trained and what these files
+hold, by names in the model; hfbridge.weights has the names in the files, and what PEFT makes for them.
+
 Under DeepSpeed there is no optimizer.pt. What each rank holds is in files of its own, with weights and
 optimizer, in `global_step<N>` (its name is in `latest`); DeepSpeed writes and reads them. They are pickles.
 

@@ -25,7 +25,7 @@ its ranks by its rng_state files, and the rows that are behind by the epoch in i
 import copy
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,7 +44,14 @@ from hfbridge import generators, ranks
 from hfbridge.checkpoints import layout
 from hfbridge.checkpoints.convert import native_ranks, pack, plain_ranks, without_prefix
 from hfbridge.checkpoints.read import RankState, state_from
-from hfbridge.checkpoints.weights import complete_weights, outline_of, saved_names
+from hfbridge.checkpoints.weights import (
+    adapter_files,
+    complete_weights,
+    outline_of,
+    saved_names,
+    trained_names,
+    writes_adapters,
+)
 from hfbridge.checkpoints.write import other_files
 from hfbridge.checkpoints.writer import as_json
 from hfbridge.data.accumulation import BatchLayout, DataPosition, Schedule
@@ -465,25 +472,47 @@ def describe_run(
     state: TrainerState,
     position: dict[str, Any],
     processing_class: Any,
+    state_dict: Mapping[str, Tensor],
 ) -> dict[str, Any]:
-    """Make the entries that a Lightning checkpoint of a run has beside Lightning's own; called by all ranks.
+    """Make the entries of a run's Lightning checkpoint that Lightning does not make; called by all ranks.
 
     Args:
         module: the HFModule.
         state: with what callbacks export.
         position: of this rank, from `position_of`.
         processing_class: tokenizer or processor, kept beside the weights.
+        state_dict: the module's, as Lightning has gathered it.
 
     Returns:
         Entries by key; checkpoints/layout.py has the table.
     """
     states = ranks.gather(RankState(generators.capture(), position))
-    weights = _stand_ins(module.model)
     return {
         layout.STATE_KEY: as_json(state),
         **plain_ranks(states),
-        layout.WEIGHTS_KEY: {"names": saved_names(module.model, weights), "adapter": False},
+        **_describe_weights(module, state_dict),
         layout.FILES_KEY: pack(other_files(module.model, module.args, processing_class)),
+    }
+
+
+def _describe_weights(module: Any, state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Make the entries of the weights: with adapters, without what is frozen below them."""
+    model: nn.Module = module.model
+    if not writes_adapters(model):
+        names = saved_names(model, _stand_ins(model))
+        return {layout.WEIGHTS_KEY: {"names": names, "adapter": False}}
+    files = adapter_files(model)
+    entries = {layout.WEIGHTS_KEY: {"names": files.names, "adapter": True, "made": files.made}}
+    if module.sharing.reads_weights:
+        return entries
+    names_of_model = trained_names(model, module.trainer.optimizers) | set(files.names.values())
+    kept = {f"{layout.PREFIX}{name}" for name in names_of_model}
+    return entries | {
+        "state_dict": {
+            name: tensor
+            for name, tensor in state_dict.items()
+            if name in kept or not name.startswith(layout.PREFIX)
+        }
     }
 
 

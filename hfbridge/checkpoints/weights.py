@@ -1,18 +1,37 @@
-"""Weights of a checkpoint and the model they belong to: tied ones, missing ones; knows Hugging Face."""
+"""Weights of a checkpoint and the model they belong to: tied ones, missing ones, adapters'; Hugging Face.
 
-from collections.abc import Iterator, Mapping
+What PEFT writes of an adapter is decided by its configuration: `adapter_tensors` calls PEFT's own function.
+"""
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from transformers import PreTrainedModel
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.utils.import_utils import is_peft_available
 
-from hfbridge.errors import CheckpointError
+from hfbridge.errors import BridgeWarning, CheckpointError
 
 _SHOWN = 3
 _PROMPTS = "prompt_embeddings"  # PEFT's name of learned prompts, of whichever adapter
+_BASE = "base_model.model."  # before all names in a file of `model.add_adapter`
+_WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+
+
+class AdapterFiles(NamedTuple):
+    """What PEFT writes of a model's adapters.
+
+    Attributes:
+        names: by name in the files, with the folder's in front, the name in the model.
+        made: tensors that the model does not hold, such as the prompts of an encoder, by name in the files.
+    """
+
+    names: dict[str, str]
+    made: dict[str, Tensor]
 
 
 def outline_of(model: nn.Module) -> Mapping[str, Tensor]:
@@ -30,8 +49,8 @@ def complete_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source:
     Args:
         model: the model.
         weights: by their names in the model; tied ones once or by each name. Those of PEFT's adapters may be
-            without the model below them, with the adapter's name and a slash in front; without these they
-            are the active one's.
+            named as in PEFT's files, with the folder's name and a slash in front, and are without the model
+            below them.
         source: the file, for messages.
 
     Returns:
@@ -41,8 +60,9 @@ def complete_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source:
         CheckpointError: weights are missing, unknown or of another shape: they are another model's.
     """
     own = outline_of(model)
-    if adapter := _with_adapter(model, weights):
-        weights = adapter
+    required = set(own)
+    if writes_adapters(model):
+        weights, required = _named_as_in_model(model, weights)
     names_of: dict[int, list[str]] = {}
     for name, tensor in own.items():
         names_of.setdefault(id(tensor), []).append(name)
@@ -53,6 +73,8 @@ def complete_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source:
         saved_as = next((other for other in (name, *names_of[id(tensor)]) if other in weights), None)
         if saved_as is not None:
             found[name] = weights[saved_as]
+        elif name not in required:
+            found[name] = tensor
         elif name in never_saved:
             found[name] = tensor.detach()
         else:
@@ -66,7 +88,7 @@ def complete_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source:
     ]
     differences = (("missing", missing), ("unknown", unknown), ("of another shape", misshapen))
     told = [f"{len(listed)} {what}: {_listed(listed)}" for what, listed in differences if listed]
-    if unknown == [_PROMPTS] and not missing:
+    if _PROMPTS in unknown:
         raise CheckpointError(
             f"{source} holds the prompts that an encoder has made, which is all that PEFT saves of "
             "such adapters, and not the encoder; neither engine can go on with its training. "
@@ -125,29 +147,133 @@ def makes_prompts(model: Any, adapter: str | None = None) -> bool:
     return any([n for n, _ in encoders[name].named_parameters()] != ["embedding.weight"] for name in names)
 
 
-def _with_adapter(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Put the weights of adapters beside those of the model below them; empty for any other model."""
+def writes_adapters(model: nn.Module) -> bool:
+    """Whether `save_pretrained` of a model writes its adapters, and not the model below them."""
     if not is_peft_available():
-        return {}
-    from peft import PeftModel, get_peft_model_state_dict
+        return False
+    from peft import PeftModel
 
-    if not isinstance(model, PeftModel):
-        return {}
-    outline: dict[str, Tensor] = dict(outline_of(model))
-    if not set(weights).isdisjoint(outline):
-        return dict(weights)
-    own, found = {id(tensor): name for name, tensor in outline.items()}, dict(outline)
-    for folder in {saved.rpartition("/")[0] for saved in weights}:
-        adapter, names = folder or model.active_adapters[0], dict[str, str]()
+    return isinstance(model, PeftModel) or bool(getattr(model, "_hf_peft_config_loaded", False))
+
+
+def adapter_files(model: Any) -> AdapterFiles:
+    """Name what PEFT writes of a model's adapters, by their configurations.
+
+    Mirrors: peft.PeftModel.save_pretrained
+    """
+    found = AdapterFiles({}, {})
+    adapters = list(model.peft_config) if _is_peft_model(model) else model.active_adapters()[:1]
+    for adapter in adapters:
+        folder = "" if adapter == "default" or not _is_peft_model(model) else f"{adapter}/"
+        names, made = _adapter_file(model, adapter)
+        found.names.update({f"{folder}{saved}": name for saved, name in names.items()})
+        found.made.update({f"{folder}{saved}": tensor for saved, tensor in made.items()})
+    return found
+
+
+def trained_names(model: nn.Module, optimizers: Iterable[Optimizer] = ()) -> set[str]:
+    """Name the tensors of a model's `state_dict` that training changes: trained weights, and buffers.
+
+    Weights that were frozen since an optimizer took them count as trained.
+    """
+    frozen: set[str] = set()
+    trained: set[str] = set()
+    optimized = {
+        id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]
+    }
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        for wrapper in _WRAPPERS:
+            name = name.replace(wrapper, "")
+        is_trained = parameter.requires_grad or id(parameter) in optimized
+        (trained if is_trained else frozen).add(name)
+    own = set(outline_of(model))
+    return own - frozen if trained <= own else own  # else a strategy has put parameters of its own in place
+
+
+def check_is_saved(model: nn.Module, *, loads_best: bool) -> None:
+    """Warn before training of trained weights that PEFT leaves out of checkpoints.
+
+    Args:
+        model: any model.
+        loads_best: the best checkpoint is loaded at the end.
+
+    Raises:
+        CheckpointError: prompts are made by an encoder, and the best of them cannot be loaded.
+    """
+    if not writes_adapters(model):
+        return
+    files, own = adapter_files(model), outline_of(model)
+    buffers = {name for name, _ in model.named_buffers()}
+    saved = {id(own[name]) for name in files.names.values()}
+    lost = sorted(n for n in trained_names(model) - buffers if n in own and id(own[n]) not in saved)
+    is_encoded = any(name.rpartition("/")[2] == _PROMPTS for name in files.made)
+    if is_encoded and loads_best:
+        raise CheckpointError(
+            "load_best_model_at_end=True needs checkpoints that can be loaded, and PEFT saves the prompts "
+            f"that the encoder of this {type(model).__name__} makes, without the encoder. Leave "
+            "load_best_model_at_end out, and read the best checkpoint by PeftModel.from_pretrained."
+        )
+    if lost:
+        advice = "" if is_encoded else " Name their layers in modules_to_save, or resume from such a file."
+        warnings.warn(
+            f"{len(lost)} trained weights are not held by checkpoints of save_strategy, since PEFT does not "
+            f"save them: {_listed(lost)}. No run can be resumed from there exactly; the files of Lightning's "
+            f"ModelCheckpoint hold them.{advice}",
+            BridgeWarning,
+            stacklevel=2,
+        )
+
+
+def _adapter_file(model: Any, adapter: str, *, embeddings: Literal["auto", False] = "auto") -> AdapterFiles:
+    """Name what PEFT writes of one adapter; weights of the model below it are among them by configuration."""
+    from peft import get_peft_model_state_dict
+
+    # Tied weights get a tensor for each name, so that one found again has one name.
+    own = {n: t.detach() if isinstance(t, Tensor) else t for n, t in outline_of(model).items()}
+    names = {id(tensor): name for name, tensor in model.named_parameters()}  # some encoders read these
+    names |= {id(tensor): name for name, tensor in own.items()}
+    with prompts_of(model, own), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = get_peft_model_state_dict(
+            model, dict(own), adapter_name=adapter, save_embedding_layers=embeddings
+        )
+    prefix = "" if _is_peft_model(model) else _BASE
+    return AdapterFiles(
+        {f"{prefix}{name}": names[id(tensor)] for name, tensor in found.items() if id(tensor) in names},
+        {f"{prefix}{name}": tensor for name, tensor in found.items() if id(tensor) not in names},
+    )
+
+
+def _named_as_in_model(model: Any, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], set[str]]:
+    """Name weights of adapters as the model does; the others are named like that already.
+
+    Returns:
+        The weights, and the names of those that have to be among them: embeddings that PEFT writes beside
+        adapters may be missing.
+    """
+    own = outline_of(model)
+    folders = {saved.rpartition("/")[0] for saved in weights}
+    active = model.active_adapters if _is_peft_model(model) else model.active_adapters()
+    found: dict[str, Tensor] = {}
+    required: set[str] = set()
+    for folder in folders:
+        adapter = folder or ("default" if len(folders) > 1 else active[0])
+        names: dict[str, str] = {}
         if adapter in model.peft_config:
-            with prompts_of(model, outline):
-                tensors = get_peft_model_state_dict(model, dict(outline), adapter_name=adapter)
-            names = {saved: own[id(tensor)] for saved, tensor in tensors.items() if id(tensor) in own}
+            names = _adapter_file(model, adapter, embeddings=False).names
+        required |= set(names.values())
         for saved, tensor in weights.items():
             in_folder, _, name = saved.rpartition("/")
             if in_folder == folder:
-                found[names.get(name, saved)] = tensor
-    return found
+                in_model = (name, names.get(name, name), name.removeprefix(_BASE))
+                found[next((n for n in in_model if n in own), saved)] = tensor
+    return found, required
+
+
+def _is_peft_model(model: nn.Module) -> bool:
+    from peft import PeftModel
+
+    return isinstance(model, PeftModel)
 
 
 def _listed(names: list[str]) -> str:

@@ -94,9 +94,17 @@ def write_read_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
             path = unfinished / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-        name = layout.ADAPTER_SAFE_WEIGHTS_NAME if checkpoint.has_adapter else layout.SAFE_WEIGHTS_NAME
-        weights = {name: tensor.contiguous() for name, tensor in checkpoint.weights.items()}
-        safetensors.torch.save_file(weights, unfinished / name, metadata={"format": "pt"})
+        file = layout.ADAPTER_SAFE_WEIGHTS_NAME if checkpoint.has_adapter else layout.SAFE_WEIGHTS_NAME
+        in_folders: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in checkpoint.weights.items():
+            folder_name, _, name_in_file = name.rpartition("/") if checkpoint.has_adapter else ("", "", name)
+            # Weights of adapters may be tied to one another, which safetensors does not take.
+            plain = tensor.clone() if checkpoint.has_adapter else tensor
+            in_folders.setdefault(folder_name, {})[name_in_file] = plain.contiguous()
+        for folder_name, weights in in_folders.items():
+            path = unfinished / folder_name / file
+            path.parent.mkdir(exist_ok=True)
+            safetensors.torch.save_file(weights, path, metadata={"format": "pt"})
         _write_run(unfinished, checkpoint, step=checkpoint.state.global_step)
 
 

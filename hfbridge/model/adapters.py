@@ -168,7 +168,7 @@ def merged(model: nn.Module) -> nn.Module:
     """Make a copy of the model below the adapters, with what they do put into its weights.
 
     Args:
-        model: a PeftModel, whole; it is left as it is.
+        model: a model with adapters, whole; it is left as it is.
 
     Raises:
         ModelError: it has no adapters, or such as cannot be put into weights.
@@ -178,19 +178,33 @@ def merged(model: nn.Module) -> nn.Module:
     """
     if not has_adapters(model) or not hasattr(model, "peft_config"):
         raise ModelError(f"merge=True merges PEFT's adapters, and this {type(model).__name__} has none.")
-    twin: Any = model
-    if not hasattr(twin.base_model, "merge_and_unload"):
-        kinds = {str(config.peft_type.value) for config in twin.peft_config.values()}
+    has_added = bool(getattr(model, "_hf_peft_config_loaded", False))  # by `model.add_adapter`
+    if not has_added and not hasattr(model.base_model, "merge_and_unload"):
+        configs: Any = model.peft_config
+        kinds = {str(config.peft_type.value) for config in configs.values()}
         raise ModelError(
             f"merge=True: {', '.join(sorted(kinds))} adds to the inputs and changes no weights, so that "
             "there is nothing to merge. Leave merge out, which writes the adapter."
         )
-    twin = copy.deepcopy(model)
+    twin: Any = copy.deepcopy(model)
     try:
-        plain: nn.Module = twin.merge_and_unload()
+        plain: nn.Module = (_tuner_of(twin) if has_added else twin).merge_and_unload()
     except (ValueError, NotImplementedError, TypeError, AttributeError) as error:
         raise ModelError(f"merge=True: these adapters cannot be merged: {error}") from error
+    if has_added:
+        vars(plain)["_hf_peft_config_loaded"] = False
     return plain
+
+
+def _tuner_of(model: Any) -> Any:
+    """Make the tuner that PEFT has put an adapter into a model by, and that the model does not keep."""
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+
+    kind: Any = PEFT_TYPE_TO_TUNER_MAPPING[model.peft_config[model.active_adapters()[0]].peft_type]
+    tuner = kind.__new__(kind)
+    nn.Module.__init__(tuner)
+    tuner.model, tuner.peft_config = model, model.peft_config
+    return tuner
 
 
 def check_reentrant(model: Any, arguments: Mapping[str, Any]) -> None:

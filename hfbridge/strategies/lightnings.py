@@ -34,6 +34,7 @@ class WrappedSharing(GatheredSharing):
     """Lightning's FSDPStrategy has wrapped the whole HFModule."""
 
     prefix = _PREFIX
+    reads_weights = True
 
     def shard(self, model: nn.Module, *, dtype: torch.dtype | None = None) -> None:
         """Keep what the whole model is, before the strategy wraps it."""
@@ -60,6 +61,8 @@ class MeshSharing(FSDP2Sharing):
         SettingsError: the ranks are to be tensor-parallel.
     """
 
+    reads_weights = True
+
     def __init__(self, strategy: strategies.ModelParallelStrategy) -> None:
         units = {"policy": TRANSFORMER_BASED, "layer_classes": None, "min_num_params": 0}
         super().__init__(strategy, reshards=True, offloads=False, units=units, recomputes=False)
@@ -85,7 +88,7 @@ class WrappedEngineSharing(EngineSharing):
     """Lightning's DeepSpeedStrategy has made an engine of the whole HFModule."""
 
     zero_config = save_parts = None
-    reads_loader_first = divides_again = keeps_optimizer = True
+    reads_loader_first = divides_again = keeps_optimizer = reads_weights = True
     keeps_schedule = False
     before_forward = Sharing.before_forward
     forward_through = Sharing.forward_through

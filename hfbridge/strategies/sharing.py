@@ -51,6 +51,7 @@ class Sharing:
             `None` where checkpoints hold whole states.
         parts_to_load: the directory of such files that a run goes on from.
         keeps_schedule: those files hold the state of the schedule, too.
+        reads_weights: the strategy itself reads the weights of a Lightning checkpoint, all of them.
     """
 
     is_sharded = replaces_parameters = loads_sharded = False
@@ -58,7 +59,7 @@ class Sharing:
     zero_config: dict[str, Any] | None = None
     save_parts: Callable[[Path], None] | None = None
     parts_to_load: str | None = None
-    keeps_schedule = False
+    keeps_schedule = reads_weights = False
 
     def __init__(self, strategy: Strategy) -> None:
         self._strategy = strategy
