@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import Strategy
 from hfbridge import ranks
 from hfbridge.checkpoints import layout
 from hfbridge.checkpoints.convert import to_lightning
-from hfbridge.checkpoints.read import find_last, read_checkpoint, state_from
+from hfbridge.checkpoints.read import find_last, read_checkpoint, state_from, weights_alone
 from hfbridge.errors import CheckpointError
 
 
@@ -78,6 +78,8 @@ class NativeCheckpointIO(TorchCheckpointIO):
             return {**read, layout.PARTS_KEY: str(folder)} if layout.has_parts(folder) else read
         if "://" not in str(path) and not Path(path).exists():
             raise CheckpointError(f"There is no checkpoint {str(path)!r}.")
+        if folder.suffix == ".safetensors":
+            raise CheckpointError(weights_alone(folder))
         named["weights_only"] = True
         try:
             found: dict[str, Any] = super().load_checkpoint(path, *arguments, **named)
@@ -87,6 +89,8 @@ class NativeCheckpointIO(TorchCheckpointIO):
                 f"{str(path)!r} is damaged, or holds more than tensors and plain data, which is not run: "
                 f"{first}"
             ) from error
+        if self._reads_together and "pytorch-lightning_version" not in found:
+            raise CheckpointError(weights_alone(folder))
         return found
 
 

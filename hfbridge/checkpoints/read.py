@@ -83,8 +83,7 @@ def read_checkpoint(folder: Path, *, keeps_files: bool = False, rank: int | None
     Mirrors: transformers.Trainer._load_from_checkpoint
     Proved by: tests/faults/test_broken_checkpoints.py
     """
-    if not folder.is_dir():
-        raise CheckpointError(f"There is no checkpoint {str(folder)!r}: no such directory.")
+    _check_is_of_run(folder)
     problems: list[str] = []
 
     def attempt(read: Callable[[Path], Any], name: str) -> Any:
@@ -132,6 +131,26 @@ def read_checkpoint(folder: Path, *, keeps_files: bool = False, rank: int | None
         files=_read_other_files(folder) if keeps_files else {},
         has_adapter=layout.has_adapter(folder),
     )
+
+
+def weights_alone(path: Path) -> str:
+    """Say what to do with a folder or file of weights, from which no run can be resumed."""
+    return (
+        f"{str(path)!r} holds weights alone, and does not tell where a run was. Begin a new run with them: "
+        "HFModule(folder, auto_class) reads a folder of save_pretrained, PeftModel.from_pretrained(model, "
+        "folder, is_trainable=True) an adapter, HFModule.load_from_checkpoint a file of Lightning's, and "
+        "model.load_state_dict what torch.load returns."
+    )
+
+
+def _check_is_of_run(folder: Path) -> None:
+    if not folder.is_dir():
+        raise CheckpointError(f"There is no checkpoint {str(folder)!r}: no such directory.")
+    of_run = (layout.TRAINER_STATE_NAME, *_RESUMING, *layout.random_files_in(folder))
+    has_weights = any(folder.glob("*.safetensors")) or bool(layout.adapters_in(folder))
+    is_named = layout.step_of(folder) is not None  # its other files are missing
+    if has_weights and not is_named and not any((folder / name).exists() for name in of_run):
+        raise CheckpointError(weights_alone(folder))
 
 
 def find_last(folder: Path) -> Path | None:

@@ -128,8 +128,8 @@ def fill_checkpoint(module: Any, checkpoint: dict[str, Any]) -> Resumption | Non
         loops = {f"{name}_loop": getattr(trainer, f"{name}_loop") for name in ("validate", "test", "predict")}
         checkpoint["loops"] = {name: loop.state_dict() for name, loop in loops.items()}
         return None
+    _check_tells_of_run(checkpoint)
     if layout.STATE_KEY not in checkpoint:
-        _check_tells_of_run(checkpoint)
         return None  # written by Lightning outside of a run: its own counters, optimizer and schedule
     takes_parts = module.sharing.save_parts is not None
     if takes_parts != (layout.PARTS_KEY in checkpoint):
@@ -143,13 +143,8 @@ def fill_checkpoint(module: Any, checkpoint: dict[str, Any]) -> Resumption | Non
         checkpoint["loops"] = {"fit_loop": _counters_of(trainer, resumption, schedule, step=step)}
     checkpoint.setdefault("optimizer_states", [])
     checkpoint.setdefault("lr_schedulers", [])
-    if not checkpoint["optimizer_states"] and not takes_parts:
-        warnings.warn(
-            "The checkpoint holds weights and state alone (save_only_model): optimizer and schedule begin "
-            "anew, and random numbers are others.",
-            BridgeWarning,
-            stacklevel=2,
-        )
+    if not takes_parts:
+        _warn_of_absent_states(trainer, checkpoint)
     if step >= schedule.max_steps:
         warnings.warn(
             f"The checkpoint is of step {step}, and the run ends at {schedule.max_steps}: there is nothing "
@@ -193,16 +188,52 @@ def _counters_of(
 
 
 def _check_tells_of_run(checkpoint: dict[str, Any]) -> None:
-    """Check that a checkpoint of Lightning's own is one that a run can go on from.
+    """Check that a checkpoint is one that a run can be resumed from.
 
     Raises:
-        CheckpointError: it holds weights alone.
+        CheckpointError: it holds weights alone, as `ModelCheckpoint(save_weights_only=True)` writes them.
     """
-    if not checkpoint.get("optimizer_states") or not checkpoint.get("loops"):
-        raise CheckpointError(
-            "This checkpoint does not tell where its run was: it holds weights alone. Load them by "
-            "HFModule.load_from_checkpoint, and begin a new run."
+    if layout.STATE_KEY in checkpoint:
+        tells = "lr_schedulers" in checkpoint
+    else:
+        tells = bool(checkpoint.get("optimizer_states") and checkpoint.get("loops"))
+    if tells:
+        return
+    raise CheckpointError(
+        "This checkpoint does not tell where its run was: it holds weights alone, without optimizer and "
+        "schedule. Load them by HFModule.load_from_checkpoint, and begin a new run; to resume one, write its "
+        "checkpoints without save_weights_only."
+    )
+
+
+def _warn_of_absent_states(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
+    """Name what a checkpoint of `save_only_model` does not hold, in place of "Restored all states"."""
+    if checkpoint["optimizer_states"]:
+        return
+    held = {
+        layout.OPTIMIZER_NAME: False,
+        layout.SCHEDULER_NAME: bool(checkpoint["lr_schedulers"]),
+        layout.random_name(0, 1): bool(checkpoint.get(layout.RNG_KEY)),
+    }
+    if ranks.rank() == 0:
+        warnings.warn(
+            "The checkpoint holds weights and state alone (save_only_model), without "
+            f"{', '.join(name for name, is_held in held.items() if not is_held)}: optimizer and schedule "
+            "begin anew, and random numbers are others. For runs that resume exactly, leave save_only_model "
+            "out.",
+            BridgeWarning,
+            stacklevel=2,
         )
+    connector: Any = trainer._checkpoint_connector
+    resume_end = connector.resume_end
+
+    def resume_silently() -> None:
+        path, connector._ckpt_path = connector._ckpt_path, None
+        resume_end()
+        connector._ckpt_path = path
+        del connector.resume_end
+
+    connector.resume_end = resume_silently
 
 
 def _wrong_strategy(takes_parts: bool) -> str:

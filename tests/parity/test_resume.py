@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from transformers import set_seed
 
-from hfbridge import BridgeWarning
+from hfbridge import BridgeWarning, CheckpointError, HFModule
 from tests.parity.engines import Job, Record, make_ours, make_theirs, record_ours, record_theirs, same
 from tests.tiny import PadRows
 
@@ -145,14 +145,18 @@ def test_the_settings_may_say_where_to_go_on() -> None:
     assert_goes_on(theirs, resumed, MID, final_row=False)
 
 
-def test_only_the_model_was_saved() -> None:
+def test_only_the_model_was_saved(caplog: pytest.LogCaptureFixture) -> None:
     native(job(output_dir="native", save_only_model=True))
     again = job(save_strategy="no", output_dir="again")
     theirs = native(again, f"native/checkpoint-{MID}")
     set_seed(8)
     trainer, module, data, recorder, collator = make_ours(again)
-    with pytest.warns(BridgeWarning, match="holds weights and state alone"):
+    with pytest.warns(BridgeWarning, match="holds weights and state alone") as told, caplog.at_level("INFO"):
         trainer.fit(module, data, ckpt_path=f"native/checkpoint-{MID}")
+    (message,) = [str(warning.message) for warning in told if "state alone" in str(warning.message)]
+    assert all(name in message for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"))
+    assert "Restored all states" not in caplog.text
+    assert str(trainer.ckpt_path) == f"native/checkpoint-{MID}"
     ours = record_ours(trainer, module, recorder, collator)
     same(
         "steps",
@@ -164,6 +168,27 @@ def test_only_the_model_was_saved() -> None:
         [s.get("learning rates") for s in theirs.steps],
         [s.get("learning rates") for s in ours.steps],
     )
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using .ckpt_path.:UserWarning")
+def test_no_run_is_resumed_from_weights_alone() -> None:
+    trainer, module, data, *_ = make_ours(job(output_dir="out", save_strategy="no"))
+    keeper = ModelCheckpoint("kept", "{step}", every_n_train_steps=MID, save_weights_only=True)
+    trainer.callbacks.append(keeper)
+    trainer.fit(module, data)
+    module.save_pretrained("final")
+    torch.save(module.model.state_dict(), "weights.pt")
+    again = job(output_dir="again", save_strategy="no")
+    for path in (keeper.best_model_path, "final", "final/model.safetensors", "weights.pt"):
+        trainer, module, data, *_ = make_ours(again)
+        with pytest.raises(CheckpointError, match=r"holds weights alone(.|\n)*HFModule.load_from_checkpoint"):
+            trainer.fit(module, data, ckpt_path=path)
+    loaded = HFModule.load_from_checkpoint(keeper.best_model_path, model=again.make_model())
+    stored = torch.load(keeper.best_model_path, weights_only=True)["state_dict"]
+    same("weights", dict(stored), dict(loaded.state_dict()))
+    trainer, module, data, *_ = make_ours(again)
+    (found,) = trainer.validate(module, data, ckpt_path=keeper.best_model_path)
+    assert "eval_loss" in found
 
 
 def test_data_are_not_skipped_when_asked_for() -> None:
