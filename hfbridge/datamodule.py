@@ -141,7 +141,9 @@ class HFDataModule(pl.LightningDataModule):
             "predict": predict_dataset,
         }
         explicit = {split: make_set(source, f"{split}_dataset") for split, source in given.items()}
-        found = _split(make_set(dataset, "dataset"), explicit)
+        whole = make_set(dataset, "dataset")
+        found = _split(whole, explicit)
+        self._splits = _describe_splits(whole)
         self._raw = {split: rows for split, rows in found.items() if rows is not None}
         if isinstance(sets := self._raw.get("eval"), Mapping):
             del self._raw["eval"]
@@ -381,7 +383,7 @@ class HFDataModule(pl.LightningDataModule):
         self._checked, self._args = set(), None  # the model may be another
         required = _REQUIRED[stage]
         if not (self.eval_splits if required == "eval" else required in self._raw):
-            raise DataError(f"There is {_MISSING[required]}")
+            raise DataError(f"There is {_MISSING[required]}{self._splits}")
         if stage == "fit":
             self._check_evaluation(settings)
             if not self.eval_splits:  # then Lightning does not validate; an empty list gives a warning
@@ -446,7 +448,7 @@ class HFDataModule(pl.LightningDataModule):
         if not self.eval_splits:
             raise SettingsError(
                 f"{asked} needs an evaluation set, and HFDataModule has none. Pass eval_dataset=, or "
-                f"{instead}."
+                f"{instead}.{self._splits}"
             )
 
     def _check_batches(self, split: str, settings: Settings) -> None:
@@ -560,6 +562,17 @@ def _split(dataset: Any, explicit: dict[str, Any]) -> dict[str, Any]:
             "eval_dataset= by hand."
         )
     return found
+
+
+def _describe_splits(dataset: Any) -> str:
+    """Say which splits a DatasetDict has, and what each is read for; nothing of any other set."""
+    if not isinstance(dataset, Mapping):
+        return ""
+    hint = " To evaluate the test split: eval_dataset=splits['test']." if "test" in dataset else ""
+    return (
+        f" The dataset has the splits {', '.join(map(str, dataset))}; train is for training, validation (or "
+        f"eval, dev, validation_...) for evaluation, test for trainer.test.{hint}"
+    )
 
 
 def _named(sets: Mapping[Any, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ One Lightning batch is one micro-batch; the first of an optimizer step counts th
 
 import inspect
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -34,6 +35,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torch.optim import Optimizer
+from transformers import Trainer as NativeTrainer
 from transformers import TrainingArguments
 from transformers.utils.logging import set_verbosity
 
@@ -54,7 +56,7 @@ from hfbridge.checkpoints.resume import Resumption, fill_checkpoint
 from hfbridge.data.accumulation import MicroBatch
 from hfbridge.data.dataloaders import EvalLoader, first_samples
 from hfbridge.datamodule import HFDataModule
-from hfbridge.errors import ModelError
+from hfbridge.errors import BridgeWarning, ModelError
 from hfbridge.evaluation.memory import explain_eval_oom
 from hfbridge.evaluation.metrics import ComputeMetrics
 from hfbridge.evaluation.predict import logits_in
@@ -166,6 +168,7 @@ class HFModule(pl.LightningModule):
         super().__init__()
         store_arguments(self, inspect.currentframe(), _ARGUMENTS)
         check_stored(model=model, model_kwargs=model_kwargs, peft_config=peft_config)
+        _check_no_module(model)
         model = find_factory(model, auto_class)
         has_function = compute_loss_func is not None or self.overrides("compute_loss")
         check_chunked(chunked_loss, has_function=has_function)
@@ -643,6 +646,33 @@ def _nothing_logged(module: HFModule) -> Iterator[None]:
 
 def _ignore(*arguments: Any, **named: Any) -> None:
     pass
+
+
+def _check_no_module(model: object) -> None:
+    """Refuse a LightningModule that cannot be called as a model, and warn of what one that can would lose.
+
+    Raises:
+        ModelError: it is an HFModule, or has no forward.
+    """
+    if isinstance(model, NativeTrainer):
+        raise ModelError(
+            "model= must be a model, got a `transformers.Trainer`. Call `hfbridge.from_trainer(trainer)`."
+        )
+    if not isinstance(model, pl.LightningModule):
+        return
+    name = type(model).__name__
+    if isinstance(model, HFModule):
+        raise ModelError(f"model= must be a Hugging Face model, got `{name}`, which is an HFModule: pass it.")
+    advice = f"`hfbridge.Trainer(settings).fit({name}(...), data)` trains a LightningModule as it is."
+    if not is_overridden("forward", model, pl.LightningModule):
+        raise ModelError(f"model= must be a Hugging Face model, got the LightningModule `{name}`. {advice}")
+    lost = [hook for hook in ("training_step", "configure_optimizers") if is_overridden(hook, model)]
+    if lost:
+        warnings.warn(
+            f"HFModule calls only `{name}.forward`, and not its {' and '.join(lost)}. {advice}",
+            BridgeWarning,
+            stacklevel=3,
+        )
 
 
 _ARGUMENTS = frozenset(inspect.signature(HFModule.__init__).parameters) - {"self"}
