@@ -231,10 +231,11 @@ class GatheredSharing(Sharing):
         return {name: whole.setdefault(identities.get(name, id(t)), t) for name, t in own.items()}
 
     def load_weights(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-        """Take this rank's parts of whole weights."""
+        """Take this rank's parts of whole weights; those without data stay, as below adapters."""
         wrapper = self.wrapper(model)
+        read = {f"{self.prefix}{name}": tensor for name, tensor in weights.items() if not tensor.is_meta}
         with _whole_states(wrapper, on_all_ranks=True):
-            wrapper.load_state_dict({f"{self.prefix}{n}": t for n, t in weights.items()}, strict=False)
+            wrapper.load_state_dict(read, strict=False)
 
     def optimizer_state(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Any] | None:
         """Gather every state, and number the parameters as the optimizer does by itself."""
@@ -350,10 +351,6 @@ class FSDPSharing(GatheredSharing):
         module: Any = self._strategy.lightning_module
         context: AbstractContextManager[Any] = self.wrapper(module.model).no_sync()
         return context
-
-    def load_weights(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-        """Take this rank's parts of whole weights."""
-        model.load_state_dict(weights)
 
     def _identities(self, model: nn.Module) -> dict[str, int]:
         return {name: id(tensor) for name, tensor in model.state_dict(keep_vars=True).items()}

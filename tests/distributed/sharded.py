@@ -303,3 +303,25 @@ def refusals(strategy: str) -> list[str]:
         except ModelError as error:
             found.append(text if text in str(error) else str(error))
     return found
+
+
+def load_best_and_resume(strategy: str, folder: str) -> dict[str, Any]:
+    """Train adapters and load the best, and resume from a directory and from a file of the same step."""
+    keeper = ModelCheckpoint(folder, "{step}", every_n_train_steps=2, save_top_k=-1)
+    saving = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+    found: dict[str, Any] = {}
+    for name, path in (("best", None), ("directory", "checkpoint-2"), ("file", "step=2.ckpt")):
+        settings = {**saving, "load_best_model_at_end": True} if path is None else {"eval_strategy": "no"}
+        trainer = make_trainer(
+            strategy,
+            int(os.environ["WORLD_SIZE"]),
+            callbacks=[keeper] if path is None else [],
+            output_dir=folder,
+            max_steps=4,
+            **settings,
+        )
+        module = hfbridge.HFModule(make("lora-llama"))
+        ckpt_path = None if path is None else Path(folder, path)
+        trainer.fit(module, make_data("lora-llama"), ckpt_path=ckpt_path)
+        found[name] = whole_weights(module)
+    return found

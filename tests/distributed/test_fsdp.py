@@ -102,6 +102,14 @@ def test_states_are_whole_and_any_strategy_goes_on_from_them(ranks, tmp_path, st
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
+def test_adapters_are_loaded_from_directories_and_files(ranks, tmp_path, strategy):
+    found = ranks(2).run(sharded.load_best_and_resume, strategy, str(tmp_path))[0]
+    for name, tensor in found["best"].items():  # that of the last step
+        assert torch.equal(found["directory"][name], tensor), name
+        assert torch.equal(found["file"][name], tensor), name
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "t5", "lora-llama"])
 def test_sharded_models_generate_and_are_saved_whole(ranks, tmp_path, strategy, kind):
     found = ranks(2).run(sharded.generate_and_save, kind, strategy, tmp_path)
