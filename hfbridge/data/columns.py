@@ -11,6 +11,7 @@ Of a LightningModule of the user's no signature is known: it gets every column t
 import inspect
 import logging
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -24,12 +25,18 @@ from transformers.models.auto import modeling_auto
 from transformers.trainer_utils import RemoveColumnsCollator, unwrap_peft_model
 from transformers.utils.generic import find_labels
 
-from hfbridge.errors import DataError
+from hfbridge.data.mistakes import is_known, listed
+from hfbridge.errors import BridgeWarning, DataError
 
 logger = logging.getLogger(__name__)
 
 Collator = Callable[[list[Any]], Mapping[str, Any]]
 
+_REGRESSION = (
+    "The column {!r} of the train set holds the integers 0 and 1, and {} has num_labels=1: it trains a "
+    "regression. To classify, build the model with num_labels=2; for a regression set "
+    "model.config.problem_type = 'regression'."
+)
 _BLOCK, _BLOCKS = 10_000, 100  # rows, and blocks of them, in which labels are looked for
 
 # Heads whose integer labels are class ids in [0, config.num_labels).
@@ -111,17 +118,26 @@ def keep_columns(
         )
         return dataset, wrapped
     kept = [column for column in dataset.column_names if column in accepted]
-    if not kept:
+    only_labels = {"label", "label_ids", *label_names}.issuperset(kept) and _computes_from_others(
+        dataset, collator, model
+    )
+    if not kept or only_labels:
         raise DataError(
-            f"The {split} dataset has no column that {name}.forward takes: its columns are "
-            f"{_listed(dataset.column_names)}. The model takes {_listed(accepted)}. "
+            f"The {split} dataset has no column that {name}.forward takes{' but labels' if kept else ''}: "
+            f"its columns are {listed(dataset.column_names)}. The model takes {listed(accepted)}. "
             "Give a map_function that makes them (a tokenizer, say), rename the columns, or set "
             "remove_unused_columns=False if your data_collator makes them."
         )
     dropped = [column for column in dataset.column_names if column not in kept]
     if dropped:
-        logger.info("%s set: %s does not take %s; dropped.", split, name, _listed(dropped))
+        logger.info("%s set: %s does not take %s; dropped.", split, name, listed(dropped))
     return dataset.remove_columns(dropped), collator
+
+
+def _computes_from_others(dataset: datasets.Dataset, collator: Collator, model: nn.Module) -> bool:
+    """Whether labels alone are too little: nothing but a transform or collator of the user's makes more."""
+    is_theirs = type(unwrap_peft_model(model)).__module__.startswith("transformers.")
+    return is_theirs and is_known(collator) and dataset.format["type"] != "custom"
 
 
 def keep_tensor_columns(dataset: Any, collator: Collator, *, split: str) -> tuple[Any, Collator]:
@@ -140,7 +156,7 @@ def keep_tensor_columns(dataset: Any, collator: Collator, *, split: str) -> tupl
     if len(dropped) == len(types):
         raise DataError(_no_tensors(split, dropped))
     if dropped:
-        logger.info("%s set: no tensor holds %s; dropped.", split, _listed(dropped))
+        logger.info("%s set: no tensor holds %s; dropped.", split, listed(dropped))
     return dataset.remove_columns(dropped), collator
 
 
@@ -171,7 +187,7 @@ class TensorColumnsCollator:
 
 def _no_tensors(split: str, columns: Iterable[object]) -> str:
     return (
-        f"The {split} dataset has no column that a tensor can hold: its columns are {_listed(columns)}. Give "
+        f"The {split} dataset has no column that a tensor can hold: its columns are {listed(columns)}. Give "
         "a map_function that makes them (a tokenizer, say), or set remove_unused_columns=False if your "
         "data_collator makes them."
     )
@@ -198,7 +214,8 @@ def _is_numeric(value: Any) -> bool:
 def check_labels(dataset: Any, *, model: nn.Module, split: str) -> None:
     """See that the class ids of the dataset are ones the model has, before anything is trained.
 
-    Only stored integer columns of classification heads can be checked; -100 (ignored) is always allowed. Of
+    Only stored integer columns of classification heads can be checked; -100 (ignored) is always allowed. The
+    labels 0 and 1 of a model with one label, which makes a regression of them, get a warning. Of
     more than a million rows a million are looked at, from the first to the last, so that the start of a run
     does not grow with its data; a wrong label among the others is named by the step that meets it.
 
@@ -210,15 +227,19 @@ def check_labels(dataset: Any, *, model: nn.Module, split: str) -> None:
     if not isinstance(dataset, datasets.Dataset) or name not in _CLASSIFIER_NAMES or config is None:
         return
     count = int(config.num_labels)
-    if count == 1 or getattr(config, "problem_type", None) in ("regression", "multi_label_classification"):
+    if getattr(config, "problem_type", None) in ("regression", "multi_label_classification"):
         return
     for column in ("labels", "label", "label_ids"):
         if column in dataset.column_names:
-            wrong = [v for v in _integers_in(dataset, column) if v != -100 and not 0 <= v < count]
-            if wrong:
+            found = _integers_in(dataset, column)
+            wrong = [v for v in found if v != -100 and not 0 <= v < count]
+            if count == 1:
+                if found == {0, 1} and split == "train":
+                    warnings.warn(_REGRESSION.format(column, name), BridgeWarning, stacklevel=2)
+            elif wrong:
                 raise DataError(
                     f"The {split} dataset has labels that {name} does not know: column {column!r} holds "
-                    f"{_listed(sorted(wrong)[:10])}. With num_labels={count} they may be 0 to {count - 1} "
+                    f"{listed(sorted(wrong)[:10])}. With num_labels={count} they may be 0 to {count - 1} "
                     "(-100 is ignored). Build the model with more num_labels, or map the labels."
                 )
 
@@ -248,7 +269,3 @@ def _looked_at(rows: int) -> Iterable[int]:
     if blocks <= _BLOCKS:
         return range(0, rows, _BLOCK)
     return (_BLOCK * (number * (blocks - 1) // (_BLOCKS - 1)) for number in range(_BLOCKS))
-
-
-def _listed(names: Iterable[object]) -> str:
-    return ", ".join(str(name) for name in names) or "none"

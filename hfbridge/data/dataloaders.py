@@ -15,6 +15,7 @@ can resume in the middle of an epoch, with every draw as if it had never stopped
 
 from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import chain, islice, repeat
 from typing import Any
@@ -71,7 +72,12 @@ class PersistentWorkersMixin:
 
     Lightning looks for the iterator of a DataLoader under torch's private name. Workers that are left to the
     garbage collector end some time later, which may wait five seconds for each.
+
+    Attributes:
+        explaining: the context in which rows are read, which explains what that raises.
     """
+
+    explaining: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @property
     def _inner(self) -> DataLoader[Any] | None:
@@ -133,12 +139,13 @@ class TrainLoader(PersistentWorkersMixin):
 
     def __iter__(self) -> Iterator[MicroBatch]:
         self.current, self._handed_out, self._skipped = None, self._skipped, 0
-        for step in self._rest_by_count() if self._handed_out else self._steps():
-            for self.current in step.micro_batches:
-                self._handed_out += 1
-                if step.ends_epoch and self.current.is_last:
-                    self._handed_out = 0
-                yield self.current
+        with self.explaining():
+            for step in self._rest_by_count() if self._handed_out else self._steps():
+                for self.current in step.micro_batches:
+                    self._handed_out += 1
+                    if step.ends_epoch and self.current.is_last:
+                        self._handed_out = 0
+                    yield self.current
 
     def start_at(self, start: Start) -> None:
         """Begin the next epoch where a checkpoint was written."""
@@ -467,13 +474,14 @@ class EvalLoader(PersistentWorkersMixin):
         if generator is not None and not self.batches.persistent_workers:
             # Natively, each evaluation has a new loader, unless its workers live on.
             generator.manual_seed(generator.initial_seed())
-        batches = iter(self.batches)
-        batch = next(batches, None)
-        while batch is not None:
-            following = next(batches, None)
-            # A BatchEncoding, which a tokenizer's collator makes, is no dict.
-            yield dict(batch) if isinstance(batch, UserDict) else batch
-            batch = following
+        with self.explaining():
+            batches = iter(self.batches)
+            batch = next(batches, None)
+            while batch is not None:
+                following = next(batches, None)
+                # A BatchEncoding, which a tokenizer's collator makes, is no dict.
+                yield dict(batch) if isinstance(batch, UserDict) else batch
+                batch = following
 
     @property
     def _inner(self) -> DataLoader[Any]:

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
+from datasets import Dataset
 from lightning.pytorch.overrides.distributed import _IndexBatchSamplerWrapper
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import nn
@@ -31,7 +32,8 @@ from hfbridge.data.dataloaders import EvalLoader, TrainLoader
 from hfbridge.data.iterable import StreamEvalLoader, StreamLoader, WatchedCollator, is_stream, read_stream
 from hfbridge.data.length_grouping import Regroup, Regrouped
 from hfbridge.data.lengths import Lengths, lengths_in, longest_first
-from hfbridge.data.limits import Limits, check_padding, check_rows, check_tensors, is_known
+from hfbridge.data.limits import Limits, check_padding, check_rows, check_tensors
+from hfbridge.data.mistakes import Source, check_missing_labels, is_known
 from hfbridge.data.packing import PackCollator, Packed, check_packs
 from hfbridge.data.samplers import NativeSamplers, own_rows
 from hfbridge.errors import DataError
@@ -159,6 +161,7 @@ class Loaders:
             if self._regroup:
                 sampling = {"batch_sampler": self._regrouped(whole, sampling)}
             loader = self._train_loader(dataset, collator, sampling)
+        loader.explaining = self._source(whole, dataset, "train").explaining
         if self._consumer.resumption is not None:
             loader.start_at(self._consumer.resumption.start)
         return loader
@@ -250,9 +253,11 @@ class Loaders:
         size = self._settings.per_device_eval_batch_size
         if is_stream(dataset):
             make = partial(self._read, dataset, collate_fn=collator, batch_size=size)
-            return StreamEvalLoader(
+            stream = StreamEvalLoader(
                 make, prefix=prefix or split, batch_size=size, has_length=not self._is_any_module
             )
+            stream.explaining = self._source(whole, dataset, split).explaining
+            return stream
         repeats, order = self._consumer.loss_normalization == "native" and not keeps_indices, None
         if self._eval_by_length and not keeps_indices:
             order = longest_first(self._lengths_in(whole), len(whole))
@@ -277,20 +282,42 @@ class Loaders:
             **self._loading(),
         )
         resumption, prefix = self._consumer.resumption, prefix or split
-        return EvalLoader(
+        loader = EvalLoader(
             batches,
             prefix=prefix,
             batch_size=size,
             is_first_pass=resumption is None or not resumption.has_evaluated(prefix),
             order=order,
         )
+        loader.explaining = self._source(whole, dataset, split).explaining
+        return loader
 
     def first_batch(self, dataset: Any, split: str) -> Mapping[str, Any]:
         """Collate the first rows of an evaluation set, without a loader."""
+        whole = dataset
         dataset, collator = self._prepare(dataset, split)
         rows = min(len(dataset), self._settings.per_device_eval_batch_size)
-        with keeping(self._given_collator):
+        with keeping(self._given_collator), self._source(whole, dataset, split).explaining():
             return collator([dataset[i] for i in range(rows)])
+
+    def _source(self, whole: Any, kept: Any, split: str) -> Source:
+        """Describe a set and what is kept of it, for explaining why reading it failed."""
+        model, before = self._consumer.model, getattr(whole, "column_names", None) or ()
+        if isinstance(whole, list) and isinstance(whole[0], Mapping):
+            before = tuple(whole[0])
+        base = None if model is None else unwrap_peft_model(model)
+        is_theirs = type(base).__module__.startswith("transformers.")
+        accepted = before
+        if model is not None and self._settings.remove_unused_columns:
+            accepted = accepted_columns(model, self._consumer.label_names)
+        return Source(
+            split,
+            kept,
+            self._given_collator or default_collator(self._processing_class),
+            dropped=tuple(name for name in before if name not in accepted),
+            reader=type(base).__name__,
+            needs=getattr(base, "main_input_name", None) if is_theirs else None,
+        )
 
     def _samplers(self) -> NativeSamplers:
         return NativeSamplers(self._consumer.args, self._processing_class)
@@ -323,6 +350,8 @@ class Loaders:
             return
         check_labels(dataset, model=model, split=split)
         if is_known(collator):
+            if isinstance(dataset, Dataset) and dataset.format["type"] != "custom":
+                check_missing_labels(dataset, split)
             name = type(unwrap_peft_model(model)).__name__
             limits = Limits(name, vocabulary_of(model), positions_of(model))
             note = check_rows(dataset, limits, split=split)

@@ -27,6 +27,7 @@ from hfbridge import generators, ranks
 from hfbridge.agreement import Fact
 from hfbridge.data.accumulation import AccumulationStep, DataPosition, MicroBatch, Schedule
 from hfbridge.data.dataloaders import EpochRecord, PersistentWorkersMixin, Start
+from hfbridge.data.mistakes import NamingColumns
 from hfbridge.errors import CheckpointError, DataError, SettingsError
 from hfbridge.generators import RandomStates
 
@@ -168,7 +169,7 @@ def map_stream(dataset: Any, function: Callable[..., Any], arguments: Mapping[st
             f"map_kwargs has {', '.join(wrong)}, and the {split} set is a stream, which is mapped while it "
             f"is read. Possible are {', '.join(_LAZY)}."
         )
-    return dataset.map(function, **arguments)
+    return dataset.map(NamingColumns(function, split), **arguments)
 
 
 def read_stream(dataset: Any, *, args: Any, device: torch.device, **loading: Any) -> Any:
@@ -401,9 +402,10 @@ class StreamLoader(PersistentWorkersMixin):
     def _batches(self, loader: Any, *, may_be_empty: bool) -> Iterator[Any]:
         found = False
         try:
-            for batch in loader:
-                found = True
-                yield batch
+            with self.explaining():
+                for batch in loader:
+                    found = True
+                    yield batch
         except Exception as error:
             # accelerate sends what it has not read.
             if found or not getattr(loader, "_stop_iteration", False):
@@ -462,13 +464,14 @@ class StreamEvalLoader(PersistentWorkersMixin):
         loader: Any = self._make() if self._kept is None else self._kept
         if loader.persistent_workers:
             self._kept = loader
-        for batch in loader:
-            share = find_batch_size(batch) or self.batch_size
-            self.is_complete = bool(loader.end_of_dataloader)
-            rows = share * ranks.count()
-            if self.is_complete:
-                self.remainder = max(int(loader.remainder), 0)
-                if isinstance(loader, DataLoaderDispatcher):
-                    rows = self.remainder
-            self.rounds.append((rows, share))
-            yield batch
+        with self.explaining():
+            for batch in loader:
+                share = find_batch_size(batch) or self.batch_size
+                self.is_complete = bool(loader.end_of_dataloader)
+                rows = share * ranks.count()
+                if self.is_complete:
+                    self.remainder = max(int(loader.remainder), 0)
+                    if isinstance(loader, DataLoaderDispatcher):
+                        rows = self.remainder
+                self.rounds.append((rows, share))
+                yield batch

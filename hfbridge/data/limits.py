@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 
+from hfbridge.data.mistakes import is_known
 from hfbridge.errors import DataError
 
 ROWS_SEEN = 20_000
@@ -80,12 +81,6 @@ def check_arrays(batch: Any) -> None:
             f"The collator makes arrays of numpy ({', '.join(arrays)}), and the model takes tensors of "
             "torch. Make it with return_tensors='pt', or call torch.as_tensor in it."
         )
-
-
-def is_known(collator: object) -> bool:
-    """Whether a collator is one of transformers, which leaves the rows their tokens."""
-    module = str(getattr(collator, "__module__", None) or type(collator).__module__)
-    return module.startswith("transformers.")
 
 
 def check_rows(dataset: Any, limits: Limits, *, split: str) -> str:

@@ -23,6 +23,7 @@ import datasets
 
 from hfbridge.agreement import Fact
 from hfbridge.data.iterable import facts_of_stream, is_stream, map_stream
+from hfbridge.data.mistakes import naming_columns
 from hfbridge.errors import DataError
 
 _SAMPLED = 64
@@ -65,6 +66,10 @@ class Mapper:
                 f"map_function needs a datasets.Dataset, and the {split} set is a {type(dataset).__name__}. "
                 "Map its rows yourself, or build it with datasets.Dataset.from_list."
             )
+        with naming_columns(self._function, split, dataset.column_names):
+            return self._map(dataset, split, to_file=to_file)
+
+    def _map(self, dataset: datasets.Dataset, split: str, *, to_file: bool) -> Any:
         self._try(dataset, split)
         arguments = {"desc": f"Mapping the {split} set", **self._arguments}
         if to_file and (arguments.pop("keep_in_memory", False) or not dataset.cache_files):

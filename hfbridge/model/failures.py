@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.trainer_utils import unwrap_peft_model
 
 from hfbridge.errors import BridgeError, DataError, ModelError
@@ -70,6 +71,13 @@ def positions_of(model: nn.Module) -> int | None:
 
 def unfit(model: nn.Module, inputs: Mapping[str, Any]) -> str:
     """Say what of a micro-batch the model cannot take; empty if nothing is found."""
+    base: Any = unwrap_peft_model(model)
+    needs = base.main_input_name if isinstance(base, PreTrainedModel) else None
+    if needs is not None and not {needs, "inputs_embeds"}.intersection(inputs):
+        return (
+            f"it has the columns {', '.join(inputs)}, and {_name(model)} computes from {needs!r}. Have "
+            "map_function or data_collator make that column: a tokenizer makes 'input_ids'."
+        )
     rows = vocabulary_of(model)
     for name in ("input_ids", "decoder_input_ids"):
         wrong = None if rows is None else _outside(inputs.get(name), rows)
@@ -85,6 +93,9 @@ def unfit(model: nn.Module, inputs: Mapping[str, Any]) -> str:
             f"column 'input_ids' has rows of {ids.shape[-1]} tokens, and {_name(model)} has {positions} "
             f"positions. Truncate: tokenizer(..., truncation=True, max_length={positions})."
         )
+    misshapen = _misshapen_labels(model, inputs)
+    if misshapen:
+        return misshapen
     classes = _classes(model)
     wrong = None if classes is None else _outside(inputs.get("labels"), classes, ignored=_IGNORED)
     if wrong is not None:
@@ -100,6 +111,34 @@ def unfit(model: nn.Module, inputs: Mapping[str, Any]) -> str:
             "tokenizer that belongs to the model, or drop the column."
         )
     return ""
+
+
+def _misshapen_labels(model: nn.Module, inputs: Mapping[str, Any]) -> str:
+    """Say what is wrong with the shape or type of labels; empty if nothing is found."""
+    labels, ids, name = inputs.get("labels"), inputs.get("input_ids"), _name(model)
+    if not isinstance(labels, Tensor):
+        return ""
+    is_of_tokens = name.endswith(("ForTokenClassification", "ForCausalLM", "LMHeadModel", "ForMaskedLM"))
+    if is_of_tokens and isinstance(ids, Tensor) and labels.shape != ids.shape:
+        return (
+            f"column 'labels' has the shape {tuple(labels.shape)}, and 'input_ids' {tuple(ids.shape)}. Give "
+            f"each token a label, those that do not count {_IGNORED}."
+        )
+    config: Any = getattr(model, "config", None)
+    count, kind = getattr(config, "num_labels", 0), getattr(config, "problem_type", None)
+    takes_classes = name.endswith(("SequenceClassification", "ImageClassification")) and count > 1
+    is_float, is_several = labels.is_floating_point(), kind == "multi_label_classification"
+    if not takes_classes or kind == "regression" or (is_float and labels.dim() == 2):
+        return ""
+    if not is_float and labels.dim() == 1 and not is_several:
+        return ""
+    held = "floats" if is_float else "integers"
+    reset = " and set model.config.problem_type = None, which float labels had changed" if is_several else ""
+    return (
+        f"column 'labels' holds {held} of the shape {tuple(labels.shape)}. {name} with num_labels={count} "
+        f"takes an integer of each sample, its class, or {count} floats, for several classes at once. Map "
+        f"the labels to one of them{reset}."
+    )
 
 
 def explain(error: Exception, model: nn.Module, inputs: Mapping[str, Any]) -> BridgeError | None:

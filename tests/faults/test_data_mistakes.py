@@ -1,17 +1,19 @@
 """Mistakes in data and functions: what must be, what was got and what to do, before the first step."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import datasets
 import lightning.pytorch as pl
 import pytest
+import torch
 import transformers
-from transformers import TrainerCallback
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 import hfbridge
 from hfbridge import BridgeWarning, DataError, ModelError, SettingsError
-from tests.tiny import PadRows, make_dataset, make_model
+from tests.tiny import PadRows, make_dataset, make_model, make_rows, make_tokenizer
 
 EVALUATES = {"eval_strategy": "steps", "eval_steps": 2}
 
@@ -109,3 +111,161 @@ def test_a_test_split_is_not_the_evaluation_set(fit: Any, none_taken: None) -> N
         fit("distilbert", splits, EVALUATES)
     with pytest.raises(DataError, match=r"nothing to train on.*has the splits test"):
         fit("distilbert", datasets.DatasetDict(test=splits["test"]))
+
+
+# Columns.
+
+
+def texts() -> datasets.Dataset:
+    return datasets.Dataset.from_dict({"sentence": ["w3 w4", "w5"] * 6, "label": [0, 1] * 6})
+
+
+def tokenize_text(rows: Any) -> Any:
+    return make_tokenizer()(rows["text"])
+
+
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_map_function_that_reads_a_column_that_is_not_there(
+    fit: Any, none_taken: None, batched: bool, is_stream: bool
+) -> None:
+    rows = texts().to_iterable_dataset() if is_stream else texts()
+    with pytest.raises(
+        DataError, match=r"map_function \(tokenize_text\) found no 'text'.* sentence, label\."
+    ):
+        fit("distilbert", rows, map_function=tokenize_text, map_kwargs={"batched": batched})
+
+
+def with_transform(**columns: Any) -> datasets.Dataset:
+    def encode(rows: Any) -> Any:
+        return {**make_tokenizer()(rows["text"], padding="max_length", max_length=6), "labels": rows["label"]}
+
+    rows = datasets.Dataset.from_dict({"text": ["w3 w4", "w5"] * 6, "label": [0, 1] * 6, **columns})
+    return rows.with_transform(encode)
+
+
+def collate_text(rows: list[Any]) -> Any:
+    return {
+        **make_tokenizer()([row["sentence"] for row in rows], padding=True, return_tensors="pt"),
+        "labels": torch.tensor([row["label"] for row in rows]),
+    }
+
+
+# The HF Trainer takes columns out of the set, too, and its users set remove_unused_columns=False.
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("columns", [{}, {"input_ids": [[3, 4]] * 12}], ids=["none left", "some left"])
+def test_a_transform_that_reads_a_dropped_column(fit: Any, steps: Steps, columns: Any, workers: int) -> None:
+    rows, settings = with_transform(**columns), {"dataloader_num_workers": workers}
+    with pytest.raises(DataError, match=r"'text'.*was dropped: Dist.*Set remove_unused_columns=False"):
+        fit("distilbert", rows, settings)
+    assert steps.taken == 0
+    fit("distilbert", rows, {**settings, "remove_unused_columns": False})
+    assert steps.taken == 2
+
+
+@pytest.mark.parametrize("kind", [datasets.Dataset.from_list, list])
+def test_a_collator_that_reads_a_dropped_column(fit: Any, none_taken: None, kind: Any) -> None:
+    rows = kind([{"input_ids": [3, 4], **row} for row in texts()])
+    with pytest.raises(DataError, match=r"'sentence'.*was dropped.*Set remove_unused_columns=False"):
+        fit("distilbert", rows, data_collator=collate_text)
+
+
+# Samples.
+
+
+@pytest.mark.parametrize("tokenizer", [None, make_tokenizer()], ids=["", "tokenizer"])
+@pytest.mark.parametrize("kind", ["set", "list", "stream"])
+def test_texts_that_are_not_tokenized(
+    fit: Any, none_taken: None, tokenizer: PreTrainedTokenizerBase | None, kind: str
+) -> None:
+    rows: Any = texts()
+    rows = list(rows) if kind == "list" else rows.to_iterable_dataset() if kind == "stream" else rows
+    says = r"no column that Dist.*takes but labels: its columns are sentence, label"
+    if kind != "set" or tokenizer is not None:
+        says += r"|no column 'input_ids'.*columns are (sentence, label|label, sentence)"
+    if kind != "set" and tokenizer is None:
+        says = r"it has the columns labels, and Dist\w+ computes from 'input_ids'"
+    with pytest.raises(DataError, match=says):
+        fit("distilbert", rows, module={"processing_class": tokenizer})
+
+
+def labelled(change: Callable[[Any], Any], kind: str = "distilbert") -> list[Any]:
+    name = "labels" if "token" in kind else "label"
+    return [{**row, name: change(row[name])} for row in make_rows(kind, 12)]
+
+
+@pytest.mark.parametrize("kind", ["set", "list", "stream"])
+@pytest.mark.parametrize("normalization", ["exact", "native"])
+def test_labels_that_are_texts(fit: Any, none_taken: None, kind: str, normalization: str) -> None:
+    rows: Any = labelled(lambda label: "pos" if label else "neg")
+    if kind != "list":
+        rows = datasets.Dataset.from_list(rows)
+    rows = rows.to_iterable_dataset() if kind == "stream" else rows
+    module = {"processing_class": make_tokenizer(), "loss_normalization": normalization}
+    with pytest.raises(DataError, match=r"train set has texts in the column 'label' \(neg, pos\).*class_enc"):
+        fit("distilbert", rows, module=module)
+
+
+def test_labels_that_are_texts_in_an_evaluation_set(fit: Any, none_taken: None) -> None:
+    wrong = datasets.Dataset.from_list(labelled(str))
+    splits = datasets.DatasetDict(train=make_dataset("distilbert", 12), validation=wrong)
+    module = {"processing_class": make_tokenizer(), "compute_metrics": lambda result: {"a": 1.0}}
+    with pytest.raises(DataError, match="The eval set has texts in the column 'label'"):
+        fit("distilbert", splits, EVALUATES, module=module)
+
+
+def test_samples_without_a_label(fit: Any, none_taken: None) -> None:
+    rows = make_rows("distilbert", 12)
+    rows[9]["label"] = None
+    with pytest.raises(DataError, match="no value in the column 'label' of sample 9"):
+        fit("distilbert", datasets.Dataset.from_list(rows), module={"processing_class": make_tokenizer()})
+
+
+def test_samples_that_nothing_pads(fit: Any, none_taken: None) -> None:
+    says = r"lists of 3 to 12 values in the column 'input_ids', which default_data_collator does not pad\."
+    with pytest.raises(DataError, match=says + " Pass processing_class=tokenizer"):
+        fit("distilbert", make_dataset("distilbert", 12))
+    says = r"'labels', which DataCollatorWithPadding does not pad\. .*DataCollatorForTokenClassification"
+    with pytest.raises(DataError, match=says):
+        fit(
+            "bert-token",
+            make_dataset("bert-token", 12),
+            module={"processing_class": make_tokenizer()},
+        )
+
+
+# Labels.
+
+
+@pytest.mark.parametrize("kind", [datasets.Dataset.from_list, list])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (float, r"floats of the shape \(4,\).*an integer of each sample.*2 floats.*problem_type = None"),
+        (lambda label: [label, 1], r"integers of the shape \(4, 2\).*an integer of each sample.*2 floats"),
+    ],
+    ids=["floats", "flags"],
+)
+def test_labels_of_another_kind_than_classes(
+    fit: Any, none_taken: None, kind: Any, change: Any, says: str
+) -> None:
+    with pytest.raises(DataError, match=says):
+        fit("distilbert", kind(labelled(change)), module={"processing_class": make_tokenizer()})
+
+
+def test_one_label_fewer_than_tokens(fit: Any, none_taken: None) -> None:
+    rows = datasets.Dataset.from_list(labelled(lambda labels: labels[1:], "bert-token"))
+    with pytest.raises(DataError, match=r"'labels' has the shape \(4, \d+\), and 'input_ids' \(4, \d+\)"):
+        fit("bert-token", rows, data_collator=PadRows())
+
+
+def test_two_classes_of_a_model_with_one_label(fit: Any, steps: Steps) -> None:
+    rows = make_dataset("distilbert", 12)
+    with pytest.warns(BridgeWarning, match=r"0 and 1, and Bert.*num_labels=1: it trains a regression"):
+        fit("bert-regression", rows, data_collator=PadRows())
+    model = make_model("bert-regression")
+    model.config.problem_type = "regression"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", BridgeWarning)
+        fit(model, rows, data_collator=PadRows())
+        fit("distilbert", rows, data_collator=PadRows())
