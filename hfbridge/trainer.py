@@ -37,6 +37,7 @@ from hfbridge.datamodule import HFDataModule, predicting
 from hfbridge.errors import DataError, ModelError, ModuleTypeError, SettingsError
 from hfbridge.evaluation.generate import decode
 from hfbridge.loops.epoch_loop import LeanEpochLoop, NoProfiler
+from hfbridge.loops.fit_loop import FitLoop
 from hfbridge.module import HFModule
 from hfbridge.settings import (
     AccelerateConfig,
@@ -123,7 +124,8 @@ class Trainer(pl.Trainer):
         arguments = _with_defaults(self.plan.trainer_arguments, shows_bar=shows_own_bar)
         os.environ.update({} if config is None else config.environment)
         super().__init__(**_with_strategy(arguments, self.plan.strategy))
-        loop = self.fit_loop.epoch_loop
+        fit, loop = self.fit_loop, self.fit_loop.epoch_loop
+        self.fit_loop = FitLoop(self, min_epochs=fit.min_epochs, max_epochs=fit.max_epochs)
         self.fit_loop.epoch_loop = LeanEpochLoop(self, min_steps=loop.min_steps, max_steps=loop.max_steps)
         for note in self.plan.notes:
             rank_zero_info(f"hfbridge: {note}")

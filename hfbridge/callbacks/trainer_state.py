@@ -78,11 +78,13 @@ class CallbackHost(EvaluationHooks):
         restore_running_loss: a resumed run counts the loss since the last log entry, which the HF Trainer
             forgets.
         warn_existing_checkpoints: checkpoints of another run in `output_dir` are warned of.
+        checks_limit_first: a run that is resumed at its last step takes no further one. The HF Trainer checks
+            `max_steps` after a step only, and takes one if epochs are left.
 
     Proved by: tests/parity/test_events.py
     """
 
-    restore_running_loss = warn_existing_checkpoints = True
+    restore_running_loss = warn_existing_checkpoints = checks_limit_first = True
 
     def __init__(
         self,

@@ -145,7 +145,10 @@ def fill_checkpoint(module: Any, checkpoint: dict[str, Any]) -> Resumption | Non
     checkpoint.setdefault("lr_schedulers", [])
     if not takes_parts:
         _warn_of_absent_states(trainer, checkpoint)
-    if step >= schedule.max_steps:
+    is_within_epochs = resumption.start.position.epoch < schedule.epochs
+    if step >= schedule.max_steps and is_within_epochs and not module.host.checks_limit_first:
+        trainer.fit_loop.epoch_loop.max_steps = step + 1
+    elif step >= schedule.max_steps:
         warnings.warn(
             f"The checkpoint is of step {step}, and the run ends at {schedule.max_steps}: there is nothing "
             "left to train. Increase num_train_epochs or max_steps.",
@@ -174,10 +177,11 @@ def _counters_of(
     done = resumption.start.done if resumption.in_pass else 0
     _check_alignment(trainer, done)
     epoch = resumption.start.position.epoch
+    limit = trainer.max_epochs  # beyond which Lightning restores no run
     counters = loop_counters(
         trainer,
         step=step,
-        epoch=epoch,
+        epoch=epoch if limit in (None, -1) else min(epoch, limit),
         steps_in_epoch=resumption.in_pass,
         batches=epoch * schedule.micro_batches_per_epoch + done,
         batches_in_epoch=done,

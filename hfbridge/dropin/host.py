@@ -63,7 +63,7 @@ class NativeHost(CallbackHost):
     Proved by: tests/dropin/test_train.py
     """
 
-    restore_running_loss = warn_existing_checkpoints = False
+    restore_running_loss = warn_existing_checkpoints = checks_limit_first = False
 
     def __init__(
         self,

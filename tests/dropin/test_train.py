@@ -8,7 +8,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from tests.dropin.sides import OURS, THEIRS, Side, compare, events_of, look, make
+from tests.dropin.sides import LOGGED, OURS, THEIRS, Side, compare, events_of, look, make
 from tests.parity.engines import Recorder, same, without_times
 from tests.tiny import make_dataset, make_model, make_tokenizer
 
@@ -107,6 +107,31 @@ def test_a_run_is_resumed_in_the_middle_of_an_epoch(names_it: bool) -> None:
     facts, _, steps = compare(user_code)
     assert facts["state"]["global_step"] == 7
     assert steps[0]["step"] == 4
+
+
+@pytest.mark.filterwarnings("ignore:The checkpoint is of step")
+@pytest.mark.parametrize(
+    ("first", "again", "step"),
+    [
+        ({}, {}, 8),
+        ({}, {"max_steps": 5}, 8),
+        ({}, {"num_train_epochs": 1}, 8),
+        ({}, {"num_train_epochs": 1}, 6),
+        ({"max_steps": 6}, {"max_steps": 6}, 6),  # the HF Trainer takes another step
+    ],
+)
+def test_a_run_that_was_complete_is_resumed(first: Any, again: Any, step: int) -> None:
+    best = {"metric_for_best_model": "eval_loss", "greater_is_better": True}  # not of the last step
+
+    def user_code(side: Side) -> Any:
+        make(side.trainer, arguments={**LOGGED, **best, **first}).train()
+        recorder = Recorder()
+        trainer = make(side.trainer, arguments={**LOGGED, **best, **again}, callbacks=[recorder])
+        output = trainer.train(resume_from_checkpoint=f"out/checkpoint-{step}")
+        return look(trainer, output), events_of(recorder), sorted(output.metrics)
+
+    _, events, _ = compare(user_code)
+    assert [event[0] for event in events][-2:] == ["on_log", "on_train_end"]
 
 
 def test_a_native_run_goes_on_here() -> None:

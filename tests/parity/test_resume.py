@@ -212,6 +212,19 @@ def test_events_of_a_resumed_run() -> None:
     same("state", theirs.state, ours.state)
 
 
+@pytest.mark.filterwarnings("ignore:The checkpoint is of step 9")
+@pytest.mark.parametrize("epochs", [3, 2])
+def test_a_run_that_was_complete(epochs: int) -> None:
+    native(job(output_dir="native"))
+    again = {"save_strategy": "no", "output_dir": "again", "num_train_epochs": epochs}
+    theirs = native(job(**again), "native/checkpoint-9")
+    ours = bridge(job(**again), "native/checkpoint-9")
+    same("events", [list(event) for event in theirs.events], [list(event) for event in ours.events])
+    for name in ("state", "weights", "optimizer", "scheduler"):
+        same(name, getattr(theirs, name), getattr(ours, name))
+    assert [event[0] for event in ours.events][-3:] == ["on_train_begin", "on_log", "on_train_end"]
+
+
 def test_the_checkpoint_says_how_often_to_log_and_save() -> None:
     native(job(output_dir="native", logging_steps=2))
     again = {"output_dir": "again", "logging_steps": 3, "save_steps": 4}
