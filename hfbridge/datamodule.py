@@ -453,6 +453,7 @@ class HFDataModule(pl.LightningDataModule):
 
     def _check_batches(self, split: str, settings: Settings) -> None:
         """See that dropping a short last batch, or a round with one, leaves one."""
+        self._check_dispatch(split, settings)
         if self.is_streamed(split):
             check_stream(self._mapped[split], split, settings, needs_steps=is_hf_module(self._trainer()))
             return
@@ -465,6 +466,21 @@ class HFDataModule(pl.LightningDataModule):
                 f"The {split} set has {rows} rows, which is not one batch of {size} "
                 f"{'' if splits or ranks == 1 else f'on each of {ranks} ranks '}with "
                 f"dataloader_drop_last=True. Use a smaller {name}, or keep the last batch."
+            )
+
+    def _check_dispatch(self, split: str, settings: Settings) -> None:
+        """Check that `dispatch_batches` gives each rank its own samples of a set, each once."""
+        dispatches, trainer = (settings.accelerator_config or {}).get("dispatch_batches"), self._trainer()
+        if dispatches is None or trainer.world_size == 1:
+            return
+        is_exact = getattr(trainer.lightning_module, "loss_normalization", "native") == "exact"
+        text = f"accelerator_config={settings.accelerator_config!r}, and the {split} set"
+        if dispatches and not self.is_streamed(split):
+            raise SettingsError(f"{text} is no stream: each rank reads its own batches. Leave it out.")
+        if not dispatches and is_exact and split != "train" and self.is_streamed(split):
+            raise SettingsError(
+                f'{text} is a stream, of which accelerate repeats samples at the end, and "exact" counts each '
+                'once. Leave it out, or use loss_normalization="native".'
             )
 
     def _plan(self, settings: Settings) -> Schedule:

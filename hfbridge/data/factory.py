@@ -218,7 +218,7 @@ class Loaders:
         watched = WatchedCollator(
             collator,
             watches=self._settings.dataloader_num_workers == 0,
-            round_size=1 if config.split_batches else args.world_size,
+            round_size=1 if config.split_batches or config.dispatch_batches is False else args.world_size,
         )
         loader = self._read(dataset, collate_fn=watched, batch_size=batch_size)
         return StreamLoader(

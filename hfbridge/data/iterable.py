@@ -4,8 +4,9 @@ A stream is a `datasets.IterableDataset` or a torch `IterableDataset`. It is rea
 loaders, as natively:
 
     dispatch_batches     on several ranks
-    None                 the first rank reads, and sends each rank its part of every round
-    True, False          refused with the settings
+    None, True           the first rank reads, and sends each rank its part of every round
+    False                each rank reads: its shards, if there is one for each rank, else the stream, of which
+                         it takes its part of every round
 
 The native Trainer calls the whole run one pass if the length is unknown: epochs are counted in parts of
 `max_steps`, and a stream that ends before begins again.

@@ -255,11 +255,8 @@ _RULES = (
         "accelerator_config",
         _LOADERS,
         "some",
-        keys=("split_batches", "even_batches", "non_blocking", "use_seedable_sampler"),
-        reason=(
-            "only split_batches, even_batches, non_blocking and use_seedable_sampler are carried; leave the "
-            "others out, and say gradient_accumulation_steps as a setting of its own"
-        ),
+        keys=("split_batches", "dispatch_batches", "even_batches", "non_blocking", "use_seedable_sampler"),
+        reason="leave the key out, and pass gradient_accumulation_steps as a setting of its own",
     ),
     _default("parallelism_config", _STRATEGY, "training runs in one process on one device; leave it out"),
     # Data loading

@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 import pytest
 
-from hfbridge import HFDataModule, HFModule, Trainer
+from hfbridge import HFDataModule, HFModule, SettingsError, Trainer
 from tests.distributed.evaluations import evaluate_exactly, names_its_rows
 from tests.distributed.jobs import run_job_on_both
 from tests.parity.engines import BASE, Job
@@ -36,6 +36,10 @@ def sharded(rows: list[dict[str, Any]]) -> Any:
         ({}, Plain, True),
         ({"split_batches": True}, Plain, True),
         ({}, sharded, True),
+        ({"dispatch_batches": True}, Plain, True),
+        ({"dispatch_batches": False}, Plain, True),
+        ({"dispatch_batches": False, "split_batches": True}, Plain, True),
+        ({"dispatch_batches": False}, sharded, False),
     ],
 )
 def test_rows_are_dealt_natively(ranks, config, make, evaluates):
@@ -63,9 +67,10 @@ def test_an_exact_evaluation_counts_each_row_once(ranks):
             assert found[2] == expected[2]
 
 
-def go_on(folder: str, make: Callable[..., Any]) -> list[int]:
+def go_on(folder: str, make: Callable[..., Any], config: dict[str, Any]) -> list[int]:
     """Stop in the middle of the first and of the second pass of a stream, and go on; returns where."""
     saving = {"max_steps": 9, "save_strategy": "steps", "save_steps": 1, "logging_steps": 2}
+    saving["accelerator_config"] = config
     whole = Job(settings={**saving, "output_dir": f"{folder}/whole"}, rows=44, as_dataset=make)
     whole = replace(whole, collator=Square, has_ids=False, eval_rows=0)
     expected = bridge(whole)
@@ -76,9 +81,34 @@ def go_on(folder: str, make: Callable[..., Any]) -> list[int]:
     return steps
 
 
-@pytest.mark.parametrize("make", [Plain, pytest.param(sharded, marks=pytest.mark.long)])
-def test_a_stopped_run_goes_on(ranks, tmp_path, make):
-    assert ranks(2).run(go_on, str(tmp_path), make) == [[2, 7], [2, 7]]
+@pytest.mark.parametrize(
+    ("make", "config"),
+    [
+        (Plain, {}),
+        pytest.param(sharded, {}, marks=pytest.mark.long),
+        (sharded, {"dispatch_batches": False}),
+    ],
+)
+def test_a_stopped_run_goes_on(ranks, tmp_path, make, config):
+    assert ranks(2).run(go_on, str(tmp_path), make, config) == [[2, 7], [2, 7]]
+
+
+def test_batches_that_cannot_be_dispatched(ranks):
+    """Ranks read their own batches of a set; samples that accelerate repeats are counted once in "exact"."""
+    assert all("is no stream" in error for error in ranks(2).run(error_of_dispatching, True, "native"))
+    assert all("repeats samples" in error for error in ranks(2).run(error_of_dispatching, False, "exact"))
+
+
+def error_of_dispatching(dispatches: bool, loss_normalization: str) -> str:
+    rows = make_rows("distilbert", 8)
+    stream: Any = datasets.Dataset.from_list(rows) if dispatches else Plain(rows)
+    settings = {**BASE, "max_steps": 2, "eval_strategy": "steps", "eval_steps": 1}
+    settings["accelerator_config"] = {"dispatch_batches": dispatches}
+    trainer = Trainer(settings, logger=False, enable_model_summary=False)
+    data = HFDataModule(stream, eval_dataset=stream, data_collator=Square())
+    with pytest.raises(SettingsError) as caught:
+        trainer.fit(HFModule(make_model("distilbert"), loss_normalization=loss_normalization), data)
+    return str(caught.value)
 
 
 def with_no_evaluation(job):

@@ -129,7 +129,7 @@ def test_no_model_is_loaded_for_settings_that_differ(no_model: str) -> None:
         ("fp16", True, "bf16=True"),
         ("optim", "lomo", "adamw_torch"),
         ("debug", "tpu_metrics_debug", "underflow_overflow"),
-        ("accelerator_config", {"dispatch_batches": True}, "leave the others out"),
+        ("accelerator_config", {"gradient_accumulation_kwargs": {"num_steps": 2}}, "leave the key out"),
         ("push_to_hub", True, "push_to_hub"),
     ],
 )

@@ -98,6 +98,8 @@ def test_rows_without_lengths_are_told(settings: dict[str, Any]) -> None:
         {"split_batches": True},
         {"even_batches": False},
         {"non_blocking": True},
+        {"dispatch_batches": True},
+        {"dispatch_batches": False},
         {"use_seedable_sampler": False, "even_batches": False},
     ],
     ids=str,
@@ -108,7 +110,7 @@ def test_accelerator_config(config: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [{"dispatch_batches": True}, {"gradient_accumulation_kwargs": {"num_steps": 2}}, {"surprise": 1}],
+    [{"gradient_accumulation_kwargs": {"num_steps": 2}}, {"surprise": 1}],
     ids=str,
 )
 def test_an_accelerator_config_that_is_not_carried(config: dict[str, Any]) -> None:
