@@ -38,7 +38,7 @@ from hfbridge.model.criterion import Criterion, criterion_of
 from hfbridge.model.failures import check_vocabulary
 from hfbridge.model.items import count_items, read_traits
 from hfbridge.model.normalization import Normalization
-from hfbridge.model.optim import NativeParts, build_optimizer, follows_metric, run_closure_first
+from hfbridge.model.optim import ClosureFirst, NativeParts, build_optimizer, follows_metric
 from hfbridge.model.packed import check_packing_isolation, is_packed
 from hfbridge.model.prepare import Preparation
 from hfbridge.model.quantized import check_trains
@@ -87,6 +87,7 @@ class ModelRun:
             evaluation of a model that has not trained tells of it.
         parameters: how many the model has, and how many of them are trained; likewise.
         chunked: what computes losses without logits, if asked for; likewise.
+        notes_update: the optimizer notes itself when it begins to change the weights.
 
     Raises:
         ModelError: `optimizers` was given, and the strategy replaces the parameters in it.
@@ -119,6 +120,7 @@ class ModelRun:
             )
         self.chunked: ChunkedLoss | None = None
         self._closure_hook: Any = None
+        self.notes_update = False
         self.is_built = self._has_looked = self._trains = self._has_begun = self.has_tried = False
         self._planned: tuple[int, float] | None = None
         self._random_states: Any = None
@@ -275,7 +277,8 @@ class ModelRun:
             optimizer, module.schedule, steps_itself = build_engine(
                 parts, self._zero, self._engines.train, max_steps=max_steps
             )
-        self._closure_hook = optimizer.register_step_pre_hook(run_closure_first)
+        self.notes_update = True
+        self._closure_hook = optimizer.register_step_pre_hook(ClosureFirst(module.last_step))
         if steps_itself or follows_metric(module.schedule):
             return optimizer  # the schedule is stepped by the engine, or by the host after evaluations
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": module.schedule, "interval": "step"}}

@@ -431,6 +431,8 @@ class HFModule(pl.LightningModule):
             self.configure_model()
         for note in describe_left_out(self, checkpoint):
             self.tell(note)
+        if self._host is not None and self._trainer is not None:
+            self._host.checkpoints.spoil("other weights were loaded after its run")
         self.resumption = fill_checkpoint(self, checkpoint)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -438,7 +440,7 @@ class HFModule(pl.LightningModule):
         if stored := checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY):
             checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = make_plain(stored, _ARGUMENTS)
         checkpoint[LEFT_OUT_KEY] = left_out(self)
-        if self._host is not None and self._host.checkpoints.is_resumable:
+        if self._host is not None:
             checkpoint |= self._host.checkpoints.describe(self, checkpoint)
 
     def save_pretrained(self, path: str | os.PathLike[str], *, merge: bool = False) -> None:
@@ -578,14 +580,14 @@ class HFModule(pl.LightningModule):
         if by_value and gradient_clip_val:
             nn.utils.clip_grad_value_(self.model.parameters(), gradient_clip_val)
         host.fire("on_pre_optimizer_step")
-        self.last_step.is_updating = True
+        self.last_step.is_updating = not self._run.notes_update  # type: ignore[union-attr]
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
         """Take the step and keep the learning rate it was taken with; the schedule is stepped afterwards."""
         optimizer.step(closure=optimizer_closure)
-        self.last_step.is_updating = False
+        self.last_step.is_updated, self.last_step.is_updating = True, False
         self.host.fire("on_optimizer_step")
         self.last_step.learning_rate = learning_rate_of(optimizer, self.lr_schedule)
 

@@ -5,10 +5,10 @@ enable_jit_checkpoint                              the same, after SIGTERM
 ModelCheckpoint, trainer.save_checkpoint           a Lightning file, with what checkpoints/resume.py needs
 """
 
-import copy
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ from torch import nn
 
 from hfbridge import ranks
 from hfbridge.callbacks.jit_checkpoint import SigtermCheckpoint
-from hfbridge.callbacks.run_data import UserData
+from hfbridge.callbacks.moment import Moment, moment_of, place_of, step_schedule
+from hfbridge.checkpoints import layout
 from hfbridge.checkpoints.export import save_pretrained
-from hfbridge.checkpoints.resume import describe_run, position_of
+from hfbridge.checkpoints.read import RankState
+from hfbridge.checkpoints.resume import describe_run
 from hfbridge.checkpoints.weights import check_is_saved
-from hfbridge.checkpoints.writer import CheckpointWriter, export
+from hfbridge.checkpoints.writer import CheckpointWriter
 from hfbridge.errors import BridgeWarning, CheckpointError, ModelError
 from hfbridge.model.adapters import merged
 from hfbridge.strategies import Sharing
@@ -62,16 +64,14 @@ class RunCheckpoints:
     Args:
         host: what keeps the state of the run.
 
-    Attributes:
-        is_resumable: whether a run can go on from a Lightning checkpoint of this moment.
-
-    Proved by: tests/parity/test_checkpoints.py
+    Proved by: tests/parity/test_checkpoints.py, tests/faults/test_signals.py
     """
 
     def __init__(self, host: Any) -> None:
         self._host = host
         self._writer: CheckpointWriter | None = None
-        self.is_resumable = False
+        self._is_open = False
+        self._kept: Moment | str | None = None  # a moment that is over, or why there is none
 
     def open(self, trainer: pl.Trainer, *, is_resumed: bool) -> None:
         """Hold the directory, if the settings ask for checkpoints.
@@ -80,7 +80,7 @@ class RunCheckpoints:
             CheckpointError: it cannot be written, or another run is writing into it.
         """
         self._close()  # that of a run that begins again
-        self.is_resumable = False
+        self._is_open, self._kept = True, None
         args = self._host.args
         if args.save_strategy != "no" or args.enable_jit_checkpoint:
             module: Any = trainer.lightning_module
@@ -88,8 +88,7 @@ class RunCheckpoints:
             self._writer_for(trainer).tell_of_earlier_runs(is_resumed=is_resumed)
 
     def begin(self, trainer: pl.Trainer, module: Any) -> None:
-        """Training begins: from now on a checkpoint may be asked for."""
-        self.is_resumable = True
+        """Training begins: from now on SIGTERM may ask for a checkpoint."""
         for callback in self._sigterm_callbacks():
             callback.listen(lambda: self.save(trainer, module, waits=True))
 
@@ -121,7 +120,7 @@ class RunCheckpoints:
             else schedule.state_dict(),
             processing_class=processing_class_of(module),
             exports=host.exports(),
-            position=self._position(trainer),
+            position=place_of(host, module, host.position)[0],
             waits=waits,
             is_live=not sharing.is_sharded and sharing.save_parts is None,
             save_parts=sharing.save_parts,
@@ -136,22 +135,51 @@ class RunCheckpoints:
         if self._writer is not None:
             self._writer.before_step()
 
-    def describe(self, module: Any, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    def keep(self, module: Any) -> None:
+        """Keep the present moment for checkpoints that are written later, until `let_go`."""
+        if self._kept is None:
+            self._kept = moment_of(self._host, module)
+
+    def let_go(self) -> None:
+        """Have checkpoints hold the moment at which they are written."""
+        self._kept = None
+
+    def spoil(self, reason: str) -> None:
+        """Other weights than those of the kept moment were put in: a run cannot be resumed with them."""
+        if self._kept is not None:
+            self._kept = reason
+
+    def describe(self, module: Any, checkpoint: dict[str, Any]) -> dict[str, Any]:
         """Make what a Lightning checkpoint of this moment keeps of the run; called by all ranks.
 
         Args:
             module: the HFModule.
-            checkpoint: what Lightning keeps: neither optimizer nor schedule with `save_weights_only`.
+            checkpoint: what Lightning keeps: neither optimizer nor schedule with `save_weights_only`. What of
+                it is of another moment is replaced.
         """
         host = self._host
-        host.store_flops()
-        state = copy.deepcopy(host.state)
-        export(state, host.exports())
-        position = self._position(module.trainer)
+        if not self._is_open:
+            return {}
+        moment = self._kept
+        if moment is None:
+            host.store_flops()
+            moment = moment_of(host, module)
+        if isinstance(moment, str):
+            return {layout.REASON_KEY: moment}
+        state = replace(moment.state)
+        state.total_flos += host.counter.of_all_ranks(moment.flops)
+        rank_state = RankState(moment.random_states, moment.position)
         weights = checkpoint["state_dict"]
-        entries = describe_run(module, state, position, processing_class_of(module), weights)
-        if checkpoint.get("lr_schedulers") == [] and module.lr_schedule is not None:
-            entries["lr_schedulers"] = [module.lr_schedule.state_dict()]  # that Lightning does not step
+        entries = describe_run(module, state, rank_state, processing_class_of(module), weights)
+        if checkpoint.get("lr_schedulers") == [] and moment.schedules is not None:
+            entries["lr_schedulers"] = moment.schedules  # that Lightning does not step
+        if moment.is_behind:
+            step_schedule(module.trainer, checkpoint)
+        if moment.is_within_step and "loaders" in moment.position:
+            checkpoint.get("loops", {}).pop("fit_loop", None)  # it is counted anew
+        for name, buffer in (moment.buffers or {}).items():
+            if f"{layout.PREFIX}{name}" in checkpoint["state_dict"]:
+                checkpoint["state_dict"][f"{layout.PREFIX}{name}"] = buffer
         return entries
 
     def finish(self, module: Any, *, load: Callable[[Path], None] | None = None) -> None:
@@ -175,13 +203,8 @@ class RunCheckpoints:
             writer.load_best(self._host.state, load=load_by_strategy if load is None else load)
         self._writer = None
 
-    def abandon(self, *, is_half_done: bool) -> None:
-        """Let go of directory and signal after an exception.
-
-        Args:
-            is_half_done: the optimizer was changing the weights; a run cannot go on from them.
-        """
-        self.is_resumable &= not is_half_done
+    def abandon(self) -> None:
+        """Let go of directory and signal after an exception."""
         for callback in self._sigterm_callbacks():
             callback.listen_no_more()
         try:
@@ -192,14 +215,6 @@ class RunCheckpoints:
     def close(self) -> None:
         """Let go of the directory of a run that has ended."""
         self._close()
-
-    def _position(self, trainer: pl.Trainer) -> dict[str, Any]:
-        loader: Any = trainer.train_dataloader
-        module: Any = trainer.lightning_module
-        position = position_of(loader, self._host.logged.record, self._host.position, module.data.layout)
-        if isinstance(module.data, UserData):
-            position["loaders"] = module.data.loader_states()
-        return position
 
     def _sigterm_callbacks(self) -> list[SigtermCheckpoint]:
         handler = self._host.handler

@@ -21,7 +21,7 @@ callbacks and before checkpoints are written.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
 import torch
@@ -50,10 +50,12 @@ from hfbridge.callbacks.connector import (
 )
 from hfbridge.callbacks.evaluation import EvaluationHooks, Evaluator
 from hfbridge.callbacks.jit_checkpoint import SigtermCheckpoint
+from hfbridge.callbacks.moment import BufferCopies, end_last_step
 from hfbridge.callbacks.monitors import check_monitors
 from hfbridge.callbacks.run_data import UserData
 from hfbridge.checkpoints.resume import check_optimizer_state, restore_callback_state
 from hfbridge.data.accumulation import DataPosition, MicroBatch, Schedule
+from hfbridge.data.dataloaders import ResumableMixin
 from hfbridge.evaluation.memory import explain_eval_oom
 from hfbridge.evaluation.metrics import check_is_computed, metric_name
 from hfbridge.model.counted import InputCounter
@@ -105,7 +107,7 @@ class CallbackHost(EvaluationHooks):
         self._handled_events: frozenset[str] = frozenset()
         self.position = DataPosition()
         self._schedule: Schedule | None = None
-        self._counter: InputCounter | None = None
+        self.counter: InputCounter | None = None
         self.end_micro_batch: Callable[[], None] = _nothing  # called when a backward is over
         self._start_s = 0.0
         self._is_within_step = self._is_partial = self._has_loss = self._has_losses = False
@@ -113,8 +115,16 @@ class CallbackHost(EvaluationHooks):
         self._is_automatic = self._knows_steps = True
         self._losses: list[torch.Tensor] = []  # of the current step of a module that optimizes by hand
         self._micro_batch: MicroBatch | None = None
+        self.at_begin: tuple[Any, ...] | None = None
+        self._generators = generators.Recorder()
+        self._buffers: BufferCopies | None = None
+        self._loaders: list[Any] | None = None
+        self._keeps_loaders = self._keeps_states = self.ends_epoch = False
+        self.pending: Literal["nothing", "step", "actions", "evaluation"] = "nothing"
+        self.closed_epochs = 0
+        self.validated_batch = -1
         self._trainer: pl.Trainer | None = None
-        self._trainer_step = 0  # trainer.global_step when the last step was closed
+        self.trainer_step = 0  # trainer.global_step when the last step was closed
         self._first_step = self._first_tokens = 0
         self._follows_metric = self._is_new_best = False
         self.checkpoints = RunCheckpoints(self)
@@ -184,9 +194,9 @@ class CallbackHost(EvaluationHooks):
         self.logged = self._make_logged(module.device, args)
         self._begin_state(module)
         self.state.max_steps, self.state.num_train_epochs = schedule.max_steps, schedule.epochs
-        if self._counter is None:  # operations counted before a run begins again stay, as natively
-            self._counter = self._make_counter(module, args)
-            self.end_micro_batch = self._counter.settle
+        if self.counter is None:  # operations counted before a run begins again stay, as natively
+            self.counter = self._make_counter(module, args)
+            self.end_micro_batch = self.counter.settle
         data = module.data
         by_lightning = module.resumption is None or isinstance(data, UserData)
         if trainer.ckpt_path is not None and by_lightning and has_whole_epochs(data.settings):
@@ -194,7 +204,9 @@ class CallbackHost(EvaluationHooks):
             trainer.fit_loop.epoch_loop.max_steps = -1
         handler.optimizer = next(iter(trainer.optimizers), None)
         handler.lr_scheduler = module.lr_schedule
-        self._is_within_step = False
+        self._is_within_step, self.at_begin, self.pending = False, None, "nothing"
+        self.closed_epochs, self.validated_batch = self.position.epoch, -1
+        module.last_step.is_updating = module.last_step.is_updated = False
         is_told = module.resumption is not None or not self.warn_existing_checkpoints
         self.checkpoints.open(trainer, is_resumed=is_told)
         self._clears = module.automatic_optimization and not module.overrides("optimizer_zero_grad")
@@ -253,7 +265,7 @@ class CallbackHost(EvaluationHooks):
         assert self.handler is not None
         assert self.args is not None
         check_monitors(trainer, pl_module)
-        self._trainer_step = trainer.global_step  # which Lightning restores after on_fit_start
+        self.trainer_step = trainer.global_step  # which Lightning restores after on_fit_start
         self.handler.train_dataloader = trainer.train_dataloader
         data: Any = pl_module.data
         if isinstance(data, UserData):
@@ -265,20 +277,39 @@ class CallbackHost(EvaluationHooks):
         # A strategy of Lightning's that accumulates by itself takes no step with a short last one.
         self._knows_steps = self._is_automatic and not trainer.strategy.handles_gradient_accumulation
         self._adopt_progress(trainer, module)
+        self._keeps_states = not isinstance(trainer.train_dataloader, ResumableMixin)
+        self._loaders = data.loader_states() if isinstance(data, UserData) else None
+        self._keeps_loaders = bool(self._loaders)
+        buffers = BufferCopies(module.model)
+        self._buffers = buffers if buffers.names else None
+        self.checkpoints.let_go()  # of the moment before a sanity check
         self.checkpoints.begin(trainer, pl_module)
         _model_of(pl_module).zero_grad()
         self.control.should_training_stop = False
         self.fire("on_train_begin")
-        if self.args.eval_on_start:
-            trainer.fit_loop.epoch_loop.val_loop.restarting = False
+        resumption: Any = module.resumption
+        if resumption is not None and resumption.due is not None:
+            end_last_step(self, module, resumption)
+        elif self.args.eval_on_start:
+            self.pending = "evaluation"
             self._evaluate(trainer)
-        resumption: Any = pl_module.resumption
+            self.pending = "nothing"
         if resumption is not None and resumption.is_mid_epoch:  # for which Lightning begins no epoch
             self._begin_epoch(module)
 
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the moment before: random numbers that the check draws are given back."""
+        self.checkpoints.keep(pl_module)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin with the first set; a checkpoint that is written meanwhile is of the moment before."""
+        if _is_fitting(trainer):
+            self.checkpoints.keep(pl_module)
+        super().on_validation_start(trainer, pl_module)
+
     def _adopt_progress(self, trainer: pl.Trainer, module: Any) -> None:
         """Go on from counters that Lightning restored from a checkpoint without the state of a run."""
-        self._trainer_step = trainer.global_step
+        self.trainer_step = trainer.global_step
         if module.resumption is not None or self.state.global_step or not trainer.global_step:
             return
         assert self.logged is not None
@@ -322,6 +353,17 @@ class CallbackHost(EvaluationHooks):
             self._tries_step, module = False, cast(Any, pl_module)
             with trainer.precision_plugin.forward_context():  # as around training_step
                 module.run.begin_step(micro_batch.step)
+        state, schedule = self.state, self.handler.lr_scheduler  # type: ignore[union-attr]
+        self.at_begin = (
+            self.logged.sum,  # type: ignore[union-attr]
+            state.num_input_tokens_seen,
+            self.counter.flops,  # type: ignore[union-attr]
+            len(state.log_history),
+            getattr(schedule, "last_epoch", None),
+            self._generators.capture() if self._keeps_states else None,
+            self._loaders,
+            None if self._buffers is None else self._buffers.take(),
+        )
         control = self.control
         control.should_log = control.should_evaluate = control.should_save = False
         self.fire("on_step_begin")
@@ -334,10 +376,10 @@ class CallbackHost(EvaluationHooks):
             inputs: columns by name.
         """
         assert self.logged is not None
-        assert self._counter is not None
+        assert self.counter is not None
         self._has_loss = self._has_losses = True
         self.logged.add(loss, global_step=self.state.global_step)
-        self.state.num_input_tokens_seen += self._counter.add(inputs)
+        self.state.num_input_tokens_seen += self.counter.add(inputs)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -349,11 +391,10 @@ class CallbackHost(EvaluationHooks):
         if self._knows_steps and micro_batch is not None and micro_batch.step is not None:
             taken = int(micro_batch.is_last)
         else:
-            taken = trainer.global_step - self._trainer_step
+            taken = trainer.global_step - self.trainer_step
         if taken:
-            self._trainer_step += taken
             self._is_partial = False
-            self._end_step(trainer, pl_module, micro_batch, batch_idx)
+            self._end_step(trainer, pl_module, batch_idx, taken)
             return
         self._is_partial = True  # gradients of a step that a callback ends here stay, as in the HF Trainer
         self.end_micro_batch()
@@ -378,43 +419,50 @@ class CallbackHost(EvaluationHooks):
             loss = torch.zeros_like(self._losses[0])
         self.add_micro_batch(loss.detach(), batch if isinstance(batch, Mapping) else {})
 
-    def _end_step(
-        self,
-        trainer: pl.Trainer,
-        module: Any,
-        micro_batch: MicroBatch | None,
-        batch_idx: int,
-    ) -> None:
-        """Close an optimizer step: clear gradients, count, then log, evaluate and save if they are due."""
+    def _end_step(self, trainer: pl.Trainer, module: Any, batch_idx: int, taken: int) -> None:
+        """Close an optimizer step: clear gradients, count, then log, evaluate and save if they are due.
+
+        A module that optimizes by hand may have several optimizers, whose steps Lightning counts one by one.
+        """
         self._has_gradients = self._clears_late  # which the module's hook may read
         if self._clears and not self._clears_late:
             _model_of(module).zero_grad()
         if self._losses:
-            assert self.logged is not None
-            self.logged.add(torch.stack(self._losses).mean(), global_step=self.state.global_step)
-            self._losses.clear()
-        self._count_step(trainer, micro_batch, batch_idx)
+            self.add_losses()
+        position, epoch = self.next_place(batch_idx)
+        state, step = self.state, module.last_step
+        # No call, in which an interrupt may come, between these.
+        state.global_step, state.epoch, self.position = state.global_step + 1, epoch, position
+        self.trainer_step, self.at_begin, self.pending = self.trainer_step + taken, None, "step"
+        step.is_updating = step.is_updated = self._is_within_step = False
+        self._micro_batch = None
         self.fire("on_step_end")
+        self.pending, self.ends_epoch = "actions", False
         self._log_evaluate_save(trainer, module)
+        self.pending = "nothing"
         self._stop(trainer)
+        if self._keeps_loaders:
+            self._loaders = module.data.loader_states()
         if self.control.should_epoch_stop:
             end_epoch(trainer)
 
-    def _count_step(self, trainer: pl.Trainer, micro_batch: MicroBatch | None, batch_idx: int) -> None:
-        """Count an optimizer step: what the run's state tells of where it is.
+    def add_losses(self) -> None:
+        """Add the mean loss of a module that optimizes by hand."""
+        if self._losses:
+            assert self.logged is not None
+            self.logged.add(torch.stack(self._losses).mean(), global_step=self.state.global_step)
+            self._losses.clear()
 
-        A module that optimizes by hand may have several optimizers, whose steps Lightning counts one by one.
-        """
-        schedule = self._schedule
+    def next_place(self, batch_idx: int) -> tuple[DataPosition, float]:
+        """Return where in the data the run is once the current optimizer step is counted, and its epoch."""
+        schedule, trainer, micro_batch = self._schedule, self._trainer, self._micro_batch
         assert schedule is not None
-        state, self._is_within_step, self._micro_batch = self.state, False, None
-        state.global_step += 1
+        assert trainer is not None
         if micro_batch is None or micro_batch.step is None:
-            done = batch_idx + 1
-            self.position = self.position.next()
+            done, position = batch_idx + 1, self.position.next()
         else:
-            done, self.position = micro_batch.step.done_micro_batches, micro_batch.step.position
-        state.epoch = trainer.current_epoch + done / schedule.micro_batches_per_epoch
+            done, position = micro_batch.step.done_micro_batches, micro_batch.step.position
+        return position, trainer.current_epoch + done / schedule.micro_batches_per_epoch
 
     def _stop(self, trainer: pl.Trainer) -> None:
         """Stop training if a callback requested it; a run that ends by itself is not stopped.
@@ -427,7 +475,10 @@ class CallbackHost(EvaluationHooks):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Fire `on_epoch_end`, then log, evaluate and save if they are due."""
         self.fire("on_epoch_end")
+        self.closed_epochs = self.position.epoch
+        self.pending, self.ends_epoch = "actions", True
         self._log_evaluate_save(trainer, pl_module, ends_epoch=True)
+        self.pending = "nothing"
         self._stop(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -446,7 +497,12 @@ class CallbackHost(EvaluationHooks):
         metrics["train_loss"] = self.logged.mean(state.global_step)
         self.evaluator.memory.end("train", metrics)
         self._log(trainer, metrics)
+        self.checkpoints.keep(pl_module)
         self._load_best(pl_module)
+        if self.args.load_best_model_at_end and state.best_global_step not in (None, state.global_step):  # type: ignore[union-attr]
+            self.checkpoints.spoil(
+                f"it holds the weights of step {state.best_global_step}, which were the best"
+            )
         self.fire("on_train_end")
 
     def on_exception(
@@ -454,16 +510,14 @@ class CallbackHost(EvaluationHooks):
     ) -> None:
         """Give the model back as it was: Lightning tears a module down only after a run that ended.
 
-        Callbacks save checkpoints afterwards. Another callback may have failed after an optimizer step.
+        Callbacks save checkpoints afterwards, of the moment that is kept here.
         """
         module: Any = pl_module
-        taken = trainer.global_step - self._trainer_step
-        if self.checkpoints.is_resumable and taken > 0:
-            self._trainer_step += taken
-            self._count_step(trainer, self._micro_batch, trainer.fit_loop.batch_idx)
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.checkpoints.keep(module)
         self.evaluator.on_exception()
         module.end_run()
-        self.checkpoints.abandon(is_half_done=module.last_step.is_updating)
+        self.checkpoints.abandon()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let go of the run's directory; a run that only tried batch sizes or learning rates was none."""
@@ -536,6 +590,9 @@ class CallbackHost(EvaluationHooks):
         super().on_validation_epoch_end(trainer, pl_module)
         if self._follows_metric or (lightning_validates(trainer) and _is_fitting(trainer)):
             self._follow_metric(pl_module)
+        if _is_fitting(trainer):
+            self.validated_batch = trainer.fit_loop.epoch_loop.total_batch_idx
+            self.checkpoints.let_go()
 
     def _evaluate(self, trainer: pl.Trainer, *, ends_epoch: bool = False) -> None:
         assert self.args is not None
@@ -625,8 +682,8 @@ class CallbackHost(EvaluationHooks):
 
     def store_flops(self) -> None:
         """Take the operations counted since the last time into the state."""
-        assert self._counter is not None
-        self.state.total_flos += self._counter.drain_flops()
+        assert self.counter is not None
+        self.state.total_flos += self.counter.drain_flops()
 
 
 def _is_fitting(trainer: pl.Trainer) -> bool:

@@ -55,6 +55,8 @@ def from_lightning(found: Mapping[str, Any], *, source: str) -> Checkpoint:
         CheckpointError: another LightningModule has written it.
     """
     missing = [key for key in ("state_dict", layout.STATE_KEY) if key not in found]
+    if reason := found.get(layout.REASON_KEY):
+        raise CheckpointError(f"{source} holds no state of a run: {reason}. Load its weights by themselves.")
     if missing:
         raise CheckpointError(
             f"{source} was not written by a run of HFModule: it has no {missing[0]!r}. Load its weights by "

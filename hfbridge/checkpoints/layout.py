@@ -21,6 +21,8 @@ hold, by names in the model; hfbridge.weights has the names in the files, and wh
 Under DeepSpeed there is no optimizer.pt. What each rank holds is in files of its own, with weights and
 optimizer, in `global_step<N>` (its name is in `latest`); DeepSpeed writes and reads them. They are pickles.
 
+A .ckpt that cannot be resumed has hfbridge.cannot_be_resumed, which says why, in place of the last four.
+
 `training_args.bin` is a pickle, written for the native Trainer and never read here. With `save_only_model`
 there are no optimizer.pt, scheduler.pt and rng_state.pth.
 
@@ -43,8 +45,9 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 ADAPTER_SAFE_WEIGHTS_NAME = "adapter_model.safetensors"
 UNFINISHED = "unfinished-"
 OWN = "hfbridge"
-STATE_KEY, RNG_KEY, POSITION_KEY, FILES_KEY, WEIGHTS_KEY, PARTS_KEY = (
-    f"{OWN}.{name}" for name in ("trainer_state", "rng", "position", "files", "weights", "parts")
+STATE_KEY, RNG_KEY, POSITION_KEY, FILES_KEY, WEIGHTS_KEY, PARTS_KEY, REASON_KEY = (
+    f"{OWN}.{name}"
+    for name in ("trainer_state", "rng", "position", "files", "weights", "parts", "cannot_be_resumed")
 )
 PREFIX = "model."
 
@@ -56,6 +59,7 @@ __all__ = [
     "PARTS_KEY",
     "POSITION_KEY",
     "PREFIX",
+    "REASON_KEY",
     "RNG_KEY",
     "SAFE_WEIGHTS_INDEX_NAME",
     "SAFE_WEIGHTS_NAME",

@@ -74,6 +74,7 @@ class Resumption:
         optimizer: `state_dict` of the optimizer; likewise.
         loss: what was summed since the last log row; `None` if the checkpoint does not know.
         loaders: states of the user's training loaders; `None` if the checkpoint has none.
+        due: what follows the last optimizer step and was not done yet; `None` for nothing.
     """
 
     state_text: str
@@ -83,6 +84,7 @@ class Resumption:
     optimizer: dict[str, Any] | None
     loss: dict[str, Any] | None
     loaders: list[Any] | None = None
+    due: dict[str, Any] | None = None
 
     @property
     def is_mid_epoch(self) -> bool:
@@ -128,6 +130,8 @@ def fill_checkpoint(module: Any, checkpoint: dict[str, Any]) -> Resumption | Non
         loops = {f"{name}_loop": getattr(trainer, f"{name}_loop") for name in ("validate", "test", "predict")}
         checkpoint["loops"] = {name: loop.state_dict() for name, loop in loops.items()}
         return None
+    if (reason := checkpoint.get(layout.REASON_KEY)) and module.is_heard:
+        raise CheckpointError(cannot_be_resumed(reason))
     _check_tells_of_run(checkpoint)
     if layout.STATE_KEY not in checkpoint:
         return None  # written by Lightning outside of a run: its own counters, optimizer and schedule
@@ -240,6 +244,14 @@ def _warn_of_absent_states(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> N
     connector.resume_end = resume_silently
 
 
+def cannot_be_resumed(reason: str) -> str:
+    """Say what a checkpoint that was written at no moment between two optimizer steps is good for."""
+    return (
+        f"This checkpoint cannot be resumed: {reason}. Resume from another one, or load its weights by "
+        "HFModule.load_from_checkpoint, and begin a new run."
+    )
+
+
 def _wrong_strategy(takes_parts: bool) -> str:
     if takes_parts:
         return (
@@ -288,6 +300,7 @@ def _read(module: Any, checkpoint: dict[str, Any]) -> Resumption:
         schedule=schedules[0] if schedules else None,
         optimizer=optimizers[0] if optimizers else None,
         loss=_loss_of(positions) if not is_as_before or position is None else position["loss"],
+        due=positions[0].get("due") if positions else None,
     )
 
 
@@ -484,28 +497,27 @@ def _read_beside_loaders(module: Any, checkpoint: dict[str, Any]) -> Resumption:
         optimizer=optimizers[0] if optimizers else None,
         loss=None if own is None or own.position is None else own.position["loss"],
         loaders=None if own is None or own.position is None else own.position.get("loaders"),
+        due=None if own is None or own.position is None else own.position.get("due"),
     )
 
 
-def position_of(
-    loader: Any, loss: dict[str, Any], position: DataPosition, batch_layout: BatchLayout
-) -> dict[str, Any]:
+def position_of(start: Start, loss: dict[str, Any], batch_layout: BatchLayout) -> dict[str, Any]:
     """Collect what the HF Trainer forgets: draws and position of the current epoch, and the unlogged loss."""
-    record = getattr(loader, "record", None)
+    record = start.record
     return {
         "pass_states": None if record is None else record.states,
         "pass_sampler": None if record is None else record.sampler,
         "in_hand": None if record is None else record.in_hand,
-        "sampler": getattr(loader, "sampler_state", None),
+        "sampler": start.sampler,
         "loss": loss,
-        "place": {**asdict(position), **asdict(batch_layout)},
+        "place": {**asdict(start.position), **asdict(batch_layout)},
     }
 
 
 def describe_run(
     module: Any,
     state: TrainerState,
-    position: dict[str, Any],
+    rank_state: RankState,
     processing_class: Any,
     state_dict: Mapping[str, Tensor],
 ) -> dict[str, Any]:
@@ -514,14 +526,14 @@ def describe_run(
     Args:
         module: the HFModule.
         state: with what callbacks export.
-        position: of this rank, from `position_of`.
+        rank_state: random states and position of this rank, from `position_of`.
         processing_class: tokenizer or processor, kept beside the weights.
         state_dict: the module's, as Lightning has gathered it.
 
     Returns:
         Entries by key; checkpoints/layout.py has the table.
     """
-    states = ranks.gather(RankState(generators.capture(), position))
+    states = ranks.gather(rank_state)
     return {
         layout.STATE_KEY: as_json(state),
         **plain_ranks(states),

@@ -16,7 +16,7 @@ can resume in the middle of an epoch, with every draw as if it had never stopped
 from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice, repeat
 from typing import Any
 
@@ -94,7 +94,45 @@ class PersistentWorkersMixin:
             self._inner._iterator = value
 
 
-class TrainLoader(PersistentWorkersMixin):
+class ResumableMixin:
+    """A training loader that knows what was before the current optimizer step was fetched.
+
+    Attributes:
+        record: of the current epoch, or the last one.
+        sampler_state: state of the generator that the sampler keeps to itself; `None` without one.
+        _fetched: position, random states and `in_hand` before the micro-batches of the current step were
+            fetched, and the first of the next one.
+    """
+
+    record: EpochRecord | None = None
+    sampler_state: torch.Tensor | None = None
+    _start: Start | None = None
+    _fetched: tuple[DataPosition, RandomStates, RandomStates | None] | None = None
+
+    def start_at(self, start: Start) -> None:
+        """Begin the next epoch where a checkpoint was written."""
+        self._start = start
+
+    def start_from(self, position: DataPosition) -> Start:
+        """Describe how to begin with the step at a position, which is being trained or comes next.
+
+        Args:
+            position: of the last optimizer step that was taken.
+
+        Returns:
+            Where another loader begins; without `states` where they are those of now.
+        """
+        if self._start is not None:  # nothing has been fetched since the run was resumed
+            return self._start
+        record, fetched, sampler = self.record, self._fetched, self.sampler_state
+        if fetched is None or fetched[0] != position or record is None:
+            return Start(position, 0, None, record, sampler)
+        if position.windows == 0:
+            return Start(position, 0, record.states, record, record.sampler)
+        return Start(position, 0, fetched[1], replace(record, in_hand=fetched[2]), sampler)
+
+
+class TrainLoader(PersistentWorkersMixin, ResumableMixin):
     """Iterate a training DataLoader: micro-batches, each with its optimizer step.
 
     Args:
@@ -105,7 +143,6 @@ class TrainLoader(PersistentWorkersMixin):
 
     Attributes:
         current: the micro-batch that was handed out last; `None` before the first one of an epoch.
-        record: of the current epoch, or the last one.
         sampler: the object whose `set_epoch` Lightning calls before each epoch, and whose class it reads to
             know that rows are not shuffled.
 
@@ -127,8 +164,7 @@ class TrainLoader(PersistentWorkersMixin):
             self.sampler = _InOrder(batches.dataset, self.set_epoch)
         self._accumulation = accumulation
         self.current: MicroBatch | None = None
-        self.record: EpochRecord | None = None
-        self._start: Start | None = None
+        self._generators = generators.Recorder()
         self._position = DataPosition()
         self._epoch = 0
 
@@ -146,10 +182,6 @@ class TrainLoader(PersistentWorkersMixin):
                     if step.ends_epoch and self.current.is_last:
                         self._handed_out = 0
                     yield self.current
-
-    def start_at(self, start: Start) -> None:
-        """Begin the next epoch where a checkpoint was written."""
-        self._start = start
 
     def state_dict(self) -> dict[str, Any]:
         """Return the micro-batches of the epoch that were handed out; nothing for HFModule."""
@@ -174,7 +206,7 @@ class TrainLoader(PersistentWorkersMixin):
         return self.batches
 
     @property
-    def sampler_state(self) -> torch.Tensor | None:
+    def sampler_state(self) -> torch.Tensor | None:  # type: ignore[override]
         """State of the generator that the sampler keeps to itself; `None` without one."""
         generator = getattr(sampler_of(self.batches), "generator", None)
         return None if generator is None else generator.get_state()
@@ -235,7 +267,14 @@ class TrainLoader(PersistentWorkersMixin):
             prefetched=prefetched,
             sizes=self._sizes() if sizes is None else sizes,
         )
-        for step in steps:
+        record = self.record
+        assert record is not None
+        while True:
+            if not self._is_stateful:
+                self._fetched = (position, self._generators.capture(), record.in_hand)
+            step = next(steps, None)
+            if step is None:
+                return
             step.done_micro_batches = min(step.done_micro_batches, per_epoch)
             position = position.next()
             if step.done_micro_batches == per_epoch:
@@ -254,11 +293,12 @@ class TrainLoader(PersistentWorkersMixin):
             first = next(steps)
             if start.states is not None:
                 generators.restore(start.states)
+                self._fetched = (start.position, start.states, None)
             yield first
             yield from steps
             return
         assert start.states is not None
-        self.record = record
+        self.record, self._fetched = record, (start.position, start.states, record.in_hand)
         generators.restore(record.states)
         self._set_sampler_state(record.sampler)
         seeds_workers = torch.Generator()

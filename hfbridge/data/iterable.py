@@ -27,7 +27,7 @@ from transformers.trainer_utils import has_length
 from hfbridge import generators, ranks
 from hfbridge.agreement import Fact
 from hfbridge.data.accumulation import AccumulationStep, DataPosition, MicroBatch, Schedule
-from hfbridge.data.dataloaders import EpochRecord, PersistentWorkersMixin, Start
+from hfbridge.data.dataloaders import EpochRecord, PersistentWorkersMixin, ResumableMixin
 from hfbridge.data.mistakes import NamingColumns
 from hfbridge.errors import CheckpointError, DataError, SettingsError
 from hfbridge.generators import RandomStates
@@ -258,7 +258,7 @@ class WatchedCollator:
         return batch
 
 
-class StreamLoader(PersistentWorkersMixin):
+class StreamLoader(PersistentWorkersMixin, ResumableMixin):
     """Iterate a stream: micro-batches, each with its optimizer step, as `TrainLoader` does a sized dataset.
 
     Args:
@@ -273,13 +273,10 @@ class StreamLoader(PersistentWorkersMixin):
 
     Attributes:
         current: the micro-batch that was handed out last; `None` before the first one of an epoch.
-        record: of the current epoch, or the last one.
 
     Mirrors: transformers.Trainer._run_epoch
     Proved by: tests/parity/test_streams.py
     """
-
-    sampler_state = None
 
     def __init__(
         self,
@@ -295,14 +292,13 @@ class StreamLoader(PersistentWorkersMixin):
     ) -> None:
         self.loader, self.accumulation, self._limit = loader, accumulation, limit
         self.current: MicroBatch | None = None
-        self.record: EpochRecord | None = None
+        self._generators = generators.Recorder()
         self._collator, self._keeps_short = collator, keeps_short
         self._per_epoch, self._is_stateful = micro_batches, is_stateful
         self._handed_out = self._skipped = 0
         self._ahead = int(is_read_ahead and micro_batches is None)
         self._is_over = True
         self._has_length = has_length(loader)
-        self._start: Start | None = None
         self._epoch = 0
 
     def __len__(self) -> int:
@@ -323,10 +319,6 @@ class StreamLoader(PersistentWorkersMixin):
     def set_epoch(self, epoch: int) -> None:
         """Give the stream the number of the pass about to begin, counted from 0."""
         self._epoch = epoch
-
-    def start_at(self, start: Start) -> None:
-        """Begin the next pass where a checkpoint was written."""
-        self._start = start
 
     def state_dict(self) -> dict[str, Any]:
         """Return the micro-batches of the epoch that were handed out; nothing for HFModule."""
@@ -366,13 +358,19 @@ class StreamLoader(PersistentWorkersMixin):
             generators.restore(record.states)
             self._collator.begin((behind, record.in_hand or start.states, start.states))
         self.record = record if record is not None and behind else EpochRecord(generators.capture())
-        yield from self._group(loader, place, done=behind)
+        yield from self._group(loader, place, done=behind, states=None if start is None else start.states)
 
-    def _group(self, loader: Any, place: DataPosition, *, done: int) -> Iterator[AccumulationStep]:
+    def _group(
+        self, loader: Any, place: DataPosition, *, done: int, states: RandomStates | None
+    ) -> Iterator[AccumulationStep]:
         """Group an epoch, or what is left of it, into steps, each with the position after it."""
         batches, window, is_last = self._batches(loader, may_be_empty=done > 0), list[MicroBatch](), False
         missing = done % self.accumulation  # of a step that was begun before a checkpoint
+        assert self.record is not None
         while not is_last:
+            if not window:
+                states = self._generators.capture() if states is None else states
+                self._fetched, states = (place, states, self.record.in_hand), None
             batch = next(batches, None)
             if batch is not None:
                 window.append(MicroBatch(batch))
@@ -396,7 +394,6 @@ class StreamLoader(PersistentWorkersMixin):
             step.position = place
             # In "native" no step is taken, and the gradients are added to the first step of the next epoch.
             step.micro_batches[-1].is_last = takes_step
-            assert self.record is not None
             self.record.in_hand = self._collator.in_hand
             yield step
 

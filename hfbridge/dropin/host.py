@@ -388,12 +388,13 @@ class NativeLogged(LoggedLoss):
         super().__init__(device, drop_non_finite=drop_non_finite)
 
     @property
-    def _sum(self) -> torch.Tensor:
+    def sum(self) -> torch.Tensor:
+        """The losses since the last row."""
         found: torch.Tensor = self._native._tr_loss
         return found
 
-    @_sum.setter
-    def _sum(self, value: torch.Tensor) -> None:
+    @sum.setter
+    def sum(self, value: torch.Tensor) -> None:
         self._native._tr_loss = value
 
     @property

@@ -116,7 +116,6 @@ class OwnSteps(HFModule):
             norm = torch.tensor(norm, dtype=torch.float64)
         self.last_step.grad_norm = norm
         self.host.fire("on_pre_optimizer_step")
-        self.last_step.is_updating = True
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None

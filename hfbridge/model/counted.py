@@ -84,6 +84,10 @@ class InputCounter:
     def drain_flops(self) -> float:
         """Return the operations of all ranks since the last call, which all of them make."""
         flops, self.flops = float(self.flops), 0
+        return self.of_all_ranks(flops)
+
+    def of_all_ranks(self, flops: float) -> float:
+        """Add up the operations of all ranks, which all of them call."""
         return flops if self._ranks == 1 else float(self._over_ranks(flops))
 
     def _over_ranks(self, number: float) -> float:

@@ -18,11 +18,13 @@ class StepRecord:
         grad_norm: 2-norm of all gradients before clipping, scalar; `None` before the first step.
         learning_rate: the rate the step was taken with; `None` before the first step.
         is_updating: the optimizer is changing the weights.
+        is_updated: it has changed them, and the step is not counted yet.
     """
 
     grad_norm: Tensor | None = None
     learning_rate: float | None = None
     is_updating: bool = False
+    is_updated: bool = False
 
     def forget(self) -> None:
         """Know of no step."""
@@ -37,12 +39,15 @@ class LoggedLoss:
         drop_non_finite: count NaN and infinite losses as the mean of those before them
             (`logging_nan_inf_filter`).
 
+    Attributes:
+        sum: the losses since the last row; never changed in place.
+
     Mirrors: transformers.Trainer._run_epoch
     Proved by: tests/unit/model/test_logged.py
     """
 
     def __init__(self, device: torch.device, *, drop_non_finite: bool) -> None:
-        self._sum = torch.zeros((), device=device)
+        self.sum = torch.zeros((), device=device)
         self._drop_non_finite = drop_non_finite
         self._drained = 0.0
         self._last_logged_step = 0
@@ -53,20 +58,23 @@ class LoggedLoss:
 
         Args:
             global_step: optimizer steps that are behind.
-            record: `self.record` of then; without one, as natively, nothing of the steps behind is counted.
+            record: what `record` returned; without one, as natively, nothing of the steps behind is counted.
         """
         if record is None:
             self._last_logged_step = self._first_step = global_step
             return
-        self._sum += record["sum"].to(self._sum.device)
+        self.sum = self.sum + record["sum"].to(self.sum.device)
         self._drained, self._last_logged_step = record["drained"], record["last_logged_step"]
         self._first_step = record["first_step"]
 
-    @property
-    def record(self) -> dict[str, Any]:
-        """What has to be known to go on."""
+    def record(self, total: Tensor | None = None) -> dict[str, Any]:
+        """Return what has to be known to go on.
+
+        Args:
+            total: an earlier `sum` since the last row, to go on from there.
+        """
         return {
-            "sum": self._sum.detach().cpu().clone(),
+            "sum": (self.sum if total is None else total).detach().cpu().clone(),
             "drained": self._drained,
             "last_logged_step": self._last_logged_step,
             "first_step": self._first_step,
@@ -79,14 +87,14 @@ class LoggedLoss:
             loss: scalar, already divided as its gradient is.
             global_step: optimizer steps completed before this micro-batch.
         """
-        if not self._drop_non_finite:
-            self._sum += loss
-            return
-        steps = 1 + global_step - self._last_logged_step
-        if self._sum.device.type == "cpu":
-            self._sum += loss if math.isfinite(loss.item()) else self._sum / steps
-        else:  # the same values without waiting for the device
-            self._sum += torch.where(torch.isfinite(loss), loss, self._sum / steps)
+        before = self.sum
+        if self._drop_non_finite:
+            steps = 1 + global_step - self._last_logged_step
+            if before.device.type == "cpu":
+                loss = loss if math.isfinite(loss.item()) else before / steps
+            else:  # the same values without waiting for the device
+                loss = torch.where(torch.isfinite(loss), loss, before / steps)
+        self.sum = (before + loss).to(before.dtype)  # a new tensor: a save may need that of the step's begin
 
     def is_due(self, global_step: int) -> bool:
         """Tell whether a step has been taken since the last row."""
@@ -94,8 +102,8 @@ class LoggedLoss:
 
     def drain(self, global_step: int) -> float:
         """Return the mean loss per optimizer step and rank since the last row, and begin anew."""
-        value = _mean_over_ranks(self._sum)
-        self._sum -= self._sum
+        value = _mean_over_ranks(self.sum)
+        self.sum = self.sum - self.sum
         mean = value / (global_step - self._last_logged_step)
         self._drained += value
         self._last_logged_step = global_step
@@ -108,7 +116,7 @@ class LoggedLoss:
 
         Mirrors: transformers.Trainer._finalize_training
         """
-        return (self._drained + self._sum.item()) / max(global_step - self._first_step, 0.001)
+        return (self._drained + self.sum.item()) / max(global_step - self._first_step, 0.001)
 
 
 def _mean_over_ranks(value: Tensor) -> float:

@@ -16,6 +16,7 @@ from transformers import TrainingArguments
 from transformers.optimization import GreedyLR
 
 from hfbridge.errors import ModelError, SettingsError
+from hfbridge.model.logged import StepRecord
 
 Optimizers = tuple[Optimizer | None, Any]
 OptimizerClass = tuple[Any, Mapping[str, Any]]
@@ -131,12 +132,23 @@ def make_optimizer(parts: NativeParts) -> Optimizer:
     return optimizer
 
 
-def run_closure_first(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run the closure of a step before the step: a hook for `register_step_pre_hook`."""
-    closure = kwargs.pop("closure", None)
-    if closure is not None:
-        closure()
-    return args, kwargs
+class ClosureFirst:
+    """Run the closure of a step before the step, and note that: a hook for `register_step_pre_hook`.
+
+    Args:
+        record: of the steps.
+    """
+
+    def __init__(self, record: StepRecord) -> None:
+        self._record = record
+
+    def __call__(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run it."""
+        closure = kwargs.pop("closure", None)
+        if closure is not None:
+            closure()
+        self._record.is_updating = True
+        return args, kwargs
 
 
 def follows_metric(schedule: object) -> bool:

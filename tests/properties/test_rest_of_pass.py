@@ -121,7 +121,7 @@ def loader_of(rows: int) -> TrainLoader:
 def kept_of(loader: TrainLoader, place: DataPosition) -> bytes:
     """Write what a checkpoint keeps of the place in the data."""
     file = io.BytesIO()
-    torch.save(position_of(loader, {"sum": torch.zeros(())}, place, BatchLayout(1, SIZE, 2)), file)
+    torch.save(position_of(loader.start_from(place), {"sum": torch.zeros(())}, BatchLayout(1, SIZE, 2)), file)
     return file.getvalue()
 
 

@@ -1,0 +1,361 @@
+"""Checkpoints of Lightning, whenever they are written: resumed, a run ends as if it had never stopped."""
+
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, OnExceptionCheckpoint
+from torch import nn
+from transformers import TrainerCallback, set_seed
+
+import hfbridge
+from hfbridge import CheckpointError
+from tests.parity.engines import BASE, weights_digest
+from tests.parity.test_resume import Dropping
+from tests.tiny import PadRows, make_model, make_rows
+
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:{text}")
+    for text in (
+        "The checkpoint is of step 12",
+        "Be aware that when using `ckpt_path`",
+        "`max_epochs` was not set",
+        "Checkpoint directory",
+        r"`\.fit\(ckpt_path=None\)` was called without a model",
+        r".fit\(ckpt_path=.last.\) is set",
+    )
+]
+
+# 12 micro-batches an epoch, 6 steps, 12 in all; dropout is on.
+SETTINGS: dict[str, Any] = {
+    "num_train_epochs": 2,
+    "gradient_accumulation_steps": 2,
+    "eval_strategy": "steps",
+    "eval_steps": 4,
+    "logging_steps": 3,
+}
+ENGINES = ("hfbridge", "lightning")
+Made = tuple[Any, hfbridge.HFModule, hfbridge.HFDataModule]
+
+
+def make(
+    engine: str,
+    *callbacks: Any,
+    kind: type[hfbridge.HFModule] = hfbridge.HFModule,
+    model: Callable[[], nn.Module] = lambda: make_model("distilbert"),
+    collator: Any = PadRows,
+    plugins: Any = (),
+    trainer_callbacks: Any = (),
+    **settings: Any,
+) -> Made:
+    """Make a Trainer, hfbridge's or Lightning's own, module and data, in another random state each time."""
+    set_seed(random.SystemRandom().randrange(1000))
+    settings = {**BASE, **SETTINGS, **settings}
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    rows = [make_rows("distilbert", count, seed=seed) for count, seed in ((46, 3), (11, 5))]
+    data = hfbridge.HFDataModule(
+        train_dataset=rows[0],
+        eval_dataset=rows[1],
+        test_dataset=rows[1],
+        predict_dataset=rows[1],
+        data_collator=collator(),
+    )
+    if engine == "hfbridge":
+        trainer: Any = hfbridge.Trainer(
+            settings, callbacks=[*callbacks, *trainer_callbacks], plugins=list(plugins), **quiet
+        )
+        return trainer, kind(model()), data
+    quiet |= {"enable_checkpointing": any(isinstance(cb, Checkpoint) for cb in callbacks)}
+    trainer = pl.Trainer(callbacks=list(callbacks), accelerator="cpu", plugins=list(plugins), **quiet)
+    return trainer, kind(model(), settings=settings), data
+
+
+def end_of(engine: str = "hfbridge", ckpt_path: Any = None, **made: Any) -> str:
+    """Train to the end, and digest the weights."""
+    trainer, module, data = make(engine, **made)
+    trainer.fit(module, data, ckpt_path=ckpt_path)
+    return weights_digest(module.model)
+
+
+@pytest.fixture(scope="module")
+def whole() -> str:
+    """Digest of the weights at the end of an undisturbed run."""
+    return end_of()
+
+
+def saver(hook: str, base: type = pl.Callback, **arguments: Any) -> Any:
+    """Make a callback, or a subclass of HFModule, that saves whenever one of its hooks is called."""
+    count = iter(range(10**6))
+
+    def save(self: Any, *given: Any, **named: Any) -> Any:
+        result = None if base is pl.Callback else getattr(base, hook)(self, *given, **named)
+        trainer = given[0] if base is pl.Callback else self.trainer
+        trainer.save_checkpoint(f"saved/{next(count)}.ckpt")
+        return result
+
+    kind = type("Saves", (base,), {hook: save})
+    return kind() if base is pl.Callback else kind
+
+
+def some(count: int) -> list[str]:
+    """Return the files that were saved, at most so many: the first, the last, and some between."""
+    files = sorted(Path("saved").iterdir(), key=lambda path: int(path.stem))
+    picked = {round(i * (len(files) - 1) / max(count - 1, 1)) for i in range(count)}
+    return [str(files[number]) for number in sorted(picked)]
+
+
+def assert_resumes(whole: str, engine: str = "hfbridge", count: int = 4, **made: Any) -> None:
+    """See that what was saved resumes exactly."""
+    files = some(count)
+    assert {path: end_of(engine, path, **made) for path in files} == dict.fromkeys(files, whole)
+
+
+HOOKS = {
+    "on_fit_start": 1,
+    "on_train_start": 1,
+    "on_train_epoch_start": 2,
+    "on_train_batch_start": 24,
+    "on_before_zero_grad": 12,
+    "on_before_backward": 24,
+    "on_after_backward": 24,
+    "on_before_optimizer_step": 12,
+    "on_train_batch_end": 24,
+    "on_validation_start": 3,
+    "on_validation_batch_end": 9,
+    "on_validation_epoch_end": 3,
+    "on_validation_end": 3,
+    "on_train_epoch_end": 2,
+    "on_train_end": 1,
+    "on_fit_end": 1,
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("hook", HOOKS)
+def test_saved_in_any_hook_of_a_callback(hook: str, engine: str, whole: str) -> None:
+    trainer, module, data = make(engine, saver(hook))
+    trainer.fit(module, data)
+    assert weights_digest(module.model) == whole  # a save disturbs nothing
+    assert len(list(Path("saved").iterdir())) == HOOKS[hook]
+    assert_resumes(whole, engine)
+
+
+@pytest.mark.parametrize(
+    "hook",
+    ["training_step", "compute_loss", "configure_gradient_clipping", "optimizer_step", "lr_scheduler_step"],
+)
+def test_saved_in_any_method_of_a_module(hook: str, whole: str) -> None:
+    trainer, module, data = make("hfbridge", kind=saver(hook, hfbridge.HFModule))
+    trainer.fit(module, data)
+    assert weights_digest(module.model) == whole
+    assert_resumes(whole)
+
+
+@pytest.mark.parametrize(
+    "event",
+    ["on_train_begin", "on_step_begin", "on_substep_end", "on_optimizer_step", "on_step_end", "on_log"],
+)
+def test_saved_in_any_event_of_a_trainer_callback(event: str, whole: str) -> None:
+    holder: list[Any] = []
+    count = iter(range(10**6))
+
+    def save(*given: Any, **named: Any) -> None:
+        holder[0].save_checkpoint(f"saved/{next(count)}.ckpt")
+
+    callback = type("Saves", (TrainerCallback,), {event: save})()
+    trainer, module, data = make("hfbridge", trainer_callbacks=[callback])
+    holder.append(trainer)
+    trainer.fit(module, data)
+    assert_resumes(whole, count=5)
+
+
+@pytest.mark.parametrize("strategy", ["epoch", "no"])
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_batch_start", "on_train_epoch_end"])
+def test_an_evaluation_that_was_due_is_made(hook: str, strategy: str) -> None:
+    made = {"eval_strategy": strategy}
+    trainer, module, data = make("hfbridge", saver(hook), **made)
+    trainer.fit(module, data)
+    if strategy == "no" and hook == "on_validation_batch_start":
+        assert not Path("saved").exists()
+        return
+    kept = ("step", "loss", "eval_loss", "grad_norm", "learning_rate")
+    entries = [[row.get(name) for name in kept] for row in trainer.log_history]
+    for path in some(6):
+        if torch.load(path)["global_step"] == 12:  # after the last step Lightning runs nothing
+            continue
+        again, other, data = make("hfbridge", **made)
+        again.fit(other, data, ckpt_path=path)
+        assert weights_digest(other.model) == weights_digest(module.model)
+        assert [[row.get(name) for name in kept] for row in again.log_history] == entries
+
+
+@pytest.mark.parametrize("hook", ["on_train_batch_start", "on_after_backward", "on_train_batch_end"])
+def test_saved_where_collating_draws(hook: str) -> None:
+    trainer, module, data = make("hfbridge", saver(hook), collator=Dropping)
+    trainer.fit(module, data)
+    assert_resumes(weights_digest(module.model), count=5, collator=Dropping)
+
+
+class Normalized(nn.Module):
+    """A classifier whose forward changes running statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(50, 8)
+        self.norm, self.drop, self.head = nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Linear(8, 2)
+
+    def forward(self, input_ids: Any, attention_mask: Any, labels: Any = None) -> Any:
+        """Classify."""
+        logits = self.head(self.drop(self.norm(self.embed(input_ids).mean(1))))
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def seeded() -> nn.Module:
+    set_seed(5)
+    return Normalized()
+
+
+@pytest.mark.parametrize("hook", ["on_after_backward", "on_train_batch_end"])
+def test_running_statistics_are_those_of_the_moment(hook: str) -> None:
+    trainer, module, data = make("hfbridge", saver(hook), model=seeded)
+    trainer.fit(module, data)
+    state = module.model.state_dict()
+    for path in some(4):
+        again, other, data = make("hfbridge", model=seeded)
+        again.fit(other, data, ckpt_path=path)
+        assert all(torch.equal(state[n], t) for n, t in other.model.state_dict().items())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+def test_saved_after_another_run_of_the_trainer(stage: str, engine: str) -> None:
+    made = {"lr_scheduler_type": "constant"}  # the learning rate does not depend on how long the run is
+    wanted = end_of(engine, max_steps=12, **made)
+    trainer, module, data = make(engine, max_steps=8, **made)
+    trainer.fit(module, data)
+    getattr(trainer, stage)(module, data)
+    trainer.save_checkpoint("after.ckpt")
+    assert end_of(engine, "after.ckpt", max_steps=12, **made) == wanted
+
+
+class StopError(Exception):
+    """What goes wrong in a run."""
+
+
+class FailingAdamW(torch.optim.AdamW):
+    """Fail within some step, when weights have changed."""
+
+    def step(self, closure: Any = None) -> Any:
+        """Take a step."""
+        self.steps = getattr(self, "steps", 0) + 1
+        result = super().step(closure)
+        if self.steps == 5:
+            raise StopError("within the fifth step")
+        return result
+
+
+def fail_at(hook: str, call: int) -> pl.Callback:
+    """Make a callback that fails in a hook."""
+    calls = iter(range(1, 10**6))
+
+    def fail(self: Any, *given: Any) -> None:
+        if next(calls) == call:
+            raise StopError(hook)
+
+    return type("Fails", (pl.Callback,), {hook: fail})()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("keeper", ["ModelCheckpoint", "OnExceptionCheckpoint", "afterwards"])
+@pytest.mark.parametrize(
+    ("hook", "call"),
+    [
+        ("on_train_batch_start", 9),
+        ("on_after_backward", 10),
+        ("on_train_batch_end", 8),
+        ("on_train_batch_end", 12),
+        ("on_validation_batch_end", 2),
+        ("on_train_epoch_end", 1),
+    ],
+)
+def test_saved_on_an_exception(hook: str, call: int, keeper: str, engine: str, whole: str) -> None:
+    keepers = {
+        "ModelCheckpoint": [ModelCheckpoint("kept", "failed", save_on_exception=True, save_top_k=0)],
+        "OnExceptionCheckpoint": [OnExceptionCheckpoint("kept", "failed")],
+        "afterwards": [],
+    }
+    trainer, module, data = make(engine, fail_at(hook, call), *keepers[keeper])
+    with pytest.raises(StopError):
+        trainer.fit(module, data)
+    if keeper == "afterwards":
+        trainer.save_checkpoint("kept/failed.ckpt")
+    assert end_of(engine, "kept/failed.ckpt") == whole
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_within_an_optimizer_step_the_file_says_what_it_is(engine: str) -> None:
+    keeper = ModelCheckpoint("kept", "failed", save_on_exception=True, save_top_k=0)
+    trainer, _, data = make(engine, keeper)
+    given = {"optimizer_cls_and_kwargs": (FailingAdamW, {"lr": 1e-3})}
+    settings = None if engine == "hfbridge" else {**BASE, **SETTINGS}
+    module = hfbridge.HFModule(make_model("distilbert"), settings=settings, **given)  # type: ignore[arg-type]
+    with pytest.raises(StopError):
+        trainer.fit(module, data)
+    with pytest.raises(CheckpointError, match=r"cannot be resumed: .*changing the weights.*load_from_checkp"):
+        end_of(engine, "kept/failed.ckpt")
+    trainer, module, data = make(engine)
+    trainer.validate(module, data, ckpt_path="kept/failed.ckpt")
+
+
+def test_the_best_weights_are_not_those_of_the_last_step() -> None:
+    made = {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 4, "learning_rate": 0.3}
+    trainer, module, data = make("hfbridge", **made)
+    trainer.fit(module, data)
+    trainer.save_checkpoint("best.ckpt")
+    assert trainer.state_of_run.best_global_step != 12
+    with pytest.raises(CheckpointError, match=r"holds the weights of step \d, which were the best"):
+        end_of("hfbridge", "best.ckpt")
+
+
+class Interrupt(pl.Callback):
+    """Press Ctrl-C some time after training began."""
+
+    def __init__(self, after_s: float) -> None:
+        self.after_s = after_s
+
+    def on_train_start(self, *hook: Any) -> None:
+        signal.signal(signal.SIGALRM, self._press)
+        signal.setitimer(signal.ITIMER_REAL, self.after_s)
+
+    def on_train_end(self, *hook: Any) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _press(self, *frame: Any) -> None:
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_at_any_moment(whole: str) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    began = time.monotonic()
+    end_of()
+    duration, resumed = time.monotonic() - began, 0
+    for number in range(6):
+        keeper = ModelCheckpoint("kept", f"{number}", save_on_exception=True, save_top_k=0)
+        trainer, module, data = make("hfbridge", Interrupt(random.uniform(0.001, duration)), keeper)
+        try:
+            trainer.fit(module, data)
+        except SystemExit:
+            signal.signal(signal.SIGINT, before)
+        path = Path(f"kept/{number}.ckpt")
+        if not path.exists():  # the run had ended, or had not taken a step
+            continue
+        if "hfbridge.cannot_be_resumed" not in torch.load(path):
+            assert end_of("hfbridge", str(path)) == whole
+            resumed += 1
+    assert resumed
