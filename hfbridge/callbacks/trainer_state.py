@@ -52,6 +52,7 @@ from hfbridge.callbacks.evaluation import EvaluationHooks, Evaluator
 from hfbridge.callbacks.jit_checkpoint import SigtermCheckpoint
 from hfbridge.callbacks.moment import BufferCopies, end_last_step
 from hfbridge.callbacks.monitors import check_monitors
+from hfbridge.callbacks.requeue import Requeue
 from hfbridge.callbacks.run_data import UserData
 from hfbridge.checkpoints.resume import check_optimizer_state, restore_callback_state
 from hfbridge.data.accumulation import DataPosition, MicroBatch, Schedule
@@ -127,7 +128,7 @@ class CallbackHost(EvaluationHooks):
         self.trainer_step = 0  # trainer.global_step when the last step was closed
         self._first_step = self._first_tokens = 0
         self._follows_metric = self._is_new_best = False
-        self.checkpoints = RunCheckpoints(self)
+        self.checkpoints, self._requeue = RunCheckpoints(self), Requeue()
         skip_empty_hooks(self)
 
     def attach(self, module: Any, args: TrainingArguments) -> None:
@@ -207,6 +208,7 @@ class CallbackHost(EvaluationHooks):
         self._is_within_step, self.at_begin, self.pending = False, None, "nothing"
         self.closed_epochs, self.validated_batch = self.position.epoch, -1
         module.last_step.is_updating = module.last_step.is_updated = False
+        self._requeue.listen(trainer)
         is_told = module.resumption is not None or not self.warn_existing_checkpoints
         self.checkpoints.open(trainer, is_resumed=is_told)
         self._clears = module.automatic_optimization and not module.overrides("optimizer_zero_grad")
@@ -282,6 +284,7 @@ class CallbackHost(EvaluationHooks):
         self._keeps_loaders = bool(self._loaders)
         buffers = BufferCopies(module.model)
         self._buffers = buffers if buffers.names else None
+        self._requeue.agree()
         self.checkpoints.let_go()  # of the moment before a sanity check
         self.checkpoints.begin(trainer, pl_module)
         _model_of(pl_module).zero_grad()
@@ -400,6 +403,8 @@ class CallbackHost(EvaluationHooks):
         self.end_micro_batch()
         if self._is_automatic:
             self.fire("on_substep_end")
+        if self._requeue.is_due:
+            self._requeue.act()
         if self.wants_stop:
             self._is_within_step = False
             trainer.should_stop |= self.control.should_training_stop
@@ -443,6 +448,8 @@ class CallbackHost(EvaluationHooks):
         self._stop(trainer)
         if self._keeps_loaders:
             self._loaders = module.data.loader_states()
+        if self._requeue.is_due:
+            self._requeue.act()
         if self.control.should_epoch_stop:
             end_epoch(trainer)
 
@@ -516,6 +523,7 @@ class CallbackHost(EvaluationHooks):
         if trainer.state.fn == TrainerFn.FITTING:
             self.checkpoints.keep(module)
         self.evaluator.on_exception()
+        self._requeue.close()
         module.end_run()
         self.checkpoints.abandon()
 
@@ -523,6 +531,7 @@ class CallbackHost(EvaluationHooks):
         """Let go of the run's directory; a run that only tried batch sizes or learning rates was none."""
         module: Any = pl_module
         self.checkpoints.close()
+        self._requeue.close()
         module.end_run()
         if module.run.has_tried:
             self.evaluator.forget()
@@ -584,6 +593,14 @@ class CallbackHost(EvaluationHooks):
     def _load_best(self, pl_module: pl.LightningModule) -> None:
         """Put the best weights into the model, if the settings ask for them."""
         self.checkpoints.finish(pl_module)
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any
+    ) -> None:
+        """Close a batch; an evaluation may take longer than SLURM waits."""
+        super().on_validation_batch_end(trainer, pl_module, *batch)
+        if self._requeue.signal is not None and trainer.world_size == 1:
+            self._requeue.act()
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the metrics of all sets, and follow the one that the settings name."""

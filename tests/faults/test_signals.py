@@ -1,8 +1,11 @@
 """Checkpoints of Lightning, whenever they are written: resumed, a run ends as if it had never stopped."""
 
+import os
 import random
 import signal
 import time
+import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, OnExceptionCheckpoint
 from torch import nn
 from transformers import TrainerCallback, set_seed
@@ -359,3 +363,83 @@ def test_ctrl_c_at_any_moment(whole: str) -> None:
             assert end_of("hfbridge", str(path)) == whole
             resumed += 1
     assert resumed
+
+
+SCONTROL = """#!/bin/sh
+echo "$@" >> requeued
+kill -KILL $PPID
+"""
+
+
+def run_job(engine: str, folder: Path, after_s: float | None) -> bool:
+    """Run a job of SLURM's in a process of its own, requeued after some time; returns if it has ended."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os.chdir(folder)
+            with Path("run.log").open("a") as log:
+                os.dup2(log.fileno(), 1)
+                os.dup2(log.fileno(), 2)
+            warnings.simplefilter("ignore")
+            os.environ |= {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "job"}
+            os.environ["PATH"] = f"{folder}:{os.environ['PATH']}"
+            trainer, module, data = make(
+                engine, Begins(after_s), plugins=[SLURMEnvironment(auto_requeue=True)]
+            )
+            trainer.fit(module, data)
+            Path("weights").write_text(weights_digest(module.model))
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    return (folder / "weights").exists()
+
+
+class Begins(pl.Callback):
+    """Have SLURM's signal come some time after training began."""
+
+    def __init__(self, after_s: float | None) -> None:
+        self.after_s = after_s
+
+    def on_train_start(self, *hook: Any) -> None:
+        if self.after_s is not None:
+            signal.signal(signal.SIGALRM, lambda *frame: os.kill(os.getpid(), signal.SIGUSR1))
+            signal.setitimer(signal.ITIMER_REAL, self.after_s)
+
+
+def requeue(engine: str, folder: Path, times: int, seed: int) -> None:
+    """Requeue jobs at random moments, and see that they end as one that was not."""
+    draw, found = random.Random(seed), 0
+    undisturbed = folder / "undisturbed"
+    undisturbed.mkdir()
+    began = time.monotonic()
+    assert run_job(engine, undisturbed, None), (undisturbed / "run.log").read_text()[-3000:]
+    duration = time.monotonic() - began
+    wanted = (undisturbed / "weights").read_text()
+    for number in range(20 * times):
+        job = folder / str(number)
+        job.mkdir()
+        (job / "scontrol").write_text(SCONTROL)
+        (job / "scontrol").chmod(0o755)
+        if run_job(engine, job, draw.uniform(0.001, duration)):
+            continue  # it had ended before
+        assert (job / "requeued").read_text() == "requeue 7\n", (job / "run.log").read_text()[-3000:]
+        assert [path.name for path in job.rglob("*.ckpt")] == ["hpc_ckpt_1.ckpt"]
+        assert run_job(engine, job, None), (job / "run.log").read_text()[-3000:]
+        assert (job / "weights").read_text() == wanted
+        found += 1
+        if found == times:
+            return
+    pytest.fail(f"only {found} of {times} jobs were requeued")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_requeued_job_goes_on(engine: str, tmp_path: Path) -> None:
+    requeue(engine, tmp_path, 2, seed=1)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_twenty_requeues(tmp_path: Path) -> None:
+    requeue("hfbridge", tmp_path, 20, seed=0)

@@ -1,0 +1,67 @@
+"""SLURM's requeue signal (`SLURMEnvironment(auto_requeue=True)`): save and requeue between micro-batches."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+
+from hfbridge.stopping import CommonStop
+
+_HANDLER = "_slurm_sigusr_handler_fn"  # of Lightning's signal connector; tests/faults/test_signals.py pins it
+
+
+class Requeue:
+    """Note the signal, and have Lightning's own handler run where a checkpoint can be written.
+
+    Lightning runs it wherever the signal arrives: within `optimizer.step()`, too, and on several ranks at
+    different moments. Here all of several ranks run it after the same micro-batch.
+
+    Attributes:
+        signal: the signal that has arrived; `None` without one.
+        is_due: `act` is to be called after a micro-batch.
+
+    Proved by: tests/faults/test_signals.py
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self.is_due = False
+        self._trainer: Any = None
+        self._stop: CommonStop | None = None
+
+    def listen(self, trainer: pl.Trainer) -> None:
+        """Take the place of the handler that Lightning is about to register."""
+        self.signal, self.is_due, self._trainer = None, False, trainer
+        vars(trainer._signal_connector)[_HANDLER] = self._note
+
+    def agree(self) -> None:
+        """Have all of several ranks act together; a collective."""
+        trainer = self._trainer
+        environment = trainer._accelerator_connector.cluster_environment
+        if trainer.world_size > 1 and isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+            self._stop, self.is_due = CommonStop(), True
+
+    def act(self) -> None:
+        """Save and requeue, if it is time; called by all ranks after the same micro-batches."""
+        if self._stop is not None:
+            self._stop.is_asked |= self.signal is not None
+            if self._stop.passes():
+                return
+            self._stop.close()
+        number, self.signal, self.is_due = self.signal, None, self._stop is not None
+        connector: Any = self._trainer._signal_connector
+        getattr(type(connector), _HANDLER)(connector, number, None)
+        if self._stop is not None:
+            self._stop = CommonStop()
+
+    def close(self) -> None:
+        """Give Lightning its handler back."""
+        if self._trainer is not None:
+            vars(self._trainer._signal_connector).pop(_HANDLER, None)
+            self._trainer = None
+        if self._stop is not None:
+            self._stop.close()
+            self._stop = None
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.signal, self.is_due = number, True
