@@ -34,7 +34,7 @@ from hfbridge.checkpoints.io import NewestOf, newest_in
 from hfbridge.checkpoints.layout import checkpoints_in
 from hfbridge.checkpoints.read import read_checkpoint
 from hfbridge.datamodule import HFDataModule, predicting
-from hfbridge.errors import DataError, ModelError, ModuleTypeError, SettingsError
+from hfbridge.errors import CheckpointError, DataError, ModelError, ModuleTypeError, SettingsError
 from hfbridge.evaluation.generate import decode
 from hfbridge.loops.epoch_loop import LeanEpochLoop, NoProfiler
 from hfbridge.loops.fit_loop import FitLoop
@@ -189,6 +189,12 @@ class Trainer(pl.Trainer):
             "datamodule": datamodule,
         }
         ckpt_path = self.settings.resume_from_checkpoint if ckpt_path is None else ckpt_path
+        if ckpt_path == "hpc" and self._checkpoint_connector._hpc_resume_path is None:
+            raise CheckpointError(
+                'ckpt_path="hpc": there is no hpc_ckpt_*.ckpt in default_root_dir='
+                f"{self.default_root_dir!r}. Leave it out: under SLURM a first job begins a new run, and a "
+                "requeued one resumes from its own checkpoint."
+            )
         if not isinstance(model, HFModule):
             data["ckpt_path"] = self._resolve_for_any_module(ckpt_path)
             with configured_to_fit_any_module(self, model, datamodule or train_dataloaders):

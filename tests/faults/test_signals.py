@@ -443,3 +443,9 @@ def test_a_requeued_job_goes_on(engine: str, tmp_path: Path) -> None:
 @pytest.mark.timeout(1800)
 def test_twenty_requeues(tmp_path: Path) -> None:
     requeue("hfbridge", tmp_path, 20, seed=0)
+
+
+def test_hpc_in_a_first_job() -> None:
+    trainer, module, data = make("hfbridge")
+    with pytest.raises(CheckpointError, match=r'ckpt_path="hpc": there is no hpc_ckpt.*Leave it out'):
+        trainer.fit(module, data, ckpt_path="hpc")
