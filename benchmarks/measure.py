@@ -16,6 +16,21 @@ RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "accelerate", "lightning", "datasets")
 
 
+def command_of(arguments: list[str]) -> str:
+    """Write the command of a measurement so that it can be repeated from the root of any checkout."""
+    root = RESULTS.parents[1]
+    script, *others = arguments
+
+    def plain(argument: str) -> str:
+        """Name a path from the root; one that is neither in it nor beside it by its last part."""
+        if not os.path.isabs(argument):
+            return argument
+        path = os.path.relpath(argument, root)
+        return Path(argument).name if path.startswith("../../") else path
+
+    return " ".join(["python", os.path.relpath(script, root), *map(plain, others)])
+
+
 def run_fresh(script: Path | str, *arguments: object) -> dict[str, Any]:
     """Run a script in a process of its own, one thread, and read the last line it prints as JSON."""
     one_thread = {
@@ -50,7 +65,7 @@ def spread(values: list[float]) -> dict[str, Any]:
 def write(name: str, results: dict[str, Any], arguments: argparse.Namespace) -> Path:
     """Write results with what is needed to read them later."""
     about = {
-        "command": " ".join(["python", os.path.relpath(sys.argv[0], RESULTS.parents[1]), *sys.argv[1:]]),
+        "command": command_of(sys.argv),
         "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": {

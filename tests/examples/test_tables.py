@@ -1,6 +1,8 @@
 """Tables made of results: that they say what was measured."""
 
 import importlib.util
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def load() -> Any:
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
+def load(name: str = "tables") -> Any:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -103,3 +105,14 @@ def test_results_need_a_place_on_some_page(tmp_path: Path) -> None:
         tables.require_places([page])
     page.write_text("<!-- results:throughput --> <!-- /results -->")
     tables.require_places([page])
+
+
+def test_commands_of_results_can_be_repeated_anywhere() -> None:
+    for path in (ROOT / "benchmarks" / "results").glob("*.json"):
+        about = json.loads(path.read_text()).get("about", {})
+        assert not re.search(r"(^|[ =])/", about.get("command", "")), path.name
+    command_of = load("measure").command_of
+    assert command_of(
+        [str(ROOT / "benchmarks/x.py"), "--out", "/elsewhere/far/away/x.json", "--steps", "3"]
+    ) == ("python benchmarks/x.py --out x.json --steps 3")
+    assert command_of([str(ROOT / "benchmarks/x.py"), str(ROOT.parent / "shared")]).endswith(" ../shared")
