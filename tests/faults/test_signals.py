@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import threading
 import time
 import traceback
 import warnings
@@ -327,21 +328,23 @@ def test_the_best_weights_are_not_those_of_the_last_step() -> None:
         end_of("hfbridge", "best.ckpt")
 
 
-class Interrupt(pl.Callback):
-    """Press Ctrl-C some time after training began."""
+class Sends(pl.Callback):
+    """Send this process a signal some time after training began.
 
-    def __init__(self, after_s: float) -> None:
-        self.after_s = after_s
+    Args:
+        number: the signal.
+        after_s: when; `None` is never.
+    """
+
+    def __init__(self, number: int, after_s: float | None) -> None:
+        self.after_s, self._timer = after_s, threading.Timer(after_s or 0, os.kill, (os.getpid(), number))
 
     def on_train_start(self, *hook: Any) -> None:
-        signal.signal(signal.SIGALRM, self._press)
-        signal.setitimer(signal.ITIMER_REAL, self.after_s)
+        if self.after_s is not None:
+            self._timer.start()
 
     def on_train_end(self, *hook: Any) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-
-    def _press(self, *frame: Any) -> None:
-        raise KeyboardInterrupt
+        self._timer.cancel()
 
 
 def test_ctrl_c_at_any_moment(whole: str) -> None:
@@ -351,7 +354,9 @@ def test_ctrl_c_at_any_moment(whole: str) -> None:
     duration, resumed = time.monotonic() - began, 0
     for number in range(6):
         keeper = ModelCheckpoint("kept", f"{number}", save_on_exception=True, save_top_k=0)
-        trainer, module, data = make("hfbridge", Interrupt(random.uniform(0.001, duration)), keeper)
+        trainer, module, data = make(
+            "hfbridge", Sends(signal.SIGINT, random.uniform(0.001, duration)), keeper
+        )
         try:
             trainer.fit(module, data)
         except SystemExit:
@@ -371,8 +376,8 @@ kill -KILL $PPID
 """
 
 
-def run_job(engine: str, folder: Path, after_s: float | None) -> bool:
-    """Run a job of SLURM's in a process of its own, requeued after some time; returns if it has ended."""
+def run_job(engine: str, folder: Path, after_s: float | None) -> int:
+    """Run a job of SLURM's in a process of its own, requeued after some time; returns what has ended it."""
     child = os.fork()
     if child == 0:
         try:
@@ -384,28 +389,16 @@ def run_job(engine: str, folder: Path, after_s: float | None) -> bool:
             os.environ |= {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "job"}
             os.environ["PATH"] = f"{folder}:{os.environ['PATH']}"
             trainer, module, data = make(
-                engine, Begins(after_s), plugins=[SLURMEnvironment(auto_requeue=True)]
+                engine, Sends(signal.SIGUSR1, after_s), plugins=[SLURMEnvironment(auto_requeue=True)]
             )
             trainer.fit(module, data)
             Path("weights").write_text(weights_digest(module.model))
+            os._exit(0)
         except BaseException:
             traceback.print_exc()
         finally:
-            os._exit(0)
-    os.waitpid(child, 0)
-    return (folder / "weights").exists()
-
-
-class Begins(pl.Callback):
-    """Have SLURM's signal come some time after training began."""
-
-    def __init__(self, after_s: float | None) -> None:
-        self.after_s = after_s
-
-    def on_train_start(self, *hook: Any) -> None:
-        if self.after_s is not None:
-            signal.signal(signal.SIGALRM, lambda *frame: os.kill(os.getpid(), signal.SIGUSR1))
-            signal.setitimer(signal.ITIMER_REAL, self.after_s)
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def requeue(engine: str, folder: Path, times: int, seed: int) -> None:
@@ -414,7 +407,7 @@ def requeue(engine: str, folder: Path, times: int, seed: int) -> None:
     undisturbed = folder / "undisturbed"
     undisturbed.mkdir()
     began = time.monotonic()
-    assert run_job(engine, undisturbed, None), (undisturbed / "run.log").read_text()[-3000:]
+    assert run_job(engine, undisturbed, None) == 0, (undisturbed / "run.log").read_text()[-3000:]
     duration = time.monotonic() - began
     wanted = (undisturbed / "weights").read_text()
     for number in range(20 * times):
@@ -422,11 +415,11 @@ def requeue(engine: str, folder: Path, times: int, seed: int) -> None:
         job.mkdir()
         (job / "scontrol").write_text(SCONTROL)
         (job / "scontrol").chmod(0o755)
-        if run_job(engine, job, draw.uniform(0.001, duration)):
+        if run_job(engine, job, draw.uniform(0.001, duration)) in (0, -signal.SIGUSR1):
             continue  # it had ended before
         assert (job / "requeued").read_text() == "requeue 7\n", (job / "run.log").read_text()[-3000:]
         assert [path.name for path in job.rglob("*.ckpt")] == ["hpc_ckpt_1.ckpt"]
-        assert run_job(engine, job, None), (job / "run.log").read_text()[-3000:]
+        assert run_job(engine, job, None) == 0, (job / "run.log").read_text()[-3000:]
         assert (job / "weights").read_text() == wanted
         found += 1
         if found == times:
