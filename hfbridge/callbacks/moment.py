@@ -31,6 +31,7 @@ from hfbridge.generators import RandomStates
 
 UPDATING = "it was written while the optimizer was changing the weights"
 BY_HAND = "it was written within a batch for which the module, which optimizes by hand, had taken a step"
+NOT_BEGUN = "it was written before the run had begun"
 RESTORING = "it was written before the run had been resumed from its own checkpoint"
 
 
@@ -94,6 +95,8 @@ def moment_of(host: Any, module: Any) -> Moment | str:
         The moment, or why there is none.
     """
     trainer: pl.Trainer = module.trainer
+    if host.counter is None:
+        return NOT_BEGUN
     if trainer._checkpoint_connector._loaded_checkpoint:
         return RESTORING
     begun = None if host.at_begin is None else Begun(*host.at_begin)

@@ -70,7 +70,7 @@ def test_the_path_that_does_not_wait_gives_the_same_values(run, monkeypatch):
     waited = []
     monkeypatch.setattr(logged.math, "isfinite", lambda value: waited.append(value))
     tracked, rows = LoggedLoss(CPU, drop_non_finite=True), []
-    tracked._sum = tracked._sum.as_subclass(ElsewhereSum)
+    tracked.sum = tracked.sum.as_subclass(ElsewhereSum)
     for step, (loss, logs) in enumerate(RUNS[run]):
         tracked.add(torch.tensor(loss), global_step=step)
         if logs:
