@@ -10,6 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 DEMO_STAMP := $(VENV)/.installed-demo
+RANKS_STAMP := $(VENV)/.installed-ranks
 DEV_STAMP := $(VENV)/.installed-dev
 
 # One thread per process, so that sums are taken in one order; nothing is fetched; a hanging test ends.
@@ -18,11 +19,12 @@ PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --d
 # Measuring coverage takes a third of the time again, so it is left to test-all, or asked for: make test COVERAGE=--cov
 COVERAGE ?=
 
-.PHONY: help demo test test-all lint types bench docs clean
+.PHONY: help demo demo-ranks test test-all lint types bench docs clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       fine-tune a small model on film reviews, native and bridged (ARGS=... goes to the script)"
+	@echo "make demo-ranks the same on two ranks, by DeepSpeed's ZeRO stage 2"
 	@echo "make test       format, lint, types, and the tests but those marked gpu or long"
 	@echo "make test-all   the same with the long tests, and coverage"
 	@echo "make lint       ruff format --check and ruff check"
@@ -33,6 +35,9 @@ help:
 
 demo: $(DEMO_STAMP)
 	$(BIN)/python examples/demo.py $(ARGS)
+
+demo-ranks: $(RANKS_STAMP)
+	$(BIN)/python examples/demo.py --ranks 2 $(ARGS)
 
 test: lint types
 	$(PYTEST) $(COVERAGE) -m "not gpu and not long"
@@ -71,6 +76,9 @@ endef
 
 $(DEMO_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	$(call install,torch$(COMMA) transformers$(COMMA) lightning and hfbridge,demo)
+
+$(RANKS_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	$(call install,torch$(COMMA) transformers$(COMMA) lightning$(COMMA) DeepSpeed and hfbridge,demo$(COMMA)deepspeed)
 
 $(DEV_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	$(call install,torch$(COMMA) transformers$(COMMA) lightning$(COMMA) hfbridge and the test tools,$(DEV_EXTRAS))

@@ -1,7 +1,7 @@
 """Fine-tune MiniLM on film reviews with transformers.Trainer and hfbridge, and compare every logged number.
 
-Each engine runs in a fresh process, one after the other. The settings are those of the usual first example;
-the schedule is that of three epochs, and a callback that both engines run unmodified stops it after --steps.
+Each engine runs in a fresh process, one after the other; with --ranks 2 in two, which torchrun starts and
+DeepSpeed's ZeRO stage 2 shares the work of. A callback that both engines run unmodified records each step.
 """
 
 import argparse
@@ -19,6 +19,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+NEXT = """
+What next:
+  make demo-ranks                  the same on two ranks, by DeepSpeed
+  examples/team_project/           an existing Lightning project that adopts hfbridge in three steps
+  hfbridge run script.py -- ...    your own script of transformers.Trainer, unchanged, on Lightning
+  docs/index.md                    from task to answer
+"""
 ENGINES = {"native": "transformers.Trainer", "bridge": "hfbridge"}
 COMPARED = ("loss", "grad_norm", "learning_rate", "eval_loss", "eval_accuracy", "train_loss", "epoch")
 REVIEWS = Path(__file__).parent / "data" / "movie_reviews.tsv"
@@ -38,13 +45,14 @@ def parse_arguments() -> argparse.Namespace:
         default="movie_reviews",
         help="movie_reviews (shipped), or a name on the hub such as glue/sst2",
     )
-    parser.add_argument("--steps", type=int, default=40, help="optimizer steps after which both engines stop")
-    parser.add_argument("--eval-steps", type=int, default=20, help="evaluate every so many optimizer steps")
+    parser.add_argument("--steps", type=int, default=60, help="optimizer steps")
+    parser.add_argument("--eval-steps", type=int, default=30, help="evaluate every so many optimizer steps")
     parser.add_argument("--logging-steps", type=int, default=5, help="log every so many optimizer steps")
+    parser.add_argument("--ranks", type=int, default=1, help="processes that share the work, by DeepSpeed")
     parser.add_argument(
         "--loss-normalization", choices=("native", "exact"), default="native", help="of hfbridge"
     )
-    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), help="bf16 where the hardware has it")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each engine's process")
     parser.add_argument("--json", type=Path, help="write both records here")
     parser.add_argument("--tiny", action="store_true", help="a few steps of a tiny model on a few reviews")
@@ -54,10 +62,21 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.tiny:
         arguments.steps, arguments.eval_steps, arguments.logging_steps = 6, 3, 1
-    for name in ("steps", "eval_steps", "logging_steps", "threads"):
+    for name in ("steps", "eval_steps", "logging_steps", "threads", "ranks"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if arguments.precision is None:
+        arguments.precision = "bf16" if has_bf16() else "fp32"
     return arguments
+
+
+def has_bf16() -> bool:
+    """Whether this machine has instructions for bfloat16; without them it is much slower than float32."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 # The job, the same for both engines.
@@ -68,11 +87,11 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
     return {
         "output_dir": str(Path(tempfile.gettempdir()) / "hfbridge-demo"),
-        "num_train_epochs": 3,
-        "per_device_train_batch_size": 16,
+        "max_steps": arguments.steps,
+        "per_device_train_batch_size": 16 // min(arguments.ranks, 16),
         "per_device_eval_batch_size": 32,
         "gradient_accumulation_steps": 4,
-        "learning_rate": 2e-5,
+        "learning_rate": 2e-4,
         "weight_decay": 0.01,
         "warmup_steps": 0.1,  # a share of the steps; transformers before version 5 called it warmup_ratio
         "lr_scheduler_type": "cosine",
@@ -82,8 +101,24 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
         "eval_steps": arguments.eval_steps,
         "logging_steps": arguments.logging_steps,
         "save_strategy": "no",
+        "report_to": "none",
         "seed": 42,
     }
+
+
+DEEPSPEED = {  # what the strategy's name stands for
+    "zero_optimization": {"stage": 2},
+    "bf16": {"enabled": "auto"},
+    **dict.fromkeys(
+        (
+            "gradient_clipping",
+            "train_micro_batch_size_per_gpu",
+            "gradient_accumulation_steps",
+            "train_batch_size",
+        ),
+        "auto",
+    ),
+}
 
 
 def load_reviews(arguments: argparse.Namespace) -> tuple[Any, str]:
@@ -143,15 +178,14 @@ def run_engine(arguments: argparse.Namespace) -> None:
     from transformers import TrainerCallback
 
     torch.set_num_threads(arguments.threads)
-    record = arguments.record.open("w", buffering=1)
+    is_first = int(os.environ.get("RANK", 0)) == 0
+    record = (arguments.record if is_first else Path(os.devnull)).open("w", buffering=1)
 
     class Recorder(TrainerCallback):
-        """Note each step and each row, and stop after --steps; unmodified on both engines."""
+        """Note each step and each row; unmodified on both engines."""
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             print(json.dumps({"step": state.global_step, "time_s": time.perf_counter()}), file=record)
-            if state.global_step >= arguments.steps:
-                control.should_training_stop = True
             if arguments.turns:  # the other engine's turn, until the parent writes a line
                 sys.stdin.readline()
                 print(json.dumps({"resumed_s": time.perf_counter()}), file=record)
@@ -173,9 +207,10 @@ def run_engine(arguments: argparse.Namespace) -> None:
         from transformers import Trainer, TrainingArguments
 
         mapped = dataset.map(tokenize, batched=True)
+        shared = {} if arguments.ranks == 1 else {"deepspeed": DEEPSPEED}
         native = Trainer(
             model,
-            TrainingArguments(**settings),
+            TrainingArguments(**settings, **shared),
             train_dataset=mapped["train"],
             eval_dataset=mapped["validation"],
             processing_class=tokenizer,
@@ -192,7 +227,10 @@ def run_engine(arguments: argparse.Namespace) -> None:
             compute_metrics=accuracy,
             loss_normalization=arguments.loss_normalization,
         )
-        trainer = hfbridge.Trainer(settings, callbacks=[Recorder], logger=False)
+        strategy = "auto" if arguments.ranks == 1 else "deepspeed_stage_2"
+        trainer = hfbridge.Trainer(
+            settings, strategy=strategy, devices=arguments.ranks, callbacks=[Recorder], logger=False
+        )
         trainer.fit(module, hfbridge.HFDataModule(dataset, map_function=tokenize))
         notes = module.notes
     digest = hashlib.sha256()
@@ -231,12 +269,16 @@ def watch(
 ) -> dict[str, Any]:
     """Run one engine in a fresh process and collect its record."""
     record, errors = folder / f"{engine}.jsonl", folder / f"{engine}.stderr"
-    command = [sys.executable, __file__, *sys.argv[1:], "--engine", engine, "--record", str(record)]
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={arguments.ranks}"]
+    command = [sys.executable, *(launch if arguments.ranks > 1 else []), __file__, *sys.argv[1:]]
+    command += ["--engine", engine, "--record", str(record)]
+    command += ["--threads", str(max(1, arguments.threads // arguments.ranks))]
     quiet = {
+        "DS_ACCELERATOR": os.environ.get("DS_ACCELERATOR", "cuda" if has_gpu() else "cpu"),
         "TRANSFORMERS_VERBOSITY": "error",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-        "OMP_NUM_THREADS": str(arguments.threads),
+        "OMP_NUM_THREADS": str(max(1, arguments.threads // arguments.ranks)),
     }
     found: dict[str, Any] = {"rows": [], "step_times_s": []}
     with errors.open("w") as stderr:
@@ -250,8 +292,13 @@ def watch(
                     progress.update(task, completed=line["step"])
                 elif "row" in line:
                     found["rows"].append(line["row"])
-                    if "loss" in line["row"]:
-                        progress.update(task, loss=f"loss {line['row']['loss']:.4f}")
+                    told = describe(line["row"])
+                    progress.update(task, loss=told)
+                    if told and not progress.console.is_terminal:  # a log file, where no bar moves
+                        print(
+                            f"{ENGINES[engine]}: step {line['row']['step']} of {arguments.steps}, {told}",
+                            flush=True,
+                        )
                 else:
                     found |= line["outcome"]
         finally:
@@ -261,6 +308,19 @@ def watch(
         print(f"{ENGINES[engine]} failed (exit code {process.returncode}):\n{tail}", file=sys.stderr)
         raise SystemExit(2)
     return found
+
+
+def has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def describe(row: dict[str, Any]) -> str:
+    """Say in a few words what a logged row tells; empty if nothing of interest."""
+    if "eval_accuracy" in row:
+        return f"accuracy {row['eval_accuracy']:.3f}"
+    return f"loss {row['loss']:.4f}" if "loss" in row else ""
 
 
 def find_difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
@@ -333,9 +393,15 @@ def main() -> int:
     console = Console()
     console.print(
         f"Fine-tuning {arguments.model} on {arguments.dataset}: {arguments.steps} optimizer steps of "
-        "4 x 16 samples, "
-        f"{arguments.precision}, {arguments.threads} threads, each engine in a fresh process."
+        f"64 samples, {arguments.precision}, {arguments.threads} threads, each engine in "
+        + (
+            "a fresh process."
+            if arguments.ranks == 1
+            else f"{arguments.ranks} fresh processes by deepspeed_stage_2."
+        )
     )
+    if arguments.ranks > 1 and not has_gpu():
+        console.print("The first time DeepSpeed compiles what it needs on CPUs, for about a minute.")
     columns = (
         TextColumn("{task.description:<22}"),
         BarColumn(),
@@ -363,6 +429,7 @@ def main() -> int:
         console.print(f"Different. The first difference is in {difference}.")
         return 1
     console.print("Identical: every logged number and every bit of the final weights.")
+    console.print(NEXT, soft_wrap=True, highlight=False)
     return 0
 
 
