@@ -479,8 +479,8 @@ class HFDataModule(pl.LightningDataModule):
             raise SettingsError(f"{text} is no stream: each rank reads its own batches. Leave it out.")
         if not dispatches and is_exact and split != "train" and self.is_streamed(split):
             raise SettingsError(
-                f'{text} is a stream, of which accelerate repeats samples at the end, and "exact" counts '
-                'each once. Leave it out, or use loss_normalization="native".'
+                f'{text} is a stream, of which accelerate repeats samples at the end; "exact" counts each '
+                'once. Leave it out, or use loss_normalization="native".'
             )
 
     def _plan(self, settings: Settings) -> Schedule:

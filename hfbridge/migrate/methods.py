@@ -10,7 +10,6 @@ a new method                                         not: the HF Trainer does no
 
 import inspect
 from collections.abc import Iterator
-from typing import Any
 
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainingArguments
 from transformers import Trainer as NativeTrainer
@@ -18,6 +17,10 @@ from transformers import Trainer as NativeTrainer
 _UPSTREAM = ("transformers", "hfbridge")
 # Where functions come from that stand around transformers' own: its decorators.
 _DECORATORS = ("contextlib", "functools", "torch", "accelerate")
+_ORIGINALS = {
+    kind: dict(vars(kind))
+    for kind in (NativeTrainer, Seq2SeqTrainer, TrainingArguments, Seq2SeqTrainingArguments)
+}
 
 
 def find_overridden(native_trainer: NativeTrainer) -> Iterator[tuple[str, str]]:
@@ -54,7 +57,7 @@ def _replaced(given: object, *natives: type) -> Iterator[tuple[str, str]]:
         home = next(ancestor for ancestor in kind.__mro__ if name in vars(ancestor))
         if not _is_upstream(home.__module__):
             yield name, f"{home.__name__}.{name}"
-        elif _is_patched(vars(home)[name]):
+        elif _is_patched(home, name):
             yield name, f"transformers' {home.__name__}.{name} = ..."
 
 
@@ -70,11 +73,17 @@ def _is_upstream(module: str) -> bool:
     return module.partition(".")[0] in _UPSTREAM
 
 
-def _is_patched(value: Any) -> bool:
-    """Whether a function in a class of transformers was written elsewhere."""
-    function = getattr(value, "__func__", value)
-    function = value.fget if isinstance(value, property) else function
-    if not inspect.isfunction(function):
-        return False
-    home = str(function.__globals__.get("__name__", "")).partition(".")[0]
-    return home not in (*_UPSTREAM, *_DECORATORS)
+def _is_patched(home: type, name: str) -> bool:
+    """Whether something in a class of transformers was replaced, before or after hfbridge was imported."""
+    value = vars(home)[name]
+    if home in _ORIGINALS and value is not _ORIGINALS[home].get(name):
+        return True
+    while value is not None:
+        function = getattr(value, "__func__", getattr(value, "func", value))
+        function = value.fget if isinstance(value, property) else function
+        if not inspect.isfunction(function):
+            return False
+        if str(function.__globals__.get("__name__", "")).partition(".")[0] not in (*_UPSTREAM, *_DECORATORS):
+            return True
+        value = getattr(function, "__wrapped__", None)
+    return False

@@ -1,14 +1,18 @@
 """What a subclass, the object or a patch overrides is found, each with where; what is harmless is not."""
 
+import contextlib
+import functools
 from types import MethodType
 from typing import Any
 
 import pytest
+import torch
 import transformers
 from transformers import Seq2SeqTrainer, Trainer, TrainingArguments
 
 import hfbridge
 from hfbridge.errors import SettingsError
+from hfbridge.migrate import methods
 from hfbridge.migrate.methods import find_overridden, find_overridden_settings
 from tests.unit.migrate.natives import make_arguments, make_native
 
@@ -76,6 +80,47 @@ def test_what_is_set_on_the_object() -> None:
 def test_what_is_set_in_transformers_class(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transformers.Trainer, "compute_loss", lambda self, *arguments: None)
     assert found(make_native()) == ["transformers' Trainer.compute_loss = ..."]
+
+
+class Called:
+    """A callable object that is a method."""
+
+    def __get__(self, owner: Any, kind: Any = None) -> Any:
+        return functools.partial(self, owner)
+
+    def __call__(self, native: Any, *arguments: Any) -> None: ...
+
+
+def _loss(self: Any, *arguments: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "patch",
+    [
+        contextlib.contextmanager(_loss),
+        torch.no_grad()(_loss),
+        torch.no_grad()(transformers.Trainer.compute_loss),
+        functools.partialmethod(_loss, 3),
+        functools.wraps(transformers.Trainer.compute_loss)(lambda self, *arguments: None),
+        Called(),
+    ],
+)
+def test_whatever_is_set_in_transformers_class(monkeypatch: pytest.MonkeyPatch, patch: Any) -> None:
+    monkeypatch.setattr(transformers.Trainer, "compute_loss", patch)
+    assert found(make_native()) == ["transformers' Trainer.compute_loss = ..."]
+
+
+@pytest.mark.parametrize("patch", [torch.no_grad()(_loss), functools.partialmethod(_loss, 3)])
+def test_what_was_set_before_hfbridge_was_imported(monkeypatch: pytest.MonkeyPatch, patch: Any) -> None:
+    monkeypatch.setattr(transformers.Trainer, "compute_loss", patch)
+    monkeypatch.setitem(methods._ORIGINALS, transformers.Trainer, dict(vars(transformers.Trainer)))
+    assert found(make_native()) == ["transformers' Trainer.compute_loss = ..."]
+
+
+def test_a_property_of_the_arguments_that_is_replaced_by_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TrainingArguments, "eval_batch_size", 3)
+    where = "transformers' TrainingArguments.eval_batch_size = ..."
+    assert list(find_overridden_settings(make_arguments(TrainingArguments))) == [where]
 
 
 class Predicting(Seq2SeqTrainer):
