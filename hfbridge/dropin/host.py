@@ -339,8 +339,8 @@ def join_host(
     """
     has_own = ignore_keys is not None or trial is not None or overrides.any(EVALUATES | STEPS | LOGS)
     is_shared = trainer.plan.strategy.kind in _SHARED
-    if is_shared and native.args.save_strategy != "no":
-        _check_saving(overrides, trainer.plan.strategy.kind)
+    if is_shared:
+        _check_shared(overrides, trainer.plan.strategy.kind, saves=native.args.save_strategy != "no")
     host = kind(
         native,
         module.evaluator,
@@ -354,22 +354,28 @@ def join_host(
     return host
 
 
-def _check_saving(overrides: Overrides, strategy: str) -> None:
-    """See that only the strategy writes parts of a model that the ranks share.
+def _check_shared(overrides: Overrides, strategy: str, *, saves: bool) -> None:
+    """See that only the strategy steps, and writes parts of, a model that the ranks share.
 
     Raises:
         SettingsError: a method that does is overridden; all are named.
     """
+    problems = [
+        Problem(
+            where, f'strategy="{strategy}" runs the backward and clips; use "ddp", or override training_step'
+        )
+        for where in overrides.named({"accelerator.backward", "accelerator.clip_grad_norm_"})
+    ]
     text = (
         f'strategy="{strategy}" shares the model among the ranks, and writes the checkpoint; use "ddp", '
         'save_strategy="no", or a TrainerCallback with on_save'
     )
-    found = overrides.named(SAVES - {"_save_checkpoint", "_get_output_dir"})
-    if found:
-        headline = (
-            "Parts of a checkpoint would be written by methods of the Trainer's own; nothing was started."
-        )
-        raise_problems(SettingsError, headline, [Problem(where, text) for where in found])
+    if saves:
+        written = overrides.named(SAVES - {"_save_checkpoint", "_get_output_dir"})
+        problems += [Problem(where, text) for where in written]
+    if problems:
+        headline = "The ranks share the model, which methods of the Trainer's own reach; nothing was started."
+        raise_problems(SettingsError, headline, problems)
 
 
 class NativeLogged(LoggedLoss):

@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from accelerate import Accelerator
+
 from hfbridge.errors import Problem, SettingsError, raise_problems
 from hfbridge.migrate.attributes import find_changed
 from hfbridge.migrate.methods import find_overridden, find_overridden_settings
@@ -22,6 +24,7 @@ STEPS = frozenset(
         "_prepare_context_parallel_inputs",
         "_prepare_input",
         "_prepare_inputs",
+        "accelerator.backward",
         "autocast_smart_context_manager",
         "can_return_loss",
         "compute_loss",
@@ -63,7 +66,15 @@ OPTIMIZES = frozenset(
         "get_optimizer_cls_and_kwargs",
     }
 )
-CLIPS = frozenset({"_clip_grad_norm", "_get_grad_norm", "_has_mixed_mesh_grads", "_mixed_mesh_grad_norm"})
+CLIPS = frozenset(
+    {
+        "_clip_grad_norm",
+        "_get_grad_norm",
+        "_has_mixed_mesh_grads",
+        "_mixed_mesh_grad_norm",
+        "accelerator.clip_grad_norm_",
+    }
+)
 COUNTS = frozenset({"_track_num_input_tokens", "floating_point_ops", "store_flos"})
 LOGS = frozenset({"_maybe_log_save_evaluate"})
 SAVES = frozenset(
@@ -130,6 +141,7 @@ class Overrides:
         found.update((name, f"{type(native).__name__} object: {name} = ...") for name in find_changed(native))
         if settings := ", ".join(find_overridden_settings(native.args)):
             found[_SETTINGS] = settings
+        found.update(_of_accelerator(native.accelerator))
         return cls(found)
 
     def any(self, names: Collection[str]) -> bool:
@@ -164,3 +176,12 @@ class Overrides:
                 "Lightning runs the training loop; override what it calls (training_step, compute_loss, "
                 "get_train_dataloader, ...), or use a TrainerCallback",
             )
+
+
+def _of_accelerator(accelerator: Any) -> Iterator[tuple[str, str]]:
+    """Name what is overridden in a subclass of Accelerator, or on the object, of what a step calls."""
+    for name in ("backward", "clip_grad_norm_"):
+        if name in vars(accelerator):
+            yield f"accelerator.{name}", f"accelerator object: {name} = ..."
+        elif getattr(type(accelerator), name) is not getattr(Accelerator, name):
+            yield f"accelerator.{name}", f"{type(accelerator).__name__}.{name}"

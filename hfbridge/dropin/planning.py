@@ -10,6 +10,7 @@ what is refused              these, and making Trainer, module and data: all tha
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
 from lightning.pytorch.trainer.states import TrainerFn
@@ -125,4 +126,4 @@ def _overridden(native: Any, name: str, where: str, refused: str | None) -> Over
     """Say what becomes of something that a Trainer overrides."""
     if refused is not None:
         return Overridden(name, where, "refused", refused)
-    return Overridden(name, where, "called" if callable(getattr(native, name)) else "read")
+    return Overridden(name, where, "called" if callable(attrgetter(name)(native)) else "read")

@@ -1,7 +1,8 @@
 """An HFModule that calls what a Trainer's subclass overrides, at the moments at which the HF Trainer does.
 
 overridden                                    called from
-training_step, compute_loss, _prepare_...     training_step; `accelerator.backward` goes to the strategy
+training_step, compute_loss, _prepare_...     training_step; `accelerator.backward` goes to the strategy if it
+                                                is not overridden itself
 _clip_grad_norm, _get_grad_norm               configure_gradient_clipping
 create_optimizer, create_scheduler, ...       configure_optimizers
 _get_learning_rate                            optimizer_step
@@ -67,19 +68,23 @@ class OwnSteps(HFModule):
 
     @contextmanager
     def _routed(self) -> Iterator[None]:
-        """Have `accelerator.backward` and `clip_grad_norm_` go through the strategy."""
+        """Have `accelerator.backward` go through the strategy and, of a shared model, `clip_grad_norm_`."""
         accelerator, plugin = self.native.accelerator, self.trainer.precision_plugin
         optimizer = next(iter(self.trainer.optimizers), None)
 
         def backward(loss: Tensor, **arguments: Any) -> None:
             self.has_run_backward = False
-            plugin.backward(loss, self, optimizer)
+            arguments.pop("scale_wrt_gas", None)
+            plugin.backward(loss, self, optimizer, **arguments)
             self.has_run_backward = True
 
         def clip(parameters: Any, max_norm: float, norm_type: float = 2) -> Tensor | None:
             return self.sharing.clip(self.model, 0.0 if max_norm == float("inf") else float(max_norm))
 
-        with _attributes(accelerator, backward=backward, clip_grad_norm_=clip):
+        routes: dict[str, Any] = {"clip_grad_norm_": clip} if self.host.is_shared else {}
+        if not self.overrides_of.any({"accelerator.backward"}):
+            routes["backward"] = backward
+        with _attributes(accelerator, **routes):
             self.has_run_backward = True
             try:
                 yield

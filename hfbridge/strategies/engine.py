@@ -102,13 +102,17 @@ class EngineSharing(Sharing):
         finally:
             self._is_last = True
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, **arguments: Any) -> None:
         """Run a micro-batch's backward, and with the window's last one the optimizer step.
+
+        Args:
+            loss: scalar.
+            **arguments: further ones of the engine's `backward`.
 
         Mirrors: accelerate.utils.deepspeed.DeepSpeedEngineWrapper.backward
         """
         self.engine.set_gradient_accumulation_boundary(is_boundary=self._is_last)
-        self.engine.backward(loss, scale_wrt_gas=False)
+        self.engine.backward(loss, **{**arguments, "scale_wrt_gas": False})
         if self._is_last:
             self.engine.step()
 
@@ -248,7 +252,7 @@ class EnginePrecision(Precision):
     ) -> None:
         """Run the backward of one micro-batch, unless the module's `training_step` has done so."""
         if not getattr(model, "has_run_backward", False):
-            self._sharing.backward(tensor)
+            self._sharing.backward(tensor, **kwargs)
 
 
 class UndividedPrecision(DeepSpeedPrecision):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch.utils.data import ConcatDataset, DataLoader, SequentialSampler
 
@@ -311,7 +312,51 @@ class LoadRng:
             torch.manual_seed(77)
 
 
+class BackwardTwice:
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        model.train()
+        loss = (
+            self.compute_loss(model, self._prepare_inputs(inputs)) / self.current_gradient_accumulation_steps
+        )
+        self.accelerator.backward(loss, retain_graph=True)
+        self.accelerator.backward(loss * 0.5, inputs=[self.model.classifier.bias])
+        return loss.detach()
+
+
+class PartlyClipped:
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            self.accelerator.clip_grad_norm_(self.model.classifier.parameters(), 0.01, 1)
+        return loss
+
+
+class OwnAccelerator:
+    class Kind(Accelerator):
+        def backward(self, loss, **kwargs):
+            super().backward(loss * 2, **kwargs)
+
+        def clip_grad_norm_(self, parameters, max_norm, norm_type=2):
+            return super().clip_grad_norm_(parameters, max_norm / 7, norm_type=1)
+
+    def create_accelerator_and_postprocess(self):
+        super().create_accelerator_and_postprocess()
+        self.accelerator.__class__ = self.Kind
+
+
+class SetOnAccelerator:
+    def create_accelerator_and_postprocess(self):
+        super().create_accelerator_and_postprocess()
+        backward, clip = self.accelerator.backward, self.accelerator.clip_grad_norm_
+        self.accelerator.backward = lambda loss, **named: backward(loss * 3, **named)
+        self.accelerator.clip_grad_norm_ = lambda parameters, norm, kind=2: clip(parameters, norm / 9, kind)
+
+
 CASES = {
+    "accelerator.backward: arguments": BackwardTwice,
+    "accelerator.clip_grad_norm_: some parameters": PartlyClipped,
+    "accelerator: subclass": OwnAccelerator,
+    "accelerator: object": SetOnAccelerator,
     "compute_loss: popped labels": Weighted,
     "compute_loss: super": ScaledLoss,
     "training_step: gradients": Stepped,
