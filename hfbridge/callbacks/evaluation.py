@@ -333,6 +333,7 @@ class Evaluator:
             generation=self.generation_of(module),
             running=module.running_metrics,
             shifts=normalization.traits.shift,
+            is_saved=args.save_strategy != "no" and module.trainer.state.fn == TrainerFn.FITTING,
         )
 
     def _start(self, trainer: pl.Trainer, module: Any) -> None:

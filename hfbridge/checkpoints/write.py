@@ -98,13 +98,11 @@ def write_read_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         in_folders: dict[str, dict[str, Tensor]] = {}
         for name, tensor in checkpoint.weights.items():
             folder_name, _, name_in_file = name.rpartition("/") if checkpoint.has_adapter else ("", "", name)
-            # Weights of adapters may be tied to one another, which safetensors does not take.
-            plain = tensor.clone() if checkpoint.has_adapter else tensor
-            in_folders.setdefault(folder_name, {})[name_in_file] = plain.contiguous()
+            in_folders.setdefault(folder_name, {})[name_in_file] = tensor
         for folder_name, weights in in_folders.items():
             path = unfinished / folder_name / file
             path.parent.mkdir(exist_ok=True)
-            safetensors.torch.save_file(weights, path, metadata={"format": "pt"})
+            _save_tensors(weights, path)
         _write_run(unfinished, checkpoint, step=checkpoint.state.global_step)
 
 
@@ -145,9 +143,19 @@ def save_model(
             model.save_pretrained(folder, **given)  # type: ignore[operator]
     else:
         found = model.state_dict() if weights is None else dict(weights)
-        safetensors.torch.save_file(found, folder / layout.SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+        _save_tensors(found, folder / layout.SAFE_WEIGHTS_NAME)
     if processing_class is not None:
         processing_class.save_pretrained(folder)
+
+
+def _save_tensors(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors by all their names; safetensors takes none that share memory."""
+    apart, seen = dict[str, Tensor](), set[int]()
+    for name, tensor in weights.items():
+        memory = tensor.untyped_storage().data_ptr()
+        apart[name] = (tensor.clone() if memory in seen else tensor).contiguous()
+        seen.add(memory)
+    safetensors.torch.save_file(apart, path, metadata={"format": "pt"})
 
 
 def other_files(model: nn.Module, args: TrainingArguments, processing_class: Any) -> dict[str, bytes]:

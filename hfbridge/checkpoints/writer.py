@@ -388,8 +388,18 @@ def export(state: TrainerState, exports: Iterable[ExportableState]) -> None:
 
 
 def as_json(state: TrainerState) -> str:
-    """Write a state as `TrainerState.save_to_json` does."""
-    return json.dumps(asdict(state), indent=2, sort_keys=True) + "\n"
+    """Write a state as `TrainerState.save_to_json` does.
+
+    Raises:
+        CheckpointError: a log entry has a value that JSON does not hold.
+    """
+    try:
+        return json.dumps(asdict(state), indent=2, sort_keys=True) + "\n"
+    except TypeError as error:
+        raise CheckpointError(
+            f"Checkpoints keep the log entries as JSON: {error}. Have compute_metrics and callbacks log "
+            "numbers, texts or lists: array.tolist(), say."
+        ) from error
 
 
 def _claim(folder: Path) -> int | None:

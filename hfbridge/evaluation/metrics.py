@@ -7,6 +7,7 @@
 """
 
 import inspect
+import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -72,6 +73,23 @@ def checked_metrics(returned: object, compute_metrics: ComputeMetrics) -> dict[s
             'names and values, such as {"accuracy": 0.91}.'
         )
     return dict(returned)
+
+
+def check_saved(metrics: dict[str, Any]) -> None:
+    """Check that the metrics of a run can be saved with its log entries, in trainer_state.json.
+
+    Raises:
+        MetricsError: JSON does not hold one of them; that would end the run at its first checkpoint.
+    """
+    for name, value in metrics.items():
+        try:
+            json.dumps(value, sort_keys=True)
+        except (TypeError, ValueError) as error:
+            raise MetricsError(
+                "compute_metrics must return what JSON holds, which checkpoints keep in trainer_state.json; "
+                f"{name} holds a {type(value).__name__}. Return numbers, texts or lists: array.tolist(), "
+                'say; or set save_strategy="no".'
+            ) from error
 
 
 def joined_metrics(computed: dict[str, Any], running: dict[str, float], *, prefix: str) -> dict[str, Any]:

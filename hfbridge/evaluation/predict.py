@@ -1,5 +1,6 @@
 """One evaluation batch through the model; knows Hugging Face."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,13 @@ from torch import Tensor, nn
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import nested_detach
 
+from hfbridge.errors import BridgeWarning
+
 Batch = Mapping[str, Any]
+_OBJECTS = (
+    "Predictions hold the outputs of {} that are tensors; the others, such as caches, are left out. To "
+    "choose, pass preprocess_logits_for_metrics=lambda logits, labels: logits[0], say."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +45,7 @@ def predict_batch(
     label_names: Sequence[str],
     has_own_loss: bool,
     keeps_logits: bool,
+    keeps_objects: bool = False,
 ) -> Prediction:
     """Run one evaluation batch.
 
@@ -48,6 +56,7 @@ def predict_batch(
         label_names: the labels the batch must have all of for a loss to be computed.
         has_own_loss: the model returns a loss without any labels; a batch's `return_loss` wins.
         keeps_logits: hand logits and labels back.
+        keeps_objects: leave outputs that are no tensors, such as caches, among the logits.
 
     Mirrors: transformers.Trainer.prediction_step
     """
@@ -64,7 +73,18 @@ def predict_batch(
         return Prediction(loss, weight, None, None)
     if labels is not None and len(labels) == 1:
         labels = labels[0]
-    return Prediction(loss, weight, logits_in(outputs, model, has_loss=has_loss), labels)
+    logits = logits_in(outputs, model, has_loss=has_loss)
+    if isinstance(logits, tuple) and not keeps_objects and not _holds_tensors(logits):
+        logits = tuple(filter(_holds_tensors, logits))
+        logits = logits[0] if len(logits) == 1 else logits
+        warnings.warn(_OBJECTS.format(type(model).__name__), BridgeWarning, stacklevel=2)
+    return Prediction(loss, weight, logits, labels)
+
+
+def _holds_tensors(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(_holds_tensors, value.values()))
+    return all(map(_holds_tensors, value)) if isinstance(value, list | tuple) else isinstance(value, Tensor)
 
 
 def logits_in(outputs: Any, model: nn.Module, *, has_loss: bool) -> Any:

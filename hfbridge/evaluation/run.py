@@ -18,6 +18,7 @@ from hfbridge.evaluation.gather import AnySet, Collected, Collector, EvalSet, Pa
 from hfbridge.evaluation.generate import Generation, generates, keeping_config
 from hfbridge.evaluation.metrics import (
     ComputeMetrics,
+    check_saved,
     checked_logits,
     checked_metrics,
     joined_metrics,
@@ -113,6 +114,7 @@ class Evaluation:
         generation: how predictions are generated, if they are.
         running: metrics that are updated with every batch, or `None`.
         shifts: the loss compares logits with the next position's labels; `running` does, too.
+        is_saved: checkpoints of the run keep the metrics.
 
     Mirrors: transformers.Trainer.evaluation_loop
     Proved by: tests/parity/test_evaluation_options.py
@@ -132,6 +134,7 @@ class Evaluation:
     generation: Generation | None = None
     running: RunningMetrics | None = None
     shifts: bool = False
+    is_saved: bool = False
     collected: Collected | None = field(init=False, default=None)
     _collector: Collector = field(init=False)
     _shares_logits: bool = field(init=False)
@@ -202,6 +205,7 @@ class Evaluation:
                 label_names=self.label_names,
                 has_own_loss=self.has_own_loss,
                 keeps_logits=self.keeps_logits,
+                keeps_objects=self.preprocess_logits is not None,
             )
         inputs = None
         if "inputs" in self.options.includes:
@@ -321,6 +325,8 @@ class Evaluation:
             loss=mean_loss(found, drop_non_finite=options.drop_non_finite),
             preparation_s=self.preparation_s,
         )
+        if self.is_saved and self._is_rehearsal:  # later a callback may have changed the log entry
+            check_saved(metrics)
         speed = speed_of(of.prefix, start_s=self._start_s, samples=of.samples, batches=of.steps)
         return metrics, speed
 
