@@ -67,6 +67,7 @@ from hfbridge.model.build import ModelSource, build_model, check_function, check
 from hfbridge.model.built import backbone, built_model, is_built
 from hfbridge.model.chunked import check_chunked
 from hfbridge.model.criterion import LossFunction
+from hfbridge.model.failures import explain_no_gradient
 from hfbridge.model.hyperparameters import (
     LEFT_OUT_KEY,
     check_stored,
@@ -175,9 +176,12 @@ class HFModule(pl.LightningModule):
         check_source(model, auto_class, dtype=dtype, model_kwargs=model_kwargs, has_function=has_function)
         if loss_normalization not in ("exact", "native"):
             raise ModelError(f"loss_normalization={loss_normalization!r}; it may be 'exact' or 'native'.")
-        check_function("compute_metrics", compute_metrics, "an EvalPrediction")
-        check_function("preprocess_logits_for_metrics", preprocess_logits_for_metrics, "logits and labels")
-        check_function("compute_loss_func", compute_loss_func, "outputs, labels and num_items_in_batch")
+        check_function("compute_metrics", compute_metrics, "an EvalPrediction", optional="compute_result")
+        preprocess, of = preprocess_logits_for_metrics, "logits and labels"
+        check_function("preprocess_logits_for_metrics", preprocess, of, positional=2)
+        items = "num_items_in_batch"
+        of = f"outputs, labels and {items} (by that name)"
+        check_function("compute_loss_func", compute_loss_func, of, positional=2, optional=items)
         check_optimizers(None if peft_config is not None else model, optimizers, optimizer_cls_and_kwargs)
         self._build: Callable[..., nn.Module] | None = None
         is_named, is_object = isinstance(model, (str, Path)), isinstance(model, nn.Module)
@@ -402,6 +406,8 @@ class HFModule(pl.LightningModule):
             self.model = self.run.build(self._build, **self._is_built)
             self.label_names = self.run.label_names
             self.run.prepare()
+            if self.trainer.state.fn == TrainerFn.FITTING:
+                self.model.train()  # before Lightning's summary of the model
             self.run.expect_trials(self.trainer)
             self.host.attach(self, self.args)
 
@@ -511,6 +517,8 @@ class HFModule(pl.LightningModule):
             to_training()
         set_training(run.preparation.trained)
         loss = run.loss_share(batch, step, index)
+        if not loss.requires_grad and not self.overrides("training_step"):
+            explain_no_gradient(self.model, run.parameters.total)
         every = run.args.torch_empty_cache_steps
         if every is not None and host.state.global_step % every == 0:
             clear_device_cache()

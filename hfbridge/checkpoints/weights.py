@@ -97,7 +97,8 @@ def complete_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source:
     if told:
         raise CheckpointError(
             f"{source} does not hold the weights of this {type(model).__name__}; {'; '.join(told)}. Is it "
-            "the checkpoint of another model, or of one with other labels?"
+            "the checkpoint of another model, of one with other labels, or of one with added tokens (call "
+            "model.resize_token_embeddings before)?"
         )
     return found
 

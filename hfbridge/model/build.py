@@ -11,6 +11,7 @@ With peft_config= adapters are drawn when the model is there, and a model object
 import difflib
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +41,37 @@ ModelSource = str | Path | Callable[..., Any]
 """A model, a function that returns one, or the name or folder of one."""
 
 
-def check_function(name: str, given: object, of: str) -> None:
-    """Refuse what is no function.
+def check_function(name: str, given: Any, of: str, *, positional: int = 1, optional: str = "") -> None:
+    """Check that a function takes what it is called with.
+
+    Args:
+        name: of the argument that it was passed as.
+        given: the function.
+        of: what it is called with, in words.
+        positional: how many positional arguments.
+        optional: a keyword argument that it may or, of a loss function, has to take.
 
     Raises:
-        ModelError: it can not be called.
+        ModelError: it cannot be called that way.
     """
-    if given is not None and not callable(given):
+    if given is None:
+        return
+    if not callable(given):
         raise ModelError(f"{name} is {given!r}; it must be a function of {of}.")
+    try:
+        signature = inspect.signature(given.forward if isinstance(given, nn.Module) else given)
+    except (TypeError, ValueError):  # of some compiled functions none is known
+        return
+    calls = [{optional: None}] if optional else []
+    calls += [{}] if positional == 1 or not optional else []
+    for named in calls:
+        with suppress(TypeError):
+            signature.bind(*[None] * positional, **named)
+            return
+    raise ModelError(
+        f"{name} must be a function of {of}; {getattr(given, '__qualname__', type(given).__name__)} takes "
+        f"{signature}."
+    )
 
 
 def check_source(

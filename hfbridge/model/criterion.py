@@ -116,15 +116,19 @@ class Criterion:
             loss = self.function(outputs, labels, num_items_in_batch=number)
             if isinstance(loss, Tensor):
                 return loss
-            name = getattr(self.function, "__qualname__", repr(self.function))
             raise ModelError(
-                f"compute_loss_func ({name}) returned {loss!r}; it must return the loss, a scalar tensor."
+                f"compute_loss_func ({self._name}) returned {loss!r}; it must return the loss, a scalar "
+                "tensor."
             )
         if self.smoother is not None and labels is not None:
             shifts = self.shifts and not (self.forgets_shift and isinstance(model, OptimizedModule))
             smoothed: Tensor = self.smoother(outputs, labels, shift_labels=shifts, num_items_in_batch=number)
             return smoothed
         return loss_in(outputs, batch, model)
+
+    @property
+    def _name(self) -> str:
+        return str(getattr(self.function, "__qualname__", repr(self.function)))
 
     def check(self, loss: Tensor, outputs: Any, model: nn.Module) -> None:
         """See that a training loss is one number.
@@ -136,6 +140,12 @@ class Criterion:
         if loss.numel() == 1 and not (is_bare and outputs.numel() > 1):
             return
         shape, what = tuple((outputs if is_bare else loss).shape), "a bare tensor" if is_bare else "a loss"
+        if self.hook is not None or self.function is not None:
+            name = "compute_loss" if self.hook is not None else f"compute_loss_func ({self._name})"
+            raise ModelError(
+                f"{name} must return one number, got a loss of shape {shape}. Return loss.mean(), or with "
+                "num_items_in_batch loss.sum() / num_items_in_batch."
+            )
         raise ModelError(
             f"{type(unwrap_peft_model(model)).__name__} returned {what} of shape {shape}; training needs one "
             "number. Pass compute_loss_func=..., which gets the outputs and returns it: "

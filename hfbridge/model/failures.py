@@ -9,7 +9,7 @@ NotImplementedError, ValueError           the class computes, and transformers h
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -23,6 +23,29 @@ FAILURES = (IndexError, RuntimeError, ValueError)
 _IGNORED = -100
 _NO_TRAINING = re.compile(r"train\w*\b.*\bnot\b|\bnot\b.*\btrain", re.IGNORECASE)
 _POSITIONS = {"position_embeddings", "position_embedding", "wpe", "embed_positions"}
+
+
+def explain_no_gradient(model: nn.Module, total: int) -> NoReturn:
+    """Say why a loss has no gradient.
+
+    Args:
+        model: the Hugging Face model.
+        total: how many parameters it has.
+
+    Raises:
+        ModelError: always: the model is frozen, or the loss does not depend on it.
+    """
+    if any(p.requires_grad for p in model.parameters()):
+        raise ModelError(
+            f"The loss must depend on the parameters of {_name(model)}, and has no gradient. Leave "
+            "out detach(), item(), numpy() and torch.no_grad() in compute_loss_func, compute_loss and the "
+            "model's forward."
+        )
+    raise ModelError(
+        f"Some parameters of {_name(model)} must be trained, and all {total:,} are frozen "
+        "(requires_grad=False). Unfreeze some, such as those of the head: parameter.requires_grad_(True); or "
+        "train adapters: HFModule(model, peft_config=...)."
+    )
 
 
 def vocabulary_of(model: nn.Module) -> int | None:

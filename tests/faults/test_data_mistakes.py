@@ -6,13 +6,16 @@ from typing import Any
 
 import datasets
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 import transformers
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from safetensors.torch import load_file
+from torch import nn
+from transformers import DynamicCache, PreTrainedTokenizerBase, TrainerCallback
 
 import hfbridge
-from hfbridge import BridgeWarning, DataError, ModelError, SettingsError
+from hfbridge import BridgeWarning, DataError, MetricsError, ModelError, SettingsError
 from tests.tiny import PadRows, make_dataset, make_model, make_rows, make_tokenizer
 
 EVALUATES = {"eval_strategy": "steps", "eval_steps": 2}
@@ -269,3 +272,212 @@ def test_two_classes_of_a_model_with_one_label(fit: Any, steps: Steps) -> None:
         warnings.simplefilter("error", BridgeWarning)
         fit(model, rows, data_collator=PadRows())
         fit("distilbert", rows, data_collator=PadRows())
+
+
+# Functions.
+
+
+def without_items(outputs: Any, labels: Any) -> Any:
+    return nn.functional.cross_entropy(outputs.logits, labels)
+
+
+def with_another_name(outputs: Any, labels: Any, items: Any) -> Any:
+    return nn.functional.cross_entropy(outputs.logits, labels)
+
+
+@pytest.mark.parametrize("function", [without_items, with_another_name, nn.CrossEntropyLoss()])
+def test_a_loss_function_without_the_number_of_items(function: Any) -> None:
+    with pytest.raises(ModelError, match=r"compute_loss_func must be.*num_items_in_batch \(by that name\); "):
+        hfbridge.HFModule(make_model("distilbert"), compute_loss_func=function)
+
+
+def test_functions_of_evaluations_that_take_too_little_or_too_much() -> None:
+    model = make_model("distilbert")
+    with pytest.raises(ModelError, match=r"must be a function of logits and labels; .* takes \(logits\)"):
+        hfbridge.HFModule(model, preprocess_logits_for_metrics=lambda logits: logits)
+    with pytest.raises(ModelError, match=r"must be a function of an EvalPrediction; .* \(logits, labels\)"):
+        hfbridge.HFModule(model, compute_metrics=lambda logits, labels: {})
+    hfbridge.HFModule(model, compute_metrics=lambda result, compute_result: {})
+    hfbridge.HFModule(model, compute_metrics=lambda result, *, compute_result: {})
+    hfbridge.HFModule(model, compute_metrics=lambda *given, **named: {})
+
+
+def of_each_sample(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+    return nn.functional.cross_entropy(outputs.logits, labels, reduction="none")
+
+
+@pytest.mark.parametrize("normalization", ["exact", "native"])
+def test_a_loss_function_that_returns_a_loss_of_each_sample(
+    fit: Any, none_taken: None, normalization: str
+) -> None:
+    module = {"compute_loss_func": of_each_sample, "loss_normalization": normalization}
+    says = r"compute_loss_func \(of_each_sample\) must return one number, got a loss of shape \(4,\)"
+    with pytest.raises(ModelError, match=says):
+        fit("distilbert", make_dataset("distilbert", 12), module=module, data_collator=PadRows())
+
+
+# Models.
+
+
+@pytest.mark.parametrize("normalization", ["exact", "native"])
+def test_a_frozen_model(fit: Any, none_taken: None, normalization: str) -> None:
+    model = make_model("distilbert").requires_grad_(False)
+    total = f"{sum(p.numel() for p in model.parameters()):,}"
+    says = rf"all {total} are frozen \(requires_grad=False\)\. Unfreeze some.*peft_config="
+    with pytest.raises(ModelError, match=says):
+        fit(
+            model,
+            make_dataset("distilbert", 12),
+            module={"loss_normalization": normalization},
+            data_collator=PadRows(),
+        )
+
+
+def test_a_loss_that_is_cut_off_from_the_model(fit: Any, none_taken: None) -> None:
+    def detached(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+        return nn.functional.cross_entropy(outputs.logits.detach(), labels)
+
+    with pytest.raises(ModelError, match=r"loss must depend on the parameters of Dist.*Leave out detach\(\)"):
+        fit(
+            "distilbert",
+            make_dataset("distilbert", 12),
+            module={"compute_loss_func": detached},
+            data_collator=PadRows(),
+        )
+
+
+def test_a_frozen_model_below_a_head_of_the_modules(tmp_path: Any, steps: Steps) -> None:
+    class WithHead(hfbridge.HFModule):
+        def __init__(self, model: Any) -> None:
+            super().__init__(model)
+            self.head = nn.Linear(1, 1)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return self.head(super().training_step(batch, batch_idx).view(1)).sum()
+
+        def configure_optimizers(self) -> Any:
+            super().configure_optimizers()
+            return torch.optim.SGD(self.head.parameters(), lr=0.1)
+
+    settings = {"output_dir": str(tmp_path), "use_cpu": True, "save_strategy": "no", "max_steps": 2}
+    trainer = hfbridge.Trainer(settings, callbacks=[steps], logger=False, enable_model_summary=False)
+    module = WithHead(make_model("distilbert").requires_grad_(False))
+    data = hfbridge.HFDataModule(make_dataset("distilbert", 12), data_collator=PadRows())
+    before = module.head.weight.clone()
+    trainer.fit(module, data)
+    assert not module.head.weight.equal(before)
+
+
+class Modes(pl.Callback):
+    """Keeps what Lightning's summary would show, which is made at the same moment."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.evaluating = [name for name, module in pl_module.named_modules() if not module.training]
+
+
+@pytest.mark.parametrize("is_named", [True, False], ids=["folder", "object"])
+def test_a_model_is_in_training_mode_when_lightning_summarises_it(tmp_path: Any, is_named: bool) -> None:
+    model, modes = make_model("distilbert").eval(), Modes()
+    model.save_pretrained(tmp_path / "model")
+    settings = {"output_dir": str(tmp_path), "use_cpu": True, "save_strategy": "no", "max_steps": 1}
+    trainer = hfbridge.Trainer(settings, callbacks=[modes], logger=False, enable_model_summary=False)
+    source = (tmp_path / "model", "AutoModelForSequenceClassification") if is_named else (model,)
+    data = hfbridge.HFDataModule(make_dataset("distilbert", 8), data_collator=PadRows())
+    trainer.fit(hfbridge.HFModule(*source), data)
+    assert modes.evaluating == []
+
+
+@pytest.mark.parametrize("kind", ["folder", "ckpt"])
+def test_a_checkpoint_with_added_tokens(tmp_path: Any, fit: Any, kind: str) -> None:
+    model = make_model("distilbert")
+    model.resize_token_embeddings(55)
+    saves = {"save_strategy": "steps", "save_steps": 1}
+    trainer = fit(model, make_dataset("distilbert", 12), saves, data_collator=PadRows())
+    path = tmp_path / "checkpoint-2"
+    if kind == "ckpt":
+        path = tmp_path / "last.ckpt"
+        trainer.save_checkpoint(path)
+    again = hfbridge.Trainer({"output_dir": str(tmp_path), "use_cpu": True, "max_steps": 3}, logger=False)
+    data = hfbridge.HFDataModule(make_dataset("distilbert", 12), data_collator=PadRows())
+    with pytest.raises(hfbridge.CheckpointError, match=r"\(55, 16\) for \(50, 16\).*resize_token_embeddings"):
+        again.fit(hfbridge.HFModule(make_model("distilbert")), data, ckpt_path=path)
+
+
+# What is saved and predicted.
+
+
+def conf(result: Any) -> dict[str, Any]:
+    return {"accuracy": 0.5, "confusion": np.eye(2)}
+
+
+def splits() -> datasets.DatasetDict:
+    rows = make_dataset("distilbert", 12)
+    return datasets.DatasetDict(train=rows, validation=rows)
+
+
+def test_metrics_that_json_does_not_hold(fit: Any, steps: Steps) -> None:
+    saves: Any = {**EVALUATES, "save_strategy": "steps", "save_steps": 2}
+    module: Any = {"compute_metrics": conf}
+    with pytest.raises(MetricsError, match=r"what JSON holds.*eval_confusion holds a ndarray.*tolist\(\)"):
+        fit("distilbert", splits(), saves, module, data_collator=PadRows())
+    assert steps.taken == 0
+    is_native = {"loss_normalization": "native"}  # which tries nothing
+    with pytest.raises(hfbridge.CheckpointError, match=r"ndarray is not JSON serializable.*tolist\(\)"):
+        fit("distilbert", splits(), saves, {**module, **is_native}, data_collator=PadRows())
+    steps.taken = 0
+    fit("distilbert", splits(), EVALUATES, module, data_collator=PadRows())
+    assert steps.taken == 2
+
+
+class Tied(nn.Module):
+    """Shares a weight between its layers, and returns a cache."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.embedding, self.head = nn.Embedding(50, 8), nn.Linear(8, 50, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, input_ids: Any = None, attention_mask: Any = None, labels: Any = None) -> Any:
+        logits = self.head(self.embedding(input_ids).mean(1))[:, :2]
+        loss = nn.functional.cross_entropy(logits, labels)
+        return {"loss": loss, "logits": logits, "cache": DynamicCache(), "nothing": None}
+
+
+def test_an_own_module_that_shares_a_weight_is_saved_and_resumed(tmp_path: Any) -> None:
+    settings = {
+        "output_dir": str(tmp_path),
+        "use_cpu": True,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "max_steps": 4,
+        "per_device_train_batch_size": 4,
+    }
+    found = []
+    for path in (None, tmp_path / "checkpoint-2"):
+        model = Tied()
+        data = hfbridge.HFDataModule(make_dataset("distilbert", 16), data_collator=PadRows())
+        hfbridge.Trainer(settings, logger=False).fit(hfbridge.HFModule(model), data, ckpt_path=path)
+        found.append(model.state_dict())
+    saved = load_file(tmp_path / "checkpoint-4" / "model.safetensors")
+    again = Tied()
+    again.load_state_dict(saved)
+    found.append(again.state_dict())
+    assert all(w[name].equal(found[0][name]) for w in found[1:] for name in found[0])
+
+
+@pytest.mark.parametrize("normalization", ["exact", "native"])
+def test_outputs_that_are_no_tensors_are_left_out_of_predictions(fit: Any, normalization: str) -> None:
+    shapes = []
+
+    def seen(result: Any) -> dict[str, float]:
+        shapes.append(result.predictions.shape)
+        return {"a": 1.0}
+
+    module = {"compute_metrics": seen, "loss_normalization": normalization}
+    with pytest.warns(BridgeWarning, match=r"outputs of Tied that are tensors; the others, such as caches"):
+        fit(Tied(), splits(), EVALUATES, module, data_collator=PadRows())
+    assert shapes[-1] == (12, 2)
+    module["preprocess_logits_for_metrics"] = lambda logits, labels: logits[0]  # of all, as by the HF Trainer
+    fit(Tied(), splits(), EVALUATES, module, data_collator=PadRows())
+    assert shapes[-1] == (12, 2)
