@@ -81,7 +81,8 @@ class OwnSteps(HFModule):
         def clip(parameters: Any, max_norm: float, norm_type: float = 2) -> Tensor | None:
             return self.sharing.clip(self.model, 0.0 if max_norm == float("inf") else float(max_norm))
 
-        routes: dict[str, Any] = {"clip_grad_norm_": clip} if self.host.is_shared else {}
+        host: Any = self.host
+        routes: dict[str, Any] = {"clip_grad_norm_": clip} if host.is_shared else {}
         if not self.overrides_of.any({"accelerator.backward"}):
             routes["backward"] = backward
         with _attributes(accelerator, **routes):
