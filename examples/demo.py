@@ -45,8 +45,8 @@ def parse_arguments() -> argparse.Namespace:
         default="movie_reviews",
         help="movie_reviews (shipped), or a name on the hub such as glue/sst2",
     )
-    parser.add_argument("--steps", type=int, default=60, help="optimizer steps")
-    parser.add_argument("--eval-steps", type=int, default=30, help="evaluate every so many optimizer steps")
+    parser.add_argument("--steps", type=int, default=40, help="optimizer steps")
+    parser.add_argument("--eval-steps", type=int, default=20, help="evaluate every so many optimizer steps")
     parser.add_argument("--logging-steps", type=int, default=5, help="log every so many optimizer steps")
     parser.add_argument("--ranks", type=int, default=1, help="processes that share the work, by DeepSpeed")
     parser.add_argument(
@@ -93,6 +93,7 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
         "gradient_accumulation_steps": 4,
         "learning_rate": 2e-4,
         "weight_decay": 0.01,
+        "train_sampling_strategy": "group_by_length",
         "warmup_steps": 0.1,  # a share of the steps; transformers before version 5 called it warmup_ratio
         "lr_scheduler_type": "cosine",
         "bf16": arguments.precision == "bf16",
