@@ -62,6 +62,8 @@ def check_function(name: str, given: Any, of: str, *, positional: int = 1, optio
         signature = inspect.signature(given.forward if isinstance(given, nn.Module) else given)
     except (TypeError, ValueError):  # of some compiled functions none is known
         return
+    if inspect.Parameter.VAR_POSITIONAL in {p.kind for p in signature.parameters.values()}:
+        return
     calls = [{optional: None}] if optional else []
     calls += [{}] if positional == 1 or not optional else []
     for named in calls:
