@@ -28,6 +28,7 @@ What next:
 """
 ENGINES = {"native": "transformers.Trainer", "bridge": "hfbridge"}
 COMPARED = ("loss", "grad_norm", "learning_rate", "eval_loss", "eval_accuracy", "train_loss", "epoch")
+CLEAR = 1.5  # of ratings from -4 to 4
 REVIEWS = Path(__file__).parent / "data" / "movie_reviews.tsv"
 
 
@@ -45,8 +46,8 @@ def parse_arguments() -> argparse.Namespace:
         default="movie_reviews",
         help="movie_reviews (shipped), or a name on the hub such as glue/sst2",
     )
-    parser.add_argument("--steps", type=int, default=40, help="optimizer steps")
-    parser.add_argument("--eval-steps", type=int, default=20, help="evaluate every so many optimizer steps")
+    parser.add_argument("--steps", type=int, default=30, help="optimizer steps")
+    parser.add_argument("--eval-steps", type=int, default=15, help="evaluate every so many optimizer steps")
     parser.add_argument("--logging-steps", type=int, default=5, help="log every so many optimizer steps")
     parser.add_argument("--ranks", type=int, default=1, help="processes that share the work, by DeepSpeed")
     parser.add_argument(
@@ -135,7 +136,8 @@ def load_reviews(arguments: argparse.Namespace) -> tuple[Any, str]:
         raise SystemExit(f"{REVIEWS} is missing; it comes with the repository: git checkout -- examples/data")
     columns = {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "column_names": ["id", "rating", "text"]}
     reviews = load_dataset("csv", data_files=str(REVIEWS), split="train", **columns)
-    reviews = reviews.filter(lambda row: row["rating"] != 0).map(
+    # Of 10,605 sentences the 7,000 whose raters clearly liked or disliked the film.
+    reviews = reviews.filter(lambda row: abs(row["rating"]) >= CLEAR).map(
         lambda row: {"label": int(row["rating"] > 0)}
     )
     sizes = {"train_size": 640, "test_size": 64} if arguments.tiny else {"test_size": 0.1}
