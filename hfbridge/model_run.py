@@ -8,6 +8,7 @@ optimised        optimizer and schedule, or the DeepSpeed engine that holds them
 
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -38,7 +39,7 @@ from hfbridge.model.criterion import Criterion, criterion_of
 from hfbridge.model.failures import check_vocabulary
 from hfbridge.model.items import count_items, read_traits
 from hfbridge.model.normalization import Normalization
-from hfbridge.model.optim import ClosureFirst, NativeParts, build_optimizer, follows_metric
+from hfbridge.model.optim import NativeParts, as_torch, build_optimizer, follows_metric, run_closures_first
 from hfbridge.model.packed import check_packing_isolation, is_packed
 from hfbridge.model.prepare import Preparation
 from hfbridge.model.quantized import check_trains
@@ -119,7 +120,7 @@ class ModelRun:
                 "place. Pass optimizer_cls_and_kwargs=(class, arguments), or name the optimizer by optim."
             )
         self.chunked: ChunkedLoss | None = None
-        self._closure_hook: Any = None
+        self._undo_closures: Callable[[], None] = _nothing
         self.notes_update = False
         self.is_built = self._has_looked = self._trains = self._has_begun = self.has_tried = False
         self._planned: tuple[int, float] | None = None
@@ -260,8 +261,6 @@ class ModelRun:
         """
         module, self._planned = self._module, (max_steps, self._module.learning_rate)
         self.args.learning_rate = module.learning_rate
-        if self._closure_hook is not None:
-            self._closure_hook.remove()
         if parts is None:
             optimizers = (module._reused_optimizer or module._user_optimizers[0], module._user_optimizers[1])
             parts = NativeParts(
@@ -277,11 +276,23 @@ class ModelRun:
             optimizer, module.schedule, steps_itself = build_engine(
                 parts, self._zero, self._engines.train, max_steps=max_steps
             )
-        self.notes_update = True
-        self._closure_hook = optimizer.register_step_pre_hook(ClosureFirst(module.last_step))
+        self._run_closures_first(optimizer)
         if steps_itself or follows_metric(module.schedule):
             return optimizer  # the schedule is stepped by the engine, or by the host after evaluations
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": module.schedule, "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": as_torch(module.schedule, optimizer), "interval": "step"},
+        }
+
+    def replace_optimizer(self, optimizer: Any) -> None:
+        """Step another optimizer from now on; the schedule stays that of the first."""
+        self._module.trainer.optimizers = [optimizer]
+        self._run_closures_first(optimizer)
+
+    def _run_closures_first(self, optimizer: Any) -> None:
+        self._undo_closures()
+        self.notes_update = True
+        self._undo_closures = run_closures_first(optimizer, self._module.last_step)
 
     def begin_training(self) -> None:
         """Train through what the strategy has put around the model; of a part of it, tell how large."""
@@ -425,9 +436,8 @@ class ModelRun:
             self.preparation.undo()
         if self.chunked is not None:
             self.chunked.undo()
-        if self._closure_hook is not None:
-            self._closure_hook.remove()
-            self._closure_hook = None
+        self._undo_closures()
+        self._undo_closures = _nothing
         if self._zero is not None:
             self._zero.close()
             self._zero = None
@@ -435,3 +445,7 @@ class ModelRun:
     @property
     def _mixed(self) -> torch.dtype | None:
         return torch.bfloat16 if self.args.bf16 else None
+
+
+def _nothing() -> None:
+    pass

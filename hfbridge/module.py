@@ -80,7 +80,7 @@ from hfbridge.model.hyperparameters import (
 from hfbridge.model.logged import StepRecord
 from hfbridge.model.loss import scale_for_accumulation
 from hfbridge.model.modes import set_training
-from hfbridge.model.optim import OptimizerClass, Optimizers, check_optimizers, learning_rate_of
+from hfbridge.model.optim import OptimizerClass, Optimizers, OwnSchedule, check_optimizers, learning_rate_of
 from hfbridge.model_run import ModelRun
 from hfbridge.native import make_native
 from hfbridge.settings import Settings, SettingsSource
@@ -271,7 +271,8 @@ class HFModule(pl.LightningModule):
     def lr_schedule(self) -> Any:
         """The learning-rate schedule of the run, which callbacks may have replaced; `None` without one."""
         configs = self.trainer.lr_scheduler_configs
-        return configs[0].scheduler if configs else self.schedule
+        found = configs[0].scheduler if configs else self.schedule
+        return found.schedule if isinstance(found, OwnSchedule) else found
 
     @property
     def learning_rate(self) -> float | None:

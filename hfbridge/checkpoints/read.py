@@ -275,7 +275,9 @@ def _read_optimizer(path: Path) -> dict[str, Any]:
 
 def _read_schedule(path: Path) -> dict[str, Any]:
     found = read_tensors(path)
-    if not {"last_epoch", "_last_lr"} & found.keys() or "param_groups" in found:
+    is_of_torch = bool({"last_epoch", "_last_lr"} & found.keys())  # a user's own may have any keys
+    has_tensors = any(isinstance(value, Tensor) for value in found.values())
+    if "param_groups" in found or (has_tensors and not is_of_torch):
         raise CheckpointError(f"{path.name} is no schedule's state; it has {sorted(map(str, found))[:5]}.")
     return found
 

@@ -5,12 +5,13 @@ all others                              after each optimizer step, by Lightning
 reduce_lr_on_plateau, greedy            after each evaluation, with its metric, by CallbackHost
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from transformers import Trainer as NativeTrainer
 from transformers import TrainingArguments
 from transformers.optimization import GreedyLR
@@ -91,11 +92,48 @@ def build_optimizer(parts: NativeParts, *, max_steps: int) -> tuple[Optimizer, A
         SettingsError: the optimizer refuses the settings.
     """
     optimizer = make_optimizer(parts)
+    if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        optimizer.load_state_dict(optimizer.state_dict())  # as accelerate; a wrapper's groups may be replaced
     is_given = parts.lr_scheduler is not None
     schedule = parts.create_scheduler(num_training_steps=max_steps)
     if type(schedule) is LambdaLR and not is_given:
         schedule.__class__ = OfItsGroups
     return optimizer, schedule
+
+
+class OwnSchedule(LRScheduler):
+    """A schedule of the user's that is none of torch's, as Lightning steps and saves it.
+
+    Args:
+        schedule: has `step`, `get_last_lr` and `state_dict`.
+        optimizer: whose rates it sets.
+    """
+
+    def __init__(self, schedule: Any, optimizer: Optimizer) -> None:
+        self.schedule, self.optimizer = schedule, optimizer
+
+    def step(self, epoch: int | None = None) -> None:
+        """Set the rates of the next step."""
+        self.schedule.step()
+
+    def get_last_lr(self) -> list[float | Tensor]:
+        """Return the rates."""
+        rates: list[float | Tensor] = self.schedule.get_last_lr()
+        return rates
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the schedule's state."""
+        state: dict[str, Any] = self.schedule.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the schedule's state."""
+        self.schedule.load_state_dict(state_dict)
+
+
+def as_torch(schedule: Any, optimizer: Optimizer) -> LRScheduler:
+    """Return a schedule as one of torch's."""
+    return schedule if isinstance(schedule, LRScheduler) else OwnSchedule(schedule, optimizer)
 
 
 class OfItsGroups(LambdaLR):
@@ -127,28 +165,47 @@ def make_optimizer(parts: NativeParts) -> Optimizer:
             f"The optimizer is a {type(optimizer).__name__}; it must be a torch.optim.Optimizer, which "
             "Lightning can step and save."
         )
-    if "weight_decay" in optimizer.defaults and not is_given:
+    if not is_given and "weight_decay" in getattr(optimizer, "defaults", ()):
         optimizer.defaults["weight_decay"] = args.weight_decay  # of groups that callbacks add later
     return optimizer
 
 
-class ClosureFirst:
-    """Run the closure of a step before the step, and note that: a hook for `register_step_pre_hook`.
+def run_closures_first(optimizer: Optimizer, record: StepRecord) -> Callable[[], None]:
+    """Have an optimizer run the closure of a step before the step, and note that.
 
     Args:
+        optimizer: the optimizer.
         record: of the steps.
+
+    Returns:
+        Undoes it.
     """
 
-    def __init__(self, record: StepRecord) -> None:
-        self._record = record
-
-    def __call__(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run it."""
+    def begin(optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         closure = kwargs.pop("closure", None)
         if closure is not None:
             closure()
-        self._record.is_updating = True
+        record.is_updating = True
         return args, kwargs
+
+    if hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        return optimizer.register_step_pre_hook(begin).remove
+    # A wrapper that has not called Optimizer.__init__.
+    own, step = vars(optimizer).get("step"), optimizer.step
+
+    @functools.wraps(step)  # and what a schedule of torch's has marked
+    def begin_and_step(closure: Any = None, **arguments: Any) -> Any:
+        begin(optimizer, (), {"closure": closure})
+        return step(**arguments)
+
+    def undo() -> None:
+        if own is None:
+            del optimizer.step
+        else:
+            optimizer.step = own  # type: ignore[method-assign]
+
+    optimizer.step = begin_and_step  # type: ignore[method-assign]
+    return undo
 
 
 def follows_metric(schedule: object) -> bool:
