@@ -26,7 +26,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from hfbridge.advice import Advice
 from hfbridge.datamodule import HFDataModule
 from hfbridge.dropin.loader import OwnData
-from hfbridge.dropin.overrides import LOADS, STEPS, Overrides
+from hfbridge.dropin.overrides import COUNTS, LOADS, STEPS, Overrides
 from hfbridge.dropin.steps import OwnSteps
 from hfbridge.errors import Problem, SettingsError
 from hfbridge.migrate.attributes import find_unfit
@@ -43,6 +43,13 @@ ADVICE = Advice(
     tells_of_fields=False,  # callbacks are given the native object's own arguments
 )
 """For scripts that go on with their native Trainers: what they do not say is as natively."""
+
+
+def innermost(optimizer: Any) -> Any:
+    """Return the optimizer that accelerate has wrapped."""
+    while isinstance(optimizer, AcceleratedOptimizer):
+        optimizer = optimizer.optimizer
+    return optimizer
 
 
 def make_model_anew(native: Any, trial: Any = None) -> None:
@@ -118,8 +125,7 @@ def carry_trainer(
     if native._created_lr_scheduler:
         native.lr_scheduler = None
     makes_schedule = native.lr_scheduler is None
-    while isinstance(native.optimizer, AcceleratedOptimizer):
-        native.optimizer = native.optimizer.optimizer
+    native.optimizer = innermost(native.optimizer)
     # The model has been made, the loop has not begun, and a search may be running.
     hidden = {"model_init": None, "is_in_train": False, "hp_search_backend": None}
     kept = {name: getattr(native, name) for name in hidden}
@@ -133,7 +139,9 @@ def carry_trainer(
             # The native object's own callbacks draw.
             changed={"disable_tqdm": True, "output_dir": output_dir},
             module_class=module_class,
-            make_data=partial(OwnData, native, overrides) if overrides.any(STEPS | LOADS) else HFDataModule,
+            make_data=partial(OwnData, native, overrides)
+            if overrides.any(STEPS | LOADS | COUNTS)
+            else HFDataModule,
             drops_unread=True,
             strategy=chosen_strategy(strategy),
             **{"logger": False, "enable_model_summary": False, **trainer_arguments},

@@ -30,8 +30,20 @@ from transformers.trainer_utils import TrainerMemoryTracker
 from hfbridge.callbacks.evaluation import Evaluator
 from hfbridge.callbacks.jit_checkpoint import SigtermCheckpoint
 from hfbridge.callbacks.trainer_state import EVENTS, CallbackHost
+from hfbridge.dropin.begin import innermost
 from hfbridge.dropin.logs import log_begin, log_end
-from hfbridge.dropin.overrides import COUNTS, ENDS, EVALUATES, LOGS, RESUMES, SAVES, STEPS, Overrides
+from hfbridge.dropin.overrides import (
+    COUNTS,
+    ENDS,
+    EVALUATES,
+    FIXED,
+    LOGS,
+    RESUMES,
+    SAVES,
+    STEPS,
+    Overrides,
+    Watched,
+)
 from hfbridge.errors import Problem, SettingsError, raise_problems
 from hfbridge.evaluation.memory import MemoryTracker, Stage
 from hfbridge.evaluation.metrics import metric_name
@@ -186,12 +198,48 @@ class NativeHost(CallbackHost):
         """Make what counts operations alone; the Trainer's own method counts tokens, and warns."""
         return InputCounter(module.model, tokens="no", pad_token_id=None, ranks=module.trainer.world_size)
 
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Fire `on_step_begin` where a step begins, and follow what callbacks have changed."""
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        self._follow_changes(pl_module)
+
+    def _follow_changes(self, module: Any) -> None:
+        """Call what a callback has set on the Trainer since the last step, as the HF Trainer would.
+
+        Raises:
+            SettingsError: it computes the loss beside "exact", or replaces the loop itself.
+        """
+        native, changed = self._native, self._watched.find_changed()
+        if not changed:
+            return
+        if "optimizer" in changed and not self.is_shared:
+            changed.remove("optimizer")
+            module.run.replace_optimizer(innermost(native.optimizer))
+        for name in FIXED.intersection(changed):
+            module.tell(
+                f"A callback has changed {name} during the run, which keeps its own. Set it before train."
+            )
+        now = Overrides.of(native)
+        kept = {"compute_loss_func", "max_grad_norm"}
+        seen = kept.intersection(changed) | (kept & self._overrides.where.keys())
+        now.where.update((name, f"{type(native).__name__} object: {name} = ...") for name in seen)
+        now.check(type(native).__name__, module.loss_normalization)
+        self._overrides = module.overrides_of = now
+        self._evaluates_itself |= now.any(EVALUATES | STEPS | LOGS)
+
     def add_micro_batch(self, loss: torch.Tensor, inputs: Any) -> None:
         """Add one micro-batch's loss, and count its operations and tokens."""
         native, counts_itself = self._native, self._overrides.any(COUNTS)
         super().add_micro_batch(loss, inputs if isinstance(inputs, Mapping) and not counts_itself else {})
+        source = getattr(inputs, "source", None)
+        inputs = inputs if source is None else source
         if counts_itself:
             native.current_flos += float(native.floating_point_ops(inputs))
+        else:
+            assert self._counter is not None
+            native.current_flos = float(self._counter.flops)
         native._track_num_input_tokens(inputs)
 
     def store_flops(self) -> None:
@@ -200,6 +248,7 @@ class NativeHost(CallbackHost):
             self._native.store_flos()
         else:
             super().store_flops()
+            self._native.current_flos = 0
 
     def _log_evaluate_save(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, ends_epoch: bool = False
@@ -231,6 +280,17 @@ class NativeHost(CallbackHost):
             kind._shared_state.clear()
             kind._shared_state.update(kept)
         self._native.model = self._native.model_wrapped = module.model
+
+    def show_state(self, module: Any) -> None:
+        """Show the Trainer the state of the run before optimizer and schedule are made.
+
+        Mirrors: transformers.Trainer._init_training_state
+        """
+        schedule, resumption = module.data.schedule, module.resumption
+        self.state = self._new_state() if resumption is None else resumption.new_state()
+        if resumption is None:
+            self.state.compute_steps(self.args, schedule.max_steps)
+        self.state.max_steps, self.state.num_train_epochs = schedule.max_steps, schedule.epochs
 
     def show_model(self, module: Any) -> None:
         """Show the Trainer the model as the strategy has prepared it: evaluations shall leave it as it is."""
@@ -269,6 +329,7 @@ class NativeHost(CallbackHost):
         native._initial_num_input_tokens_seen = self.state.num_input_tokens_seen
         native._initial_global_step = self.state.global_step
         self.show_model(module)
+        self._watched = Watched(native)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Have the Trainer's own methods restore what they override, before training begins."""
@@ -290,13 +351,14 @@ class NativeHost(CallbackHost):
         return dict(logs)
 
     def _evaluate(self, trainer: pl.Trainer, *, ends_epoch: bool = False) -> None:
-        if not self._evaluates_itself:
+        if not self._evaluates_itself and not self._watched.has_evaluated_change:
             super()._evaluate(trainer, ends_epoch=ends_epoch)
             self._native.model.eval()  # as natively, until the next window
             return
         self.checkpoints.before_step()
         native, follows = self._native, self._follows_metric
-        metrics = native._evaluate(self._trial, self._ignore_keys, skip_scheduler=not follows)
+        skips = {} if follows else {"skip_scheduler": True}
+        metrics = native._evaluate(self._trial, self._ignore_keys, **skips)
         self._is_new_best = bool(follows and native._determine_best_metric(metrics, self._trial))
 
     def _follow_metric(self, module: Any) -> None:

@@ -1,7 +1,7 @@
 """The training data of a Trainer whose methods make the loader, or collect the batches of a step.
 
 the HF Trainer calls                     here
-get_train_dataloader, once a run         when the run is planned
+get_train_dataloader, once a run         when the run is planned; again with auto_find_batch_size
 set_initial_training_values              likewise
 get_batch_samples, once a step           when the first micro-batch of the step is fetched
 skip_first_batches, _load_rng_state      when a run is resumed within an epoch
@@ -163,7 +163,8 @@ class OwnData(HFDataModule):
         return self.own_loader
 
     def _plan(self, settings: Settings) -> Schedule:
-        if self.own_loader is None:
+        if self.own_loader is None or self._native._train_batch_size != self.train_batch_size:
+            self._native._train_batch_size = self.train_batch_size  # of auto_find_batch_size
             self.own_loader = OwnLoader(self._native, counts=self._overrides.any(STEPS))
         return self.own_loader.schedule
 

@@ -29,6 +29,7 @@ STEPS = frozenset(
         "can_return_loss",
         "compute_loss",
         "compute_loss_context_manager",
+        "compute_loss_func",
         "get_batch_samples",
         "label_smoother",
         "_loss_shifts_labels",
@@ -73,6 +74,7 @@ CLIPS = frozenset(
         "_has_mixed_mesh_grads",
         "_mixed_mesh_grad_norm",
         "accelerator.clip_grad_norm_",
+        "max_grad_norm",
     }
 )
 COUNTS = frozenset({"_track_num_input_tokens", "floating_point_ops", "store_flos"})
@@ -111,6 +113,9 @@ EVALUATES = frozenset(
         "prediction_step",
     }
 )
+FIXED = frozenset({"gradient_accumulation_steps", "optimizer"})
+"""What the HF Trainer reads in each step, and Lightning's loop when a run begins."""
+
 LOOP = frozenset(
     {
         "_finalize_training",
@@ -185,3 +190,44 @@ def _of_accelerator(accelerator: Any) -> Iterator[tuple[str, str]]:
             yield f"accelerator.{name}", f"accelerator object: {name} = ..."
         elif getattr(type(accelerator), name) is not getattr(Accelerator, name):
             yield f"accelerator.{name}", f"{type(accelerator).__name__}.{name}"
+
+
+class Watched:
+    """What callbacks may change while a run goes on, and the HF Trainer reads in each step or evaluation.
+
+    Args:
+        native: the Trainer, when its run begins.
+    """
+
+    def __init__(self, native: Any) -> None:
+        self._native = native
+        self._steps, self._evaluations = self._read(), self._read_evaluated()
+
+    def find_changed(self) -> list[str]:
+        """Name what a step reads that has changed since the last call; empty is what did not."""
+        before, self._steps = self._steps, self._read()
+        if before == self._steps:
+            return []
+        return [name for name, value in self._steps.items() if value != before[name]]
+
+    @property
+    def has_evaluated_change(self) -> bool:
+        """Whether what an evaluation reads has changed since the run began."""
+        return self._evaluations != self._read_evaluated()
+
+    def _read(self) -> dict[str, Any]:
+        native, args = self._native, self._native.args
+        return {
+            "max_grad_norm": args.max_grad_norm,
+            "gradient_accumulation_steps": args.gradient_accumulation_steps,
+            "compute_loss_func": native.compute_loss_func,
+            "label_smoother": native.label_smoother,
+            "model_accepts_loss_kwargs": native.model_accepts_loss_kwargs,
+            "optimizer": id(native.optimizer),
+            "attributes": len(vars(native)),  # among them methods that are set on the object
+        }
+
+    def _read_evaluated(self) -> list[Any]:
+        native = self._native
+        names = ("eval_dataset", "data_collator", "compute_metrics", "preprocess_logits_for_metrics")
+        return [*(id(getattr(native, name)) for name in names), {**vars(native.args)}]

@@ -57,13 +57,19 @@ class OwnSteps(HFModule):
         native, run = self.native, self.run
         micro_batch = current_micro_batch(self.trainer, batch)
         assert micro_batch is not None
-        assert micro_batch.step is not None
+        step = micro_batch.step
+        assert step is not None
+        if step.loss is not native:  # of HFDataModule: what is overridden was set while the run goes on
+            items = native._get_num_items_in_batch(step.micro_batches, native.args.device)
+            step.begin(native, items)
+            native.current_gradient_accumulation_steps = len(step.micro_batches)
         native.accelerator.gradient_state._set_sync_gradients(micro_batch.is_last)
-        inputs = run.prepare_inputs(micro_batch.source) if run.casts_inputs else micro_batch.source
+        source = dict(micro_batch) if micro_batch.source is None else micro_batch.source
+        inputs = run.prepare_inputs(source) if run.casts_inputs else source
         run.sharing.before_forward()
         with self._routed():
-            loss: Tensor = native.training_step(run.preparation.trained, inputs, micro_batch.step.items)
-        self.host.add_micro_batch(loss.detach(), micro_batch.source)
+            loss: Tensor = native.training_step(run.preparation.trained, inputs, step.items)
+        self.host.add_micro_batch(loss.detach(), source)
         return loss
 
     @contextmanager
@@ -102,6 +108,8 @@ class OwnSteps(HFModule):
         if not self.overrides_of.any(OPTIMIZES):
             return super().configure_optimizers()
         self.ensure_ready()
+        host: Any = self.host
+        host.show_state(self)
         return self.run.configure_optimizers(max_steps=self.data.schedule.max_steps, parts=self.native)
 
     def configure_gradient_clipping(

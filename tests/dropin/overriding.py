@@ -352,7 +352,102 @@ class SetOnAccelerator:
         self.accelerator.clip_grad_norm_ = lambda parameters, norm, kind=2: clip(parameters, norm / 9, kind)
 
 
+class Lookahead(torch.optim.Optimizer):
+    """Wraps an optimizer, and never calls `Optimizer.__init__`."""
+
+    def __init__(self, base):
+        self.base, self.defaults, self.state, self.taken = base, base.defaults, base.state, 0
+        self.param_groups = base.param_groups
+        self.slow = [p.detach().clone() for group in base.param_groups for p in group["params"]]
+
+    def step(self, closure=None):
+        loss = self.base.step(closure)
+        self.taken += 1
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        for parameter, slow in zip(parameters, self.slow if self.taken % 2 == 0 else (), strict=False):
+            slow.add_(parameter.detach() - slow, alpha=0.5)
+            parameter.data.copy_(slow)
+        return loss
+
+    def state_dict(self):
+        return self.base.state_dict()
+
+    def load_state_dict(self, state_dict):
+        self.base.load_state_dict(state_dict)
+
+
+class Wrapped:
+    def create_optimizer(self, model=None):
+        self.optimizer = Lookahead(torch.optim.Adam(self.model.parameters(), lr=1e-2))
+        return self.optimizer
+
+
+class Halving:
+    """A schedule that is none of torch's."""
+
+    def __init__(self, optimizer):
+        self.groups, self.taken = optimizer.param_groups, 0
+
+    def step(self):
+        self.taken += 1
+        for group in self.groups:
+            group["lr"] = 1e-2 / 2**self.taken
+
+    def get_last_lr(self):
+        return [group["lr"] for group in self.groups]
+
+    def state_dict(self):
+        return {"taken": self.taken}
+
+    def load_state_dict(self, state_dict):
+        self.taken = state_dict["taken"]
+
+
+class OwnSchedule:
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        self.lr_scheduler, self._created_lr_scheduler = Halving(optimizer or self.optimizer), True
+        return self.lr_scheduler
+
+
+class ByState:
+    def create_optimizer(self, model=None):
+        betas = (0.9 if self.state.global_step == 0 else 0.5, 0.99)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-2, betas=betas)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        steps = self.state.max_steps + self.state.global_step
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1 / (steps + step))
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+
+class TwoArguments:
+    def _evaluate(self, trial, ignore_keys_for_eval):
+        metrics = super()._evaluate(trial, ignore_keys_for_eval)
+        metrics["eval_loss"] *= -1
+        return metrics
+
+
+class ByAttribute:
+    def floating_point_ops(self, inputs):
+        return inputs.input_ids.numel()
+
+
+class LogsFlos:
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if model.training:
+            self.log({"flos": self.current_flos})
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+
 CASES = {
+    "create_optimizer: a wrapper": Wrapped,
+    "create_scheduler: none of torch's": OwnSchedule,
+    "create_optimizer: the state of the run": ByState,
+    "_evaluate: two arguments": TwoArguments,
+    "floating_point_ops: attributes of a batch": ByAttribute,
+    "compute_loss: current_flos": LogsFlos,
     "accelerator.backward: arguments": BackwardTwice,
     "accelerator.clip_grad_norm_: some parameters": PartlyClipped,
     "accelerator: subclass": OwnAccelerator,

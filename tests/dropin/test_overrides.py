@@ -69,7 +69,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_method_of_a_subclass(case: str, plain: Any) -> None:
-    resumes = case.startswith(("_load", "get_train_dataloader", "training_step: g"))
+    resumes = case.startswith(("_load", "get_train_dataloader", "training_step: g", "create_"))
     changed = compare(lambda side: train(overriding(side, case), resumes=resumes))
     if case not in NOT_SHOWN:
         with pytest.raises(AssertionError):
@@ -110,6 +110,27 @@ def test_the_items_that_a_loss_is_divided_by() -> None:
 
     plain, changed = compare(code)
     assert changed["history"][0]["loss"] == pytest.approx(plain["history"][0]["loss"] / 2)
+
+
+@pytest.mark.filterwarnings("ignore:hfbridge. out of memory")
+@pytest.mark.parametrize("fails_at", [{1}, {1, 2}, {6}])
+def test_smaller_batches_where_memory_runs_out(fails_at: set[int]) -> None:
+    def code(side: Side) -> Any:
+        calls: list[int] = []
+
+        class Mine(side.trainer):  # type: ignore[name-defined,misc]
+            def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+                calls.append(len(inputs["labels"]))
+                if len(calls) in fails_at:
+                    raise RuntimeError("CUDA out of memory. Tried to allocate")
+                return super().training_step(model, inputs, num_items_in_batch)
+
+        found = {"auto_find_batch_size": True, "per_device_train_batch_size": 8, "save_strategy": "no"}
+        arguments = {**LOGGED, **found, "load_best_model_at_end": False}
+        trainer = make(Mine, arguments=arguments)
+        return calls, look(trainer, trainer.train())
+
+    compare(code)
 
 
 def test_the_loop_itself_is_refused_by_name() -> None:
