@@ -238,8 +238,8 @@ class NativeHost(CallbackHost):
         if counts_itself:
             native.current_flos += float(native.floating_point_ops(inputs))
         else:
-            assert self._counter is not None
-            native.current_flos = float(self._counter.flops)
+            assert self.counter is not None
+            native.current_flos = float(self.counter.flops)
         native._track_num_input_tokens(inputs)
 
     def store_flops(self) -> None:
