@@ -132,8 +132,10 @@ class Evaluator:
         """
         args, wanted = module.args, module.args.metric_for_best_model
         follows = wanted is not None and args.eval_strategy != "no"
+        functions = (module.compute_metrics, module.preprocess_logits_for_metrics, module.compute_loss_func)
+        calls_user = any(functions) or module.overrides("compute_loss") or module.running_metrics is None
         is_native = module.loss_normalization == "native"
-        if is_native or any(data.is_streamed(split) for split in data.eval_splits):
+        if (is_native and calls_user) or any(data.is_streamed(split) for split in data.eval_splits):
             return
         prepare = module.run.prepare_inputs
         first = {split: data.first_eval_batch(split) for split in data.eval_splits}
