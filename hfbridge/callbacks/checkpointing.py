@@ -137,7 +137,7 @@ class RunCheckpoints:
 
     def keep(self, module: Any) -> None:
         """Keep the present moment for checkpoints that are written later, until `let_go`."""
-        if self._kept is None:
+        if self._is_open and self._kept is None:
             self._kept = moment_of(self._host, module)
 
     def let_go(self) -> None:
