@@ -48,19 +48,14 @@ class SigtermCheckpoint(JITCheckpointCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Wait."""
+        """Wait: the step's data have been fetched, for which random numbers may have been drawn."""
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Save, if a rank has heard the signal."""
-        if self._agrees():
-            super().on_step_begin(args, state, control, **kwargs)  # type: ignore[no-untyped-call]
+    on_step_begin = on_pre_optimizer_step
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Likewise."""
+        """Save, if a rank has heard the signal."""
         if self._agrees():
             super().on_step_end(args, state, control, **kwargs)  # type: ignore[no-untyped-call]
 

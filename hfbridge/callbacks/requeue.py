@@ -56,6 +56,7 @@ class Requeue:
 
     def close(self) -> None:
         """Give Lightning its handler back."""
+        self.is_due = False
         if self._trainer is not None:
             vars(self._trainer._signal_connector).pop(_HANDLER, None)
             self._trainer = None
