@@ -1,12 +1,14 @@
 """Generators that an object of the user's holds are afterwards as they were."""
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from hfbridge import generators
 from hfbridge.generators import keeping
 
 
@@ -46,3 +48,26 @@ def test_a_generator_that_was_not_there_is_made_again() -> None:
 def test_functions_hold_nothing(owner: Any) -> None:
     with keeping(owner):
         pass
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        random.random,
+        lambda: random.gauss(0, 1),
+        np.random.rand,
+        np.random.randn,
+        lambda: torch.rand(1),
+        lambda: random.seed(3),
+        lambda: np.random.seed(3),
+        lambda: None,
+    ],
+)
+def test_a_recorder_sees_every_draw(draw: Callable[[], object]) -> None:
+    recorder = generators.Recorder()
+    for _ in range(3):  # every other normal number of numpy's leaves its words as they are
+        draw()
+        for found in (recorder.capture(), recorder.capture()):
+            states = generators.capture()
+            assert generators.are_equal(found, states)
+            assert found["numpy"][3:] == states["numpy"][3:]
