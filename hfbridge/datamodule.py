@@ -16,6 +16,7 @@ regroup                          rows of an optimizer step are dealt by length; 
 eval_by_length                   evaluations take the longest rows first; data/lengths.py
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sized
 from types import MethodType
 from typing import Any
@@ -45,6 +46,7 @@ from hfbridge.data.iterable import (
     StreamLoader,
     check_stream,
     has_unknown_length,
+    is_split_by_rank,
     is_stream,
     plan_stream,
 )
@@ -53,7 +55,7 @@ from hfbridge.data.lengths import check_sorted
 from hfbridge.data.mapping import Mapper, pack, unpack
 from hfbridge.data.packing import check_max_tokens, pack_set
 from hfbridge.data.samplers import micro_batches_of, rows_of_micro_batch, splits_batches
-from hfbridge.errors import DataError, SettingsError
+from hfbridge.errors import BridgeWarning, DataError, SettingsError
 from hfbridge.facts import facts_of_run
 from hfbridge.ranks import gather, together
 from hfbridge.settings import Settings, SettingsSource
@@ -75,6 +77,11 @@ _MISSING = {
     "test": "nothing to test: pass test_dataset=, or a DatasetDict with a test split.",
     "predict": "nothing to predict: pass predict_dataset=, or a DatasetDict with a test split.",
 }
+_SPLIT_TWICE = (
+    "The {} set is a stream that is split between the ranks already (split_dataset_by_node), and would be "
+    "split once more: a part of its samples would never be read. Pass the whole stream; each rank gets its "
+    "part."
+)
 
 
 class HFDataModule(pl.LightningDataModule):
@@ -471,9 +478,18 @@ class HFDataModule(pl.LightningDataModule):
     def _check_dispatch(self, split: str, settings: Settings) -> None:
         """Check that `dispatch_batches` gives each rank its own samples of a set, each once."""
         dispatches, trainer = (settings.accelerator_config or {}).get("dispatch_batches"), self._trainer()
-        if dispatches is None or trainer.world_size == 1:
+        if trainer.world_size == 1:
             return
         is_exact = getattr(trainer.lightning_module, "loss_normalization", "native") == "exact"
+        if is_split_by_rank(self._mapped[split]):
+            told = _SPLIT_TWICE.format(split)
+            if is_exact:
+                raise DataError(told)
+            warnings.warn(
+                f"{told} It is read all the same, as by transformers.Trainer.", BridgeWarning, stacklevel=2
+            )
+        if dispatches is None:
+            return
         text = f"accelerator_config={settings.accelerator_config!r}, and the {split} set"
         if dispatches and not self.is_streamed(split):
             raise SettingsError(f"{text} is no stream: each rank reads its own batches. Leave it out.")

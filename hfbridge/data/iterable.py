@@ -46,6 +46,12 @@ def has_unknown_length(dataset: Any) -> bool:
     return is_stream(dataset) and not has_length(dataset)
 
 
+def is_split_by_rank(dataset: Any) -> bool:
+    """Whether the user has split a stream of `datasets` between the ranks."""
+    split: Any = getattr(dataset, "_distributed", None) if is_stream(dataset) else None
+    return split is not None and split.world_size > 1
+
+
 def check_stream(dataset: Any, split: str, settings: Any, *, needs_steps: bool = True) -> None:
     """See that settings can be honoured for a stream.
 

@@ -3,15 +3,18 @@
 Grade: exact. What is compared stands in tests/parity/engines.py.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import datasets
+import datasets.distributed
 import pytest
 
-from hfbridge import HFDataModule, HFModule, SettingsError, Trainer
+from hfbridge import DataError, HFDataModule, HFModule, SettingsError, Trainer
+from hfbridge import ranks as of_ranks
 from tests.distributed.evaluations import evaluate_exactly, names_its_rows
 from tests.distributed.jobs import run_job_on_both
 from tests.parity.engines import BASE, Job
@@ -145,3 +148,30 @@ def test_shards_of_any_length_are_read_by_the_first_rank(ranks, sizes):
 def test_a_stream_without_rows(ranks):
     errors = ranks(2).run(error_of_fit, (0, 0), {})
     assert all("gave no rows in pass 1" in error for error in errors), errors
+
+
+def train_on_a_part(normalization: str) -> tuple[str, list[str]]:
+    """Train on the part of a stream that a rank has split off; returns the error, and the warnings."""
+    stream = datasets.distributed.split_dataset_by_node(
+        sharded(make_rows("distilbert", 32)), rank=of_ranks.rank(), world_size=of_ranks.count()
+    )
+    module = HFModule(make_model("distilbert"), loss_normalization=normalization)
+    data = HFDataModule(train_dataset=stream, data_collator=Square())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            Trainer({**BASE, "max_steps": 2}, strategy="ddp", logger=False).fit(module, data)
+            error = ""
+        except DataError as raised:
+            error = str(raised)
+    return error, [str(one.message) for one in caught if "split between the ranks" in str(one.message)]
+
+
+def test_a_stream_that_is_split_already(ranks):
+    """transformers.Trainer splits it again, and never reads a half."""
+    for error, warned in ranks(2).run(train_on_a_part, "exact"):
+        assert "split between the ranks already" in error
+        assert not warned
+    for error, warned in ranks(2).run(train_on_a_part, "native"):
+        assert not error
+        assert warned
