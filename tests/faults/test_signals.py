@@ -7,7 +7,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -347,8 +347,17 @@ class Sends(pl.Callback):
         self._timer.cancel()
 
 
+@pytest.fixture
+def hears_ctrl_c() -> Iterator[None]:
+    """Have SIGINT interrupt: a process that a shell has started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_ctrl_c_at_any_moment(whole: str) -> None:
-    before, timer, resumed = signal.getsignal(signal.SIGINT), Timer(), 0
+    timer, resumed = Timer(), 0
     trainer, module, data = make("hfbridge", timer)
     trainer.fit(module, data)
     duration = timer.time_elapsed("train")
@@ -362,7 +371,7 @@ def test_ctrl_c_at_any_moment(whole: str) -> None:
         try:
             trainer.fit(module, data)
         except SystemExit:
-            signal.signal(signal.SIGINT, before)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         path = Path(f"kept/{number}.ckpt")
         if not path.exists():  # the run had ended, or had not taken a step
             continue
