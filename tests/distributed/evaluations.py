@@ -140,7 +140,7 @@ def errors_on_both(asked: Job) -> list[str]:
 
 def error_of_fit(asked: Job) -> tuple[str, str, int]:
     """Train under hfbridge; returns the error, and how many steps went before it."""
-    trainer, module, data, recorder, _ = make_ours(asked)
+    trainer, module, data, recorder, _ = make_ours(asked, loss_normalization="exact")
     try:
         trainer.fit(module, data)
     except Exception as error:
