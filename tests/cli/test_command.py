@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -22,7 +22,7 @@ Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """What the functions behind compare, report and run are called with; none of them does anything."""
     found: list[Any] = []
 
@@ -59,7 +59,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         monkeypatch.setitem(sys.modules, name, module)
     for name in ("compare", "run"):  # they keep what they have imported
         monkeypatch.delitem(sys.modules, f"hfbridge.cli.{name}", raising=False)
-    return found
+    yield found
+    for name in ("compare", "run"):
+        sys.modules.pop(f"hfbridge.cli.{name}", None)
 
 
 def python_of(*arguments: str) -> subprocess.CompletedProcess[str]:
