@@ -147,4 +147,32 @@ KEPT: dict[str, tuple[str, ...]] = {
         "workers-that-live-on-mid-epoch",
     ),
     "parity/test_streams.py::test_resuming_in_the_middle_of_a_pass": ("0-PadRows", "0-Noisy", "2-Noisy"),
+    "distributed/test_streams.py::test_rows_are_dealt_natively": (
+        "config0-Plain-True",
+        "config2-sharded-True",
+        "config4-Plain-True",
+        "config6-sharded-False",
+    ),
+    "dropin/test_changed_in_the_run.py::test_what_a_callback_changes": tuple(
+        f"{name}-on_step_end-4"
+        for name in (
+            "max_grad_norm",
+            "no clipping",
+            "compute_loss",
+            "compute_loss_func",
+            "label_smoother",
+            "compute_metrics",
+            "eval_dataset",
+            "per_device_eval_batch_size",
+            "optimizer",
+        )
+    ),
+    "faults/test_signals.py::test_saved_on_an_exception": (
+        "on_train_batch_start-9-ModelCheckpoint-hfbridge",
+        "on_after_backward-10-OnExceptionCheckpoint-lightning",
+        "on_train_batch_end-8-afterwards-hfbridge",
+        "on_train_batch_end-12-ModelCheckpoint-lightning",
+        "on_validation_batch_end-2-OnExceptionCheckpoint-hfbridge",
+        "on_train_epoch_end-1-afterwards-lightning",
+    ),
 }
