@@ -360,9 +360,8 @@ class HFDataModule(pl.LightningDataModule):
 
     def first_eval_batch(self, split: str) -> Mapping[str, Any] | None:
         """Collate the first samples of an evaluation set, without a loader; `None` if it is empty."""
-        return (
-            None if len(self._mapped[split]) == 0 else self._loaders.first_batch(self._mapped[split], split)
-        )
+        samples = self._mapped[split]
+        return self._loaders.first_batch(samples, split) if len(samples) else None
 
     @property
     def _loaders(self) -> Loaders:

@@ -133,9 +133,10 @@ class Evaluator:
         args, wanted = module.args, module.args.metric_for_best_model
         follows = wanted is not None and args.eval_strategy != "no"
         functions = (module.compute_metrics, module.preprocess_logits_for_metrics, module.compute_loss_func)
-        calls_user = any(functions) or module.overrides("compute_loss") or module.running_metrics is None
+        calls_user = any(functions) or module.overrides("compute_loss")
         is_native = module.loss_normalization == "native"
-        if (is_native and calls_user) or any(data.is_streamed(split) for split in data.eval_splits):
+        is_left = is_native and (calls_user or module.running_metrics is None)
+        if is_left or any(data.is_streamed(split) for split in data.eval_splits):
             return
         prepare = module.run.prepare_inputs
         first = {split: data.first_eval_batch(split) for split in data.eval_splits}
@@ -252,10 +253,10 @@ class Evaluator:
         are_ours = all(isinstance(loader, EvalLoader) for _, loader in named_loaders(loaders, "eval"))
         if are_ours and not any(trainer.num_val_batches):
             self.begin(trainer, module, loaders, "eval", trainer.num_val_batches)
-            for index in range(1, len(self._loaders) + 1):
-                self._close_set()
-                if index < len(self._loaders):
+            for index in range(len(self._loaders)):
+                if index:  # the first one has begun
                     self._begin(index)
+                self._close_set()
 
     def on_epoch_end(self, trainer: pl.Trainer) -> None:
         """Log the metrics of all sets to Lightning's `callback_metrics`."""

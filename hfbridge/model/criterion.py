@@ -117,8 +117,8 @@ class Criterion:
             if isinstance(loss, Tensor):
                 return loss
             raise ModelError(
-                f"compute_loss_func ({self._name}) returned {loss!r}; it must return the loss, a scalar "
-                "tensor."
+                f"compute_loss_func ({self.function_name}) returned {loss!r}; it must return the loss, a "
+                "scalar tensor."
             )
         if self.smoother is not None and labels is not None:
             shifts = self.shifts and not (self.forgets_shift and isinstance(model, OptimizedModule))
@@ -127,7 +127,8 @@ class Criterion:
         return loss_in(outputs, batch, model)
 
     @property
-    def _name(self) -> str:
+    def function_name(self) -> str:
+        """The name of the user's function."""
         return str(getattr(self.function, "__qualname__", repr(self.function)))
 
     def check(self, loss: Tensor, outputs: Any, model: nn.Module) -> None:
@@ -141,7 +142,7 @@ class Criterion:
             return
         shape, what = tuple((outputs if is_bare else loss).shape), "a bare tensor" if is_bare else "a loss"
         if self.hook is not None or self.function is not None:
-            name = "compute_loss" if self.hook is not None else f"compute_loss_func ({self._name})"
+            name = "compute_loss" if self.hook is not None else f"compute_loss_func ({self.function_name})"
             raise ModelError(
                 f"{name} must return one number, got a loss of shape {shape}. Return loss.mean(), or with "
                 "num_items_in_batch loss.sum() / num_items_in_batch."

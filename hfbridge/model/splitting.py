@@ -57,10 +57,9 @@ def describe_split(
 
 
 def _name_of(model: nn.Module, loss: ExactLoss) -> str:
-    function = loss.criterion.function
-    if function is None:
+    if loss.criterion.function is None:
         return type(unwrap_peft_model(model)).__name__
-    return f"compute_loss_func ({getattr(function, '__qualname__', repr(function))})"
+    return f"compute_loss_func ({loss.criterion.function_name})"
 
 
 def _note(whose: str, how: str) -> str:

@@ -94,6 +94,15 @@ def train(output: str) -> None:
     Path(output).write_text(weights_digest(module.model), encoding="utf-8")
 
 
+def enter(folder: Path) -> None:
+    """Have a process that was forked run in a folder, and write what it says into a log there."""
+    os.chdir(folder)
+    with Path("run.log").open("a") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    warnings.simplefilter("ignore")
+
+
 def fork(folder: Path) -> list[int]:
     """Train in a process of its own; returns its number."""
     child = os.fork()
@@ -101,11 +110,7 @@ def fork(folder: Path) -> list[int]:
         return [child]
     code = 1
     try:
-        os.chdir(folder)
-        with Path("run.log").open("a") as log:
-            os.dup2(log.fileno(), 1)
-            os.dup2(log.fileno(), 2)
-        warnings.simplefilter("ignore")
+        enter(folder)
         train("weights.txt")
         code = 0
     finally:

@@ -6,7 +6,6 @@ import signal
 import threading
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from transformers import TrainerCallback, set_seed
 
 import hfbridge
 from hfbridge import CheckpointError
+from tests.faults.kills import enter
 from tests.parity.engines import BASE, weights_digest
 from tests.parity.test_resume import Dropping
 from tests.tiny import PadRows, make_model, make_rows
@@ -392,11 +392,7 @@ def run_job(engine: str, folder: Path, after_s: float | None) -> int:
     child = os.fork()
     if child == 0:
         try:
-            os.chdir(folder)
-            with Path("run.log").open("a") as log:
-                os.dup2(log.fileno(), 1)
-                os.dup2(log.fileno(), 2)
-            warnings.simplefilter("ignore")
+            enter(folder)
             os.environ |= {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "job"}
             os.environ["PATH"] = f"{folder}:{os.environ['PATH']}"
             trainer, module, data = make(
