@@ -19,7 +19,9 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("options", [[], pytest.param(["--deepspeed"], marks=pytest.mark.deepspeed)])
+@pytest.mark.parametrize(
+    "options", [[], pytest.param(["--deepspeed"], marks=[pytest.mark.deepspeed, pytest.mark.long])]
+)
 def test_scores_on_two_processes_are_equal(ranks, options, tmp_path):
     model = make_small_model(tmp_path / "model")
     found, nothing = ranks(2).run(score_sides, "two_processes", model, *options)

@@ -51,7 +51,8 @@ def go_all_routes(folder: str, workers: int) -> None:
             assert_goes_on(ours, native(again, checkpoint), step, final_row=False)
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("workers", [0, 2])
 def test_all_routes_between_directories(ranks: PoolOf, tmp_path: Path, workers: int) -> None:
     ranks(2).run(go_all_routes, str(tmp_path), workers)
 

@@ -53,6 +53,7 @@ def test_all_stop_at_the_same_point(ranks: PoolOf, asked: tuple[int, ...], slow:
     assert 5 <= first == second < POINTS
 
 
+@pytest.mark.long
 def test_three_ranks_stop_at_the_same_point(ranks: PoolOf) -> None:
     found = ranks(3).run(pass_points, (1,), 2)
     assert 5 <= found[0] < POINTS
