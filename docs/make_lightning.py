@@ -14,7 +14,7 @@ import lightning.pytorch as pl  # noqa: E402
 from lightning.pytorch import callbacks  # noqa: E402
 from lightning.pytorch.core.hooks import CheckpointHooks, DataHooks, ModelHooks  # noqa: E402
 
-from hfbridge.arguments import TrainerArguments  # noqa: E402
+from hfbridge.types import TrainerArguments  # noqa: E402
 
 TARGET = ROOT / "docs" / "lightning.md"
 TESTS = ROOT / "tests"

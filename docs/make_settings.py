@@ -7,8 +7,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from hfbridge.settings.fields import DEFAULTS, RULES, SEQ2SEQ_FIELDS, Rule, show  # noqa: E402
-from hfbridge.settings.legacy import OLD_NAMES  # noqa: E402
+from hfbridge.settings.legacy_names import OLD_NAMES  # noqa: E402
+from hfbridge.settings.rules import DEFAULTS, RULES, SEQ2SEQ_FIELDS, Rule, show  # noqa: E402
 from tests.parity.test_each_field import shown_by  # noqa: E402
 
 TARGET = ROOT / "docs" / "settings.md"

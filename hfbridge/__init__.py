@@ -9,10 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hfbridge.checkpoints.export import convert
-    from hfbridge.data.spans import DataCollatorForT5MLM
+    from hfbridge.checkpoints.convert import convert
+    from hfbridge.data.span_corruption import DataCollatorForT5MLM
     from hfbridge.datamodule import HFDataModule
-    from hfbridge.dropin.move import from_trainer
+    from hfbridge.dropin.from_trainer import from_trainer
     from hfbridge.errors import (
         BridgeError,
         BridgeWarning,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         ReportError,
         SettingsError,
     )
-    from hfbridge.evaluation.generate import decode
+    from hfbridge.evaluation.generation import decode
     from hfbridge.metrics.load import load_metric
     from hfbridge.module import HFModule
     from hfbridge.settings import Settings
@@ -57,14 +57,14 @@ __all__ = [
 
 # Where each name is at home; the errors are all in one module.
 _HOMES = {
-    "DataCollatorForT5MLM": "data.spans",
+    "DataCollatorForT5MLM": "data.span_corruption",
     "HFDataModule": "datamodule",
     "HFModule": "module",
     "Settings": "settings",
     "Trainer": "trainer",
-    "convert": "checkpoints.export",
-    "decode": "evaluation.generate",
-    "from_trainer": "dropin.move",
+    "convert": "checkpoints.convert",
+    "decode": "evaluation.generation",
+    "from_trainer": "dropin.from_trainer",
     "load_metric": "metrics.load",
 }
 # Rooms whose public names are reached through them: hfbridge.strategies.FSDP2Strategy().

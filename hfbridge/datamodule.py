@@ -18,6 +18,7 @@ eval_by_length                   evaluations take the longest rows first; data/l
 
 import warnings
 from collections.abc import Callable, Mapping, Sized
+from itertools import chain
 from types import MethodType
 from typing import Any
 
@@ -25,7 +26,6 @@ import lightning.pytorch as pl
 import torch
 from transformers import TrainingArguments
 
-from hfbridge.agreement import compare, explain, has_ranks
 from hfbridge.callbacks.connector import (
     configure_trainer,
     done_by,
@@ -52,15 +52,16 @@ from hfbridge.data.iterable import (
 )
 from hfbridge.data.length_grouping import check_regroup, check_regrouped
 from hfbridge.data.lengths import check_sorted
-from hfbridge.data.mapping import Mapper, pack, unpack
+from hfbridge.data.mapping import Mapper, facts_of, pack, unpack
 from hfbridge.data.packing import check_max_tokens, pack_set
 from hfbridge.data.samplers import micro_batches_of, rows_of_micro_batch, splits_batches
+from hfbridge.distributed.collectives import gather, together
+from hfbridge.distributed.consistency import compare, explain, has_ranks
 from hfbridge.errors import BridgeWarning, DataError, SettingsError
-from hfbridge.facts import facts_of_run
-from hfbridge.ranks import gather, together
 from hfbridge.settings import Settings, SettingsSource
-from hfbridge.sources import ProcessorSource, SetSource, make_processor, make_set
+from hfbridge.settings.fingerprint import facts_of_settings
 from hfbridge.strategies import close_group_at_exit, rank_variables
+from hfbridge.utilities.instantiate import ProcessorSource, SetSource, make_processor, make_set
 
 _SPLITS = {
     "train": ("train",),
@@ -291,7 +292,11 @@ class HFDataModule(pl.LightningDataModule):
         with together():
             self._begin(stage)
         settings, needed = self.settings, self._needed(stage)
-        compare(lambda: facts_of_run(settings, {split: self._raw[split] for split in needed}))
+        compare(
+            lambda: chain(
+                facts_of_settings(settings), *(facts_of(self._raw[split], split) for split in needed)
+            )
+        )
         self._share_mapped(needed)
         for split in needed:
             if split not in self._mapped:

@@ -14,13 +14,34 @@ BridgeError (Exception)
 BridgeWarning (UserWarning)               allowed, but probably not meant
 """
 
+import difflib
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import NoReturn
 
 _LINE_WIDTH = 112
 _SUBJECT_WIDTH = 48
+# What other libraries call settings.
+_ELSEWHERE = {
+    "batch_size": "per_device_train_batch_size",
+    "train_batch_size": "per_device_train_batch_size",
+    "eval_batch_size": "per_device_eval_batch_size",
+    "lr": "learning_rate",
+    "wd": "weight_decay",
+    "epochs": "num_train_epochs",
+    "max_epochs": "num_train_epochs",
+    "num_epochs": "num_train_epochs",
+    "steps": "max_steps",
+    "optimizer": "optim",
+    "scheduler": "lr_scheduler_type",
+    "accumulate_grad_batches": "gradient_accumulation_steps",
+    "grad_accum": "gradient_accumulation_steps",
+    "gradient_clip_val": "max_grad_norm",
+    "log_every_n_steps": "logging_steps",
+    "default_root_dir": "output_dir",
+    "precision": "bf16",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,3 +153,12 @@ def raise_problems(error_class: type[BridgeError], headline: str, problems: Iter
     error = error_class(f"{headline}\n{describe_problems(listed)}")
     error.problems = listed
     raise error
+
+
+def suggest(name: object, known: Collection[str]) -> str:
+    """Text that names the setting meant: by another library's name, by its first letters, or the nearest."""
+    if (meant := _ELSEWHERE.get(str(name))) in known:
+        return f"; did you mean {meant}?"
+    longer = [other for other in known if other.startswith(str(name)) and len(str(name)) > 2]
+    close = longer or difflib.get_close_matches(str(name), known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""

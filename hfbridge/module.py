@@ -39,36 +39,31 @@ from transformers import Trainer as NativeTrainer
 from transformers import TrainingArguments
 from transformers.utils.logging import set_verbosity
 
-from hfbridge.advice import OF_MODULE
 from hfbridge.callbacks.attachment import attach_host, insert_host
 from hfbridge.callbacks.checkpointing import write_on_first_rank
-from hfbridge.callbacks.connector import (
-    configure_trainer,
-    current_micro_batch,
-    datamodule_of,
-    note_of_seeds,
-)
+from hfbridge.callbacks.connector import configure_trainer, current_micro_batch, datamodule_of, note_of_seeds
 from hfbridge.callbacks.evaluation import Evaluator
 from hfbridge.callbacks.run_data import RunData, UserData
 from hfbridge.callbacks.trainer_state import CallbackHost
-from hfbridge.checkpoints.io import read_directories
+from hfbridge.checkpoints.checkpoint_io import read_directories
 from hfbridge.checkpoints.resume import Resumption, fill_checkpoint
 from hfbridge.data.accumulation import MicroBatch
 from hfbridge.data.dataloaders import EvalLoader, first_samples
 from hfbridge.datamodule import HFDataModule
 from hfbridge.errors import BridgeWarning, ModelError
+from hfbridge.evaluation.evaluation_loop import PreprocessLogits
 from hfbridge.evaluation.memory import explain_eval_oom
 from hfbridge.evaluation.metrics import ComputeMetrics
-from hfbridge.evaluation.predict import logits_in
-from hfbridge.evaluation.run import PreprocessLogits
-from hfbridge.evaluation.running import MetricsSource, RunningMetrics
-from hfbridge.model.adapters import read_peft_config
-from hfbridge.model.build import ModelSource, build_model, check_function, check_source
-from hfbridge.model.built import backbone, built_model, is_built
-from hfbridge.model.chunked import check_chunked
-from hfbridge.model.criterion import LossFunction
-from hfbridge.model.failures import explain_no_gradient
-from hfbridge.model.hyperparameters import (
+from hfbridge.evaluation.prediction_step import logits_in
+from hfbridge.evaluation.torchmetrics import MetricsSource, RunningMetrics
+from hfbridge.losses.advice import OF_MODULE
+from hfbridge.losses.chunked import check_chunked
+from hfbridge.losses.criterion import LossFunction
+from hfbridge.losses.step_loss import scale_for_accumulation
+from hfbridge.migration.to_trainer import make_native
+from hfbridge.models.built import backbone, built_model, is_built
+from hfbridge.models.forward_errors import explain_no_gradient
+from hfbridge.models.hyperparameters import (
     LEFT_OUT_KEY,
     check_stored,
     describe_left_out,
@@ -77,15 +72,21 @@ from hfbridge.model.hyperparameters import (
     make_plain,
     store_arguments,
 )
-from hfbridge.model.logged import StepRecord
-from hfbridge.model.loss import scale_for_accumulation
-from hfbridge.model.modes import set_training
-from hfbridge.model.optim import OptimizerClass, Optimizers, OwnSchedule, check_optimizers, learning_rate_of
-from hfbridge.model_run import ModelRun
-from hfbridge.native import make_native
+from hfbridge.models.loading import ModelSource, build_model, check_function, check_source
+from hfbridge.models.model_run import ModelRun
+from hfbridge.models.optimizers import (
+    OptimizerClass,
+    Optimizers,
+    OwnSchedule,
+    StepRecord,
+    check_optimizers,
+    learning_rate_of,
+)
+from hfbridge.models.peft import read_peft_config
+from hfbridge.models.training_mode import set_training
 from hfbridge.settings import Settings, SettingsSource
-from hfbridge.sources import ProcessorSource, find_factory, make_processor
 from hfbridge.strategies import Sharing
+from hfbridge.utilities.instantiate import ProcessorSource, find_factory, make_processor
 
 
 class HFModule(pl.LightningModule):
@@ -394,8 +395,8 @@ class HFModule(pl.LightningModule):
     def configure_model(self) -> None:
         """Seed, build the model if it is not there, and put its forward under autocast.
 
-        The random state in which training starts is the native one; model/build.py has the table. Without a
-        run, as when a Lightning checkpoint is loaded, the model is built and that is all.
+        The random state in which training starts is the native one; models/loading.py has the table. Without
+        a run, as when a Lightning checkpoint is loaded, the model is built and that is all.
         """
         if self._trainer is None:
             if not self.is_built:
@@ -465,7 +466,7 @@ class HFModule(pl.LightningModule):
             CheckpointError: it cannot be written.
 
         Mirrors: transformers.Trainer.save_model
-        Proved by: tests/unit/checkpoints/test_export.py
+        Proved by: tests/unit/checkpoints/test_convert.py
         """
         write_on_first_rank(self, self.model, Path(path), merge=merge)
 

@@ -20,7 +20,6 @@ from torch._dynamo import OptimizedModule
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import PredictionOutput
 
-from hfbridge.arguments import AnyCallback, TrainerArguments
 from hfbridge.callbacks.any_module import (
     configured_for_any_module,
     configured_to_fit_any_module,
@@ -30,12 +29,12 @@ from hfbridge.callbacks.any_module import (
 from hfbridge.callbacks.connector import reset_fit_loop
 from hfbridge.callbacks.evaluation import OF_LOADER, Evaluator
 from hfbridge.callbacks.progress import RunProgressBar, has_native_bar, is_silenced
-from hfbridge.checkpoints.io import NewestOf, newest_in
+from hfbridge.checkpoints.checkpoint_io import NewestOf, newest_in
 from hfbridge.checkpoints.layout import checkpoints_in
-from hfbridge.checkpoints.read import read_checkpoint
+from hfbridge.checkpoints.reader import read_checkpoint
 from hfbridge.datamodule import HFDataModule, predicting
 from hfbridge.errors import CheckpointError, DataError, ModelError, ModuleTypeError, SettingsError
-from hfbridge.evaluation.generate import decode
+from hfbridge.evaluation.generation import decode
 from hfbridge.loops.epoch_loop import LeanEpochLoop, NoProfiler
 from hfbridge.loops.fit_loop import FitLoop
 from hfbridge.module import HFModule
@@ -51,8 +50,9 @@ from hfbridge.settings import (
     require_machine,
     translate,
 )
-from hfbridge.settings.accelerate import OF_MACHINES
+from hfbridge.settings.accelerate_config import OF_MACHINES
 from hfbridge.strategies import launched_ranks, make_strategy
+from hfbridge.types import AnyCallback, TrainerArguments
 
 DEFAULT_OUTPUT_DIR = "trainer_output"
 """Where transformers writes when the settings do not say it."""

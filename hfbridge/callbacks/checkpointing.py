@@ -15,17 +15,17 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import nn
 
-from hfbridge import ranks
 from hfbridge.callbacks.jit_checkpoint import SigtermCheckpoint
 from hfbridge.callbacks.moment import Moment, moment_of, place_of, step_schedule
 from hfbridge.checkpoints import layout
-from hfbridge.checkpoints.export import save_pretrained
-from hfbridge.checkpoints.read import RankState
+from hfbridge.checkpoints.convert import save_pretrained
+from hfbridge.checkpoints.reader import RankState
 from hfbridge.checkpoints.resume import describe_run
 from hfbridge.checkpoints.weights import check_is_saved
 from hfbridge.checkpoints.writer import CheckpointWriter
+from hfbridge.distributed import collectives
 from hfbridge.errors import BridgeWarning, CheckpointError, ModelError
-from hfbridge.model.adapters import merged
+from hfbridge.models.peft import merged
 from hfbridge.strategies import Sharing
 
 _BEFORE_NEXT_STEP = (  # what may run between a save and the moment `before_step` is called
@@ -195,7 +195,7 @@ class RunCheckpoints:
             return
 
         def load_by_strategy(best: Path) -> None:
-            with ranks.together():
+            with collectives.together():
                 weights = writer.read_best(module.model, best)
             module.sharing.load_weights(module.model, weights)
 
@@ -261,8 +261,8 @@ def write_on_first_rank(module: Any, model: nn.Module, folder: Path, *, merge: b
             "merge it in one process: PeftModel.from_pretrained(model, folder).merge_and_unload()."
         )
     weights = sharing.weights(model) if is_sharded else None  # type: ignore[union-attr]
-    with ranks.together() if is_sharded else nullcontext():
-        if ranks.rank() == 0:
+    with collectives.together() if is_sharded else nullcontext():
+        if collectives.rank() == 0:
             written = merged(model) if merge else model
             save_pretrained(written, folder, processing_class_of(module), weights=weights)
 

@@ -37,7 +37,7 @@ from hfbridge.data.accumulation import MicroBatch, Schedule
 from hfbridge.errors import Problem, SettingsError, raise_problems
 from hfbridge.settings import Settings, require_environment, require_machine
 from hfbridge.settings.plan import NEVER
-from hfbridge.settings.translate import ENDLESS_EPOCHS, fast_dev_run_settings, is_unset
+from hfbridge.settings.to_lightning import ENDLESS_EPOCHS, fast_dev_run_settings, is_unset
 
 _LIGHTNING_DEFAULT_EPOCHS, _LIGHTNING_DEFAULT_LOG_EVERY = 1000, 50
 

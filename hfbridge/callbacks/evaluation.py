@@ -26,13 +26,13 @@ from transformers.trainer_utils import PredictionOutput
 
 from hfbridge.data.dataloaders import EvalLoader
 from hfbridge.data.iterable import StreamEvalLoader
-from hfbridge.evaluation.gather import AnySet, EvalSet, StreamedSet, UserSet, is_list_of_objects
-from hfbridge.evaluation.generate import Generation, generates
+from hfbridge.evaluation.collector import AnySet, EvalSet, StreamedSet, UserSet, is_list_of_objects
+from hfbridge.evaluation.evaluation_loop import EvalOptions, Evaluation
+from hfbridge.evaluation.generation import Generation, generates
 from hfbridge.evaluation.memory import MemoryTracker, Stage
 from hfbridge.evaluation.metrics import check_called_by_batch, check_is_computed, metric_name
-from hfbridge.evaluation.run import EvalOptions, Evaluation
-from hfbridge.model.chunked import logits_kept
-from hfbridge.model.prepare import takes_skip_logits
+from hfbridge.losses.chunked import logits_kept
+from hfbridge.models.preparation import takes_skip_logits
 
 OF_LOADER = "/dataloader_idx_"
 """What Lightning adds to the names of metrics, with a number, where there are several loaders."""

@@ -7,8 +7,8 @@ from typing import Any
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_jit_checkpoint import CheckpointManager, JITCheckpointCallback
 
-from hfbridge import ranks
-from hfbridge.stopping import CommonStop
+from hfbridge.distributed import collectives
+from hfbridge.distributed.coordinated_stop import CommonStop
 
 
 class SigtermCheckpoint(JITCheckpointCallback):
@@ -35,7 +35,7 @@ class SigtermCheckpoint(JITCheckpointCallback):
         self.jit_manager = _Manager(save)
         self.jit_manager.setup_signal_handler()  # type: ignore[no-untyped-call]
         self._has_stopped = False
-        if ranks.count() > 1:
+        if collectives.count() > 1:
             self._stop = CommonStop()
 
     def listen_no_more(self) -> None:

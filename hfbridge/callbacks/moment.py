@@ -21,13 +21,13 @@ import torch
 from torch import nn
 from transformers import DefaultFlowCallback, TrainerState
 
-from hfbridge import generators
 from hfbridge.callbacks.connector import lightning_validates
 from hfbridge.callbacks.run_data import UserData
 from hfbridge.checkpoints.resume import position_of
 from hfbridge.data.accumulation import DataPosition
 from hfbridge.data.dataloaders import ResumableMixin, Start
-from hfbridge.generators import RandomStates
+from hfbridge.utilities import rng
+from hfbridge.utilities.rng import RandomStates
 
 UPDATING = "it was written while the optimizer was changing the weights"
 BY_HAND = "it was written within a batch for which the module, which optimizes by hand, had taken a step"
@@ -125,7 +125,7 @@ def moment_of(host: Any, module: Any) -> Moment | str:
     return Moment(
         state=state,
         position={**position, "due": due},
-        random_states=generators.capture() if states is None else states,
+        random_states=rng.capture() if states is None else states,
         flops=flops,
         buffers=None if before is None else before.buffers,
         schedules=None if is_stepped or schedule is None else [copy.deepcopy(schedule.state_dict())],
@@ -201,7 +201,7 @@ def end_last_step(host: Any, module: Any, resumption: Any) -> None:
     trainer, due, start, flow = module.trainer, resumption.due, resumption.start, DefaultFlowCallback()
     args, state, control, step = host.args, host.state, host.control, module.last_step
     if start.states is not None:
-        generators.restore(start.states)
+        rng.restore(start.states)
     step.grad_norm, step.learning_rate = due["grad_norm"], due["learning_rate"]
     host._has_losses = True
     trainer.fit_loop.epoch_loop.val_loop.restarting = False
@@ -217,7 +217,7 @@ def end_last_step(host: Any, module: Any, resumption: Any) -> None:
     host._stop(trainer)
     loader: Any = trainer.train_dataloader
     if isinstance(loader, ResumableMixin):
-        loader.start_at(replace(start, states=generators.capture()))
+        loader.start_at(replace(start, states=rng.capture()))
 
 
 def _finish(host: Any, module: Any, *, ends_epoch: bool) -> None:

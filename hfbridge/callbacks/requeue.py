@@ -5,7 +5,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
-from hfbridge.stopping import CommonStop
+from hfbridge.distributed.coordinated_stop import CommonStop
 
 _HANDLER = "_slurm_sigusr_handler_fn"  # of Lightning's signal connector; tests/faults/test_signals.py pins it
 

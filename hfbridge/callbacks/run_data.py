@@ -15,7 +15,7 @@ from hfbridge.callbacks.connector import done_by, end_with, epoch_limit, setting
 from hfbridge.data.accumulation import BatchLayout, Schedule, plan_schedule
 from hfbridge.errors import SettingsError
 from hfbridge.settings import Settings
-from hfbridge.settings.translate import ENDLESS_EPOCHS
+from hfbridge.settings.to_lightning import ENDLESS_EPOCHS
 
 ENDLESS_STEPS = 2**53
 """Optimizer steps of a run that nothing ends."""

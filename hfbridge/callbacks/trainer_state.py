@@ -38,7 +38,6 @@ from transformers.trainer_callback import (
 )
 from transformers.trainer_utils import speed_metrics
 
-from hfbridge import generators
 from hfbridge.callbacks.checkpointing import RunCheckpoints
 from hfbridge.callbacks.connector import (
     current_micro_batch,
@@ -59,9 +58,10 @@ from hfbridge.data.accumulation import DataPosition, MicroBatch, Schedule
 from hfbridge.data.dataloaders import ResumableMixin
 from hfbridge.evaluation.memory import explain_eval_oom
 from hfbridge.evaluation.metrics import check_is_computed, metric_name
-from hfbridge.model.counted import InputCounter
-from hfbridge.model.logged import LoggedLoss
-from hfbridge.model.optim import follows_metric, learning_rate_of
+from hfbridge.losses.running_loss import LoggedLoss
+from hfbridge.models.flops import InputCounter
+from hfbridge.models.optimizers import follows_metric, learning_rate_of
+from hfbridge.utilities import rng
 
 EVENTS = frozenset(name for name in vars(TrainerCallback) if name.startswith("on_"))
 
@@ -117,7 +117,7 @@ class CallbackHost(EvaluationHooks):
         self._losses: list[torch.Tensor] = []  # of the current step of a module that optimizes by hand
         self._micro_batch: MicroBatch | None = None
         self.at_begin: tuple[Any, ...] | None = None
-        self._generators = generators.Recorder()
+        self._generators = rng.Recorder()
         self._buffers: BufferCopies | None = None
         self._loaders: list[Any] | None = None
         self._keeps_loaders = self._keeps_states = self.ends_epoch = False
@@ -257,7 +257,7 @@ class CallbackHost(EvaluationHooks):
                 module.lr_schedule.load_state_dict(resumption.schedule)
             self.state = resumption.new_state()
             if isinstance(module.data, UserData) and resumption.start.states is not None:
-                generators.restore(resumption.start.states)  # HFDataModule's loader does it by itself
+                rng.restore(resumption.start.states)  # HFDataModule's loader does it by itself
             self.control = restore_callback_state(self.state, args, self.handler, self.control)
             self.logged.resume(self.state.global_step, resumption.loss if self.restore_running_loss else None)
         self._first_step, self._first_tokens = self.state.global_step, self.state.num_input_tokens_seen

@@ -1,131 +1,110 @@
-"""A checkpoint in Lightning's form and back, without a model and without a run; knows Hugging Face.
+"""From one format to the other, and out of a module; knows both worlds.
 
-checkpoints/layout.py has the table. What Lightning wants beside it (loop counters, above all) depends on the
-data, and is filled in when a run is resumed: checkpoints/resume.py.
+convert("out/checkpoint-500", "run.ckpt")    for lightning.Trainer.fit(ckpt_path=...)
+convert("run.ckpt", "out/checkpoint-500")    for transformers.Trainer.train(resume_from_checkpoint=...)
+module.save_pretrained("final")              for AutoModelFor....from_pretrained
 """
 
-from collections.abc import Mapping, Sequence
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from hfbridge import generators
 from hfbridge.checkpoints import layout
-from hfbridge.checkpoints.read import Checkpoint, RankState
+from hfbridge.checkpoints.atomic_write import replaced, save_model, write_read_checkpoint
+from hfbridge.checkpoints.checkpoint_io import NativeCheckpointIO
+from hfbridge.checkpoints.lightning_format import from_lightning, to_lightning
+from hfbridge.checkpoints.reader import read_all_weights, read_checkpoint
+from hfbridge.checkpoints.weights import adapter_files, complete_weights, outline_of, writes_adapters
 from hfbridge.errors import CheckpointError
 
-_LIGHTNING_VERSION = "2.6.0"  # of the form of these dictionaries
 
-
-def to_lightning(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Put a native checkpoint into the form of a Lightning one.
-
-    Returns:
-        A dictionary of tensors and plain data, which `torch.load(weights_only=True)` reads.
-    """
-    has_states = checkpoint.optimizer is not None
-    found: dict[str, Any] = {
-        "pytorch-lightning_version": _LIGHTNING_VERSION,
-        "epoch": 0,
-        "global_step": checkpoint.state.global_step,
-        "loops": {},
-        "callbacks": {},
-        "state_dict": {f"{layout.PREFIX}{name}": tensor for name, tensor in checkpoint.weights.items()},
-        "optimizer_states": [checkpoint.optimizer] if has_states else [],
-        "lr_schedulers": [] if checkpoint.schedule is None else [checkpoint.schedule],
-        layout.STATE_KEY: checkpoint.state_text,
-        layout.WEIGHTS_KEY: {"names": list(checkpoint.weights), "adapter": checkpoint.has_adapter},
-    }
-    if checkpoint.ranks:
-        found |= plain_ranks(checkpoint.ranks)
-    if checkpoint.files:
-        found[layout.FILES_KEY] = pack(checkpoint.files)
-    return found
-
-
-def from_lightning(found: Mapping[str, Any], *, source: str) -> Checkpoint:
-    """Take a native checkpoint out of a Lightning one that a run of HFModule has written.
+def convert(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> Path:
+    """Turn a `checkpoint-N` directory into a Lightning `.ckpt`, or back, with all that a run goes on from.
 
     Args:
-        found: what the file holds.
-        source: the file, for messages.
+        source: a native directory, or a `.ckpt` that a run of HFModule has written.
+        target: a file for a directory, a directory for a file; it must not exist.
+
+    Returns:
+        The path of the target.
 
     Raises:
-        CheckpointError: another LightningModule has written it.
+        CheckpointError: the source is missing, damaged or of another module, or the target is there or cannot
+            be written.
+
+    Proved by: tests/unit/checkpoints/test_lightning_format.py
     """
-    missing = [key for key in ("state_dict", layout.STATE_KEY) if key not in found]
-    if reason := found.get(layout.REASON_KEY):
-        raise CheckpointError(f"{source} holds no state of a run: {reason}. Load its weights by themselves.")
-    if missing:
-        raise CheckpointError(
-            f"{source} was not written by a run of HFModule: it has no {missing[0]!r}. Load its weights by "
-            "themselves, and begin a new run."
-        )
-    weights = without_prefix(found["state_dict"])
-    kept = found.get(layout.WEIGHTS_KEY) or {"names": list(weights), "adapter": False}
-    names = kept["names"] if isinstance(kept["names"], dict) else {name: name for name in kept["names"]}
-    optimizer, schedule = found.get("optimizer_states"), found.get("lr_schedulers")
-    return Checkpoint(
-        weights={saved: weights[name] for saved, name in names.items() if name in weights}
-        | kept.get("made", {}),
-        state_text=found[layout.STATE_KEY],
-        optimizer=optimizer[0] if optimizer else None,
-        schedule=schedule[0] if schedule else None,
-        ranks=native_ranks(found),
-        files={name: _unpacked(packed) for name, packed in found.get(layout.FILES_KEY, {}).items()},
-        has_adapter=kept["adapter"],
-    )
+    source, target = Path(source), Path(target)
+    if target.exists():
+        raise CheckpointError(f"{str(target)!r} exists. Choose another target, or delete it first.")
+    if not source.exists():
+        raise CheckpointError(f"There is no checkpoint {str(source)!r}.")
+    if layout.is_checkpoint(source):
+        checkpoint = read_checkpoint(source, keeps_files=True)
+        with replaced(target) as unfinished:
+            unfinished.rmdir()
+            torch.save(to_lightning(checkpoint), unfinished)
+        return target
+    found = NativeCheckpointIO().load_checkpoint(source)
+    write_read_checkpoint(target, from_lightning(found, source=repr(str(source))))
+    return target
 
 
-def without_prefix(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take the model's weights, by their names in the model, out of an HFModule's."""
-    return {
-        name.removeprefix(layout.PREFIX): tensor
-        for name, tensor in state_dict.items()
-        if name.startswith(layout.PREFIX)
-    }
+def save_pretrained(
+    model: nn.Module, folder: Path, processing_class: Any, *, weights: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write a model for `from_pretrained`, and read it again to see that it is all there.
+
+    Args:
+        model: the Hugging Face model.
+        folder: made if it is not there; files of the same names are replaced, others stay.
+        processing_class: tokenizer or processor, written beside it; `None` is not.
+        weights: the whole `state_dict` of a model of which this process holds a part.
+
+    Raises:
+        CheckpointError: it cannot be written, or what was written is not the model.
+
+    Proved by: tests/unit/checkpoints/test_convert.py
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=layout.UNFINISHED, dir=folder.parent) as beside:
+            with replaced(Path(beside) / "model") as unfinished:
+                save_model(model, unfinished, processing_class, weights=weights)
+                _check_is_saved(model, unfinished, model.state_dict() if weights is None else weights)
+            written = Path(beside) / "model"
+            for path in sorted(written.rglob("*")):
+                place = folder / path.relative_to(written)
+                if path.is_dir():
+                    place.mkdir(exist_ok=True)
+                else:
+                    os.replace(path, place)
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"The model could not be written to {str(folder)!r}: {error}.") from error
 
 
-def pack(files: Mapping[str, bytes]) -> dict[str, Tensor]:
-    """Put the bytes of files into tensors, which are read without trust."""
-    return {
-        name: torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.empty(0)
-        for name, content in files.items()
-    }
-
-
-def _unpacked(packed: Tensor) -> bytes:
-    return packed.numpy().tobytes()
-
-
-def plain_ranks(ranks: Sequence[RankState | None]) -> dict[str, Any]:
-    """Make the entries of the ranks' states; they are read without trust in anything but tensors."""
-    plain = generators.as_plain
-    states = [None if state is None else plain(state.random_states) for state in ranks]
-    positions = [None if state is None else state.position for state in ranks]
-    found: dict[str, Any] = {layout.RNG_KEY: states}
-    if any(positions):
-        found[layout.POSITION_KEY] = [p if p is None else _with_states(p, plain) for p in positions]
-    return found
-
-
-def native_ranks(found: Mapping[str, Any]) -> list[RankState | None]:
-    """Take the ranks' states out of a Lightning checkpoint; there may be none."""
-    native = generators.as_native
-    states = found.get(layout.RNG_KEY) or []
-    positions = found.get(layout.POSITION_KEY) or [None] * len(states)
-    return [
-        None
-        if state is None
-        else RankState(native(state), None if position is None else _with_states(position, native))
-        for state, position in zip(states, positions, strict=True)
+def _check_is_saved(model: nn.Module, folder: Path, weights: Mapping[str, Tensor]) -> None:
+    name, read = layout.weights_in(folder).name, read_all_weights(folder)
+    is_below: set[int] = set()
+    if writes_adapters(model):
+        if adapter_files(model).made:
+            return  # there is nothing in the model that the prompts in the file could be compared with
+        # Below an adapter the model is as it was; there is nothing of it in the file.
+        is_below = {id(tensor) for tensor in outline_of(model).values()}
+    found = complete_weights(model, read, source=name)
+    wrong = [
+        key
+        for key, tensor in weights.items()
+        if id(found[key]) not in is_below and not torch.equal(tensor.cpu(), found[key].cpu())
     ]
-
-
-def _with_states(position: Mapping[str, Any], change: Any) -> dict[str, Any]:
-    changed = dict(position)
-    for name in ("pass_states", "in_hand"):
-        if changed.get(name) is not None:
-            changed[name] = change(changed[name])
-    return changed
+    if wrong:
+        raise CheckpointError(
+            f"{name} does not hold what the model has: {wrong[0]} differs. Nothing was kept."
+        )

@@ -40,10 +40,10 @@ from transformers import Trainer as NativeTrainer
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer_utils import compare_trainer_and_checkpoint_args
 
-from hfbridge import generators, ranks
 from hfbridge.checkpoints import layout
-from hfbridge.checkpoints.convert import native_ranks, pack, plain_ranks, without_prefix
-from hfbridge.checkpoints.read import RankState, state_from
+from hfbridge.checkpoints.atomic_write import other_files
+from hfbridge.checkpoints.lightning_format import native_ranks, pack, plain_ranks, without_prefix
+from hfbridge.checkpoints.reader import RankState, state_from
 from hfbridge.checkpoints.weights import (
     adapter_files,
     complete_weights,
@@ -52,13 +52,14 @@ from hfbridge.checkpoints.weights import (
     trained_names,
     writes_adapters,
 )
-from hfbridge.checkpoints.write import other_files
 from hfbridge.checkpoints.writer import as_json
 from hfbridge.data.accumulation import BatchLayout, DataPosition, Schedule
 from hfbridge.data.dataloaders import EpochRecord, Start
 from hfbridge.data.iterable import native_place
 from hfbridge.data.samplers import depends_on_the_cut, rows_of_micro_batch
+from hfbridge.distributed import collectives
 from hfbridge.errors import BridgeWarning, CheckpointError
+from hfbridge.utilities import rng
 
 
 @dataclass(frozen=True)
@@ -223,7 +224,7 @@ def _warn_of_absent_states(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> N
         layout.SCHEDULER_NAME: bool(checkpoint["lr_schedulers"]),
         layout.random_name(0, 1): bool(checkpoint.get(layout.RNG_KEY)),
     }
-    if ranks.rank() == 0:
+    if collectives.rank() == 0:
         warnings.warn(
             "The checkpoint holds weights and state alone (save_only_model), without "
             f"{', '.join(name for name, is_held in held.items() if not is_held)}: optimizer and schedule "
@@ -276,7 +277,7 @@ def _read(module: Any, checkpoint: dict[str, Any]) -> Resumption:
         place = replace(place, windows=0, first_row=0)
     left, schedule = data.micro_batches(first_row=place.first_row), data.schedule
     windows_left = math.ceil(left / data.layout.accumulation)
-    number = ranks.rank()
+    number = collectives.rank()
     own = found[number] if number < len(found) else None
     position = None if own is None else own.position
     record = None
@@ -284,7 +285,7 @@ def _read(module: Any, checkpoint: dict[str, Any]) -> Resumption:
         record = EpochRecord(position["pass_states"], position["pass_sampler"], position["in_hand"])
     states = None if own is None else own.random_states
     if found and states is None:
-        states = generators.seeded(args.seed + number + state.global_step)
+        states = rng.seeded(args.seed + number + state.global_step)
     optimizers, schedules = checkpoint.get("optimizer_states"), checkpoint.get("lr_schedulers")
     positions = [rank.position for rank in found if rank is not None and rank.position is not None]
     return Resumption(
@@ -482,7 +483,7 @@ def _read_beside_loaders(module: Any, checkpoint: dict[str, Any]) -> Resumption:
     state, schedule = state_from(text), module.data.schedule
     found, accumulation = native_ranks(checkpoint), module.data.layout.accumulation
     epoch, steps = divmod(state.global_step, schedule.steps_per_epoch)
-    number = ranks.rank()
+    number = collectives.rank()
     own = found[number] if number < len(found) else None
     optimizers, schedules = checkpoint.get("optimizer_states"), checkpoint.get("lr_schedulers")
     return Resumption(
@@ -533,7 +534,7 @@ def describe_run(
     Returns:
         Entries by key; checkpoints/layout.py has the table.
     """
-    states = ranks.gather(rank_state)
+    states = collectives.gather(rank_state)
     return {
         layout.STATE_KEY: as_json(state),
         **plain_ranks(states),

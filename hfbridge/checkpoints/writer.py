@@ -29,12 +29,13 @@ from transformers import TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import rotate_checkpoints, sort_checkpoints
 
-from hfbridge import generators, ranks
 from hfbridge.checkpoints import layout
-from hfbridge.checkpoints.read import RankState, read_all_weights
+from hfbridge.checkpoints.atomic_write import Content, forget_pages, write_checkpoint
+from hfbridge.checkpoints.reader import RankState, read_all_weights
 from hfbridge.checkpoints.weights import complete_weights
-from hfbridge.checkpoints.write import Content, forget_pages, write_checkpoint
+from hfbridge.distributed import collectives
 from hfbridge.errors import BridgeWarning, CheckpointError
+from hfbridge.utilities import rng
 
 try:  # not on Windows
     import fcntl
@@ -71,7 +72,7 @@ class CheckpointWriter:
         self._writes: bool = args.should_save
         self._lock: int | None = None
         try:
-            with ranks.together():
+            with collectives.together():
                 self._lock = _claim(self.folder) if self._writes else None
         except CheckpointError:
             self._let_go()
@@ -142,24 +143,24 @@ class CheckpointWriter:
 
         Mirrors: transformers.Trainer._save_checkpoint
         """
-        with ranks.together():
+        with collectives.together():
             self.wait()
         args = self._args
         folder = self.folder / layout.checkpoint_name(state.global_step)
         best = layout.checkpoint_name(state.best_global_step or 0)
         has_best = bool(state.best_global_step) and (best == folder.name or (self.folder / best).exists())
-        own = [] if args.save_only_model else [RankState(generators.capture(), position)]
-        told = ranks.gather((own, has_best, waits))
+        own = [] if args.save_only_model else [RankState(rng.capture(), position)]
+        told = collectives.gather((own, has_best, waits))
         if told[0][1]:  # the first rank knows what is there
             state.best_model_checkpoint = os.path.join(str(args.output_dir), best)
         parts = None
         if save_parts is not None and not args.save_only_model:
             parts = self.folder / f"{layout.UNFINISHED}{folder.name}-parts"
-            with ranks.together():
+            with collectives.together():
                 shutil.rmtree(parts, ignore_errors=True)  # of a run that was killed
-            with ranks.together():
+            with collectives.together():
                 save_parts(parts)
-        with ranks.together():
+        with collectives.together():
             if self._writes:
                 export(state, exports)
                 content = Content(
@@ -202,7 +203,7 @@ class CheckpointWriter:
             self._copied = None
         if self._thread is None or self._thread.is_alive():
             return
-        if self._error is not None and ranks.count() > 1:
+        if self._error is not None and collectives.count() > 1:
             return
         self.wait()
         assert self._written is not None
@@ -233,7 +234,7 @@ class CheckpointWriter:
 
         Mirrors: transformers.Trainer._finalize_training
         """
-        with ranks.together():
+        with collectives.together():
             self.wait()
         best = state.best_model_checkpoint
         if best is None:

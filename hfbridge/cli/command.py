@@ -26,7 +26,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from hfbridge.errors import BridgeError, JobError
-from hfbridge.optional import require
+from hfbridge.utilities.imports import require
 
 STACK = ("hfbridge", "torch", "lightning", "transformers", "accelerate", "datasets")
 """The packages whose versions `--version` tells, with Python's."""

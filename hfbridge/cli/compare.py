@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hfbridge.compare import compare
 from hfbridge.compare.report import write_report
-from hfbridge.optional import require
+from hfbridge.utilities.imports import require
 
 
 def run(arguments: argparse.Namespace) -> int:

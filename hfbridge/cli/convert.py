@@ -2,7 +2,7 @@
 
 import argparse
 
-from hfbridge.checkpoints.export import convert
+from hfbridge.checkpoints.convert import convert
 
 
 def run(arguments: argparse.Namespace) -> int:

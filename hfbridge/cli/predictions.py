@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hfbridge.datamodule import HFDataModule
-from hfbridge.evaluation.generate import decode
+from hfbridge.evaluation.generation import decode
 from hfbridge.module import HFModule
 from hfbridge.trainer import DEFAULT_OUTPUT_DIR, Trainer
 

@@ -14,7 +14,7 @@ from hfbridge.compare.engines import Engine, pairs_of, parse_engines
 from hfbridge.compare.job import check_script, digest_of
 from hfbridge.compare.outcome import Comparison
 from hfbridge.compare.processes import Processes, last_lines
-from hfbridge.compare.progress import Progress, progress_of
+from hfbridge.compare.progress_lines import Progress, progress_of
 from hfbridge.compare.record import Step, merge
 from hfbridge.compare.report.panels import seconds_as_text
 from hfbridge.compare.verdict import Verdict, judge

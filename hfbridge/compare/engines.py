@@ -16,10 +16,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from hfbridge.advice import Advice
-from hfbridge.errors import JobError, MissingDependencyError, Problem, raise_problems
-from hfbridge.settings.checks import suggest
-from hfbridge.settings.strategies import NAMES, NAMES_IN_SHORT
+from hfbridge.errors import JobError, MissingDependencyError, Problem, raise_problems, suggest
+from hfbridge.losses.advice import Advice
+from hfbridge.settings.strategy_choice import NAMES, NAMES_IN_SHORT
 
 Kind = Literal["native", "accelerate", "lightning"]
 Normalization = Literal["native", "exact"]

@@ -24,7 +24,7 @@ from transformers import TrainerState, set_seed
 
 from hfbridge.compare.record import Recorder, described
 from hfbridge.errors import Problem, SettingsError, raise_problems
-from hfbridge.model.optim import follows_metric
+from hfbridge.models.optimizers import follows_metric
 
 # Settings that the native Trainer obeys around its loop; TrainingArguments' values that ask for nothing.
 _NOT_DONE = (

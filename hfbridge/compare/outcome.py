@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hfbridge.compare.engines import Engine
-from hfbridge.compare.report import files as recorded
+from hfbridge.compare.report import recorded
 from hfbridge.compare.report.panels import seconds_as_text
 from hfbridge.compare.report.summary import QUANTITIES, sentence_of, too_few
 from hfbridge.compare.verdict import Verdict

@@ -31,9 +31,9 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import find_batch_size
 
-from hfbridge import ranks
 from hfbridge.compare.digests import joined, of_micro_batch, of_parameters, of_random_states
-from hfbridge.model.optim import learning_rate_of
+from hfbridge.distributed import collectives
+from hfbridge.models.optimizers import learning_rate_of
 
 _TIMES = ("_runtime", "_per_second", "_preparation_time", "_mem_")
 Metrics = dict[str, float | int | str]
@@ -251,7 +251,7 @@ def _nothing() -> None:
 
 def measure(model: nn.Module) -> tuple[str, float] | None:
     """Digest the parameters of a model that every rank has whole."""
-    return of_parameters(model.named_parameters(), is_first=ranks.rank() == 0)
+    return of_parameters(model.named_parameters(), is_first=collectives.rank() == 0)
 
 
 def described(inputs: Mapping[str, Any]) -> tuple[str, int]:

@@ -20,18 +20,18 @@ from transformers import Trainer as NativeTrainer
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_callback import DefaultFlowCallback
 
-from hfbridge import ranks
 from hfbridge.compare import loop
 from hfbridge.compare.digests import of_parameters
 from hfbridge.compare.engines import Engine
 from hfbridge.compare.job import Job, native_arguments
 from hfbridge.compare.record import Recorder, described, measure
-from hfbridge.dropin.move import move
+from hfbridge.distributed import collectives
+from hfbridge.dropin.from_trainer import move
 from hfbridge.errors import JobError
-from hfbridge.optional import require
-from hfbridge.settings import native as native_settings
-from hfbridge.settings.deepspeed import preset
+from hfbridge.settings import training_arguments as native_settings
+from hfbridge.settings.deepspeed_config import preset
 from hfbridge.strategies.sharing import Sharing
+from hfbridge.utilities.imports import require
 
 _NOT_SHOWN = ("output_dir", "logging_dir", "report_to", "disable_tqdm", "hub_token", "deepspeed")
 
@@ -248,7 +248,7 @@ def _settings_of(args: Any, model: Any, optimizer: Any) -> dict[str, Any]:
         "parameters": sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters()),
         "parameters' dtype": dtype,
         "device": str(args.device.type),
-        "ranks": ranks.count(),
+        "ranks": collectives.count(),
     }
 
 

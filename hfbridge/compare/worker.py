@@ -20,12 +20,12 @@ import psutil  # type: ignore[import-untyped]
 import torch
 from transformers import set_seed
 
-from hfbridge import ranks
 from hfbridge.compare.engines import Engine
 from hfbridge.compare.files import StepWriter, write_json, write_lines
 from hfbridge.compare.job import build_job, folder_on_path, load_build, sources_of
 from hfbridge.compare.record import Metrics, Recorder, merge_metrics
 from hfbridge.compare.training import check_world_size, closing_group, make_native, silence, train
+from hfbridge.distributed import collectives
 from hfbridge.errors import BridgeError, JobError
 
 SEED = 42
@@ -73,7 +73,7 @@ def _run(engine: Engine, job: Path, folder: Path, *, rank: int, last_step: int |
     with closing(StepWriter(folder / f"rank-{rank}.jsonl")) as steps:
         recorder = Recorder(steps.write, keep_metrics=metrics.append, on_begin=begin, last_step=last_step)
         told = train(engine, trainer, recorder)
-    if ranks.rank() == 0:
+    if collectives.rank() == 0:
         write_lines(folder / "metrics.jsonl", merge_metrics(metrics))
     return {
         **told,

@@ -8,7 +8,6 @@ anything else                                  dropped, unless remove_unused_col
 Of a LightningModule of the user's no signature is known: it gets every column that tensors can hold.
 """
 
-import inspect
 import logging
 import math
 import warnings
@@ -23,10 +22,10 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, defau
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 from transformers.models.auto import modeling_auto
 from transformers.trainer_utils import RemoveColumnsCollator, unwrap_peft_model
-from transformers.utils.generic import find_labels
 
-from hfbridge.data.mistakes import is_known, listed
+from hfbridge.data.sample_errors import is_known, listed
 from hfbridge.errors import BridgeWarning, DataError
+from hfbridge.models.signature import accepted_columns
 
 logger = logging.getLogger(__name__)
 
@@ -50,38 +49,6 @@ _CLASSIFIER_NAMES = frozenset(
     )
     for name in table.values()
 )
-
-
-def label_names_of(model: nn.Module) -> list[str]:
-    """Name the forward parameters that carry labels, in the order of the signature.
-
-    Mirrors: transformers.utils.generic.find_labels
-    """
-    names: list[str] = find_labels(unwrap_peft_model(model).__class__)
-    return names
-
-
-def hides_labels(model: nn.Module) -> bool:
-    """Whether a model of the user's takes labels, if any, among arguments that its forward does not name."""
-    forward: Any = type(unwrap_peft_model(model)).forward
-    kinds = {parameter.kind for parameter in inspect.signature(forward).parameters.values()}
-    is_theirs = str(forward.__module__).startswith("transformers.")
-    return inspect.Parameter.VAR_KEYWORD in kinds and not is_theirs and not label_names_of(model)
-
-
-def accepted_columns(model: nn.Module, label_names: Sequence[str]) -> list[str]:
-    """List the dataset columns that the model's forward can take, labels included.
-
-    Args:
-        model: the Hugging Face model, not wrapped or compiled; for a PEFT model its base model is asked.
-        label_names: the names under which labels reach the model.
-
-    Mirrors: transformers.Trainer._set_signature_columns_if_needed
-    """
-    get_base: Any = getattr(model, "get_base_model", None)
-    base = model if get_base is None else get_base()
-    names = list(inspect.signature(base.forward).parameters)
-    return names + sorted({"label", "label_ids", *label_names} - set(names))
 
 
 def default_collator(processing_class: object | None) -> Collator:

@@ -24,11 +24,11 @@ import torch
 from accelerate.utils.operations import recursively_apply
 from torch.utils.data import DataLoader, SequentialSampler
 
-from hfbridge import generators
 from hfbridge.data.accumulation import AccumulationStep, DataPosition, MicroBatch, group_micro_batches
 from hfbridge.data.length_grouping import Regrouped
 from hfbridge.data.samplers import batches_from, sampler_of
-from hfbridge.generators import RandomStates
+from hfbridge.utilities import rng
+from hfbridge.utilities.rng import RandomStates
 
 
 @dataclass
@@ -164,7 +164,7 @@ class TrainLoader(PersistentWorkersMixin, ResumableMixin):
             self.sampler = _InOrder(batches.dataset, self.set_epoch)
         self._accumulation = accumulation
         self.current: MicroBatch | None = None
-        self._generators = generators.Recorder()
+        self._generators = rng.Recorder()
         self._position = DataPosition()
         self._epoch = 0
 
@@ -229,7 +229,7 @@ class TrainLoader(PersistentWorkersMixin, ResumableMixin):
         self._position = start.position
         if start.position.windows == 0:
             if start.states is not None:
-                generators.restore(start.states)
+                rng.restore(start.states)
             self._set_sampler_state(start.sampler)
             yield from self._full_epoch(start.done)
         else:
@@ -238,7 +238,7 @@ class TrainLoader(PersistentWorkersMixin, ResumableMixin):
     def _full_epoch(self, done: int = 0) -> Iterator[AccumulationStep]:
         """Iterate an epoch, or from a sample on what is left of it for another layout."""
         loader, first_row = self.batches, self._position.first_row
-        self.record = EpochRecord(generators.capture(), self.sampler_state)
+        self.record = EpochRecord(rng.capture(), self.sampler_state)
         if loader.persistent_workers and self._epoch > 0:
             # The seed of workers that live on was drawn in the first epoch; one of new workers is no draw of
             # this run.
@@ -288,18 +288,18 @@ class TrainLoader(PersistentWorkersMixin, ResumableMixin):
         completed, done, record = start.position.windows, start.done, start.record
         if record is None:
             # As the HF Trainer: the random states are set when the first step's data have been fetched.
-            self.record = EpochRecord(generators.capture(), self.sampler_state)
+            self.record = EpochRecord(rng.capture(), self.sampler_state)
             steps = self._group(iter(self._without(completed)), done=done)
             first = next(steps)
             if start.states is not None:
-                generators.restore(start.states)
+                rng.restore(start.states)
                 self._fetched = (start.position, start.states, None)
             yield first
             yield from steps
             return
         assert start.states is not None
         self.record, self._fetched = record, (start.position, start.states, record.in_hand)
-        generators.restore(record.states)
+        rng.restore(record.states)
         self._set_sampler_state(record.sampler)
         seeds_workers = torch.Generator()
         seeds_workers.set_state(record.states["cpu"])
@@ -309,16 +309,16 @@ class TrainLoader(PersistentWorkersMixin, ResumableMixin):
             self._leave_out(batches, completed)
         else:
             batches = iter(self._without(completed, seeds_workers))
-        generators.restore(record.in_hand or start.states)
+        rng.restore(record.in_hand or start.states)
         prefetched = next(batches)
-        generators.restore(start.states)
+        rng.restore(start.states)
         following = self._watched(batches, draws=record.in_hand is not None)
         yield from self._group(following, done=done, prefetched=prefetched)
 
     def _rest_by_count(self) -> Iterator[AccumulationStep]:
         """Iterate an epoch without what was handed out before a checkpoint of Lightning's."""
         self._position = DataPosition(self._epoch)
-        self.record = EpochRecord(generators.capture(), self.sampler_state)
+        self.record = EpochRecord(rng.capture(), self.sampler_state)
         steps, begun = divmod(self._handed_out, self.accumulation)
         batches = iter(self._without(steps))
         for _ in range(begun):
@@ -357,18 +357,18 @@ class TrainLoader(PersistentWorkersMixin, ResumableMixin):
         if self.batches.num_workers > 0:
             draws = False
         if draws is None:
-            before = generators.capture()
+            before = rng.capture()
             first = next(batches, None)
             if first is None:
                 return
             # The order itself may be drawn with the first batch; then the states are kept for nothing.
-            draws = not generators.are_equal(before, generators.capture())
+            draws = not rng.are_equal(before, rng.capture())
             yield first
         if not draws:
             yield from batches
             return
         while True:
-            record.in_hand = generators.capture()
+            record.in_hand = rng.capture()
             following = next(batches, None)
             if following is None:
                 return
@@ -379,15 +379,15 @@ class TrainLoader(PersistentWorkersMixin, ResumableMixin):
         loader = self.batches
         if loader.num_workers == 0 or loader.persistent_workers:
             return False
-        states, batches = generators.capture(), loader.batch_sampler
+        states, batches = rng.capture(), loader.batch_sampler
         # The first rows of the set: drawing an order of millions for a trial would take as long as the start.
         count = getattr(getattr(batches, "batch_sampler", batches), "batch_size", None) or 2
         rows = [loader.dataset[i] for i in range(min(count, len(loader.dataset)))]  # type: ignore[arg-type]
-        between = generators.capture()
+        between = rng.capture()
         if loader.collate_fn is not None:
             loader.collate_fn(rows)
-        draws = not generators.are_equal(between, generators.capture())
-        generators.restore(states)
+        draws = not rng.are_equal(between, rng.capture())
+        rng.restore(states)
         return draws
 
     def _set_sampler_state(self, state: torch.Tensor | None) -> None:

@@ -33,15 +33,15 @@ from hfbridge.data.iterable import StreamEvalLoader, StreamLoader, WatchedCollat
 from hfbridge.data.length_grouping import Regroup, Regrouped
 from hfbridge.data.lengths import Lengths, lengths_in, longest_first
 from hfbridge.data.limits import Limits, check_padding, check_rows, check_tensors
-from hfbridge.data.mistakes import Source, check_missing_labels, is_known
 from hfbridge.data.packing import PackCollator, Packed, check_packs
+from hfbridge.data.sample_errors import Source, check_missing_labels, is_known
 from hfbridge.data.samplers import NativeSamplers, own_rows
 from hfbridge.errors import DataError
-from hfbridge.generators import keeping
-from hfbridge.model.failures import positions_of, vocabulary_of
-from hfbridge.model.packed import check_class
+from hfbridge.models.packing_check import check_class
+from hfbridge.models.signature import positions_of, vocabulary_of
 from hfbridge.settings import Settings
 from hfbridge.strategies import needs_equal_batches
+from hfbridge.utilities.rng import keeping
 
 
 @dataclass(frozen=True)

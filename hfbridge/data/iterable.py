@@ -24,13 +24,14 @@ from torch.utils.data import IterableDataset as TorchIterableDataset
 from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import has_length
 
-from hfbridge import generators, ranks
-from hfbridge.agreement import Fact
 from hfbridge.data.accumulation import AccumulationStep, DataPosition, MicroBatch, Schedule
 from hfbridge.data.dataloaders import EpochRecord, PersistentWorkersMixin, ResumableMixin
-from hfbridge.data.mistakes import NamingColumns
+from hfbridge.data.sample_errors import NamingColumns
+from hfbridge.distributed import collectives
+from hfbridge.distributed.consistency import Fact
 from hfbridge.errors import CheckpointError, DataError, SettingsError
-from hfbridge.generators import RandomStates
+from hfbridge.utilities import rng
+from hfbridge.utilities.rng import RandomStates
 
 # Batches that a stream of unknown length says it has: Lightning draws ahead of a loader without a length.
 ENDLESS = 2**40
@@ -242,7 +243,7 @@ class WatchedCollator:
     def settle(self) -> None:
         """Go on in the states of the checkpoint, unless that has happened."""
         if self._again is not None:
-            generators.restore(self._again[2])
+            rng.restore(self._again[2])
             self._again = None
 
     def __call__(self, rows: list[Any]) -> Mapping[str, Any]:
@@ -252,11 +253,11 @@ class WatchedCollator:
         number, within = divmod(self._calls, self._round_size)
         self._calls += 1
         if self._again is not None and number == self._again[0] and within == 0:
-            generators.restore(self._again[1])
-        before = None if self._draws is False else generators.capture()
+            rng.restore(self._again[1])
+        before = None if self._draws is False else rng.capture()
         batch = self._collator(rows)
         if self._draws is None and before is not None:
-            self._draws = not generators.are_equal(before, generators.capture())
+            self._draws = not rng.are_equal(before, rng.capture())
         if within == 0:
             self.in_hand = before if self._draws else None
         if self._again is not None and number == self._again[0] and within == self._round_size - 1:
@@ -298,7 +299,7 @@ class StreamLoader(PersistentWorkersMixin, ResumableMixin):
     ) -> None:
         self.loader, self.accumulation, self._limit = loader, accumulation, limit
         self.current: MicroBatch | None = None
-        self._generators = generators.Recorder()
+        self._generators = rng.Recorder()
         self._collator, self._keeps_short = collator, keeps_short
         self._per_epoch, self._is_stateful = micro_batches, is_stateful
         self._handed_out = self._skipped = 0
@@ -355,15 +356,15 @@ class StreamLoader(PersistentWorkersMixin, ResumableMixin):
         if start is None or start.states is None:
             self._collator.begin()
         elif behind == 0:
-            generators.restore(start.states)
+            rng.restore(start.states)
             self._collator.begin()
         elif record is None:
             # As the HF Trainer: the random states are set when the first step's data have been fetched.
             self._collator.begin((sys.maxsize, start.states, start.states))
         else:
-            generators.restore(record.states)
+            rng.restore(record.states)
             self._collator.begin((behind, record.in_hand or start.states, start.states))
-        self.record = record if record is not None and behind else EpochRecord(generators.capture())
+        self.record = record if record is not None and behind else EpochRecord(rng.capture())
         yield from self._group(loader, place, done=behind, states=None if start is None else start.states)
 
     def _group(
@@ -472,7 +473,7 @@ class StreamEvalLoader(PersistentWorkersMixin):
             for batch in loader:
                 share = find_batch_size(batch) or self.batch_size
                 self.is_complete = bool(loader.end_of_dataloader)
-                rows = share * ranks.count()
+                rows = share * collectives.count()
                 if self.is_complete:
                     self.remainder = max(int(loader.remainder), 0)
                     if isinstance(loader, DataLoaderDispatcher):

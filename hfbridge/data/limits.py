@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 
-from hfbridge.data.mistakes import is_known
+from hfbridge.data.sample_errors import is_known
 from hfbridge.errors import DataError
 
 ROWS_SEEN = 20_000

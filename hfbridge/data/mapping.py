@@ -21,9 +21,9 @@ from typing import Any
 
 import datasets
 
-from hfbridge.agreement import Fact
 from hfbridge.data.iterable import facts_of_stream, is_stream, map_stream
-from hfbridge.data.mistakes import naming_columns
+from hfbridge.data.sample_errors import naming_columns
+from hfbridge.distributed.consistency import Fact
 from hfbridge.errors import DataError
 
 _SAMPLED = 64

@@ -1,6 +1,6 @@
 """hfbridge.dropin: transformers' Trainer and Seq2SeqTrainer that train on Lightning; knows both worlds."""
 
 from hfbridge.dropin.script import dry_run, run
-from hfbridge.dropin.trainer import Seq2SeqTrainer, Trainer
+from hfbridge.dropin.trainers import Seq2SeqTrainer, Trainer
 
 __all__ = ["Seq2SeqTrainer", "Trainer", "dry_run", "run"]

@@ -30,9 +30,8 @@ from transformers.trainer_utils import TrainerMemoryTracker
 from hfbridge.callbacks.evaluation import Evaluator
 from hfbridge.callbacks.jit_checkpoint import SigtermCheckpoint
 from hfbridge.callbacks.trainer_state import EVENTS, CallbackHost
-from hfbridge.dropin.begin import innermost
-from hfbridge.dropin.logs import log_begin, log_end
-from hfbridge.dropin.overrides import (
+from hfbridge.dropin.log_messages import log_begin, log_end
+from hfbridge.dropin.replaced_methods import (
     COUNTS,
     ENDS,
     EVALUATES,
@@ -44,12 +43,13 @@ from hfbridge.dropin.overrides import (
     Overrides,
     Watched,
 )
+from hfbridge.dropin.run_setup import innermost
 from hfbridge.errors import Problem, SettingsError, raise_problems
 from hfbridge.evaluation.memory import MemoryTracker, Stage
 from hfbridge.evaluation.metrics import metric_name
-from hfbridge.model.counted import InputCounter
-from hfbridge.model.logged import LoggedLoss
-from hfbridge.model.optim import follows_metric
+from hfbridge.losses.running_loss import LoggedLoss
+from hfbridge.models.flops import InputCounter
+from hfbridge.models.optimizers import follows_metric
 
 _SHARED = frozenset({"fsdp", "fsdp2", "deepspeed"})
 """Strategies whose ranks share the model, whose checkpoints only they can write."""

@@ -13,12 +13,12 @@ from typing import Any
 
 from accelerate.data_loader import skip_first_batches
 
-from hfbridge import generators
 from hfbridge.data.accumulation import AccumulationStep, DataPosition, MicroBatch, Schedule
 from hfbridge.data.dataloaders import Start
 from hfbridge.datamodule import HFDataModule
-from hfbridge.dropin.overrides import EVALUATES, STEPS, Overrides
+from hfbridge.dropin.replaced_methods import EVALUATES, STEPS, Overrides
 from hfbridge.settings import Settings
+from hfbridge.utilities import rng
 
 _NO_ROWS: tuple[dict[str, Any], ...] = ({},)
 
@@ -121,7 +121,7 @@ class OwnLoader:
         if self._restores is not None:
             self._restores()
         elif start.states is not None:
-            generators.restore(start.states)
+            rng.restore(start.states)
 
 
 class OwnData(HFDataModule):

@@ -15,13 +15,13 @@ from typing import Any
 
 from lightning.pytorch.trainer.states import TrainerFn
 
-from hfbridge.dropin.begin import ADVICE, chosen_strategy, ranks_of
 from hfbridge.dropin.loader import OwnData
-from hfbridge.dropin.overrides import Overrides
+from hfbridge.dropin.replaced_methods import Overrides
+from hfbridge.dropin.run_setup import ADVICE, chosen_strategy, ranks_of
 from hfbridge.errors import BridgeError, Problem, SettingsError
 from hfbridge.explain import Explained, Explanation, Overridden, explain
-from hfbridge.migrate.callbacks import sort_callbacks
-from hfbridge.migrate.carry import read_values
+from hfbridge.migration.convert_trainer import read_values
+from hfbridge.migration.trainer_callbacks import sort_callbacks
 from hfbridge.settings import Settings
 
 

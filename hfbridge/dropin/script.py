@@ -25,11 +25,10 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from hfbridge.dropin.planning import DryRun
-from hfbridge.dropin.trainer import Seq2SeqTrainer, Trainer
-from hfbridge.errors import BridgeWarning, SettingsError
+from hfbridge.dropin.trainers import Seq2SeqTrainer, Trainer
+from hfbridge.errors import BridgeWarning, SettingsError, suggest
 from hfbridge.explain import Explanation
-from hfbridge.settings.checks import suggest
-from hfbridge.settings.strategies import NAMES, NAMES_IN_SHORT
+from hfbridge.settings.strategy_choice import NAMES, NAMES_IN_SHORT
 from hfbridge.strategies import ScriptLauncher, launched_ranks
 
 _NATIVE = transformers.Trainer

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from hfbridge import ranks
+from hfbridge.distributed import collectives
 from hfbridge.dropin.host import NativeHost
 from hfbridge.dropin.steps import OwnSteps
 from hfbridge.trainer import Trainer
@@ -58,6 +58,6 @@ class SharedRun:
         Mirrors: transformers.Trainer.save_model
         """
         self._module.save_pretrained(folder)
-        with ranks.together():
+        with collectives.together():
             if native.args.should_save:
                 torch.save(native.args, folder / TRAINING_ARGS_NAME)

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from hfbridge.callbacks.connector import current_micro_batch
 from hfbridge.checkpoints import layout
-from hfbridge.dropin.overrides import CLIPS, OPTIMIZES, STEPS, Overrides
+from hfbridge.dropin.replaced_methods import CLIPS, OPTIMIZES, STEPS, Overrides
 from hfbridge.module import HFModule
 
 

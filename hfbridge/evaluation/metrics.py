@@ -16,7 +16,7 @@ from transformers import EvalPrediction
 from transformers.trainer_utils import denumpify_detensorize, speed_metrics
 
 from hfbridge.errors import MetricsError
-from hfbridge.evaluation.gather import Collected
+from hfbridge.evaluation.collector import Collected
 
 ComputeMetrics = Callable[..., dict[str, Any]]
 _OWN_NAMES = ("loss", "model_preparation_time", "runtime", "samples_per_second", "steps_per_second")

@@ -49,9 +49,9 @@ from hfbridge.data.accumulation import MicroBatch, group_micro_batches
 from hfbridge.data.dataloaders import TrainLoader
 from hfbridge.data.iterable import StreamLoader
 from hfbridge.datamodule import HFDataModule
-from hfbridge.model.loss import scale_for_accumulation
+from hfbridge.distributed.coordinated_stop import CommonStop
+from hfbridge.losses.step_loss import scale_for_accumulation
 from hfbridge.module import HFModule
-from hfbridge.stopping import CommonStop
 from hfbridge.strategies import DDPStrategy
 
 # Hooks inside a step: Lightning's own loop calls them.

@@ -19,7 +19,7 @@ import uuid
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hfbridge.errors import MetricsError
-from hfbridge.optional import require
+from hfbridge.utilities.imports import require
 
 if TYPE_CHECKING:
     from evaluate import EvaluationModule

@@ -1,13 +1,13 @@
 """What the user asked for, by the names of `transformers.TrainingArguments`, and its translation."""
 
-from hfbridge.settings.accelerate import AccelerateConfig, read_accelerate_config
+from hfbridge.settings.accelerate_config import AccelerateConfig, read_accelerate_config
 from hfbridge.settings.environment import require_environment
-from hfbridge.settings.fields import RULES, Rule
 from hfbridge.settings.machine import require_machine, require_packages
 from hfbridge.settings.plan import UNDECIDED, Plan, Row
+from hfbridge.settings.rules import RULES, Rule
 from hfbridge.settings.settings import Settings, SettingsSource
-from hfbridge.settings.strategies import Launched, StrategyChoice
-from hfbridge.settings.translate import translate
+from hfbridge.settings.strategy_choice import Launched, StrategyChoice
+from hfbridge.settings.to_lightning import translate
 
 __all__ = [
     "RULES",

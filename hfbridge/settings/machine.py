@@ -1,7 +1,7 @@
 """What settings need of the machine they run on: packages and devices. Asked when a run begins.
 
     setting                                needs
-    optim                                  the package of the optimizer, of settings/optimizers.py
+    optim                                  the package of the optimizer, of settings/optimizer_requirements.py
     report_to                              the package of each reporter; "all" takes those that are there
     tf32=True                              a GPU that has TF32
     optim="galore_adamw_8bit"              a GPU
@@ -25,8 +25,8 @@ from transformers.utils.import_utils import (
 )
 
 from hfbridge.errors import MissingDependencyError, Problem, SettingsError, raise_problems
-from hfbridge.settings.fields import show
-from hfbridge.settings.optimizers import READERS
+from hfbridge.settings.optimizer_requirements import READERS
+from hfbridge.settings.rules import show
 from hfbridge.settings.settings import Settings
 
 

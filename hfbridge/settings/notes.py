@@ -1,15 +1,15 @@
 """What one should know about values that are carried: that a value has no effect, above all.
 
-A value without effect is refused where it shows a mistake (settings/together.py). It is carried with a note
-where it is harmless and common, as in a file of settings that several runs share.
+A value without effect is an error where it shows a mistake (settings/cross_checks.py). It gets a note where
+it is harmless and common, as in a file of settings that several runs share.
 """
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hfbridge.settings.fields import DEFAULTS, RULES, Value, is_same
-from hfbridge.settings.optimizers import ADAM_FIELDS, READERS
-from hfbridge.settings.schedules import CONSTANT, FOLLOWING
+from hfbridge.settings.optimizer_requirements import ADAM_FIELDS, READERS
+from hfbridge.settings.rules import DEFAULTS, RULES, Value, is_same
+from hfbridge.settings.schedulers import CONSTANT, FOLLOWING
 
 _READ_RUN_NAME = frozenset({"trackio", "wandb", "comet_ml", "mlflow", "dagshub", "swanlab"})
 

@@ -7,9 +7,9 @@ from itertools import zip_longest
 from types import MappingProxyType
 from typing import Any
 
-from hfbridge.settings.fields import is_same, show
+from hfbridge.settings.rules import is_same, show
 from hfbridge.settings.settings import Settings
-from hfbridge.settings.strategies import StrategyChoice
+from hfbridge.settings.strategy_choice import StrategyChoice
 
 NEVER = 2**62
 """Epochs between Lightning's own validation runs."""

@@ -14,14 +14,14 @@ from typing import Any, NoReturn
 
 from transformers import GenerationConfig, Seq2SeqTrainingArguments, TrainingArguments
 
-from hfbridge.errors import Problem, SettingsError, raise_problems
-from hfbridge.settings import native
-from hfbridge.settings.checks import check_range, convert, simplify, suggest
-from hfbridge.settings.fields import DEFAULTS, NOT_CARRIED, RULES, SEQ2SEQ_FIELDS, Unread, show
-from hfbridge.settings.files import read_file, write_file
-from hfbridge.settings.legacy import OLD_NAMES, Renaming, rename
+from hfbridge.errors import Problem, SettingsError, raise_problems, suggest
+from hfbridge.settings import training_arguments
+from hfbridge.settings.cross_checks import check_together
+from hfbridge.settings.io import read_file, write_file
+from hfbridge.settings.legacy_names import OLD_NAMES, Renaming, rename
 from hfbridge.settings.notes import standing_notes
-from hfbridge.settings.together import check_together
+from hfbridge.settings.rules import DEFAULTS, NOT_CARRIED, RULES, SEQ2SEQ_FIELDS, Unread, show
+from hfbridge.settings.validation import check_range, convert, simplify
 
 # Names that transformers keeps as mirrors of new ones.
 _MIRRORS = {name: OLD_NAMES[name].new for name in OLD_NAMES if name in DEFAULTS}
@@ -76,7 +76,7 @@ class Settings:
         if isinstance(source, str | os.PathLike):
             return cls.load(source)
         if isinstance(source, TrainingArguments):
-            values = native.read(source)
+            values = training_arguments.read(source)
         elif isinstance(source, Mapping):
             values = {str(name): value for name, value in source.items() if name != _ORIGIN}
         else:

@@ -4,12 +4,7 @@ from hfbridge.strategies.ddp import DDPStrategy
 from hfbridge.strategies.deepspeed import DeepSpeedStrategy
 from hfbridge.strategies.fsdp import FSDPStrategy
 from hfbridge.strategies.fsdp2 import FSDP2Strategy
-from hfbridge.strategies.launcher import (
-    ScriptLauncher,
-    close_group_at_exit,
-    launched_ranks,
-    rank_variables,
-)
+from hfbridge.strategies.launcher import ScriptLauncher, close_group_at_exit, launched_ranks, rank_variables
 from hfbridge.strategies.lightnings import needs_equal_batches, sharing_of
 from hfbridge.strategies.make import make_strategy
 from hfbridge.strategies.sharing import Sharing

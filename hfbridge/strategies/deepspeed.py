@@ -27,8 +27,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.constants import default_pg_timeout
 
 from hfbridge.errors import CheckpointError, SettingsError
-from hfbridge.optional import require
-from hfbridge.settings.deepspeed import (
+from hfbridge.settings.deepspeed_config import (
     Config,
     check_config,
     check_name,
@@ -39,9 +38,10 @@ from hfbridge.settings.deepspeed import (
 )
 from hfbridge.settings.settings import Settings
 from hfbridge.strategies.builds import warn_of_old_locks
-from hfbridge.strategies.engine import EnginePrecision, EngineSharing, UndividedPrecision
+from hfbridge.strategies.deepspeed_engine import EnginePrecision, EngineSharing, UndividedPrecision
 from hfbridge.strategies.launcher import ScriptLauncher, open_group
 from hfbridge.strategies.sharing import DirectSteps, for_hfmodule, is_shared_module
+from hfbridge.utilities.imports import require
 
 _SINGLE_FILES = (
     "Under DeepSpeed a run goes on from directories, which save_strategy in the settings writes; "

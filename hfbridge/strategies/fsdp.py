@@ -35,7 +35,7 @@ from torch.optim import Optimizer
 from hfbridge.errors import SettingsError
 from hfbridge.strategies.sharded import ShardedStrategy
 from hfbridge.strategies.sharing import Sharing, for_hfmodule
-from hfbridge.strategies.units import TRANSFORMER_BASED, find_units, recompute
+from hfbridge.strategies.wrap_policy import TRANSFORMER_BASED, find_units, recompute
 
 _WRAPPER, _RECOMPUTED = "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."
 

@@ -32,7 +32,7 @@ from torch.optim import Optimizer
 
 from hfbridge.strategies.sharded import ShardedStrategy
 from hfbridge.strategies.sharing import Sharing, is_shared_module
-from hfbridge.strategies.units import TRANSFORMER_BASED, find_units, recompute, shares_with_none
+from hfbridge.strategies.wrap_policy import TRANSFORMER_BASED, find_units, recompute, shares_with_none
 
 
 class FSDP2Strategy(ShardedStrategy, strategies.ModelParallelStrategy):

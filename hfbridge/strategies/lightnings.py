@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from hfbridge.errors import SettingsError
-from hfbridge.strategies.engine import EngineSharing, copied, is_in_parts
+from hfbridge.strategies.deepspeed_engine import EngineSharing, copied, is_in_parts
 from hfbridge.strategies.fsdp import GatheredSharing, make_outline
 from hfbridge.strategies.fsdp2 import FSDP2Sharing
 from hfbridge.strategies.sharing import Sharing
-from hfbridge.strategies.units import TRANSFORMER_BASED
+from hfbridge.strategies.wrap_policy import TRANSFORMER_BASED
 
 _PREFIX = "model."  # of the Hugging Face model in an HFModule
 

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from hfbridge.compare import progress
-from hfbridge.compare.progress import progress_of
+from hfbridge.compare import progress_lines
+from hfbridge.compare.progress_lines import progress_of
 
 NAMES = ("native", "lightning:fsdp2")
 
@@ -15,7 +15,7 @@ NAMES = ("native", "lightning:fsdp2")
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Stand in for the time, in seconds."""
     now = [1000.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress_lines.time, "monotonic", lambda: now[0])
     return now
 
 

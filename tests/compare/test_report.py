@@ -16,7 +16,7 @@ from PIL import Image, ImageStat
 
 import hfbridge
 from hfbridge.compare.report import paint, panels, summary, write_report
-from hfbridge.compare.report.files import Recorded, Run, Verdict, read_comparison, slug_of
+from hfbridge.compare.report.recorded import Recorded, Run, Verdict, read_comparison, slug_of
 from hfbridge.compare.report.theme import DARK, LIGHT, MARKER_PATHS, contrast, stroke_of
 from hfbridge.errors import MissingDependencyError, ReportError
 from tests.compare import browser, recorded

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 import hfbridge
-from hfbridge.model.chunked import ChunkedLoss
+from hfbridge.losses.chunked import ChunkedLoss
 from tests.tiny import IGNORED, PadRows, make_model, make_rows
 
 

@@ -11,7 +11,7 @@ from torchmetrics.classification import MulticlassAUROC
 from torchmetrics.text import Perplexity
 
 import hfbridge
-from hfbridge.ranks import rank
+from hfbridge.distributed.collectives import rank
 from tests.parity.engines import Job, without_times
 from tests.parity.test_running_metrics import CLASSES, made, metrics_for, run_both
 from tests.tiny import IGNORED

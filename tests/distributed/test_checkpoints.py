@@ -19,7 +19,7 @@ from transformers import TrainerCallback, set_seed
 import hfbridge
 from hfbridge import BridgeWarning, CheckpointError
 from hfbridge.callbacks.jit_checkpoint import SigtermCheckpoint
-from hfbridge.checkpoints.read import read_checkpoint
+from hfbridge.checkpoints.reader import read_checkpoint
 from hfbridge.checkpoints.writer import CheckpointWriter
 from tests.distributed.conftest import PoolOf
 from tests.distributed.test_resume import BASE, ROWS, bridge

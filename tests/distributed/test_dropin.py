@@ -12,7 +12,7 @@ from tests.distributed.scripts import SCRIPT, facts_in, names_in, run_bridged, r
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 COMMAND = str(SCRIPT.parent / "command.py")
-OURS = ["hfbridge.dropin.trainer"] * 2
+OURS = ["hfbridge.dropin.trainers"] * 2
 
 
 def test_a_script_does_what_it_does_natively(ranks, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hfbridge.settings.deepspeed import preset
+from hfbridge.settings.deepspeed_config import preset
 from tests.distributed.launch import TORCHRUN, Launcher, free_port, launcher_in
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]

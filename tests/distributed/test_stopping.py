@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from transformers import TrainerCallback
 
 import hfbridge
-from hfbridge.stopping import CommonStop
+from hfbridge.distributed.coordinated_stop import CommonStop
 from tests.distributed.conftest import PoolOf
 from tests.parity.engines import Job, make_ours, make_theirs
 from tests.tiny import PadRows, make_dataset, make_model

@@ -62,7 +62,7 @@ def test_a_script_finds_the_classes_wherever_it_looks(capsys: pytest.CaptureFixt
     before, script = state_of_python(), write(PLACES)
     assert run(script, ["--a", "b c"], strategy="ddp") == 0
     found, name, file, argv, folder, is_main = json.loads(capsys.readouterr().out)
-    home = "hfbridge.dropin.trainer"
+    home = "hfbridge.dropin.trainers"
     one, several = [home, "Trainer", "ddp"], [home, "Seq2SeqTrainer", "ddp"]
     assert found == [one, several, one, several, one, several]
     assert (name, file, argv) == ("__main__", str(script), [str(script), "--a", "b c"])
@@ -135,7 +135,7 @@ def test_a_script_does_what_it_does_natively(tmp_path: Path) -> None:
         assert started.wait() == 3, started.output[-3000:]
     their, our = facts_in(Path("theirs")), facts_in(Path("ours"))
     assert their.pop("trainer") == ["transformers.trainer", "transformers.trainer_seq2seq"]
-    assert our.pop("trainer") == ["hfbridge.dropin.trainer"] * 2
+    assert our.pop("trainer") == ["hfbridge.dropin.trainers"] * 2
     assert their.pop("argv")[2:] == our.pop("argv")[2:]
     assert their == our
     assert names_in(Path("theirs")) == names_in(Path("ours"))

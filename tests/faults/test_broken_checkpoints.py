@@ -12,7 +12,7 @@ import torch
 
 import hfbridge
 from hfbridge import BridgeWarning, CheckpointError
-from hfbridge.checkpoints.read import find_last, read_checkpoint
+from hfbridge.checkpoints.reader import find_last, read_checkpoint
 from tests.parity.engines import Job, make_ours, make_theirs
 from tests.tiny import make_tokenizer
 
@@ -211,7 +211,7 @@ def test_checkpoint_of_another_optimizer(out: Path) -> None:
     state["param_groups"][0]["params"].pop()
     checkpoint = read_checkpoint(out / "checkpoint-8", keeps_files=True)
     checkpoint.optimizer = state
-    from hfbridge.checkpoints.write import write_read_checkpoint
+    from hfbridge.checkpoints.atomic_write import write_read_checkpoint
 
     write_read_checkpoint(Path("checkpoint-8"), checkpoint)
     trainer, module, data, *_ = make_ours(JOB)

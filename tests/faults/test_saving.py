@@ -20,9 +20,9 @@ import torch
 from transformers import TrainerCallback, TrainingArguments
 
 from hfbridge import BridgeWarning, CheckpointError
-from hfbridge.checkpoints.read import read_checkpoint
+from hfbridge.checkpoints.reader import read_checkpoint
 from hfbridge.checkpoints.writer import CheckpointWriter, Copies
-from hfbridge.model_run import ModelRun
+from hfbridge.models.model_run import ModelRun
 from tests.parity.engines import Job, make_ours, run_ours, same
 from tests.tiny import make_tokenizer
 

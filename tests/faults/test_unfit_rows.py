@@ -19,7 +19,7 @@ from transformers import (
 import hfbridge
 from hfbridge import DataError, ModelError
 from hfbridge.data.limits import Limits, check_rows
-from hfbridge.model.failures import positions_of, vocabulary_of
+from hfbridge.models.signature import positions_of, vocabulary_of
 from tests.tiny import VOCABULARY, PadRows, make_dataset, make_model, make_rows, make_tokenizer
 
 BASE: dict[str, Any] = {

@@ -21,7 +21,7 @@ from peft import (
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, set_seed
 
 from hfbridge import BridgeWarning, CheckpointError, HFModule, ModelError, convert
-from hfbridge.checkpoints.read import read_all_weights
+from hfbridge.checkpoints.reader import read_all_weights
 from tests.parity.engines import (
     Job,
     assert_identical,

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 import hfbridge
 from hfbridge import ModelError
-from hfbridge.model.chunked import ChunkedLoss
+from hfbridge.losses.chunked import ChunkedLoss
 from tests.parity.engines import Job, Record, run_ours, run_theirs
 from tests.parity.test_packing import job_of as packed_job
 from tests.tiny import PadRows, make_model, make_rows

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from hfbridge.settings.fields import DEFAULTS, RULES
+from hfbridge.settings.rules import DEFAULTS, RULES
 from tests.parity.engines import BASE, Job, Record, run_both, run_theirs
 from tests.parity.test_data_options import WithoutLengths, with_lengths
 from tests.parity.test_model_options import with_float_masks
@@ -44,7 +44,7 @@ def by_batch(prediction: Any, compute_result: bool) -> dict[str, float]:
 
 
 CARRIED: dict[str, Field] = {
-    "output_dir": Field("elsewhere", shown_by="tests/unit/settings/test_translate.py"),
+    "output_dir": Field("elsewhere", shown_by="tests/unit/settings/test_to_lightning.py"),
     "per_device_train_batch_size": Field(5),
     "num_train_epochs": Field(1.5),
     "max_steps": Field(3),
@@ -81,7 +81,7 @@ CARRIED: dict[str, Field] = {
     "logging_strategy": Field("epoch"),
     "logging_steps": Field(2),
     "logging_first_step": Field(True, {"logging_steps": 100}),
-    "logging_nan_inf_filter": Field(False, shown_by="tests/unit/model/test_logged.py"),
+    "logging_nan_inf_filter": Field(False, shown_by="tests/unit/losses/test_running_loss.py"),
     "include_num_input_tokens_seen": Field("all"),
     "disable_tqdm": Field(False, shown_by="tests/unit/test_trainer.py"),
     "eval_strategy": Field("epoch"),
@@ -90,14 +90,14 @@ CARRIED: dict[str, Field] = {
     "per_device_eval_batch_size": Field(3, EVALUATED),
     "prediction_loss_only": Field(True, EVALUATED),
     "eval_on_start": Field(True, EVALUATED),
-    "eval_accumulation_steps": Field(1, EVALUATED, shown_by="tests/unit/evaluation/test_gather.py"),
+    "eval_accumulation_steps": Field(1, EVALUATED, shown_by="tests/unit/evaluation/test_collector.py"),
     "metric_for_best_model": Field("mean", EVALUATED),
     "greater_is_better": Field(True, {**EVALUATED, "metric_for_best_model": "loss"}),
     "save_strategy": Field("no", shown_by="tests/parity/test_checkpoints.py"),
     "full_determinism": Field(True, shown_by="tests/parity/test_model_options.py"),
     "seed": Field(7),
     "data_seed": Field(7),
-    "use_cpu": Field(True, shown_by="tests/unit/settings/test_translate.py"),
+    "use_cpu": Field(True, shown_by="tests/unit/settings/test_to_lightning.py"),
     "dataloader_drop_last": Field(True),
     "dataloader_num_workers": Field(1, shown_by="tests/parity/test_order.py"),
     "dataloader_pin_memory": Field(False, shown_by="tests/unit/test_datamodule.py"),
@@ -112,9 +112,9 @@ CARRIED: dict[str, Field] = {
     ),
     "dataloader_in_order": Field(False, shown_by="tests/unit/test_datamodule.py"),
     "train_sampling_strategy": Field("sequential"),
-    "do_train": Field(True, shown_by="tests/unit/settings/test_fields.py"),
-    "do_eval": Field(True, shown_by="tests/unit/settings/test_fields.py"),
-    "do_predict": Field(True, shown_by="tests/unit/settings/test_fields.py"),
+    "do_train": Field(True, shown_by="tests/unit/settings/test_rules.py"),
+    "do_eval": Field(True, shown_by="tests/unit/settings/test_rules.py"),
+    "do_predict": Field(True, shown_by="tests/unit/settings/test_rules.py"),
     "run_name": Field("mine", {"report_to": "none"}, shown_by="tests/parity/test_reports.py"),
     "optim_target_modules": Field(
         ["lin"],
@@ -166,14 +166,14 @@ ELSEWHERE = {
     "save_steps": "tests/parity/test_checkpoints.py",
     "save_only_model": "tests/parity/test_checkpoints.py",
     "save_total_limit": "tests/parity/test_checkpoints.py",
-    "save_on_each_node": "tests/unit/settings/test_fields.py",
+    "save_on_each_node": "tests/unit/settings/test_rules.py",
     "load_best_model_at_end": "tests/parity/test_checkpoints.py",
     "enable_jit_checkpoint": "tests/faults/test_saving.py",
     "ignore_data_skip": "tests/parity/test_resume.py",
     "restore_callback_states_from_checkpoint": "tests/parity/test_checkpoints.py",
     "resume_from_checkpoint": "tests/parity/test_resume.py",
     "torch_compile": "tests/parity/test_model_options.py",
-    "torch_compile_mode": "tests/unit/settings/test_together.py",
+    "torch_compile_mode": "tests/unit/settings/test_cross_checks.py",
     "use_liger_kernel": "tests/parity/test_model_options.py",
     "liger_kernel_config": "tests/parity/test_model_options.py",
     "report_to": "tests/parity/test_reports.py",
@@ -190,11 +190,11 @@ ELSEWHERE = {
     },
     "deepspeed": "tests/distributed/test_deepspeed.py",
     "fsdp": "tests/distributed/test_fsdp.py",
-    "fsdp_config": "tests/unit/settings/test_fsdp.py",
-    "project": "tests/unit/settings/test_together.py",
-    "trackio_space_id": "tests/unit/settings/test_together.py",
-    "trackio_bucket_id": "tests/unit/settings/test_together.py",
-    "trackio_static_space_id": "tests/unit/settings/test_together.py",
+    "fsdp_config": "tests/unit/settings/test_fsdp_config.py",
+    "project": "tests/unit/settings/test_cross_checks.py",
+    "trackio_space_id": "tests/unit/settings/test_cross_checks.py",
+    "trackio_bucket_id": "tests/unit/settings/test_cross_checks.py",
+    "trackio_static_space_id": "tests/unit/settings/test_cross_checks.py",
     "predict_with_generate": "tests/parity/test_generation.py",
     "generation_max_length": "tests/parity/test_generation.py",
     "generation_num_beams": "tests/parity/test_generation.py",
@@ -209,9 +209,7 @@ def shown_by(name: str) -> str:
     if name in CARRIED:
         own = f"tests/parity/test_each_field.py::test_a_carried_setting_does_what_it_does_natively[{name}]"
         return CARRIED[name].shown_by or own
-    return (
-        f"tests/unit/settings/test_fields.py::test_another_value_is_refused_by_name_with_what_to_do[{name}]"
-    )
+    return f"tests/unit/settings/test_rules.py::test_another_value_is_refused_by_name_with_what_to_do[{name}]"
 
 
 def test_every_field_is_here_or_refused() -> None:

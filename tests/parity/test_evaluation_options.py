@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from transformers import DataCollatorForLanguageModeling
 
 import hfbridge
-from hfbridge import MetricsError, model_run
+from hfbridge import MetricsError
+from hfbridge.models import model_run
 from tests.parity.engines import (
     Job,
     arrays_in,

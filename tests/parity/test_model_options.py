@@ -290,7 +290,7 @@ def with_kernel(model: Any, config: dict[str, float] | None) -> None:
 def test_liger_kernels(monkeypatch: pytest.MonkeyPatch, metrics: Any) -> None:
     # The package runs on GPUs only; what both engines do with it is the same, whatever it patches.
     monkeypatch.setattr("transformers.trainer.apply_liger_kernel", with_kernel)
-    monkeypatch.setattr("hfbridge.model.prepare.apply_liger_kernel", with_kernel)
+    monkeypatch.setattr("hfbridge.models.preparation.apply_liger_kernel", with_kernel)
     monkeypatch.setattr("hfbridge.trainer.require_machine", lambda settings: None)
     on_gpu = {"use_cpu": False, "dataloader_pin_memory": False}
     settings = {**on_gpu, "use_liger_kernel": True, "liger_kernel_config": {"scale": 0.5}}

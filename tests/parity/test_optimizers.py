@@ -15,8 +15,8 @@ from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
 from transformers.training_args import OptimizerNames
 
 import hfbridge
-from hfbridge.settings.fields import RULES
-from hfbridge.settings.optimizers import READERS
+from hfbridge.settings.optimizer_requirements import READERS
+from hfbridge.settings.rules import RULES
 from tests.parity.engines import Job, assert_identical, run_both, run_ours, run_theirs
 from tests.tiny import make_model
 

@@ -17,7 +17,7 @@ from transformers import DataCollatorWithFlattening
 
 from hfbridge import DataError, HFDataModule, ModelError
 from hfbridge.data.packing import PackCollator, Packed, pack_rows
-from hfbridge.model.items import count_items, read_traits
+from hfbridge.losses.item_counts import count_items, read_traits
 from tests.parity.engines import (
     Job,
     Record,

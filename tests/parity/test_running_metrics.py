@@ -21,7 +21,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import hfbridge
 from hfbridge import MetricsError, decode
-from hfbridge.evaluation.gather import Collector, Part
+from hfbridge.evaluation.collector import Collector, Part
 from tests.parity.engines import (
     BASE,
     Job,

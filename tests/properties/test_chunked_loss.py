@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from hfbridge.model import chunked
-from hfbridge.model.chunked import ChunkedLoss, rows_at_a_time
-from hfbridge.model.criterion import Criterion
-from hfbridge.model.items import read_traits
+from hfbridge.losses import chunked
+from hfbridge.losses.chunked import ChunkedLoss, rows_at_a_time
+from hfbridge.losses.criterion import Criterion
+from hfbridge.losses.item_counts import read_traits
 from tests.properties.test_split_law import gradient_of
 from tests.tiny import IGNORED
 

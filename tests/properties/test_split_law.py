@@ -16,10 +16,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hfbridge.model.criterion import OWN_LOSS, Criterion
-from hfbridge.model.items import count_items, read_traits
-from hfbridge.model.loss import ExactLoss
-from hfbridge.model.normalization import Normalization, native_factor, probe
+from hfbridge.losses.criterion import OWN_LOSS, Criterion
+from hfbridge.losses.item_counts import count_items, read_traits
+from hfbridge.losses.normalization import Normalization, native_factor, probe
+from hfbridge.losses.step_loss import ExactLoss
 from tests.parity.engines import Job, Record, run_ours
 from tests.tiny import IGNORED, PadRows, make_model, make_rows
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hfbridge.model.asking import halves
-from hfbridge.model.items import count_items, read_traits
-from hfbridge.model.normalization import Normalization
+from hfbridge.losses.item_counts import count_items, read_traits
+from hfbridge.losses.normalization import Normalization
+from hfbridge.models.probing import halves
 from tests.auto_models import TABLE
 from tests.tiny import make_model
 

@@ -10,9 +10,9 @@ from transformers import TrainingArguments
 
 from hfbridge import Settings, SettingsError
 from hfbridge.explain import Explained, Explanation, explain
-from hfbridge.model.items import read_traits
-from hfbridge.model.normalization import Probe, native_factor
-from hfbridge.settings.fields import RULES
+from hfbridge.losses.item_counts import read_traits
+from hfbridge.losses.normalization import Probe, native_factor
+from hfbridge.settings.rules import RULES
 from tests.tiny import make_model
 
 VALUES: dict[str, Any] = {"output_dir": "out", "learning_rate": 2e-5, "gradient_accumulation_steps": 4}

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from hfbridge.compare.report import draw, panels, summary
-from hfbridge.compare.report.files import Recorded, Verdict, read_comparison, slug_of
+from hfbridge.compare.report.recorded import Recorded, Verdict, read_comparison, slug_of
 from hfbridge.compare.report.theme import MARKER_PATHS, TONES, Stroke, stroke_of, style_variables
-from hfbridge.optional import require
+from hfbridge.utilities.imports import require
 
 
 def write_report(folder: Path) -> Path:

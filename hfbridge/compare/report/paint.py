@@ -7,7 +7,7 @@ from typing import Any
 from hfbridge.compare.report.panels import Bars, Boxes, Curves, Distances, Figure, Panel
 from hfbridge.compare.report.summary import thin
 from hfbridge.compare.report.theme import LIGHT, stroke_of
-from hfbridge.optional import require
+from hfbridge.utilities.imports import require
 
 TEXT_SIZE = 11
 """Of all texts but titles, in pixels."""

@@ -4,15 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hfbridge.compare.report.files import Recorded, Run, is_number
-from hfbridge.compare.report.summary import (
-    MEASURED,
-    QUANTITIES,
-    Cost,
-    differences,
-    few_steps,
-    metric_names,
-)
+from hfbridge.compare.report.recorded import Recorded, Run, is_number
+from hfbridge.compare.report.summary import MEASURED, QUANTITIES, Cost, differences, few_steps, metric_names
 
 MIB = 1024 * 1024
 MOST_METRICS = 12

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hfbridge.compare.report.files import GRADES, Recorded, Run, Verdict, is_number
+from hfbridge.compare.report.recorded import GRADES, Recorded, Run, Verdict, is_number
 
 # What is compared step by step, and what it is called. A checksum is equal or not; a number has a distance.
 QUANTITIES = {

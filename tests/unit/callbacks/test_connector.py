@@ -21,7 +21,7 @@ from hfbridge.data.accumulation import Schedule
 from hfbridge.errors import SettingsError
 from hfbridge.settings import Settings
 from hfbridge.settings.plan import NEVER
-from hfbridge.settings.translate import ENDLESS_EPOCHS
+from hfbridge.settings.to_lightning import ENDLESS_EPOCHS
 
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hfbridge.errors import MetricsError
-from hfbridge.evaluation.gather import Collected
+from hfbridge.evaluation.collector import Collected
 from hfbridge.evaluation.metrics import (
     check_called_by_batch,
     check_is_computed,

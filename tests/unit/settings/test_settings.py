@@ -22,8 +22,8 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 
 from hfbridge.errors import SettingsError
 from hfbridge.settings import Settings
-from hfbridge.settings.fields import DEFAULTS
-from hfbridge.settings.legacy import OLD_NAMES
+from hfbridge.settings.legacy_names import OLD_NAMES
+from hfbridge.settings.rules import DEFAULTS
 
 
 class Mode(Enum):

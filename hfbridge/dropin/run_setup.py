@@ -1,0 +1,217 @@
+"""What surrounds a run of a native Trainer on Lightning: its beginning and its end; knows both worlds.
+
+natively, around the loop                         here
+model_init is called, seeded                      make_model_anew
+the checkpoint to go on from is looked for        find_checkpoint
+the optimizer of an earlier `train` goes on,
+  its schedule does not                           carry_trainer
+the model stays prepared for evaluations          take_back
+"""
+
+import os
+import signal
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from accelerate.optimizer import AcceleratedOptimizer
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+from transformers import enable_full_determinism, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from hfbridge.datamodule import HFDataModule
+from hfbridge.dropin.loader import OwnData
+from hfbridge.dropin.replaced_methods import COUNTS, LOADS, STEPS, Overrides
+from hfbridge.dropin.steps import OwnSteps
+from hfbridge.errors import Problem, SettingsError
+from hfbridge.losses.advice import Advice
+from hfbridge.migration.convert_trainer import carry_over
+from hfbridge.migration.trainer_attributes import find_unfit
+from hfbridge.trainer import Trainer
+
+STRATEGY_VARIABLE = "HFBRIDGE_STRATEGY"
+"""Environment variable that names a strategy where the class says "auto"."""
+
+ADVICE = Advice(
+    exact='set loss_normalization = "exact" on the Trainer, before train',
+    native='set loss_normalization = "native" on the Trainer, before train',
+    resume=None,
+    tells_of_fields=False,  # callbacks are given the native object's own arguments
+)
+"""For scripts that go on with their native Trainers: what they do not say is as natively."""
+
+
+def innermost(optimizer: Any) -> Any:
+    """Return the optimizer that accelerate has wrapped."""
+    while isinstance(optimizer, AcceleratedOptimizer):
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
+def make_model_anew(native: Any, trial: Any = None) -> None:
+    """Call `model_init`, if there is one.
+
+    Args:
+        native: the Trainer.
+        trial: of a search for hyperparameters.
+
+    Mirrors: transformers.Trainer.train
+    """
+    args = native.args
+    if native.model_init is None:
+        return
+    (enable_full_determinism if args.full_determinism else set_seed)(args.seed)
+    native.model = native.call_model_init(trial)
+    native.optimizer = native.lr_scheduler = None
+    if native.place_model_on_device:
+        native._move_model_to_device(native.model, args.device)
+    native.model_wrapped = native.model
+
+
+def find_checkpoint(asked: str | bool | None, output_dir: str) -> str | None:
+    """Find the checkpoint to go on from, with the errors of the native Trainer.
+
+    Args:
+        asked: `resume_from_checkpoint`.
+        output_dir: where True looks for the newest.
+
+    Raises:
+        ValueError: there is none.
+
+    Mirrors: transformers.Trainer.train
+    """
+    if asked is None or asked is False:
+        return None
+    found = get_last_checkpoint(output_dir) if asked is True else asked
+    if found is None:
+        raise ValueError(f"No valid checkpoint found in output directory ({output_dir})")
+    if not Path(found).is_dir():
+        raise ValueError(f"Can't find a valid checkpoint at {found}")
+    return str(found)
+
+
+def carry_trainer(
+    native: Any,
+    *,
+    overrides: Overrides,
+    loss_normalization: Any,
+    output_dir: str,
+    strategy: Any = "auto",
+    refused: Iterable[Problem] | None = None,
+    advice: Advice = ADVICE,
+    module_class: type[OwnSteps] = OwnSteps,
+    **trainer_arguments: Any,
+) -> tuple[Trainer, OwnSteps, HFDataModule]:
+    """Make Trainer, module and data of the next run.
+
+    Args:
+        native: the native Trainer.
+        overrides: what it overrides.
+        loss_normalization: of the module.
+        output_dir: of the run; a trial of a search has its own.
+        strategy: of the Trainer; "auto" is what the environment names, or the settings.
+        refused: what cannot be carried; `None` is what stands on the object.
+        advice: how the caller's user does what notes tell him to; of its fields the object keeps all.
+        module_class: of the module.
+        **trainer_arguments: further ones of `hfbridge.Trainer`, among them the number of processes.
+
+    Raises:
+        SettingsError: something cannot be carried to Lightning; all of it is named.
+    """
+    if native._created_lr_scheduler:
+        native.lr_scheduler = None
+    makes_schedule = native.lr_scheduler is None
+    native.optimizer = innermost(native.optimizer)
+    # The model has been made, the loop has not begun, and a search may be running.
+    hidden = {"model_init": None, "is_in_train": False, "hp_search_backend": None}
+    kept = {name: getattr(native, name) for name in hidden}
+    vars(native).update(hidden)
+    try:
+        trainer, module, data = carry_over(
+            native,
+            refused=find_unfit(native) if refused is None else refused,
+            loss_normalization=loss_normalization,
+            advice=replace(advice, tells_of_fields=False),
+            # The native object's own callbacks draw.
+            changed={"disable_tqdm": True, "output_dir": output_dir},
+            module_class=module_class,
+            make_data=partial(OwnData, native, overrides)
+            if overrides.any(STEPS | LOADS | COUNTS)
+            else HFDataModule,
+            drops_unread=True,
+            strategy=chosen_strategy(strategy),
+            **{"logger": False, "enable_model_summary": False, **trainer_arguments},
+        )
+    finally:
+        vars(native).update(kept)
+    assert isinstance(module, OwnSteps)
+    module.attach_to(native, overrides)
+    native._created_lr_scheduler = makes_schedule
+    vars(native.model).pop("_is_accelerate_prepared", None)  # its forward has been unwrapped
+    # Random states are as they stand: the native Trainer seeds when it is made.
+    module.evaluator.follow(
+        trainer, skip_memory_metrics=True, preparation_s=getattr(native, "model_preparation_time", None)
+    )
+    return trainer, module, data
+
+
+def chosen_strategy(strategy: Any) -> Any:
+    """Return the strategy that the environment names where the Trainer says "auto"."""
+    return os.environ.get(STRATEGY_VARIABLE, "auto") if strategy == "auto" else strategy
+
+
+def ranks_of(args: Any) -> dict[str, Any]:
+    """Say to Lightning how many processes have been started.
+
+    Raises:
+        SettingsError: natively several GPUs would share one process.
+    """
+    if args.n_gpu > 1:
+        raise SettingsError(
+            f"{args.n_gpu} GPUs are visible to one process, which natively is torch's DataParallel, and is "
+            "not carried. Start a process for each (torchrun --nproc-per-node, hfbridge run --devices), or "
+            "show one by CUDA_VISIBLE_DEVICES=0."
+        )
+    if args.world_size == 1:
+        return {"devices": 1}
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", args.world_size))
+    return {"devices": local, "num_nodes": args.world_size // local}
+
+
+def take_back(native: Any) -> None:
+    """Leave model and accelerator as a native run does."""
+    prepared, model = native.accelerator._models, native.model
+    if not any(found is model for found in prepared):
+        return  # the run has not begun
+    if native.place_model_on_device:
+        native._move_model_to_device(model, native.args.device)
+    if native.accelerator.mixed_precision != "no":
+        prepared.clear()
+        native.accelerator.prepare_model(model, evaluation_mode=True)
+
+
+@contextmanager
+def as_natively() -> Iterator[None]:
+    """Leave signals, environment and exceptions of a run as the native Trainer does.
+
+    Lightning turns KeyboardInterrupt into SystemExit and switches it off, takes WORLD_SIZE out of the
+    environment, and gives advice on loaders by warnings.
+    """
+    world_size = os.environ.get("WORLD_SIZE")
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PossibleUserWarning)
+            yield
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, on_interrupt)
+        raise error.__context__ from None
+    finally:
+        if world_size is not None:
+            os.environ["WORLD_SIZE"] = world_size

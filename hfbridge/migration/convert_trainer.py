@@ -1,0 +1,216 @@
+"""A native Trainer object -> hfbridge's Trainer, HFModule and HFDataModule; knows both worlds.
+
+attributes.py says what is read of the object. What `Trainer.__init__` has done to what it was given:
+
+    done natively                                     here
+    the model moved to args.device                    Lightning moves it where the run is
+    model.config.use_cache, model.generation_config   set again, from the same settings
+    the default collator chosen                       taken as it is
+    accelerate's autocast around the forward          taken off again; HFModule has its own
+    num_steps=1 put into accelerator_config           taken out again
+    callbacks made of report_to and disable_tqdm      left behind; the host makes its own
+    on_init_end fired                                 not fired again for the same objects
+    random states seeded                              seeded again before the first run
+
+Two settings are read by nobody natively: resume_from_checkpoint, which is for scripts, and what a subclass of
+TrainingArguments adds. They are left behind, and told of.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from types import MappingProxyType, MethodType
+from typing import Any, Literal
+
+from transformers import Seq2SeqTrainer
+from transformers import Trainer as NativeTrainer
+
+from hfbridge.datamodule import HFDataModule
+from hfbridge.errors import Problem, SettingsError, raise_problems
+from hfbridge.losses.advice import Advice
+from hfbridge.migration.trainer_attributes import changed_settings, has_trained
+from hfbridge.migration.trainer_callbacks import CarriedCallbacks, sort_callbacks
+from hfbridge.module import HFModule
+from hfbridge.settings import Settings, training_arguments
+from hfbridge.settings.rules import DEFAULTS, SEQ2SEQ_FIELDS
+from hfbridge.trainer import Trainer
+
+
+def carry_over(
+    native_trainer: NativeTrainer,
+    *,
+    refused: Iterable[Problem],
+    loss_normalization: Literal["exact", "native"],
+    advice: Advice,
+    changed: Mapping[str, Any] = MappingProxyType({}),
+    module_class: type[HFModule] = HFModule,
+    make_data: Callable[..., HFDataModule] = HFDataModule,
+    drops_unread: bool = False,
+    **trainer_arguments: Any,
+) -> tuple[Trainer, HFModule, HFDataModule]:
+    """Make Trainer, module and data of what a native Trainer holds.
+
+    Args:
+        native_trainer: the object.
+        refused: what cannot be carried of it; callbacks and settings that cannot are added.
+        loss_normalization: of HFModule.
+        advice: how the caller's user does what notes tell him to.
+        changed: settings that are others than the object's.
+        module_class: of the module.
+        make_data: makes the data module of arguments that HFDataModule takes.
+        drops_unread: leave settings out that nothing reads, instead of refusing them.
+        **trainer_arguments: of `hfbridge.Trainer`.
+
+    Raises:
+        SettingsError: something of the native Trainer cannot be carried; all of it is named.
+    """
+    found = sort_callbacks(native_trainer)
+    problems = [*refused, *found.problems]
+    settings, notes = _settings_of(
+        native_trainer, found, problems, changed=changed, advice=advice, drops_unread=drops_unread
+    )
+    if problems:
+        kind, noun = type(native_trainer).__name__, "part" if len(problems) == 1 else "parts"
+        headline = (
+            f"{len(problems)} {noun} of this {kind} cannot be carried to Lightning; nothing was started."
+        )
+        raise_problems(SettingsError, headline, problems)
+    given = trainer_arguments.pop("callbacks", None) or []
+    callbacks = [*found.users, *(given if isinstance(given, list | tuple) else [given])]
+    trainer = Trainer(settings, callbacks=callbacks, **trainer_arguments)
+    trainer.initialized_callbacks = tuple(found.users)
+    trainer.print_logs = found.print_logs
+    trainer.train_batch_size = _train_batch_size(native_trainer)
+    module = _module_of(native_trainer, loss_normalization, module_class)
+    data = _data_of(native_trainer, make_data)
+    module.advice = advice
+    module.evaluator.keep_padded_samples = isinstance(native_trainer, Seq2SeqTrainer)
+    for note in notes:
+        module.tell(note)
+    if has_trained(native_trainer):
+        module.evaluator.follow(trainer, skip_memory_metrics=settings.skip_memory_metrics)
+    return trainer, module, data
+
+
+def _settings_of(
+    native_trainer: NativeTrainer,
+    callbacks: CarriedCallbacks,
+    problems: list[Problem],
+    *,
+    changed: Mapping[str, Any],
+    advice: Advice,
+    drops_unread: bool,
+) -> tuple[Settings, list[str]]:
+    """Read the settings, with what was changed on the object; problems are added to those known."""
+    values, notes = read_values(native_trainer, callbacks, advice=advice)
+    try:
+        return Settings.of({**values, **changed}, drops_unread=drops_unread), notes
+    except SettingsError as error:
+        problems += error.problems or [Problem("args", str(error))]
+        return Settings(), notes
+
+
+def read_values(
+    native_trainer: Any, callbacks: CarriedCallbacks, *, advice: Advice
+) -> tuple[dict[str, Any], list[str]]:
+    """Read the settings of a native Trainer, without judging them.
+
+    Args:
+        native_trainer: the object.
+        callbacks: its callbacks, whose removal some settings tell.
+        advice: how the caller's user does what notes tell him to.
+
+    Returns:
+        Values by name, and notes on what is left behind.
+    """
+    args, notes = native_trainer.args, list[str]()
+    values = training_arguments.read(args)
+    for name in [field.name for field in fields(args) if field.name in values and field.name not in DEFAULTS]:
+        del values[name]
+        if advice.tells_of_fields:
+            notes.append(
+                f"{name} is a field of {type(args).__name__} that transformers.TrainingArguments does not "
+                "have; neither Trainer reads it, and the arguments that callbacks are given are without it."
+            )
+    if not isinstance(native_trainer, Seq2SeqTrainer):  # which alone reads them
+        values = {name: value for name, value in values.items() if name not in SEQ2SEQ_FIELDS}
+    if values.pop("resume_from_checkpoint", None) and advice.resume is not None:
+        notes.append(
+            f"resume_from_checkpoint is read by scripts, not by the native Trainer: {advice.resume}."
+        )
+    values |= {**changed_settings(native_trainer), **callbacks.settings}
+    _take_out_steps(values)
+    return values, notes
+
+
+def _take_out_steps(values: dict[str, Any]) -> None:
+    """Undo what the Trainer has written into `accelerator_config`; the steps themselves are a setting.
+
+    Mirrors: transformers.Trainer.create_accelerator_and_postprocess
+    """
+    config: Any = values.get("accelerator_config")
+    given = config.get("gradient_accumulation_kwargs") if isinstance(config, dict) else None
+    if given and given.get("num_steps") == 1:
+        kept = {name: value for name, value in given.items() if name != "num_steps"}
+        values["accelerator_config"] = {**config, "gradient_accumulation_kwargs": kept or None}
+
+
+def _module_of(
+    native_trainer: Any, loss_normalization: Literal["exact", "native"], module_class: type[HFModule]
+) -> HFModule:
+    model_init, optimizer = native_trainer.model_init, native_trainer.optimizer
+    schedule = None if native_trainer._created_lr_scheduler else native_trainer.lr_scheduler
+    optimizer = getattr(optimizer, "optimizer", optimizer)  # of accelerate's, the one within
+    if model_init is not None:  # natively made anew, and optimizer and schedule with it
+        optimizer = schedule = None
+    else:
+        _take_wrapper_off(native_trainer.model)
+    return module_class(
+        native_trainer.model if model_init is None else model_init,
+        processing_class=native_trainer.processing_class,
+        compute_metrics=native_trainer.compute_metrics,
+        preprocess_logits_for_metrics=native_trainer.preprocess_logits_for_metrics,
+        compute_loss_func=native_trainer.compute_loss_func,
+        optimizers=(optimizer, schedule),
+        optimizer_cls_and_kwargs=native_trainer.optimizer_cls_and_kwargs if optimizer is None else None,
+        loss_normalization=loss_normalization,
+    )
+
+
+def _take_wrapper_off(model: Any) -> None:
+    """Give a model the forward back that accelerate has put under autocast, in `train` or `evaluate`.
+
+    `Accelerator.unwrap_model` would take transformers' own decorators off, too.
+
+    Mirrors: accelerate.Accelerator.prepare_model
+    """
+    if vars(model).pop("_original_forward", None) is None:
+        return
+    forward = vars(model).pop("forward")
+    vars(model).pop("_is_accelerate_prepared", None)  # or a native Trainer would not put autocast back
+    is_method = isinstance(forward, MethodType)
+    while _home_of(forward := getattr(forward, "__func__", forward)) in ("accelerate", "torch"):
+        forward = forward.__wrapped__
+    if forward is not type(model).forward:  # one that the user had set on the object
+        model.forward = MethodType(forward, model) if is_method else forward
+
+
+def _home_of(function: Any) -> str:
+    """Name the package that a function, or an object that is called, was written in."""
+    module = getattr(function, "__globals__", {}).get("__name__", type(function).__module__)
+    return str(module).partition(".")[0]
+
+
+def _data_of(native_trainer: Any, make_data: Callable[..., HFDataModule]) -> HFDataModule:
+    return make_data(
+        train_dataset=native_trainer.train_dataset,
+        eval_dataset=native_trainer.eval_dataset,
+        processing_class=native_trainer.processing_class,
+        data_collator=native_trainer.data_collator,
+    )
+
+
+def _train_batch_size(native_trainer: Any) -> int:
+    """Rows of a micro-batch on one device; `auto_find_batch_size` may have made them fewer."""
+    size: int = native_trainer._train_batch_size
+    devices: int = native_trainer.args.n_gpu
+    return size // max(1, devices)

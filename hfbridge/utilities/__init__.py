@@ -1,0 +1,1 @@
+"""What the other rooms stand on: imports of optional packages, random states, objects by name."""
