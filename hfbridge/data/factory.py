@@ -22,7 +22,6 @@ from transformers.trainer_utils import seed_worker, unwrap_peft_model
 
 from hfbridge.data.columns import (
     Collator,
-    accepted_columns,
     check_labels,
     default_collator,
     keep_columns,
@@ -38,7 +37,7 @@ from hfbridge.data.sample_errors import Source, check_missing_labels, is_known
 from hfbridge.data.samplers import NativeSamplers, own_rows
 from hfbridge.errors import DataError
 from hfbridge.models.packing_check import check_class
-from hfbridge.models.signature import positions_of, vocabulary_of
+from hfbridge.models.signature import accepted_columns, positions_of, vocabulary_of
 from hfbridge.settings import Settings
 from hfbridge.strategies import needs_equal_batches
 from hfbridge.utilities.rng import keeping
