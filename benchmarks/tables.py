@@ -31,14 +31,14 @@ def overhead(results: dict[str, Any]) -> list[str]:
             row = results[f"accumulation_{accumulation}"][engine]
             low, high = row["overhead_us_per_step"]["quartiles"]
             above, share = row["overhead_us_per_step"]["median"], row["overhead_of_native"]
-            cells.append(f"{above:.0f} ({low:.0f} to {high:.0f}); {share:.2f} of native")
+            cells.append(f"{above:.0f} ({low:.0f} to {high:.0f}); {share:.2f} of the HF Trainer")
         lines.append(f"| {NAMES[engine]} | {' | '.join(cells)} |")
     return lines
 
 
 def finetune(results: dict[str, Any]) -> list[str]:
     lines = [
-        "| samples per second, as a share of native's | fp32 | bf16 | peak memory |",
+        "| samples per second, as a share of the HF Trainer's | fp32 | bf16 | peak memory |",
         "| --- | ---: | ---: | ---: |",
     ]
     for side in ("native", "hfbridge"):
@@ -55,7 +55,7 @@ def finetune(results: dict[str, Any]) -> list[str]:
 
 
 def checkpoint(results: dict[str, Any]) -> list[str]:
-    lines = ["| training stands still for a save | seconds | of native |", "| --- | ---: | ---: |"]
+    lines = ["| training stands still for a save | seconds | of the HF Trainer |", "| --- | ---: | ---: |"]
     for engine in ("native", "hfbridge", "asynchronous"):
         row = results[engine]
         low, high = row["stands_still_s"]["quartiles"]
@@ -79,10 +79,10 @@ def matrix(results: dict[str, Any]) -> list[str]:
 
 
 def rows_memory(results: dict[str, Any]) -> list[str]:
-    """One row for each number of rows; both engines in each cell."""
+    """List each number of samples; both engines in each cell."""
     sizes = sorted(int(key.removeprefix("rows_")) for key in results if key.startswith("rows_"))
     lines = [
-        "| rows | memory, native | hfbridge | first step, native | hfbridge | later steps, of native |",
+        "| samples | memory, HF Trainer | hfbridge | first step, HF Trainer | hfbridge | later steps |",
         "| ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for size in sizes:
@@ -133,7 +133,7 @@ def scaling(results: dict[str, Any]) -> list[str]:
             row = results[f"ranks_{ranks}"]
             low, high = row["of_native"]["quartiles"]
             speed = f"{row[engine]['samples_per_second']['median']:.1f}"
-            share = f"{speed}; {row['of_native']['median']:.3f} of native ({low:.3f} to {high:.3f})"
+            share = f"{speed}; {row['of_native']['median']:.3f} of the HF Trainer ({low:.3f} to {high:.3f})"
             cells.append(speed if engine == "native" else share)
         lines.append(
             f"| {NAMES[engine]} | {' | '.join(cells)} | {results[f'two_ranks_of_one_{engine}']:.2f} |"
@@ -151,7 +151,7 @@ def tasks(results: dict[str, Any]) -> list[str]:
         theirs, ours = row["native"], row["hfbridge"]
         scores = " | ".join(f"{side['scores'][row['metric']]:.4g}" for side in (theirs, ours))
         equal = "to the last bit" if theirs["scores"] == ours["scores"] else "no"
-        lines.append(f"| [{row['title']}](examples/{name}) | {row['metric']} | {scores} | {equal} |")
+        lines.append(f"| {row['title']} (`{name}`) | {row['metric']} | {scores} | {equal} |")
     return lines
 
 
@@ -175,14 +175,14 @@ def comparison(results: dict[str, Any]) -> list[str]:
 
 
 def throughput(results: dict[str, Any]) -> list[str]:
-    """One row a piece of work; numbers of hfbridge are shares of native's in the row that is named first."""
+    """List pieces of work; numbers of hfbridge are shares of the HF Trainer's in its first column."""
 
     def share(row: dict[str, Any]) -> str:
         low, high = row["of_native"]["quartiles"]
         return f"{row['of_native']['median']:.2f} ({low:.2f} to {high:.2f})"
 
     lines = [
-        "| of native | `transformers.Trainer` | hfbridge | with it |",
+        "| of the HF Trainer | `transformers.Trainer` | hfbridge | with it |",
         "| --- | ---: | ---: | ---: |",
     ]
     for text, row in results["packing"].items():
@@ -224,7 +224,7 @@ def by_length(results: dict[str, Any]) -> list[str]:
         ("evaluation", "hfbridge"): "hfbridge, evaluation",
         ("evaluation", "eval_by_length"): "hfbridge, `eval_by_length=True`",
     }
-    lines = ["| | samples per second, of native | real tokens |", "| --- | ---: | ---: |"]
+    lines = ["| | samples per second, of the HF Trainer | real tokens |", "| --- | ---: | ---: |"]
     for (stage, engine), title in names.items():
         row = results[stage][engine]
         low, high = row["of_native"]["quartiles"]
@@ -238,7 +238,7 @@ def by_length(results: dict[str, Any]) -> list[str]:
 _GROWN = {
     "accumulation": "accumulation",
     "callbacks": "TrainerCallbacks",
-    "lightning_callbacks": "Lightning's callbacks; natively TrainerCallbacks",
+    "lightning_callbacks": "Lightning's callbacks; TrainerCallbacks with the HF Trainer",
     "loggers": "TensorBoard loggers, a row every 5 steps",
     "length": "tokens of a row",
     "rows": "rows of the set",
@@ -254,7 +254,7 @@ _STARTS = {
 def growth(results: dict[str, Any]) -> list[str]:
     """One row a size of each axis, then one for each start."""
     lines = [
-        "| | | native: µs of a step | hfbridge | of native | native: memory | hfbridge |",
+        "| | | HF Trainer: µs of a step | hfbridge | of the HF Trainer | HF Trainer: memory | hfbridge |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for axis, title in _GROWN.items():
@@ -267,7 +267,7 @@ def growth(results: dict[str, Any]) -> list[str]:
                 for engine in ("native", "hfbridge")
             ]
             lines.append(f"| {'' if number else title} | {int(size):,} | {' | '.join(cells)} |")
-    lines += ["", "| seconds to the end of the first step | native | hfbridge |", "| --- | ---: | ---: |"]
+    lines += ["", "| seconds to the end of the first step | HF Trainer | hfbridge |", "| --- | ---: | ---: |"]
     for rows, row in results["resume"]["sizes"].items():
         for name, text in (("scratch_s", "from scratch"), ("resume_s", "in the middle of a pass")):
             lines.append(f"| {int(rows):,} rows, {text} | {' | '.join(_seconds(row, name))} |")

@@ -70,6 +70,15 @@ def test_every_python_block_runs(page: Path, folder: Path) -> None:
     assert names["compute_metrics"] is not None  # of the first block
 
 
+def test_the_readme_is_short_and_names_the_compared_versions() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 90
+    start = next(n for n, line in enumerate(lines) if line.startswith("| transformers | lightning |"))
+    names, versions = ([word.strip() for word in lines[n].strip("|").split("|")] for n in (start, start + 2))
+    pinned = (ROOT / "constraints.txt").read_text().splitlines()
+    assert {f"{name}=={version}" for name, version in zip(names, versions, strict=True)} <= set(pinned)
+
+
 def test_the_first_python_block_of_the_start_page_has_the_names_of_all() -> None:
     first = blocks_of(START)[1]
     assert first.language == "python"
