@@ -70,9 +70,10 @@ def test_every_python_block_runs(page: Path, folder: Path) -> None:
     assert names["compute_metrics"] is not None  # of the first block
 
 
-def test_the_readme_is_short_and_names_the_compared_versions() -> None:
+def test_readme_and_contributing_are_short_and_name_the_compared_versions() -> None:
     lines = (ROOT / "README.md").read_text().splitlines()
     assert len(lines) <= 90
+    assert len((ROOT / "CONTRIBUTING.md").read_text().splitlines()) <= 150
     start = next(n for n, line in enumerate(lines) if line.startswith("| transformers | lightning |"))
     names, versions = ([word.strip() for word in lines[n].strip("|").split("|")] for n in (start, start + 2))
     pinned = (ROOT / "constraints.txt").read_text().splitlines()
