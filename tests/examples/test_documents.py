@@ -16,6 +16,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from tests.examples.documents import (
     PAGES,
@@ -39,7 +40,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What the pages take for granted: a model with its tokenizer, and tables of texts with labels."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     make_model("distilbert").save_pretrained(tmp_path / MODEL)
-    make_tokenizer().save_pretrained(tmp_path / MODEL)
+    tokenizer: Any = make_tokenizer()
+    tokenizer.backend_tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.save_pretrained(tmp_path / MODEL)
     for split, count in (("train", 48), ("validation", 16)):
         with (tmp_path / f"{split}.csv").open("w", newline="") as file:
             table = csv.writer(file)
