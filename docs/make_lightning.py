@@ -21,7 +21,7 @@ TESTS = ROOT / "tests"
 HEAD = """\
 # What works of Lightning
 
-All of it, with Lightning's meaning, under `hfbridge.Trainer` and under a plain `lightning.Trainer`: each row
+All of it, with Lightning's meaning, under `hfbridge.Trainer` and under a plain `lightning.Trainer`: each line
 names the test that shows it under both. An argument of the Trainer or a callback has Lightning's meaning, a
 setting transformers'. The one error there is: one thing set twice, to different values. Made by
 `python docs/make_lightning.py` from Lightning's own lists and from the tests.
@@ -44,7 +44,7 @@ DATA = {
             "under a plain Trainer: Lightning's mean over the micro-batches, and a note"
         ),
         "test_test_gives_metrics_of_the_test_set": "`Trainer.test`",
-        "test_predictions_come_with_the_indices_of_their_rows": "`predict`: each row once, with its index",
+        "test_predictions_come_with_the_indices_of_their_rows": "`predict`: each line once, with its index",
         "test_validate_with_the_best_weights": '`validate(ckpt_path="best")`',
         "test_a_second_fit_of_a_trainer": "a second `fit` of one Trainer",
     },
