@@ -17,7 +17,7 @@ HEAD = """\
 # Every setting
 
 The fields of `transformers.TrainingArguments` and, at the end, `Seq2SeqTrainingArguments`, by name.
-*honoured*: every valid value does what it does natively. *in part*: the values that are not carried are
+*honoured*: every valid value does what it does in the HF Trainer. *in part*: the values that are not supported are
 refused. *refused*: any value but the default is refused, by name, before a model is loaded. *translated*:
 read under its name of today, as the names of transformers 4 are. Made by `python docs/make_settings.py` from
 the rules that the library itself follows.
@@ -30,9 +30,9 @@ the rules that the library itself follows.
 def kind_of(rule: Rule) -> str:
     if rule.name in OLD_NAMES:
         return "translated"
-    if rule.carried == "all":
+    if rule.support == "all":
         return "honoured"
-    return "refused" if rule.carried == "default" else "in part"
+    return "refused" if rule.support == "default" else "in part"
 
 
 def cell(text: str) -> str:
@@ -42,9 +42,9 @@ def cell(text: str) -> str:
 def row(name: str) -> str:
     rule = RULES[name]
     default = show(name, DEFAULTS[name]).partition(" = ")[2]
-    text = rule.home if rule.carried == "all" else rule.reason
-    if rule.carried == "some":
-        text = f"{rule.home}; {rule.reason}"
+    text = rule.used_by if rule.support == "all" else rule.reason
+    if rule.support == "some":
+        text = f"{rule.used_by}; {rule.reason}"
     test = shown_by(name)
     path, _, node = test.partition("::")
     link = f"[{Path(path).name}](../{path})" + (f" `[{name}]`" if node else "")

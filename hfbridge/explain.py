@@ -371,7 +371,7 @@ def _row(row: Any) -> dict[str, Any]:
     return {
         "setting": row.field,
         "value": "<hidden>" if is_secret else _plain(row.value),
-        "becomes": row.home,
+        "becomes": row.used_by,
         "note": row.note,
     }
 

@@ -1,4 +1,4 @@
-"""What the user asked for, by the names of `transformers.TrainingArguments`, and its translation."""
+"""Settings by the names of `transformers.TrainingArguments`, and their translation to Lightning."""
 
 from hfbridge.settings.accelerate_config import AccelerateConfig, read_accelerate_config
 from hfbridge.settings.environment import require_environment

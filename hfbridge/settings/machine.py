@@ -1,20 +1,17 @@
-"""What settings need of the machine they run on: packages and devices. Asked when a run begins.
+"""What settings need of the machine: packages and devices, checked when a run begins.
 
-    setting                                needs
-    optim                                  the package of the optimizer, of settings/optimizer_requirements.py
-    report_to                              the package of each reporter; "all" takes those that are there
-    tf32=True                              a GPU that has TF32
-    optim="galore_adamw_8bit"              a GPU
-    use_liger_kernel=True                  a GPU, and the package liger-kernel
-    torch_compile_backend                  a backend of the installed torch
-
-Natively, most of these are found missing only after the model is loaded.
+setting                                needs
+optim                                  the optimizer's package
+report_to                              the package of each reporter; "all" takes the installed ones
+tf32=True                              a GPU that has TF32
+optim="galore_adamw_8bit"              a GPU
+use_liger_kernel=True                  a GPU, and the package liger-kernel
+torch_compile_backend                  a backend of the installed torch
 """
 
 import importlib.util
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import torch
 from transformers.utils.import_utils import (
@@ -29,56 +26,28 @@ from hfbridge.settings.optimizer_requirements import READERS
 from hfbridge.settings.rules import show
 from hfbridge.settings.settings import Settings
 
-
-@dataclass(frozen=True, slots=True)
-class Package:
-    """An optional package.
-
-    Attributes:
-        name: the name to install it by.
-        modules: modules of which one must be there.
-    """
-
-    name: str
-    modules: tuple[str, ...]
-
-    @property
-    def is_installed(self) -> bool:
-        """Whether one of the modules could be imported; nothing is."""
-        return any(map(_is_found, self.modules))
-
-
-OPTIMIZER_PACKAGES: Mapping[str, Package] = {
-    "apollo_torch": Package("apollo-torch", ("apollo_torch",)),
-    "bitsandbytes": Package("bitsandbytes", ("bitsandbytes",)),
-    "galore_torch": Package("galore-torch", ("galore_torch",)),
-    "grokadamw": Package("grokadamw", ("grokadamw",)),
-    "optimi": Package("torch-optimi", ("optimi",)),
-    "schedulefree": Package("schedulefree", ("schedulefree",)),
-    "torchao": Package("torchao", ("torchao",)),
+OPTIMIZER_PACKAGES: Mapping[str, str] = {
+    "apollo_torch": "apollo-torch",
+    "bitsandbytes": "bitsandbytes",
+    "galore_torch": "galore-torch",
+    "grokadamw": "grokadamw",
+    "optimi": "torch-optimi",
+    "schedulefree": "schedulefree",
+    "torchao": "torchao",
 }
-"""The package of each module that an optimizer comes from."""
+"""The package to install for each module that an optimizer comes from."""
 
-_LIGER = Package("liger-kernel", ("liger_kernel",))
-_MLFLOW = Package("mlflow", ("mlflow",))
-
-REPORTER_PACKAGES: Mapping[str, tuple[Package, ...]] = {
-    "azure_ml": (Package("azureml-core", ("azureml.core.run",)),),
-    "clearml": (Package("clearml", ("clearml",)),),
-    "codecarbon": (Package("codecarbon", ("codecarbon",)),),
-    "comet_ml": (Package("comet-ml", ("comet_ml",)),),
-    "dagshub": (Package("dagshub", ("dagshub",)), _MLFLOW),
-    "dvclive": (Package("dvclive", ("dvclive",)),),
-    "flyte": (Package("flytekit", ("flytekit",)),),
-    "kubeflow": (),
-    "mlflow": (_MLFLOW,),
-    "neptune": (Package("neptune", ("neptune",)),),
-    "swanlab": (Package("swanlab", ("swanlab",)),),
-    "tensorboard": (Package("tensorboard", ("tensorboard", "tensorboardX")),),
-    "trackio": (Package("trackio", ("trackio",)),),
-    "wandb": (Package("wandb", ("wandb",)),),
+REPORTER_PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    **{name: {name: (name,)} for name in ("clearml", "codecarbon", "dvclive", "mlflow", "neptune")},
+    **{name: {name: (name,)} for name in ("swanlab", "trackio", "wandb")},
+    "azure_ml": {"azureml-core": ("azureml.core.run",)},
+    "comet_ml": {"comet-ml": ("comet_ml",)},
+    "dagshub": {"dagshub": ("dagshub",), "mlflow": ("mlflow",)},
+    "flyte": {"flytekit": ("flytekit",)},
+    "kubeflow": {},
+    "tensorboard": {"tensorboard": ("tensorboard", "tensorboardX")},
 }
-"""The packages that each reporter needs."""
+"""The packages that each reporter needs, and the modules of each, of which one must be installed."""
 
 _IS_RECENT = {
     "bitsandbytes": is_bitsandbytes_available,
@@ -88,7 +57,7 @@ _IS_RECENT = {
 
 
 def require_machine(settings: Settings) -> None:
-    """See that the machine has what the settings ask for.
+    """Check that the machine has the packages and devices that the settings need.
 
     Raises:
         MissingDependencyError: packages are missing; all are named, with the command that installs them.
@@ -97,48 +66,42 @@ def require_machine(settings: Settings) -> None:
     Proved by: tests/unit/settings/test_machine.py
     """
     require_packages(settings)
-    problems = list(_lacking(settings))
-    if problems:
-        raise_problems(SettingsError, "This machine lacks what is asked for; nothing was started.", problems)
+    if problems := list(_find_lacking(settings)):
+        raise_problems(SettingsError, "Requirements not met; nothing was started.", problems)
 
 
 def require_packages(settings: Settings) -> None:
-    """See that the packages are installed which the settings name, without importing one.
+    """Check that the packages that the settings need are installed, without importing one.
 
     Raises:
         MissingDependencyError: some are not, or are too old.
     """
-    found = list(_missing(settings))
-    if found:
-        names = " ".join(dict.fromkeys(name for name, _ in found))
+    if missing := list(_find_missing(settings)):
+        names = " ".join(dict.fromkeys(name for name, _ in missing))
         headline = f"Packages are missing; nothing was started. Run: pip install -U {names}"
-        raise_problems(MissingDependencyError, headline, [problem for _, problem in found])
+        raise_problems(MissingDependencyError, headline, [problem for _, problem in missing])
 
 
-def _missing(settings: Settings) -> Iterator[tuple[str, Problem]]:
+def _find_missing(settings: Settings) -> Iterator[tuple[str, Problem]]:
     """Find packages that are missing, by the name to install them by."""
+    needed: list[tuple[str, str, tuple[str, ...]]] = []
     module = READERS[settings.optim].package
     if module:
-        package, subject = OPTIMIZER_PACKAGES[module], show("optim", settings.optim)
-        if not package.is_installed:
-            yield package.name, Problem(subject, _not_installed(package))
-        elif module in _IS_RECENT and not _IS_RECENT[module]():
-            text = f"needs a newer {package.name}; run: pip install -U {package.name}"
-            yield package.name, Problem(subject, text)
-    if settings.use_liger_kernel and _has_gpu(settings) and not _LIGER.is_installed:
-        yield _LIGER.name, Problem("use_liger_kernel = True", _not_installed(_LIGER))
+        needed.append((show("optim", settings.optim), OPTIMIZER_PACKAGES[module], (module,)))
+    if settings.use_liger_kernel and _has_gpu(settings):
+        needed.append(("use_liger_kernel = True", "liger-kernel", ("liger_kernel",)))
     for reporter in settings.report_to if isinstance(settings.report_to, list) else ():
-        for package in REPORTER_PACKAGES.get(reporter, ()):
-            if not package.is_installed:
-                yield package.name, Problem(show("report_to", reporter), _not_installed(package))
+        packages = REPORTER_PACKAGES.get(reporter, {}).items()
+        needed += [(show("report_to", reporter), package, modules) for package, modules in packages]
+    for subject, package, modules in needed:
+        if not any(map(_is_found, modules)):
+            text = f"needs the package {package}, which is not installed; run: pip install {package}"
+            yield package, Problem(subject, text)
+        elif package in _IS_RECENT and not _IS_RECENT[package]():
+            yield package, Problem(subject, f"needs a newer {package}; run: pip install -U {package}")
 
 
-def _not_installed(package: Package) -> str:
-    return f"needs the package {package.name}, which is not installed; run: pip install {package.name}"
-
-
-def _lacking(settings: Settings) -> Iterator[Problem]:
-    """Find what else the machine lacks."""
+def _find_lacking(settings: Settings) -> Iterator[Problem]:
     if settings.tf32 and not is_torch_tf32_available():
         yield Problem("tf32 = True", "needs a GPU with TF32, Ampere or newer; leave it out")
     if READERS[settings.optim].needs_gpu and not _has_gpu(settings):

@@ -1,6 +1,6 @@
-"""What one should know about values that are carried: that a value has no effect, above all.
+"""Notes on supported values, above all that one has no effect.
 
-A value without effect is an error where it shows a mistake (settings/cross_checks.py). It gets a note where
+A value without effect is an error where it shows a mistake (settings/cross_checks.py), and gets a note where
 it is harmless and common, as in a file of settings that several runs share.
 """
 
@@ -8,44 +8,36 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hfbridge.settings.optimizer_requirements import ADAM_FIELDS, READERS
-from hfbridge.settings.rules import DEFAULTS, RULES, Value, is_same
+from hfbridge.settings.rules import DEFAULTS, Value, is_same
 from hfbridge.settings.schedulers import CONSTANT, FOLLOWING
 
 _READ_RUN_NAME = frozenset({"trackio", "wandb", "comet_ml", "mlflow", "dagshub", "swanlab"})
+_SCRIPT_FLAGS = ("do_train", "do_eval", "do_predict")
 
 
 def standing_notes(value: Value, given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Say what one should know about values that are carried.
+    """Find what the user should know about supported values.
 
     Args:
-        value: a setting by its name, given or default.
-        given: the values given, all of which are carried.
+        value: a setting by its name, set or default.
+        given: the values set.
 
     Yields:
         The name of a setting, and the note.
     """
     for name, entry in given.items():
-        rule = RULES[name]
-        if rule.note and entry != DEFAULTS[name]:
-            yield name, f"{name} is {rule.note}"
-        if (name == "num_train_epochs" or not is_same(entry, DEFAULTS[name])) and (
-            cause := _cause_without_effect(name, value)
-        ):
+        is_default = is_same(entry, DEFAULTS[name])
+        if name in _SCRIPT_FLAGS and not is_default:
+            yield name, f"{name} is a flag for scripts, read by neither the HF Trainer nor hfbridge"
+        if (name == "num_train_epochs" or not is_default) and (cause := _cause_without_effect(name, value)):
             yield name, f"{name} has no effect{cause}"
-    yield from _of_the_metric(value)
-
-
-def _of_the_metric(value: Value) -> Iterator[tuple[str, str]]:
-    """Tell of a schedule that waits for the metric to go the other way."""
-    if (
-        value("lr_scheduler_type") in FOLLOWING
-        and _is_greater_better(value)
-        and (value("lr_scheduler_kwargs") or {}).get("mode", "min") == "min"
-    ):
+    schedule, metric = value("lr_scheduler_type"), value("metric_for_best_model")
+    mode = (value("lr_scheduler_kwargs") or {}).get("mode", "min")
+    if schedule in FOLLOWING and mode == "min" and _is_greater_better(value):
         yield (
             "lr_scheduler_type",
-            f"lr_scheduler_type={value('lr_scheduler_type')!r} waits for {value('metric_for_best_model')} to "
-            'fall, and greater is better; lr_scheduler_kwargs={"mode": "max"} has it wait for a rise',
+            f"lr_scheduler_type={schedule!r} waits for {metric} to fall, and greater is better; "
+            'lr_scheduler_kwargs={"mode": "max"} has it wait for a rise',
         )
 
 
@@ -54,65 +46,45 @@ def _is_greater_better(value: Value) -> bool:
 
     Mirrors: transformers.TrainingArguments.__post_init__
     """
-    said = value("greater_is_better")
+    explicit = value("greater_is_better")
     metric = value("metric_for_best_model") or "loss"
-    return bool(said) if said is not None else not metric.endswith("loss")
+    return bool(explicit) if explicit is not None else not metric.endswith("loss")
 
 
 def _cause_without_effect(name: str, value: Value) -> str:
-    """Say what leaves a value that is not the default without effect, or empty text."""
-    optim, schedule = value("optim"), value("lr_scheduler_type")
-    by_optim, by_schedule = f' with optim="{optim}"', f" with lr_scheduler_type={schedule!r}"
-    if name == "num_train_epochs" and value("max_steps") > 0:
-        return f": max_steps={value('max_steps')} decides"
-    if name == "lr_scheduler_kwargs" and schedule in CONSTANT and value(name):
-        return by_schedule
-    if name == "warmup_steps" and schedule in ("constant", *FOLLOWING) and not _warms_up_itself(optim):
-        return by_schedule
-    if name in ADAM_FIELDS and name not in READERS[optim].adam:
-        return by_optim
-    if name == "weight_decay" and not READERS[optim].decays:
-        return by_optim
-    if name == "eval_steps" and value("eval_strategy") != "steps":
-        return f' with eval_strategy="{value("eval_strategy")}"'
-    if name == "eval_delay" and value("eval_strategy") == "no":
-        return ' with eval_strategy="no"'
-    if name == "logging_steps" and value("logging_strategy") != "steps" and not _counts_evaluations(value):
-        return f' with logging_strategy="{value("logging_strategy")}"'
-    if name == "data_seed" and value("train_sampling_strategy") == "sequential":
-        return ' with train_sampling_strategy="sequential"'
-    if name == "dataloader_in_order" and value("dataloader_num_workers") <= 1:
-        return " with fewer than two workers"
-    if name == "run_name" and value("report_to") != "all" and not _READ_RUN_NAME & {*value("report_to")}:
-        return ": no reporter in report_to reads it"
-    return _cause_without_checkpoints(name, value) or _cause_without_generation(name, value)
-
-
-def _cause_without_checkpoints(name: str, value: Value) -> str:
-    saves = value("save_strategy")
-    if name == "save_steps" and saves != "steps":
-        return f' with save_strategy="{saves}"'
-    if (
-        name in ("save_total_limit", "save_only_model")
-        and saves == "no"
-        and not value("enable_jit_checkpoint")
-    ):
-        return ' with save_strategy="no"'
-    return ""
-
-
-def _cause_without_generation(name: str, value: Value) -> str:
-    if name in ("generation_max_length", "generation_num_beams") and not value("predict_with_generate"):
-        return " without predict_with_generate=True"
-    if name == "predict_with_generate" and value("prediction_loss_only"):
-        return " with prediction_loss_only=True"
-    return ""
-
-
-def _warms_up_itself(optim: str) -> bool:
-    return optim in ("schedule_free_adamw", "schedule_free_sgd")
-
-
-def _counts_evaluations(value: Value) -> bool:
-    """Whether logging_steps stands in for eval_steps."""
-    return value("eval_strategy") == "steps" and not value("eval_steps")
+    """Describe what leaves a value that is not the default without effect; empty if nothing does."""
+    reader, reporters = READERS[value("optim")], value("report_to")
+    schedule, sampling = value("lr_scheduler_type"), value("train_sampling_strategy")
+    evaluating, logging, saving = value("eval_strategy"), value("logging_strategy"), value("save_strategy")
+    by_optim, by_schedule = f' with optim="{value("optim")}"', f" with lr_scheduler_type={schedule!r}"
+    warms_up_itself = value("optim") in ("schedule_free_adamw", "schedule_free_sgd")
+    replaces_eval_steps = evaluating == "steps" and not value("eval_steps")
+    is_saved = saving != "no" or value("enable_jit_checkpoint")
+    without_generate = not value("predict_with_generate"), " without predict_with_generate=True"
+    causes: dict[str, tuple[bool, str]] = {
+        **{field: (field not in reader.adam, by_optim) for field in ADAM_FIELDS},
+        "num_train_epochs": (value("max_steps") > 0, f": max_steps={value('max_steps')} decides"),
+        "lr_scheduler_kwargs": (schedule in CONSTANT and bool(value("lr_scheduler_kwargs")), by_schedule),
+        "warmup_steps": (schedule in ("constant", *FOLLOWING) and not warms_up_itself, by_schedule),
+        "weight_decay": (not reader.decays, by_optim),
+        "eval_steps": (evaluating != "steps", f' with eval_strategy="{evaluating}"'),
+        "eval_delay": (evaluating == "no", ' with eval_strategy="no"'),
+        "logging_steps": (
+            logging != "steps" and not replaces_eval_steps,
+            f' with logging_strategy="{logging}"',
+        ),
+        "data_seed": (sampling == "sequential", f' with train_sampling_strategy="{sampling}"'),
+        "dataloader_in_order": (value("dataloader_num_workers") <= 1, " with fewer than two workers"),
+        "run_name": (
+            reporters != "all" and _READ_RUN_NAME.isdisjoint(reporters),
+            ": no reporter in report_to reads it",
+        ),
+        "save_steps": (saving != "steps", f' with save_strategy="{saving}"'),
+        "save_total_limit": (not is_saved, ' with save_strategy="no"'),
+        "save_only_model": (not is_saved, ' with save_strategy="no"'),
+        "generation_max_length": without_generate,
+        "generation_num_beams": without_generate,
+        "predict_with_generate": (value("prediction_loss_only"), " with prediction_loss_only=True"),
+    }
+    applies, text = causes.get(name, (False, ""))
+    return text if applies else ""

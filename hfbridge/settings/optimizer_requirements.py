@@ -154,7 +154,7 @@ def check_optimizer(value: Value, given: Collection[str]) -> Iterator[Complaint]
     Proved by: tests/unit/settings/test_optimizer_requirements.py
     """
     optim, targets, text = value("optim"), value("optim_target_modules"), value("optim_args")
-    if not RULES["optim"].carries(optim):
+    if not RULES["optim"].supports(optim):
         return
     reader = READERS[optim]
     if reader.is_low_rank and targets is None:

@@ -1,7 +1,7 @@
 """What a run is going to do, as a value and as a page to read."""
 
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from types import MappingProxyType
@@ -40,13 +40,13 @@ class Row:
     Attributes:
         field: the setting.
         value: its value.
-        home: what uses the value, or the argument of Lightning that gets it.
-        note: what one should know about it, or empty.
+        used_by: what uses the value, or the argument of Lightning that gets it.
+        note: may be empty.
     """
 
     field: str
     value: object
-    home: str
+    used_by: str
     note: str = ""
 
 
@@ -57,13 +57,12 @@ class Plan:
     Attributes:
         settings: the settings, with the Trainer's arguments that mean the same.
         trainer_arguments: keyword arguments for `lightning.Trainer`.
-        rows: where each setting goes that was passed, or whose default has a note.
+        rows: of each setting that was passed, or whose default has a note.
         notes: what was decided on the way.
         strategy: by which strategy the ranks share the work.
-        undecided: arguments for `lightning.Trainer` that are known when the run is made; they are not among
-            `trainer_arguments`.
-        has_settings: the user passed settings; without any, the loop has Lightning's defaults.
-        validates: Lightning's loop validates, by the Trainer's arguments, and not `eval_strategy`.
+        undecided: arguments for `lightning.Trainer` that are known only when it runs.
+        has_settings: the user passed settings; without any, Lightning's defaults apply.
+        validates: the Trainer's arguments set when to validate, not `eval_strategy`.
         passed: the arguments of the Trainer as the user passed them.
     """
 
@@ -78,7 +77,6 @@ class Plan:
     passed: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     def __str__(self) -> str:
-        """Lay out the settings, each with its note below it, then Lightning's arguments, then other notes."""
         lines = [*self.table(), "", "lightning.Trainer", *self.arguments()]
         shown = "\n".join(row.note for row in self.rows)
         others = [note for note in self.notes if note not in shown]
@@ -89,7 +87,19 @@ class Plan:
 
     def table(self) -> Iterator[str]:
         """Lay out the settings in three columns, each with its note below it."""
-        return _table(self.rows)
+        cells = [("setting", "value", "goes to", "")]
+        for row in self.rows:
+            shown = show(row.field, row.value).partition(" = ")[2]
+            cells.append((row.field, shown, row.used_by, row.note))
+        names = max(len(line[0]) for line in cells)
+        values = max(min(len(line[1]), _VALUE_WIDTH) for line in cells)
+        users = _PAGE_WIDTH - names - values - 4
+        for name, value, used_by, note in cells:
+            columns = ([name], textwrap.wrap(value, values) or [""], textwrap.wrap(used_by, users))
+            for first, second, third in zip_longest(*columns, fillvalue=""):
+                yield f"{first:<{names}}  {second:<{values}}  {third}".rstrip()
+            if note:
+                yield from _wrap(f"note: {note}", indent=4)
 
     def arguments(self) -> Iterator[str]:
         """Lay out the arguments for `lightning.Trainer`, with a reason where a value needs one."""
@@ -99,24 +109,7 @@ class Plan:
             yield from _wrap(f"{name}: {UNDECIDED}", indent=2)
 
 
-def _table(rows: Iterable[Row]) -> Iterator[str]:
-    """Lay out three columns; long values and homes are wrapped, and a note has lines of its own."""
-    cells = [("setting", "value", "goes to", "")]
-    for row in rows:
-        cells.append((row.field, show(row.field, row.value).partition(" = ")[2], row.home, row.note))
-    names = max(len(line[0]) for line in cells)
-    values = max(min(len(line[1]), _VALUE_WIDTH) for line in cells)
-    homes = _PAGE_WIDTH - names - values - 4
-    for name, value, home, note in cells:
-        columns = ([name], textwrap.wrap(value, values) or [""], textwrap.wrap(home, homes))
-        for first, second, third in zip_longest(*columns, fillvalue=""):
-            yield f"{first:<{names}}  {second:<{values}}  {third}".rstrip()
-        if note:
-            yield from _wrap(f"note: {note}", indent=4)
-
-
 def _wrap(text: str, *, indent: int) -> list[str]:
-    """Wrap a text to the page; lines after the first are indented further."""
     return textwrap.wrap(
         text,
         _PAGE_WIDTH,
@@ -127,7 +120,7 @@ def _wrap(text: str, *, indent: int) -> list[str]:
 
 
 def _argument(name: str, value: object) -> str:
-    """Write an argument of Lightning: objects by their class, epochs that never come as never; and why."""
+    """Write an argument of Lightning, objects by their class, and why it has that value."""
     if isinstance(value, list | tuple):
         return f"[{', '.join(_argument('', entry) for entry in value)}]"
     is_plain = value is None or isinstance(value, str | int | float)

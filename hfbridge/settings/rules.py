@@ -1,14 +1,11 @@
-"""One rule per setting: where its value goes in hfbridge, which values are carried, and why not the others.
+"""One rule per setting: where its value goes, which values are supported, and why not the others.
 
-Knows the fields of `transformers.TrainingArguments` and `Seq2SeqTrainingArguments` by name; their defaults
-are read from the installed transformers. A rule carries
-
+    support   supported values
     all       every valid value
     some      the values it lists, or all but those it lists
-    default   the default, and values that natively mean the same
+    default   the default, and values that mean the same to transformers
 
-and a value it does not carry is refused with its reason, which ends in what to do. A test fails when
-transformers has a field without a rule, or a rule is without a field.
+Defaults are those of the installed transformers.
 """
 
 import json
@@ -33,11 +30,9 @@ class Unread(str):
     __slots__ = ()
 
 
-NOT_CARRIED = "not carried by this version of hfbridge"
+UNSUPPORTED = "not supported by hfbridge"
 
 _SHOWN = 80  # characters of a value that a message shows
-
-_SCRIPT_FLAG = "a flag for scripts, read by neither the native Trainer nor hfbridge"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,34 +41,32 @@ class Rule:
 
     Attributes:
         name: the field of `TrainingArguments`.
-        home: what uses the value, in words that need no knowledge of hfbridge.
-        carried: whether all, some or only default values are honoured.
-        values: with "some" the values honoured, or all of them if empty; with "default" those that mean the
+        used_by: what uses the value, for readers who know transformers and Lightning, but not hfbridge.
+        support: whether all, some or only default values are supported.
+        values: with "some" the supported values, or all of them if empty; with "default" those that mean the
             default.
-        refused: with "some", values that are not honoured.
+        unsupported: with "some", values that are not supported.
         keys: with "some", the keys a dictionary may have.
-        reason: why other values are refused, and what to do.
-        note: what one should know about a value that is carried and not the default.
+        reason: why other values are not supported, and what to do.
     """
 
     name: str
-    home: str
-    carried: Literal["all", "some", "default"]
+    used_by: str
+    support: Literal["all", "some", "default"] = "all"
     values: tuple[object, ...] = ()
-    refused: tuple[object, ...] = ()
+    unsupported: tuple[object, ...] = ()
     keys: tuple[str, ...] = ()
     reason: str = ""
-    note: str = ""
 
-    def carries(self, value: object) -> bool:
-        """Whether a valid, plain value is honoured."""
-        if self.carried == "all" or is_same(value, DEFAULTS[self.name]):
+    def supports(self, value: object) -> bool:
+        """Whether a valid, plain value is supported."""
+        if self.support == "all" or is_same(value, DEFAULTS[self.name]):
             return True
-        if self.carried == "default":
+        if self.support == "default":
             return any(is_same(value, other) for other in self.values)
         if self.keys and isinstance(value, Mapping):
             return set(self.keys).issuperset(value)
-        return value not in self.refused and (not self.values or value in self.values)
+        return value not in self.unsupported and (not self.values or value in self.values)
 
 
 def is_same(one: object, other: object) -> bool:
@@ -82,7 +75,7 @@ def is_same(one: object, other: object) -> bool:
 
 
 def show(name: str, value: object) -> str:
-    """Write a setting as messages show it: strings in double quotes, long values cut, tokens hidden."""
+    """Write a setting as messages show it: strings in double quotes, long values shortened, tokens hidden."""
     if name.endswith("_token") and value is not None:
         return f"{name} = <hidden>"
     text = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
@@ -107,53 +100,44 @@ SEQ2SEQ_FIELDS: frozenset[str] = frozenset(DEFAULTS) - {field.name for field in 
 """The settings that only `Seq2SeqTrainingArguments` has."""
 
 
-def _all(name: str, home: str, note: str = "") -> Rule:
-    return Rule(name, home, "all", note=note)
+def _default(used_by: str, reason: str, *names: str) -> tuple[Rule, ...]:
+    return tuple(Rule(name, used_by, "default", reason=reason) for name in names)
 
 
-def _some(name: str, home: str, values: tuple[object, ...], reason: str) -> Rule:
-    return Rule(name, home, "some", values=values, reason=reason)
+def _all(used_by: str, *names: str) -> tuple[Rule, ...]:
+    return tuple(Rule(name, used_by) for name in names)
 
 
-def _default(name: str, home: str, reason: str, *same: object) -> Rule:
-    return Rule(name, home, "default", values=same, reason=reason)
-
-
-# In the words of those who know transformers' Trainer and Lightning: plans and `hfbridge explain` show them.
+# Plans, `hfbridge explain` and docs/settings.md show these.
 _MODEL, _OPTIMIZER, _SCHEDULE, _LOSS = (
     "the model",
     "the optimizer",
     "the learning rate's schedule",
     "the loss",
 )
-_STEP, _LOADER, _LOADERS = "each optimizer step", "the training loader", "the data loaders"
+_LOADER, _LOADERS, _STRATEGY = "the training loader", "the data loaders", "the strategy"
 _LOGGING, _EVALUATING, _SAVING = "when to log, and where to", "when to evaluate", "when to save"
 _EVALUATION, _WRITER, _BEST = "evaluation", "the checkpoints", "which checkpoint is the best"
-_STRATEGY, _NOWHERE = "the strategy", "nowhere"
+_VERBOSITY = "transformers.logging: the process's verbosity"
+_NOWHERE = "nowhere"
 
-_OR_NATIVE = "or use the native Trainer"
-_NO_HUB = 'nothing is pushed while training; call module.model.push_to_hub("name") after fit'
-_NO_DDP = "training runs in one process on one device; leave it out"
-
-_RULES = (
+_RULES: tuple[Rule, ...] = (
     # Output, duration, batch size
-    _all("output_dir", "Trainer(default_root_dir=)"),
-    _all("per_device_train_batch_size", "the training loader: samples of a micro-batch"),
-    _all(
+    *_all("Trainer(default_root_dir=)", "output_dir"),
+    *_all("the training loader: samples of a micro-batch", "per_device_train_batch_size"),
+    Rule(
         "num_train_epochs",
         "Trainer(max_epochs=), rounded up; the exact number of steps once the data is known",
     ),
-    _all("max_steps", "Trainer(max_steps=)"),
+    *_all("Trainer(max_steps=)", "max_steps"),
     # Optimizer and schedule
-    _all("learning_rate", _OPTIMIZER),
-    _all("lr_scheduler_type", _SCHEDULE),
-    _all("lr_scheduler_kwargs", _SCHEDULE),
-    _all("warmup_steps", _SCHEDULE),
+    *_all(_OPTIMIZER, "learning_rate"),
+    *_all(_SCHEDULE, "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
     Rule(
         "optim",
         _OPTIMIZER,
         "some",
-        refused=(
+        unsupported=(
             "lomo",
             "adalomo",
             "adamw_torch_xla",
@@ -165,92 +149,73 @@ _RULES = (
             "apollo_adamw_layerwise",
         ),
         reason=(
-            "LOMO and *_layerwise optimizers step during the backward pass, and natively neither schedule "
-            "nor clipping reaches the latter; XLA, NPU and torchdistx cannot be had here; use "
+            "LOMO and *_layerwise optimizers step during the backward pass, and in the HF Trainer neither "
+            "schedule nor clipping reaches the latter; XLA, NPU and torchdistx are not available here; use "
             '"adamw_torch", "galore_adamw" or "apollo_adamw"'
         ),
     ),
-    _all("optim_args", _OPTIMIZER),
-    _all("weight_decay", _OPTIMIZER),
-    _all("adam_beta1", _OPTIMIZER),
-    _all("adam_beta2", _OPTIMIZER),
-    _all("adam_epsilon", _OPTIMIZER),
-    _all("optim_target_modules", _OPTIMIZER),
-    _all("gradient_accumulation_steps", "each optimizer step: its micro-batches"),
-    _all("average_tokens_across_devices", _LOSS),
-    _all("max_grad_norm", "each optimizer step: clips the gradients"),
-    _all("label_smoothing_factor", _LOSS),
+    *_all(_OPTIMIZER, "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
+    *_all(_OPTIMIZER, "optim_target_modules"),
+    *_all("each optimizer step: its micro-batches", "gradient_accumulation_steps"),
+    *_all(_LOSS, "average_tokens_across_devices"),
+    *_all("each optimizer step: clips the gradients", "max_grad_norm"),
+    *_all(_LOSS, "label_smoothing_factor"),
     # Precision, memory, compilation
-    _all("bf16", "autocast around the model's forward"),
-    _default("fp16", _MODEL, f"there is no gradient scaler; use bf16=True, {_OR_NATIVE}"),
-    _all("bf16_full_eval", _EVALUATION),
-    _all("fp16_full_eval", _EVALUATION),
-    _all("tf32", "torch: a switch of the process"),
-    _all("activation_checkpointing", _MODEL),
-    _all("activation_checkpointing_kwargs", _MODEL),
-    _default("gradient_checkpointing", _MODEL, "now called activation_checkpointing"),
-    _default("gradient_checkpointing_kwargs", _MODEL, "now called activation_checkpointing_kwargs"),
-    _all("torch_compile", _MODEL),
-    _all("torch_compile_backend", _MODEL),
-    _all("torch_compile_mode", _MODEL),
-    _all("use_liger_kernel", "the model, on a GPU; refused off it"),
-    _all("liger_kernel_config", "the model, on a GPU"),
-    _all("use_cache", "model.config.use_cache"),
-    _all("neftune_noise_alpha", "the model's embeddings"),
-    _all("torch_empty_cache_steps", _STEP),
-    _all("auto_find_batch_size", "Trainer.fit: begins again with smaller micro-batches"),
+    *_all("autocast around the model's forward", "bf16"),
+    *_default(_MODEL, "there is no gradient scaler; use bf16=True, or the HF Trainer", "fp16"),
+    *_all(_EVALUATION, "bf16_full_eval", "fp16_full_eval"),
+    *_all("torch: a switch of the process", "tf32"),
+    *_all(_MODEL, "activation_checkpointing", "activation_checkpointing_kwargs"),
+    *_default(_MODEL, "now called activation_checkpointing", "gradient_checkpointing"),
+    *_default(_MODEL, "now called activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"),
+    *_all(_MODEL, "torch_compile", "torch_compile_backend", "torch_compile_mode"),
+    *_all("the model, on a GPU; an error without one", "use_liger_kernel"),
+    *_all("the model, on a GPU", "liger_kernel_config"),
+    *_all("model.config.use_cache", "use_cache"),
+    *_all("the model's embeddings", "neftune_noise_alpha"),
+    *_all("each optimizer step", "torch_empty_cache_steps"),
+    *_all("Trainer.fit: starts again with smaller micro-batches", "auto_find_batch_size"),
     # Logging and reporting
-    _all("logging_strategy", _LOGGING),
-    _all("logging_steps", _LOGGING),
-    _all("logging_first_step", _LOGGING),
-    _all("log_on_each_node", "transformers.logging: the process's verbosity"),
-    _all("logging_nan_inf_filter", "the loss that is logged"),
-    _all("include_num_input_tokens_seen", _LOGGING),
-    _all("log_level", "transformers.logging: the process's verbosity"),
-    _all("log_level_replica", "transformers.logging: the process's verbosity"),
-    _all("disable_tqdm", "Trainer(enable_progress_bar=)"),
-    _all("report_to", _LOGGING),
-    _all("run_name", _LOGGING),
-    _all("project", _LOGGING),
-    _all("trackio_space_id", _LOGGING),
-    _all("trackio_bucket_id", _LOGGING),
-    _all("trackio_static_space_id", _LOGGING),
+    *_all(_LOGGING, "logging_strategy", "logging_steps", "logging_first_step"),
+    *_all(_VERBOSITY, "log_on_each_node"),
+    *_all("the loss that is logged", "logging_nan_inf_filter"),
+    *_all(_LOGGING, "include_num_input_tokens_seen"),
+    *_all(_VERBOSITY, "log_level", "log_level_replica"),
+    *_all("Trainer(enable_progress_bar=)", "disable_tqdm"),
+    *_all(_LOGGING, "report_to", "run_name", "project"),
+    *_all(_LOGGING, "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
     # Evaluation and metrics
-    _all("eval_strategy", _EVALUATING),
-    _all("eval_steps", _EVALUATING),
-    _all("eval_delay", _EVALUATING),
-    _all("per_device_eval_batch_size", "the evaluation loader"),
-    _all("prediction_loss_only", _EVALUATION),
-    _all("eval_on_start", _EVALUATING),
-    _all("eval_do_concat_batches", _EVALUATION),
-    _all("eval_use_gather_object", _EVALUATION),
-    _all("eval_accumulation_steps", _EVALUATION),
-    _all("include_for_metrics", _EVALUATION),
-    _all("batch_eval_metrics", _EVALUATION),
+    *_all(_EVALUATING, "eval_strategy", "eval_steps", "eval_delay"),
+    *_all("the evaluation loader", "per_device_eval_batch_size"),
+    *_all(_EVALUATION, "prediction_loss_only"),
+    *_all(_EVALUATING, "eval_on_start"),
+    *_all(_EVALUATION, "eval_do_concat_batches", "eval_use_gather_object", "eval_accumulation_steps"),
+    *_all(_EVALUATION, "include_for_metrics", "batch_eval_metrics"),
     # Checkpoints, Hub, best model, resuming
-    _all("save_only_model", _WRITER),
-    _all("save_strategy", _SAVING),
-    _all("save_steps", _SAVING),
-    _all("save_on_each_node", _WRITER),
-    _all("save_total_limit", _WRITER),
-    _all("enable_jit_checkpoint", "SIGTERM saves a checkpoint, and ends the run"),
-    _default("push_to_hub", _NOWHERE, _NO_HUB),
-    _default("hub_token", _NOWHERE, _NO_HUB),
-    _default("hub_private_repo", _NOWHERE, _NO_HUB),
-    _default("hub_model_id", _NOWHERE, _NO_HUB),
-    _default("hub_strategy", _NOWHERE, _NO_HUB),
-    _default("hub_always_push", _NOWHERE, _NO_HUB),
-    _default("hub_revision", _NOWHERE, _NO_HUB),
-    _all("load_best_model_at_end", "the model, at the end: the best checkpoint's weights"),
-    _all("metric_for_best_model", _BEST),
-    _all("greater_is_better", _BEST),
-    _all("ignore_data_skip", "the training loader of a resumed run"),
-    _all("restore_callback_states_from_checkpoint", "the callbacks of a resumed run"),
+    *_all(_WRITER, "save_only_model"),
+    *_all(_SAVING, "save_strategy", "save_steps"),
+    *_all(_WRITER, "save_on_each_node", "save_total_limit"),
+    *_all("SIGTERM saves a checkpoint, and ends the run", "enable_jit_checkpoint"),
+    *_default(
+        _NOWHERE,
+        'nothing is pushed while training; call module.model.push_to_hub("name") after fit',
+        "push_to_hub",
+        "hub_token",
+        "hub_private_repo",
+        "hub_model_id",
+        "hub_strategy",
+        "hub_always_push",
+        "hub_revision",
+    ),
+    *_all("the model, at the end: the best checkpoint's weights", "load_best_model_at_end"),
+    *_all(_BEST, "metric_for_best_model", "greater_is_better"),
+    *_all("the training loader of a resumed run", "ignore_data_skip"),
+    *_all("the callbacks of a resumed run", "restore_callback_states_from_checkpoint"),
     # Reproducibility, hardware, accelerate
-    _all("full_determinism", "transformers.enable_full_determinism before fit"),
-    _all("seed", "transformers.set_seed before fit"),
-    _all("data_seed", _LOADER),
-    _all("use_cpu", "Trainer(accelerator=)"),
+    *_all("transformers.enable_full_determinism before fit", "full_determinism"),
+    *_all("transformers.set_seed before fit", "seed"),
+    *_all(_LOADER, "data_seed"),
+    *_all("Trainer(accelerator=)", "use_cpu"),
     Rule(
         "accelerator_config",
         _LOADERS,
@@ -258,47 +223,44 @@ _RULES = (
         keys=("split_batches", "dispatch_batches", "even_batches", "non_blocking", "use_seedable_sampler"),
         reason="leave the key out, and pass gradient_accumulation_steps as a setting of its own",
     ),
-    _default("parallelism_config", _STRATEGY, "training runs in one process on one device; leave it out"),
+    *_default(_STRATEGY, "training runs in one process on one device; leave it out", "parallelism_config"),
     # Data loading
-    _all("dataloader_drop_last", _LOADERS),
-    _all("dataloader_num_workers", _LOADERS),
-    _all("dataloader_pin_memory", _LOADERS),
-    _all("dataloader_persistent_workers", _LOADERS),
-    _all("dataloader_prefetch_factor", _LOADERS),
-    _all("dataloader_multiprocessing_context", _LOADERS),
-    _all("dataloader_in_order", _LOADERS),
-    _all("remove_unused_columns", "the columns that the model is given"),
-    _all("label_names", "the columns that are labels"),
-    _all("train_sampling_strategy", _LOADER),
-    _all("length_column_name", _LOADER),
+    *_all(_LOADERS, "dataloader_drop_last", "dataloader_num_workers", "dataloader_pin_memory"),
+    *_all(_LOADERS, "dataloader_persistent_workers", "dataloader_prefetch_factor"),
+    *_all(_LOADERS, "dataloader_multiprocessing_context", "dataloader_in_order"),
+    *_all("the columns that the model is given", "remove_unused_columns"),
+    *_all("the columns that are labels", "label_names"),
+    *_all(_LOADER, "train_sampling_strategy", "length_column_name"),
     # DDP, FSDP, DeepSpeed, debugging, script flags
-    _all("ddp_find_unused_parameters", _STRATEGY),
-    _all("ddp_bucket_cap_mb", _STRATEGY),
-    _all("ddp_broadcast_buffers", _STRATEGY),
-    _all("ddp_static_graph", _STRATEGY),
-    _some("ddp_backend", _STRATEGY, ("gloo", "nccl"), "Lightning opens groups of gloo and nccl only"),
-    _all("ddp_timeout", _STRATEGY),
-    _all("fsdp", 'the strategy: "fsdp2", or "fsdp"'),
-    _all("fsdp_config", 'the strategy: "fsdp2", or "fsdp"'),
-    _all("deepspeed", _STRATEGY),
-    _some(
+    *_all(_STRATEGY, "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers"),
+    *_all(_STRATEGY, "ddp_static_graph"),
+    Rule(
+        "ddp_backend",
+        _STRATEGY,
+        "some",
+        values=("gloo", "nccl"),
+        reason="Lightning opens groups of gloo and nccl only",
+    ),
+    *_all(_STRATEGY, "ddp_timeout"),
+    *_all('the strategy: "fsdp2", or "fsdp"', "fsdp", "fsdp_config"),
+    *_all(_STRATEGY, "deepspeed"),
+    Rule(
         "debug",
         _MODEL,
-        ("", "underflow_overflow"),
-        'there is no TPU here; use debug="underflow_overflow", or leave it out',
+        "some",
+        values=("", "underflow_overflow"),
+        reason='TPUs are not supported; use debug="underflow_overflow", or leave it out',
     ),
-    _all("skip_memory_metrics", "the metrics of training and evaluation"),
-    _all("do_train", _NOWHERE, _SCRIPT_FLAG),
-    _all("do_eval", _NOWHERE, _SCRIPT_FLAG),
-    _all("do_predict", _NOWHERE, _SCRIPT_FLAG),
-    _all("resume_from_checkpoint", "Trainer.fit(ckpt_path=)"),
-    _default("local_rank", _NOWHERE, "ranks come from the launcher's environment; leave it out"),
+    *_all("the metrics of training and evaluation", "skip_memory_metrics"),
+    *_all(_NOWHERE, "do_train", "do_eval", "do_predict"),
+    *_all("Trainer.fit(ckpt_path=)", "resume_from_checkpoint"),
+    *_default(_NOWHERE, "ranks come from the launcher's environment; leave it out", "local_rank"),
     # Seq2SeqTrainingArguments
-    _default("sortish_sampler", _NOWHERE, "the native Trainer does not read it either; leave it out"),
-    _all("predict_with_generate", _EVALUATION),
-    _all("generation_max_length", "evaluation: max_length of generate"),
-    _all("generation_num_beams", "evaluation: num_beams of generate"),
-    _all("generation_config", "model.generation_config"),
+    *_default(_NOWHERE, "the HF Trainer does not read it either; leave it out", "sortish_sampler"),
+    *_all(_EVALUATION, "predict_with_generate"),
+    *_all("evaluation: max_length of generate", "generation_max_length"),
+    *_all("evaluation: num_beams of generate", "generation_num_beams"),
+    *_all("model.generation_config", "generation_config"),
 )
 
 RULES: Mapping[str, Rule] = MappingProxyType({rule.name: rule for rule in _RULES})

@@ -516,4 +516,4 @@ def _rows(settings: Settings) -> Iterable[Row]:
     for name, rule in RULES.items():
         notes = settings.notes_on(name)
         if name in settings.given or notes:
-            yield Row(name, getattr(settings, name), rule.home, "; ".join(notes))
+            yield Row(name, getattr(settings, name), rule.used_by, "; ".join(notes))

@@ -1,12 +1,11 @@
-"""`TrainingArguments` objects: what their user gave, read without asking them for a device.
+"""Read what the user set from a `TrainingArguments`, without touching its device.
 
-A finished `TrainingArguments` no longer tells given values from defaults, and has filled in some fields from
-others. Such a value is left out here, because the object built again from the rest has it again:
+A finished `TrainingArguments` has set some fields from others. Such a value is left out here, because the
+object built again from the rest has it again:
 
     value in the object                                 comes from
     output_dir="trainer_output"                         no output_dir
     disable_tqdm=False                                  the verbosity of transformers
-    activation_checkpointing=False                      not given
     gradient_checkpointing(_kwargs)                     mirror activation_checkpointing(_kwargs)
     eval_steps=logging_steps                            eval_strategy="steps" without eval_steps
     do_eval=True                                        an eval_strategy
@@ -15,7 +14,6 @@ others. Such a value is left out here, because the object built again from the r
     greater_is_better                                   metric_for_best_model
     torch_compile=True                                  torch_compile_backend or _mode
     torch_compile_backend="inductor"                    torch_compile
-    accelerator_config=AcceleratorConfig()              no accelerator_config
 """
 
 import logging
@@ -29,13 +27,13 @@ from hfbridge.settings.validation import simplify
 
 
 def read(arguments: TrainingArguments) -> dict[str, object]:
-    """Read what differs from a `TrainingArguments` to which nothing was given.
+    """Read the values that differ from the defaults, those of a subclass's own fields included.
 
     Args:
         arguments: read field by field and left alone; its properties are not touched.
 
     Returns:
-        Plain values by name. Fields that a subclass adds are among them if they differ from its default.
+        Plain values by name.
     """
     found: dict[str, object] = {}
     for field in fields(arguments):
@@ -84,5 +82,5 @@ def _is_filled_in(name: str, value: object, found: dict[str, object]) -> bool:
         derived["metric_for_best_model"] = "loss"
     if isinstance(best := final("metric_for_best_model"), str):
         derived["greater_is_better"] = not best.endswith("loss")
-    # True is kept: without it the progress bar would come back.
+    # disable_tqdm=True is kept: without it the progress bar would come back.
     return name in derived and is_same(value, derived[name]) and not (name == "disable_tqdm" and value)

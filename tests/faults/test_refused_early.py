@@ -138,7 +138,7 @@ def test_settings_that_are_not_carried_say_what_to_do(setting: str, value: Any, 
         hfbridge.Trainer({**BASE, setting: value})
     (problem,) = caught.value.problems
     assert problem.subject.startswith(f"{setting} = ")
-    assert "not carried by this version of hfbridge" in problem.text
+    assert "not supported by hfbridge" in problem.text
     assert cure in problem.text
 
 

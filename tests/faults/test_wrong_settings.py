@@ -255,9 +255,7 @@ def test_everything_wrong_is_told_at_once_in_the_order_written() -> None:
     }
     with pytest.raises(SettingsError) as caught:
         hfbridge.Trainer(values)
-    assert str(caught.value).startswith(
-        "8 of 10 settings cannot be carried to Lightning; nothing was started."
-    )
+    assert str(caught.value).startswith("8 of 10 settings cannot be used; nothing was started.")
     names = [problem.subject.split(" = ")[0] for problem in caught.value.problems]
     wrong = [name for name in values if name not in ("optim", "lr_scheduler_type")]
     assert list(dict.fromkeys(names)) == wrong

@@ -46,7 +46,9 @@ def test_all_sources_say_the_same() -> None:
 def test_every_row_says_where_the_setting_goes() -> None:
     part = only(explain(VALUES))
     assert part.plan is not None
-    assert {row.field: row.home for row in part.plan.rows} == {name: RULES[name].home for name in VALUES}
+    assert {row.field: row.used_by for row in part.plan.rows} == {
+        name: RULES[name].used_by for name in VALUES
+    }
     page = str(explain(VALUES))
     assert "learning_rate" in page
     assert "the optimizer" in page

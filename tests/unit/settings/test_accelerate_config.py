@@ -16,8 +16,14 @@ from accelerate.utils import TorchDynamoPlugin
 from accelerate.utils.constants import FSDP_STATE_DICT_TYPE
 
 from hfbridge import Settings, SettingsError, Trainer
-from hfbridge.settings.accelerate_config import AccelerateConfig, read_accelerate_config
-from hfbridge.settings.accelerate_keys import DEEPSPEED_KEYS, DYNAMO_KEYS, FSDP_KEYS, KEYS
+from hfbridge.settings.accelerate_config import (
+    DEEPSPEED_KEYS,
+    DYNAMO_KEYS,
+    FSDP_KEYS,
+    KEYS,
+    AccelerateConfig,
+    read_accelerate_config,
+)
 
 # What `accelerate config` writes for one machine without GPUs, and the answer NO to every question.
 PLAIN: dict[str, Any] = {
@@ -241,7 +247,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "fp8": ({"mixed_precision": "fp8"}, "8-bit training"),
     "fp8's own": ({"fp8_config": {"backend": "TE"}}, "fp8_config"),
     "a precision that there is not": ({"mixed_precision": "fp64"}, "must be no or bf16"),
-    "TPU": ({"distributed_type": "XLA"}, "there is no TPU here"),
+    "TPU": ({"distributed_type": "XLA"}, "TPUs are not supported"),
     "TPU pods": ({"tpu_name": "pod", "tpu_use_cluster": True}, "tpu_name"),
     "downcasting": ({"downcast_bf16": "yes"}, "downcast_bf16"),
     "Megatron": ({"distributed_type": "MEGATRON_LM"}, "Megatron-LM"),
@@ -249,10 +255,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "other devices": ({"distributed_type": "MULTI_NPU", "num_processes": 2}, "CPUs and CUDA devices"),
     "SageMaker": ({"compute_environment": "AMAZON_SAGEMAKER", "ec2_instance_type": "ml"}, "SageMaker"),
     "MPI": ({"mpirun_config": {"mpirun_hostfile": "hosts"}}, "torchrun"),
-    "parts of layers": ({"parallelism_config": {"parallelism_config_tp_size": 2}}, "not cut"),
+    "parts of layers": (
+        {"parallelism_config": {"parallelism_config_tp_size": 2}},
+        "tensor and sequence parallelism are not supported",
+    ),
     "an unknown key": ({"num_procesess": 2}, "did you mean num_processes"),
     "no number": ({"num_processes": "two"}, "must be a number"),
-    "several of one": ({"num_processes": 2}, "say MULTI_GPU or MULTI_CPU"),
+    "several of one": ({"num_processes": 2}, "set MULTI_GPU or MULTI_CPU"),
     "uneven machines": (
         {
             "distributed_type": "MULTI_GPU",
@@ -261,7 +270,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
             "main_process_ip": "a",
             "main_process_port": 1,
         },
-        "cannot be dealt evenly",
+        "cannot be divided evenly",
     ),
     "machines without a meeting place": (
         {"distributed_type": "MULTI_GPU", "num_processes": 2, "num_machines": 2, "main_process_port": 1},
@@ -283,14 +292,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"distributed_type": "MULTI_GPU", "num_processes": 2, "gpu_ids": "0,1,2"},
         "3 devices for 2",
     ),
-    "regions": ({"dynamo_config": {"dynamo_use_regional_compilation": True}}, "compiled whole"),
+    "regions": ({"dynamo_config": {"dynamo_use_regional_compilation": True}}, "the full model is compiled"),
     "an unknown key of a section": (
         {"distributed_type": "FSDP", "fsdp_config": {"fsdp_ofload_params": True}},
         "did you mean offload_params",
     ),
     "ignored modules": (
         {"distributed_type": "FSDP", "fsdp_config": {"fsdp_ignored_modules": "a"}},
-        "FSDP shares all modules",
+        "FSDP shards all modules",
     ),
     "DeepSpeed's launchers": (
         {
@@ -304,7 +313,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
             "distributed_type": "DEEPSPEED",
             "deepspeed_config": {"deepspeed_config_file": "ds.json", "zero_stage": 2},
         },
-        "said in the file",
+        "belongs in the file",
     ),
 }
 

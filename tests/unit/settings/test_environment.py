@@ -23,7 +23,7 @@ def ask(monkeypatch, variables, strategy="ddp", **settings):
         (FSDP, "ACCELERATE_USE_FSDP=true .*fsdp=True"),
         (DEEPSPEED, "ACCELERATE_USE_DEEPSPEED=true .*deepspeed="),
         ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, 'torch_compile_backend="inductor"'),
-        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "ACCELERATE_USE_MEGATRON_LM=true .*not carried"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "ACCELERATE_USE_MEGATRON_LM=true .*not supported"),
         ({"ACCELERATE_USE_PARALLELISM_CONFIG": "1"}, "ACCELERATE_USE_PARALLELISM_CONFIG"),
     ],
 )

@@ -158,7 +158,7 @@ def test_tokens_are_not_written(suffix: str, monkeypatch: pytest.MonkeyPatch) ->
         ("run.json", "[1]", r'holds a list; it must be a mapping .*{"learning_rate": 5e-5}'),
         ("run.json", "null", r"holds a NoneType"),
         ("run.yaml", b"\xff\xfe\x00", r"cannot be read \(seen from .*\): it is no UTF-8 text"),
-        ("run.yaml", "learning_rat: 1", r"^run\.yaml: 1 of 1 setting cannot be carried"),
+        ("run.yaml", "learning_rat: 1", r"^run\.yaml: 1 of 1 setting cannot be used"),
         ("run.json", '{"learning_rate": NaN}', r"^run\.json: 1 of 1 setting(.|\n)*finite"),
     ],
 )

@@ -20,7 +20,7 @@ def problem_of(**values):
 
 
 def test_every_optimizer_that_is_carried_has_a_reader():
-    assert set(READERS) == {name.value for name in OptimizerNames if RULES["optim"].carries(name.value)}
+    assert set(READERS) == {name.value for name in OptimizerNames if RULES["optim"].supports(name.value)}
 
 
 def test_every_package_is_known_by_the_name_to_install():

@@ -12,7 +12,7 @@ from transformers.training_args import OptimizerNames
 import hfbridge
 from hfbridge.errors import SettingsError
 from hfbridge.settings import Settings
-from hfbridge.settings.rules import DEFAULTS, NOT_CARRIED, RULES, SEQ2SEQ_FIELDS, is_same, show
+from hfbridge.settings.rules import DEFAULTS, RULES, SEQ2SEQ_FIELDS, UNSUPPORTED, is_same, show
 
 CARRIED = {
     "output_dir": "elsewhere",
@@ -212,9 +212,9 @@ def test_another_value_is_refused_by_name_with_what_to_do(name):
     with pytest.raises(SettingsError) as caught:
         Settings(**{name: REFUSED[name]})
     message = str(caught.value)
-    assert message.startswith("1 of 1 setting cannot be carried to Lightning; nothing was started.\n")
+    assert message.startswith("1 of 1 setting cannot be used; nothing was started.\n")
     assert f"  {name} = " in message
-    assert caught.value.problems[0].text == f"{NOT_CARRIED}: {RULES[name].reason}"
+    assert caught.value.problems[0].text == f"{UNSUPPORTED}: {RULES[name].reason}"
     assert "hf_secret" not in message
 
 
@@ -233,14 +233,14 @@ def test_homes_speak_of_what_users_of_the_trainer_and_lightning_know() -> None:
         if isinstance(node, ast.ClassDef) and node.name != "Trainer"
     ]
     assert {"CallbackHost", "TrainLoader", "HFModule"} <= set(ours)
-    found = {rule.name for rule in RULES.values() if re.search(rf"\b({'|'.join(ours)})\b", rule.home)}
+    found = {rule.name for rule in RULES.values() if re.search(rf"\b({'|'.join(ours)})\b", rule.used_by)}
     assert found == set()
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=lambda rule: rule.name)
 def test_a_rule_says_where_the_value_goes_and_why_not(rule):
-    assert rule.home
-    refuses = rule.carried == "default" or bool(rule.values or rule.refused or rule.keys)
+    assert rule.used_by
+    refuses = rule.support == "default" or bool(rule.values or rule.unsupported or rule.keys)
     assert bool(rule.reason) == refuses
 
 
@@ -292,16 +292,16 @@ def test_schedules_that_follow_a_metric_need_evaluations(value):
     ]
 
 
-@pytest.mark.parametrize("optim", RULES["optim"].refused)
+@pytest.mark.parametrize("optim", RULES["optim"].unsupported)
 def test_optimizers_that_cannot_be_had_are_refused_with_another(optim):
-    with pytest.raises(SettingsError, match=f'(?s){NOT_CARRIED}: .*use\\s+"adamw_torch"'):
+    with pytest.raises(SettingsError, match=f'(?s){UNSUPPORTED}: .*use\\s+"adamw_torch"'):
         Settings(optim=optim)
 
 
 def test_layerwise_optimizers_are_refused():
     layerwise = {name.value for name in OptimizerNames if name.value.endswith("layerwise")}
     assert len(layerwise) == 4
-    assert layerwise < {*RULES["optim"].refused}
+    assert layerwise < {*RULES["optim"].unsupported}
     assert "neither schedule nor clipping" in RULES["optim"].reason
 
 

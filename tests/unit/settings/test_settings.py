@@ -523,7 +523,7 @@ class TestChecks:
         with pytest.raises(SettingsError) as caught:
             Settings(gradient_acumulation_steps=4, seed=1, optim="adalomo", max_steps=0, bf16=1)
         lines = str(caught.value).splitlines()
-        assert lines[0] == "4 of 5 settings cannot be carried to Lightning; nothing was started."
+        assert lines[0] == "4 of 5 settings cannot be used; nothing was started."
         assert lines[1] == (
             "  gradient_acumulation_steps = 4   unknown; did you mean gradient_accumulation_steps?"
         )
@@ -600,7 +600,7 @@ class TestOldNames:
     def test_a_renamed_setting_is_refused_by_the_rule_of_its_new_name(self, old, value, read_as):
         ((subject, texts),) = problems_of(**{old: value}).items()
         assert subject.startswith(f"{old} = ")
-        assert texts[0].startswith(f"read as {read_as}: not carried by this version")
+        assert texts[0].startswith(f"read as {read_as}: not supported by hfbridge")
         assert "hf_secret" not in subject + texts[0]
 
     @pytest.mark.parametrize(

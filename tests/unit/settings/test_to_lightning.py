@@ -475,7 +475,7 @@ def test_rows_show_where_each_given_setting_goes():
     rows = {row.field: row for row in plan.rows}
     assert list(rows) == ["max_steps", "learning_rate", "do_train"]
     assert rows["max_steps"].value == 5
-    assert rows["learning_rate"].home == "the optimizer"
+    assert rows["learning_rate"].used_by == "the optimizer"
     assert "flag for scripts" in rows["do_train"].note
 
 
