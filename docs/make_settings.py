@@ -17,7 +17,7 @@ HEAD = """\
 # Every setting
 
 The fields of `transformers.TrainingArguments` and, at the end, `Seq2SeqTrainingArguments`, by name.
-*honoured*: every valid value does what it does in the HF Trainer. *in part*: the values that are not supported are
+*honoured*: every valid value does what it does in the HF Trainer. *in part*: unsupported values are
 refused. *refused*: any value but the default is refused, by name, before a model is loaded. *translated*:
 read under its name of today, as the names of transformers 4 are. Made by `python docs/make_settings.py` from
 the rules that the library itself follows.

@@ -47,7 +47,7 @@ def require_environment(settings: Settings, strategy: str) -> None:
         problems.append(
             Problem(
                 "accelerate launch",
-                "started one of several processes, since on CPUs it needs MPI for more ranks. Use "
+                "started one of several processes: on CPUs it needs MPI. Use "
                 "torchrun --nproc-per-node=2 script.py, or python script.py with Trainer(devices=2)",
             )
         )

@@ -194,7 +194,7 @@ class TestDifferences:
             ),
             ({"gradient_accumulation_steps": 3}, "fewer than 3 micro-batches, is a step of its own"),
             ({"train_sampling_strategy": "group_by_length", "data_seed": 1}, "data_seed is not read"),
-            ({"save_only_model": True}, "no run goes on from them exactly"),
+            ({"save_only_model": True}, "no run resumes from them exactly"),
         ],
     )
     def test_what_is_alike_and_easily_overlooked(self, given: dict[str, Any], says: str) -> None:
