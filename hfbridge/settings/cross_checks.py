@@ -1,8 +1,7 @@
-"""Whether values that depend on each other fit together.
+"""Check values that depend on each other.
 
-The conditions are those of `TrainingArguments._validate_args` and those that torch and transformers raise
-later; and a value that could have no effect beside the others is no value to accept in silence. Where that
-is harmless and common, a note says it instead: settings/notes.py.
+The conditions are those of `TrainingArguments._validate_args`, those that torch and transformers raise later,
+and values without effect. Where that is harmless and common, there is a note instead: settings/notes.py.
 """
 
 import inspect
@@ -37,11 +36,11 @@ def check_together(given: Mapping[str, Any], *, wrong: Collection[str]) -> Itera
     """Check values that depend on each other.
 
     Args:
-        given: the values given that are right by themselves.
+        given: the values set that are valid by themselves.
         wrong: settings whose value is wrong; checks that depend on one of them are left out.
 
     Yields:
-        What contradicts or lacks something else, under the name of a setting that was given.
+        What conflicts with or lacks something else, under the name of a setting that was set.
     """
     for check in (
         _check_precision,
@@ -59,19 +58,18 @@ def check_together(given: Mapping[str, Any], *, wrong: Collection[str]) -> Itera
         _check_best_model,
         _check_reporting,
     ):
-        asked: set[str] = set()
+        used: set[str] = set()
 
-        def value(name: str, asked: set[str] = asked) -> Any:
-            asked.add(name)
+        def value(name: str, used: set[str] = used) -> Any:
+            used.add(name)
             return given.get(name, DEFAULTS[name])
 
         complaints = list(check(value, given))
-        if asked.isdisjoint(wrong):
+        if used.isdisjoint(wrong):
             yield from complaints
 
 
 def _check_precision(value: Value, given: Collection[str]) -> Iterator[Complaint]:
-    """Check that at most one reduced precision is asked for, and none that a CPU does not have."""
     if value("bf16") and value("fp16"):
         yield "fp16", "contradicts bf16=True; at most one of the two can be True"
     if value("bf16_full_eval") and value("fp16_full_eval"):
@@ -81,7 +79,6 @@ def _check_precision(value: Value, given: Collection[str]) -> Iterator[Complaint
 
 
 def _check_cadence(value: Value, given: Collection[str]) -> Iterator[Complaint]:
-    """Check how often to log, to evaluate and to save."""
     used = {
         "logging_steps": value("logging_strategy"),
         "eval_steps": value("eval_strategy"),
@@ -98,7 +95,6 @@ def _check_cadence(value: Value, given: Collection[str]) -> Iterator[Complaint]:
 
 
 def _check_lengths(value: Value, given: Collection[str]) -> Iterator[Complaint]:
-    """Check that lengths are named only where somebody reads them."""
     reads = ("group_by_length", "batch_rebalance")
     is_named = value("length_column_name") != DEFAULTS["length_column_name"]
     if is_named and value("train_sampling_strategy") not in reads:
@@ -107,13 +103,12 @@ def _check_lengths(value: Value, given: Collection[str]) -> Iterator[Complaint]:
 
 
 def _check_batch_size(value: Value, given: Collection[str]) -> Iterator[Complaint]:
-    """Check that a smaller batch size would be used; natively, batch_rebalance goes on with the first one."""
+    """Check that a smaller batch size takes effect; batch_rebalance keeps the first one."""
     if value("auto_find_batch_size") and value("train_sampling_strategy") == "batch_rebalance":
         yield "auto_find_batch_size", "does not reach the micro-batches of batch_rebalance; choose one"
 
 
 def _check_kernels(value: Value, given: Collection[str]) -> Iterator[Complaint]:
-    """Check that the arguments of Liger's kernels are read, and that there is a GPU to run them."""
     if value("use_liger_kernel") and value("use_cpu"):
         yield "use_liger_kernel", "has kernels for GPUs only, and use_cpu=True; leave it out"
     if value("liger_kernel_config") and not value("use_liger_kernel"):
@@ -122,7 +117,7 @@ def _check_kernels(value: Value, given: Collection[str]) -> Iterator[Complaint]:
 
 
 def _check_workers(value: Value, given: Collection[str]) -> Iterator[Complaint]:
-    """Check what needs worker processes; torch would complain when the first loader is built."""
+    """Check what needs worker processes, before torch builds the first loader."""
     if value("dataloader_num_workers") == 0:
         for name in (
             "dataloader_prefetch_factor",
@@ -134,7 +129,7 @@ def _check_workers(value: Value, given: Collection[str]) -> Iterator[Complaint]:
 
 
 def _check_compilation(value: Value, given: Collection[str]) -> Iterator[Complaint]:
-    """Check the backend and the mode of `torch.compile`, each of which natively switches it on."""
+    """Check the backend and the mode of `torch.compile`, each of which switches it on."""
     backend, mode = value("torch_compile_backend"), value("torch_compile_mode")
     if "torch_compile" in given and not value("torch_compile"):
         for name, entry in (("torch_compile_backend", backend), ("torch_compile_mode", mode)):
@@ -145,7 +140,7 @@ def _check_compilation(value: Value, given: Collection[str]) -> Iterator[Complai
 
 
 def _check_recomputation(value: Value, given: Collection[str]) -> Iterator[Complaint]:
-    """Check the arguments of activation checkpointing; torch would complain in the first forward."""
+    """Check the arguments of activation checkpointing, before the first forward."""
     name, kwargs = "activation_checkpointing_kwargs", value("activation_checkpointing_kwargs") or {}
     if kwargs and not value("activation_checkpointing"):
         text = "has no effect without activation_checkpointing=True; set that, or leave it out"
@@ -165,7 +160,7 @@ def _check_recomputation(value: Value, given: Collection[str]) -> Iterator[Compl
 
 
 def _check_fsdp(value: Value, given: Collection[str]) -> Iterator[Complaint]:
-    """Check what FSDP is told; without `fsdp`, `Trainer(strategy=)` may still ask for either version."""
+    """Check `fsdp_config`; without `fsdp`, `Trainer(strategy=)` may still select either version."""
     fsdp, config = value("fsdp"), value("fsdp_config")
     if fsdp:
         yield from fsdp_problems(fsdp, config, version=version_of(config))
@@ -182,7 +177,6 @@ def _is_count(entry: object) -> bool:
 
 
 def _check_best_metric(value: Value, given: Collection[str]) -> Iterator[Complaint]:
-    """Check that the best metric can be known: after evaluations, not after the one of eval_on_start."""
     metric = value("metric_for_best_model")
     if metric is not None and value("eval_strategy") == "no":
         text = 'needs evaluations; set eval_strategy to "steps" or "epoch"'
@@ -233,7 +227,6 @@ def _is_multiple(many: float, few: float) -> bool:
 
 
 def _check_reporting(value: Value, given: Collection[str]) -> Iterator[Complaint]:
-    """Check that what is meant for trackio reaches it."""
     reporters = value("report_to")
     if reporters != "all" and "trackio" not in reporters:
         for name in _READ_BY_TRACKIO:

@@ -1,13 +1,12 @@
-"""What `deepspeed=` may hold, and what the names of strategies stand for. Pure: names and values only.
+"""DeepSpeed's configuration: presets for strategy names, reading and checks.
 
     strategy=                        a configuration with
     "deepspeed_stage_1|2|3"          zero_optimization.stage
     "deepspeed"                      stage 2
-    "..._offload"                    the optimizer in the host's memory; with stage 3 the weights, too
-    (all)                            "auto" for what the settings say
+    "..._offload"                    the optimizer in CPU memory; with stage 3 the weights, too
+    (all)                            "auto" for what the settings have
 
-A configuration is DeepSpeed's own: a dictionary, the path of a JSON file, or JSON. "auto" is filled as
-natively. Anything else that the settings also say has to agree, or all differences are one error.
+"auto" is filled as in the HF Trainer. Any other value that is also a setting must equal it.
 """
 
 import base64
@@ -27,17 +26,17 @@ Config = Mapping[str, Any]
 
 _STAGES = (1, 2, 3)
 _DEVICES = ("cpu", "nvme", "none")
-# Of DeepSpeed's own work: what changes model, loop or loss in a way that nobody here asks for.
+# Features of DeepSpeed that change the model, the loop or the loss.
 _REFUSED: Mapping[str, str] = {
-    "amp": "apex is not carried; use bf16",
-    "pipeline": "the model is not cut into stages; leave it out",
-    "tensor_parallel": "the model's layers are not cut; leave it out",
-    "sequence_parallel_size": "rows are not cut; leave it out",
+    "amp": "apex is not supported; use bf16",
+    "pipeline": "pipeline parallelism is not supported; leave it out",
+    "tensor_parallel": "tensor parallelism is not supported; leave it out",
+    "sequence_parallel_size": "sequence parallelism is not supported; leave it out",
     "inference": "is not for training; leave it out",
-    "curriculum_learning": "it would cut rows; leave it out",
-    "data_efficiency": "samples come in the native order; leave it out",
+    "curriculum_learning": "it would truncate samples; leave it out",
+    "data_efficiency": "samples come in the HF Trainer's order; leave it out",
 }
-# What DeepSpeed and the Trainer both read; the words of transformers for what it compares.
+# Keys of DeepSpeed and the settings that must agree with them.
 _TWINS: Mapping[str, tuple[str, ...]] = {
     "train_micro_batch_size_per_gpu": ("per_device_train_batch_size",),
     "gradient_accumulation_steps": ("gradient_accumulation_steps",),
@@ -56,7 +55,7 @@ def preset(stage: int, *, offload: bool = False) -> dict[str, Any]:
 
     Args:
         stage: of ZeRO.
-        offload: keep the optimizer, and with stage 3 the weights, in the host's memory.
+        offload: keep the optimizer, and with stage 3 the weights, in CPU memory.
     """
     zero: dict[str, Any] = {"stage": stage}
     if offload:
@@ -121,14 +120,14 @@ def _decoded(text: str) -> str:
 
 
 def check_config(config: Config, settings: Settings | None = None) -> None:
-    """See that a configuration can be carried, and agrees with the settings.
+    """Check that a configuration is supported, and agrees with the settings.
 
     Args:
         config: as `read_config` returns it.
-        settings: what the user asked for by transformers' names; `None` compares nothing.
+        settings: of the run; `None` compares nothing.
 
     Raises:
-        SettingsError: it cannot or does not; all of it is named.
+        SettingsError: with everything that is unsupported or differs.
 
     Mirrors: transformers.integrations.deepspeed.HfTrainerDeepSpeedConfig
     """
@@ -137,16 +136,18 @@ def check_config(config: Config, settings: Settings | None = None) -> None:
         problems += [*_differing(config, settings), *_excluded(config, settings)]
     if problems:
         noun = "value" if len(problems) == 1 else "values"
-        headline = f"{len(problems)} {noun} of the DeepSpeed configuration cannot stay; nothing was started."
+        headline = (
+            f"{len(problems)} {noun} of the DeepSpeed configuration cannot be used; nothing was started."
+        )
         raise_problems(SettingsError, headline, problems)
 
 
 def check_name(config: Config, *, stage: int, offload: bool) -> str:
     """Compare a configuration with the name of a strategy beside it; empty text if they agree."""
-    told, offloads = value_in(config, "zero_optimization.stage"), is_offloaded(config)
-    if told != stage:
-        return f"its zero_optimization.stage is {told!r}, and the strategy's name says {stage}"
-    if offload and not offloads:
+    found = value_in(config, "zero_optimization.stage")
+    if found != stage:
+        return f"its zero_optimization.stage is {found!r}, and the strategy's name says {stage}"
+    if offload and not is_offloaded(config):
         return "it offloads nothing, and the strategy's name says offload"
     return ""
 
@@ -162,7 +163,7 @@ def value_in(config: Config, path: str) -> Any:
 
 
 def is_offloaded(config: Config) -> bool:
-    """Whether the optimizer lives in the host's memory or on its disk."""
+    """Whether the optimizer is in CPU memory or on disk."""
     return value_in(config, "zero_optimization.offload_optimizer.device") not in (None, "none")
 
 
@@ -185,47 +186,47 @@ def _wrong_in(config: Config) -> Iterator[Problem]:
         elif device not in (None, "none") and stage != 3 and (name == "offload_param" or device == "nvme"):
             yield Problem(subject, "needs stage 3; leave it out")
     for key, reason in _REFUSED.items():
-        asked = config.get(key)
-        is_on = asked.get("enabled", True) if isinstance(asked, Mapping) else asked not in (None, 1)
-        if is_on and asked:
-            yield Problem(show(key, asked), f"refused: {reason}")
+        entry = config.get(key)
+        is_on = entry.get("enabled", True) if isinstance(entry, Mapping) else entry not in (None, 1)
+        if is_on and entry:
+            yield Problem(show(key, entry), f"refused: {reason}")
 
 
 def _differing(config: Config, settings: Settings) -> Iterator[Problem]:
-    """Find what the settings say, too, and otherwise."""
+    """Find values that differ from the settings."""
     for path, fields in _TWINS.items():
         values = [getattr(settings, name) for name in fields]
         ours: Any = values if len(values) > 1 else values[0]
         if path == "train_micro_batch_size_per_gpu" and settings.auto_find_batch_size:
             continue
-        told = value_in(config, path)
-        if told not in (None, "auto") and told != ours:
-            yield Problem(show(path, told), _unlike("+".join(fields), ours))
+        theirs = value_in(config, path)
+        if theirs not in (None, "auto") and theirs != ours:
+            yield Problem(show(path, theirs), _difference("+".join(fields), ours))
     for name in _DTYPES:
         ours = bool(getattr(settings, name) or getattr(settings, f"{name}_full_eval"))
-        told = value_in(config, f"{name}.enabled")
-        if told not in (None, "auto") and told != ours:
-            yield Problem(show(f"{name}.enabled", told), _unlike(name, ours))
+        theirs = value_in(config, f"{name}.enabled")
+        if theirs not in (None, "auto") and theirs != ours:
+            yield Problem(show(f"{name}.enabled", theirs), _difference(name, ours))
 
 
-def _unlike(field: str, value: Any) -> str:
-    return f'{field}={value!r} in the settings: make them agree, or say "auto" here'
+def _difference(field: str, value: Any) -> str:
+    return f'{field}={value!r} in the settings: set both alike, or "auto" here'
 
 
 def _excluded(config: Config, settings: Settings) -> Iterator[Problem]:
-    """Find settings that do not go with DeepSpeed."""
+    """Find settings that conflict with DeepSpeed."""
     if settings.auto_find_batch_size:
         text = "an engine is made for one batch size; choose one"
         yield Problem("auto_find_batch_size = True", text)
     if settings.torch_compile:
-        yield Problem("torch_compile = True", "is not carried beside DeepSpeed; leave it out")
+        yield Problem("torch_compile = True", "is not supported with DeepSpeed; leave it out")
     if settings.save_only_model and settings.load_best_model_at_end:
         text = "the best model is loaded with its optimizer, which save_only_model leaves out; choose one"
         yield Problem("load_best_model_at_end = True", text)
 
 
 def without_automatic(config: Config) -> dict[str, Any]:
-    """Leave out what Lightning fills in by itself for a module that is no HFModule.
+    """Remove what Lightning itself fills in for a module that is no HFModule.
 
     Args:
         config: DeepSpeed's configuration; optimizers that DeepSpeed has not tested are allowed.

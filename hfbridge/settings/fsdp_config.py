@@ -1,27 +1,12 @@
-"""What `fsdp` and `fsdp_config` say, in all native spellings. Pure: names and values only.
+"""`fsdp` and `fsdp_config` in all spellings of transformers, checked and translated.
 
 fsdp=True                               FSDP2; FSDP with fsdp_config={"version": 1}
 fsdp="full_shard auto_wrap offload"     the same, and reshard_after_forward, cpu_offload; or a list of these
 a key "fsdp_..." in fsdp_config         the same key without the prefix
 "true", "false", ...                    True, False
-
-key                              becomes
-version                          FSDP2Strategy (2) or FSDPStrategy (1)
-reshard_after_forward            an argument of these; True or False in FSDP2, "full_shard", ... in FSDP
-cpu_offload, auto_wrap_policy,
-  transformer_layer_cls_to_wrap,
-  min_num_params,
-  activation_checkpointing       arguments of both
-sync_module_states, limit_all_gathers,
-  forward_prefetch,
-  backward_prefetch              arguments of FSDPStrategy; FSDP2 does not have them
-cpu_ram_efficient_loading        nothing in FSDP2, where each rank loads its part alone; refused in FSDP
-state_dict_type                  FULL_STATE_DICT; checkpoints are whole
-use_orig_params                  True; without, weights that decay and others could not be told apart
-xla...                           refused
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from accelerate.utils.constants import FSDP_AUTO_WRAP_POLICY, FSDP_BACKWARD_PREFETCH, FSDP_SHARDING_STRATEGY
@@ -33,18 +18,6 @@ _TRUE, _FALSE = ("y", "yes", "t", "true", "on", "1"), ("n", "no", "f", "false", 
 _SHARDINGS = tuple(name.lower() for name in FSDP_SHARDING_STRATEGY)
 _WORDS = (*_SHARDINGS, "offload", "auto_wrap")
 _STATES = ("FULL_STATE_DICT", "SHARDED_STATE_DICT", "LOCAL_STATE_DICT")
-_FLAGS = (
-    "activation_checkpointing",
-    "cpu_offload",
-    "cpu_ram_efficient_loading",
-    "forward_prefetch",
-    "limit_all_gathers",
-    "sync_module_states",
-    "use_orig_params",
-    "xla",
-    "xla_fsdp_grad_ckpt",
-    "xla_fsdp_v2",
-)
 _OF_FSDP1 = ("sync_module_states", "limit_all_gathers", "forward_prefetch", "backward_prefetch")
 _OF_BOTH = (
     "reshard_after_forward",
@@ -54,35 +27,22 @@ _OF_BOTH = (
     "min_num_params",
     "activation_checkpointing",
 )
-_KEYS = (
-    "version",
-    *_OF_BOTH,
-    *_FLAGS,
-    "backward_prefetch",
-    "state_dict_type",
-    "xla_fsdp_settings",
+_XLA_FLAGS = ("xla", "xla_fsdp_grad_ckpt", "xla_fsdp_v2")
+_FLAGS = (
+    *("activation_checkpointing", "cpu_offload", "cpu_ram_efficient_loading", "forward_prefetch"),
+    *("limit_all_gathers", "sync_module_states", "use_orig_params"),
+    *_XLA_FLAGS,
 )
-
-_NOT_WHOLE = (
-    "checkpoints hold whole weights and optimizer states, from which any strategy and number of ranks goes "
-    'on; leave it out, or say "FULL_STATE_DICT"'
-)
-_REFUSED: Mapping[str, str] = {
-    "xla": "there is no TPU here; leave it out",
-    "xla_fsdp_v2": "there is no TPU here; leave it out",
-    "xla_fsdp_grad_ckpt": "there is no TPU here; leave it out",
-    "xla_fsdp_settings": "there is no TPU here; leave it out",
-}
+_KEYS = ("version", *_OF_BOTH, *_FLAGS, "backward_prefetch", "state_dict_type", "xla_fsdp_settings")
 
 
 def version_of(config: Any) -> int:
-    """Read which FSDP a config asks for; 2 unless it says 1."""
-    said = read_config(config).get("version", 2)
-    return 1 if str(said) == "1" else 2
+    """Return the version of FSDP in a config, 2 by default."""
+    return 1 if str(read_config(config).get("version")) == "1" else 2
 
 
 def read_config(config: Any) -> dict[str, Any]:
-    """Bring keys to one spelling; what is no dictionary holds none."""
+    """Return the config with one spelling of keys; empty if it is no dictionary."""
     return {str(k).removeprefix("fsdp_"): v for k, v in config.items()} if isinstance(config, Mapping) else {}
 
 
@@ -92,7 +52,7 @@ def fsdp_problems(fsdp: Any, config: Any, *, version: int) -> Iterator[tuple[str
     Args:
         fsdp: its value.
         config: the dictionary.
-        version: of FSDP, which `Trainer(strategy=)` may have said.
+        version: of FSDP; `Trainer(strategy=)` may set it.
 
     Yields:
         "fsdp" or "fsdp_config", and what is wrong.
@@ -101,15 +61,15 @@ def fsdp_problems(fsdp: Any, config: Any, *, version: int) -> Iterator[tuple[str
     """
     for word in _words_of(fsdp):
         if word not in _WORDS:
-            yield "fsdp", f"{word} is not one of {', '.join(_WORDS)}{suggest(word, _WORDS)}; or say True"
+            yield "fsdp", f"{word} is not one of {', '.join(_WORDS)}{suggest(word, _WORDS)}; or set True"
         elif version == 2 and word in _SHARDINGS[2:]:
-            yield "fsdp", f'{word} is of FSDP alone; say fsdp_config={{"version": 1}}, or fsdp=True'
+            yield "fsdp", f'{word} is of FSDP 1 only; set fsdp_config={{"version": 1}}, or fsdp=True'
     read = read_config(config)
     if isinstance(config, Mapping) and len(read) < len(config):
-        yield "fsdp_config", "says a key twice, with and without fsdp_ before it; leave one out"
-    said = read.get("version", version)
-    if str(said) not in ("1", "2") or isinstance(said, bool):
-        yield "fsdp_config", f"version is {said!r}; it must be 1 or 2"
+        yield "fsdp_config", "has a key twice, with and without the prefix fsdp_; leave one out"
+    found = read.get("version", version)
+    if str(found) not in ("1", "2") or isinstance(found, bool):
+        yield "fsdp_config", f"version is {found!r}; it must be 1 or 2"
     for key, entry in read.items():
         if wrong := _wrong_entry(key, entry, version):
             yield "fsdp_config", wrong
@@ -124,7 +84,7 @@ def fsdp_problems(fsdp: Any, config: Any, *, version: int) -> Iterator[tuple[str
 
 
 def fsdp_conflicts(value: Value, config: Any) -> Iterator[tuple[str, str]]:
-    """Find settings that FSDP of either version cannot have beside it.
+    """Find settings that conflict with FSDP of either version.
 
     Args:
         value: a setting by its name.
@@ -140,26 +100,16 @@ def fsdp_conflicts(value: Value, config: Any) -> Iterator[tuple[str, str]]:
             "fsdp_config has activation_checkpointing, too, which is FSDP's own; leave one of them out",
         )
     if value("deepspeed"):
-        yield "deepspeed", "and FSDP are two ways to share a model; choose one"
+        yield "deepspeed", "and FSDP are two ways to shard a model; set only one"
     if value("save_only_model") and value("load_best_model_at_end"):
         yield "save_only_model", "does not go with load_best_model_at_end under FSDP; leave one of them out"
-    if value("torch_compile") or value("torch_compile_backend") or value("torch_compile_mode"):
-        named = next(n for n in ("torch_compile", "torch_compile_backend", "torch_compile_mode") if value(n))
-        yield (
-            named,
-            "a compiled model is not sharded by this version of hfbridge; leave it out, or use "
-            'strategy="ddp"',
-        )
+    compiling = filter(value, ("torch_compile", "torch_compile_backend", "torch_compile_mode"))
+    for name in list(compiling)[:1]:
+        yield name, 'a compiled model cannot be sharded by hfbridge; leave it out, or use strategy="ddp"'
 
 
 def fsdp_options(fsdp: Any, config: Any, *, version: int) -> dict[str, Any]:
-    """Make the arguments of FSDPStrategy or FSDP2Strategy from values that are right.
-
-    Args:
-        fsdp: its value.
-        config: `fsdp_config`.
-        version: 1 or 2.
-    """
+    """Make the arguments of FSDPStrategy or FSDP2Strategy from valid `fsdp` and `fsdp_config`."""
     read = read_config(config)
     for word in _words_of(fsdp):
         if word in _SHARDINGS:
@@ -178,11 +128,10 @@ def fsdp_options(fsdp: Any, config: Any, *, version: int) -> dict[str, Any]:
 
 
 def unread_keys(config: Any, *, version: int) -> Iterator[str]:
-    """Tell of keys that the version of FSDP does not have."""
-    if version == 2:
-        for key in read_config(config):
-            if key in (*_OF_FSDP1, "use_orig_params"):
-                yield f"fsdp_config: {key} has no effect in FSDP2, as natively"
+    """List the keys that FSDP2 does not have."""
+    for key in read_config(config):
+        if version == 2 and key in (*_OF_FSDP1, "use_orig_params"):
+            yield f"fsdp_config: {key} has no effect in FSDP2, as in the HF Trainer"
 
 
 def _words_of(fsdp: Any) -> list[str]:
@@ -191,23 +140,25 @@ def _words_of(fsdp: Any) -> list[str]:
 
 
 def _flag(entry: Any) -> Any:
-    """Read a flag; anything that is none stays what it is."""
+    """Read a flag; any other value is returned as it is."""
     word = str(entry).lower()
     return True if word in _TRUE else False if word in _FALSE else entry
 
 
 def _wrong_entry(key: str, entry: Any, version: int) -> str:
-    """Say what is wrong with one entry, or empty text."""
+    """Describe what is wrong with one entry; empty if nothing is."""
     if key not in _KEYS:
         return f"{key} is no key of it; there are {', '.join(sorted(_KEYS))}{suggest(key, _KEYS)}"
     if key == "cpu_offload" and isinstance(entry, str):
-        return f"cpu_offload is {entry!r}; it must be True or False: natively, any string switches it on"
+        return (
+            f"cpu_offload is {entry!r}; it must be True or False: to transformers, any string switches it on"
+        )
     if key in _FLAGS and not isinstance(_flag(entry), bool):
         return f"{key} is {entry!r}; it must be True or False"
     if key in _CHECKED and (wrong := _CHECKED[key](entry, version)):
         return f"{key} is {entry!r}; {wrong}"
-    if key in _REFUSED and entry and _flag(entry):
-        return f"{key} is refused: {_REFUSED[key]}"
+    if key in (*_XLA_FLAGS, "xla_fsdp_settings") and entry and _flag(entry):
+        return f"{key} is refused: TPUs are not supported; leave it out"
     return ""
 
 
@@ -218,23 +169,20 @@ def _wrong_sharding(entry: Any, version: int) -> str:
     return "" if is_known else f"in version 1 it must be one of {', '.join(_SHARDINGS)}"
 
 
-def _wrong_choice(*possible: str) -> Callable[[Any, int], str]:
-    def wrong(entry: Any, version: int) -> str:
-        return (
-            "" if entry in possible else f"it must be one of {', '.join(possible)}{suggest(entry, possible)}"
-        )
-
-    return wrong
-
-
-def _wrong_prefetch(entry: Any, version: int) -> str:
-    return _wrong_choice(*FSDP_BACKWARD_PREFETCH)(str(entry).upper(), version)
+def _wrong_choice(entry: Any, possible: Collection[str]) -> str:
+    hint = suggest(entry, possible)
+    return "" if entry in possible else f"it must be one of {', '.join(possible)}{hint}"
 
 
 def _wrong_state(entry: Any, version: int) -> str:
     if str(entry).upper() not in _STATES:
         return f"it must be one of {', '.join(_STATES)}"
-    return "" if str(entry).upper() == _STATES[0] else f"refused: {_NOT_WHOLE}"
+    if str(entry).upper() == _STATES[0]:
+        return ""
+    return (
+        "refused: checkpoints hold full weights and optimizer states, from which any strategy and number of "
+        'ranks resumes; leave it out, or set "FULL_STATE_DICT"'
+    )
 
 
 def _wrong_classes(entry: Any, version: int) -> str:
@@ -251,19 +199,19 @@ def _wrong_size(entry: Any, version: int) -> str:
 def _wrong_loading(entry: Any, version: int) -> str:
     if version == 2 or not _flag(entry):
         return ""
-    return "refused: FSDP loads the model on every rank; version 2 loads each rank's part alone"
+    return "refused: FSDP loads the model on every rank; version 2 loads each rank's shard only"
 
 
 def _wrong_parameters(entry: Any, version: int) -> str:
     if version == 2 or _flag(entry):
         return ""
-    return "refused: without, weights that decay and weights that do not are one; leave it out"
+    return "refused: without it, parameters with and without weight decay are merged; leave it out"
 
 
 _CHECKED: Mapping[str, Callable[[Any, int], str]] = {
     "reshard_after_forward": _wrong_sharding,
-    "auto_wrap_policy": _wrong_choice(*FSDP_AUTO_WRAP_POLICY),
-    "backward_prefetch": _wrong_prefetch,
+    "auto_wrap_policy": lambda entry, _: _wrong_choice(entry, FSDP_AUTO_WRAP_POLICY),
+    "backward_prefetch": lambda entry, _: _wrong_choice(str(entry).upper(), FSDP_BACKWARD_PREFETCH),
     "state_dict_type": _wrong_state,
     "transformer_layer_cls_to_wrap": _wrong_classes,
     "min_num_params": _wrong_size,

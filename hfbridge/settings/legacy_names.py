@@ -1,11 +1,11 @@
 """The names that settings had in transformers 4, and what becomes of them.
 
-    renamed   the value goes to the new name, with a note; the new name's rule then decides
+    renamed   the value moves to the new name, with a note
     ignored   the value has no effect in transformers 5 either; a note says so
-    removed   there is nothing to translate to; refused with the reason
+    removed   an error with the reason
 
-An old name that holds its old "not set" value, as files written by transformers 4 do, says nothing and is
-dropped. So is one that transformers 5 still has beside the new one, if it says the same: it mirrors it.
+An old name that holds its old "not set" value, as files written by transformers 4 do, is dropped. So is one
+that transformers 5 still has beside the new one, if both have the same value.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,8 +23,8 @@ class OldName:
     Attributes:
         fate: renamed, ignored or removed.
         new: the name in transformers 5, if renamed.
-        unset: values that say nothing.
-        convert: makes the new value of the old one; raises ValueError with the reason if there is none.
+        unset: values that mean "not set".
+        convert: returns the new value for the old one, or raises a ValueError.
         text: why it is ignored or removed, and what to do.
     """
 
@@ -65,8 +65,6 @@ def _ratio(value: object) -> object:
 
 
 def _flag(meaning: object) -> Callable[[object], object]:
-    """Make a converter for a switch whose True has a new spelling."""
-
     def convert(value: object) -> object:
         if value is not True:
             raise ValueError("must be True or False")
@@ -76,18 +74,15 @@ def _flag(meaning: object) -> Callable[[object], object]:
 
 
 def _entry(key: str) -> Callable[[object], object]:
-    """Make a converter for a value that is now one key of a dictionary."""
     return lambda value: {key: value}
 
 
 def _only(*accepted: object) -> Callable[[object], object]:
-    """Make a converter for a setting that still means something with a few values only."""
-
     def convert(value: object) -> object:
         if value not in accepted:
             listed = ", ".join(repr(item) for item in accepted)
             raise ValueError(
-                f"was removed from transformers; only {listed} can still be said, and changes nothing"
+                f"was removed from transformers; only {listed} is still accepted, without effect"
             )
         return value
 
@@ -133,16 +128,15 @@ OLD_NAMES: Mapping[str, OldName] = MappingProxyType(
         "tpu_metrics_debug": _renamed("debug", False, convert=_flag("tpu_metrics_debug")),
         "use_mps_device": OldName("ignored", unset=(False,), text="MPS is used where there is one"),
         "overwrite_output_dir": OldName(
-            "ignored", unset=(False,), text="an existing output_dir is never refused"
+            "ignored", unset=(False,), text="an existing output_dir is never an error"
         ),
         "save_safetensors": OldName(
             "ignored", convert=_only(True), text="model weights are always written as safetensors"
         ),
-        "fp16_backend": OldName("ignored", convert=_only("auto", "amp", "cuda_amp", "cpu_amp"), text=_AMP),
-        "half_precision_backend": OldName(
-            "ignored", convert=_only("auto", "amp", "cuda_amp", "cpu_amp"), text=_AMP
+        **dict.fromkeys(
+            ("fp16_backend", "half_precision_backend", "bf16_backend"),
+            OldName("ignored", convert=_only("auto", "amp", "cuda_amp", "cpu_amp"), text=_AMP),
         ),
-        "bf16_backend": OldName("ignored", convert=_only("auto", "amp", "cuda_amp", "cpu_amp"), text=_AMP),
         "fp16_opt_level": OldName("ignored", convert=_only("O1"), text=_AMP),
         "logging_dir": _removed(
             'no longer a setting; give it to a logger: Trainer(logger=CSVLogger("logs")), or, with '
@@ -155,18 +149,18 @@ OLD_NAMES: Mapping[str, OldName] = MappingProxyType(
         "tokenizer": _removed(
             "not a setting; pass it as processing_class= to HFModule and HFDataModule", None
         ),
-        "torchscript": _removed(_GONE, False),
-        "jit_mode_eval": _removed(_GONE, False),
-        "use_ipex": _removed(_GONE, False),
+        **dict.fromkeys(
+            ("torchscript", "jit_mode_eval", "use_ipex", "use_legacy_prediction_loop"),
+            _removed(_GONE, False),
+        ),
         "sharded_ddp": _removed(_GONE, "", [], None),
         "mp_parameters": _removed(_GONE, "", None),
         "past_index": _removed(_GONE, -1),
         "ray_scope": _removed(_GONE, "last"),
         "tpu_num_cores": _removed(_GONE, None),
-        "use_legacy_prediction_loop": _removed(_GONE, False),
     }
 )
-"""Every name of transformers 4 that transformers 5 refuses or warns of, and what becomes of it."""
+"""Every name of transformers 4 that transformers 5 removed or deprecated."""
 
 
 def rename(values: Mapping[str, object]) -> Renaming:

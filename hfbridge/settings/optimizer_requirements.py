@@ -1,4 +1,4 @@
-"""Which settings each optimizer reads, and whether they are what it can use; knows transformers' handlers.
+"""Which settings each optimizer reads, and whether it can use their values.
 
 optim                    optim_args that are read                                     package
 adamw_torch(_fused)      none                                                         torch
@@ -6,8 +6,8 @@ adafactor                none                                                   
 sgd, adagrad, rmsprop    those of torch, but weight_decay, which is a setting         torch
 adamw_*8bit, lion_*      none                                                         bitsandbytes
 *ademamix*               beta1, beta2, beta3, alpha, eps, t_alpha, t_beta3            bitsandbytes
-rmsprop_bnb*             none: handed over as text, where numbers are needed          bitsandbytes
-adamw_torch_4bit, _8bit  bf16_stochastic_round; block_size is handed over as text     torchao
+rmsprop_bnb*             none: passed as text, where numbers are needed               bitsandbytes
+adamw_torch_4bit, _8bit  bf16_stochastic_round; block_size is passed as text          torchao
 schedule_free_*          weight_lr_power, r                                           schedulefree
 stable_adamw             max_lr; kahan_sum and decouple_lr, where any text means True optimi
 grokadamw                alpha_init, lamb, gamma, ...                                 grokadamw
@@ -60,7 +60,7 @@ class Reader:
 
 
 _DECAY = {"weight_decay": "the setting weight_decay stands in the parameter groups and wins; use that"}
-_AS_TEXT = "transformers hands it over as text, where a number is needed; leave it out"
+_AS_TEXT = "transformers passes it as text, where a number is needed; leave it out"
 _ONLY_TRUE = ("True",)  # bool("False") is True
 _PROJECTIONS = ("std", "reverse_std", "right", "left", "full")
 _LOW_RANK: Mapping[str, str | tuple[str, ...]] = {
@@ -137,11 +137,11 @@ READERS: Mapping[str, Reader] = MappingProxyType(
         **dict.fromkeys(("rmsprop_bnb", "rmsprop_bnb_32bit", "rmsprop_bnb_8bit"), _RMSPROP_OF_BNB),
     }
 )
-"""Every optimizer that is carried, by its name in `optim`."""
+"""Every supported optimizer, by its name in `optim`."""
 
 
 def check_optimizer(value: Value, given: Collection[str]) -> Iterator[Complaint]:
-    """Check that the optimizer reads what it is given, and is given what it needs.
+    """Check that the optimizer reads the settings for it, and has what it needs.
 
     Args:
         value: a setting by its name, given or default.
@@ -171,12 +171,12 @@ def check_optimizer(value: Value, given: Collection[str]) -> Iterator[Complaint]
     if text:
         wrong = list(_check_arguments(optim, text))
         yield from (("optim_args", complaint) for complaint in wrong)
-        if not wrong and (refusal := _refusal_of_torch(optim, text, value)):
-            yield "optim_args", f"{optim} refuses it: {refusal}"
+        if not wrong and (raised := _error_of_torch(optim, text, value)):
+            yield "optim_args", f"{optim} raises: {raised}"
 
 
 def _check_arguments(optim: str, text: str) -> Iterator[str]:
-    """Check `optim_args`, whose unknown names transformers drops without a word."""
+    """Check `optim_args`, whose unknown names transformers drops silently."""
     reader, seen = READERS[optim], set()
     if not reader.arguments and not reader.ignored:
         instead = "use the settings of its name, such as adam_beta1, or leave it out"
@@ -187,7 +187,7 @@ def _check_arguments(optim: str, text: str) -> Iterator[str]:
         if not sign or not name or not entry or "=" in entry:
             yield f'{part!r} is not of the form key=value; write "key=value,key=value"'
         elif name in seen:
-            yield f"{name} stands there twice; the last would win"
+            yield f"{name} occurs twice; the last would win"
         elif name in reader.ignored:
             yield f"{name} cannot be used: {reader.ignored[name]}"
         elif name not in reader.arguments:
@@ -200,9 +200,9 @@ def _check_arguments(optim: str, text: str) -> Iterator[str]:
 
 
 def _wrong_entry(entry: str, kind: str | tuple[str, ...]) -> str:
-    """Say what a value in `optim_args` must be, if it is something else."""
+    """Describe what a value in `optim_args` must be; empty if it is that."""
     if kind is _ONLY_TRUE:
-        more = "; natively any text means True, False as well: leave it out"
+        more = "; to transformers any text means True, even False: leave it out"
         return "" if entry in _ONLY_TRUE else f"True{more}"
     if isinstance(kind, tuple):
         return "" if entry in kind else f"one of {', '.join(kind)}"
@@ -216,13 +216,13 @@ def _wrong_entry(entry: str, kind: str | tuple[str, ...]) -> str:
     return "" if is_right else f"{kind}{', finite' if kind == _NUMBER else ''}"
 
 
-def _refusal_of_torch(optim: str, text: str, value: Value) -> str:
-    """Make one of torch's optimizers of a single number, and return what it complains of."""
+def _error_of_torch(optim: str, text: str, value: Value) -> str:
+    """Build one of torch's optimizers over a single number, and return its error."""
     if READERS[optim].package:
         return ""
-    asked = ("learning_rate", "adam_beta1", "adam_beta2", "adam_epsilon")
+    read = ("learning_rate", "adam_beta1", "adam_beta2", "adam_epsilon")
     args: Any = SimpleNamespace(
-        optim=OptimizerNames(optim), optim_args=text, **{name: value(name) for name in asked}
+        optim=OptimizerNames(optim), optim_args=text, **{name: value(name) for name in read}
     )
     try:
         # By transformers' own lazy name: the Trainer's module takes a second, and few need it here.

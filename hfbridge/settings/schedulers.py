@@ -1,7 +1,6 @@
-"""Whether a schedule can be built of its arguments; transformers would complain in the middle of a run.
+"""Check whether a schedule can be built from its arguments, before a run fails halfway.
 
-After the names and types, which the error can explain, the schedule is built over a single number: what
-transformers or torch refuse then, they would refuse later.
+After names and types, which get an explanation, the schedule is built once over a tiny optimizer.
 """
 
 import inspect
@@ -18,7 +17,7 @@ from hfbridge.errors import suggest
 from hfbridge.settings.rules import Complaint, Value
 
 CONSTANT = ("constant", "constant_with_warmup")
-"""Schedules that natively ignore `lr_scheduler_kwargs`."""
+"""Schedules for which transformers ignores `lr_scheduler_kwargs`."""
 
 FOLLOWING = ("reduce_lr_on_plateau", "greedy")
 """Schedules that follow a metric."""
@@ -51,13 +50,12 @@ def check_schedule(value: Value, given: Collection[str]) -> Iterator[Complaint]:
         return
     blamed = "lr_scheduler_kwargs" if "lr_scheduler_kwargs" in given else "lr_scheduler_type"
     wrong = list(_check_kwargs(name, kwargs, learning_rate=value("learning_rate")))
-    if kwargs and not wrong and (refusal := _refusal(name, kwargs, learning_rate=value("learning_rate"))):
-        wrong = [f"{name} refuses it: {refusal}"]
+    if kwargs and not wrong and (error := _build_error(name, kwargs, learning_rate=value("learning_rate"))):
+        wrong = [f"{name} raises: {error}"]
     yield from ((blamed, text) for text in wrong)
 
 
 def _check_kwargs(name: str, kwargs: Mapping[str, Any], *, learning_rate: float) -> Iterator[str]:
-    """Check names and types."""
     build = _CLASSES.get(name) or TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(name)]
     parameters = dict(inspect.signature(build).parameters)  # type: ignore[arg-type]
     for passed in ("optimizer", "num_warmup_steps", "num_training_steps"):
@@ -80,7 +78,7 @@ def _check_kwargs(name: str, kwargs: Mapping[str, Any], *, learning_rate: float)
 
 
 def _wrong_entry(entry: object, parameter: inspect.Parameter, *, may_be_list: bool) -> str:
-    """Say what an argument must be, if it is something else."""
+    """Describe what an argument must be; empty if it is that."""
     default = parameter.default
     if isinstance(default, bool):
         return "" if isinstance(entry, bool) else "True or False"
@@ -96,9 +94,11 @@ def _wrong_entry(entry: object, parameter: inspect.Parameter, *, may_be_list: bo
     return "" if all(map(math.isfinite, entries)) else "a finite number"
 
 
-def _refusal(name: str, kwargs: Mapping[str, Any], *, learning_rate: float) -> str:
-    """Build the schedule as transformers does, over an optimizer of two numbers, and say why that fails."""
-    groups = [{"params": [torch.zeros(1, requires_grad=True)]} for _ in range(2)]  # as natively: two groups
+def _build_error(name: str, kwargs: Mapping[str, Any], *, learning_rate: float) -> str:
+    """Build the schedule as transformers does, and return the error."""
+    groups = [
+        {"params": [torch.zeros(1, requires_grad=True)]} for _ in range(2)
+    ]  # as in the HF Trainer: two groups
     optimizer = torch.optim.SGD(groups, lr=learning_rate)
     try:
         get_scheduler(

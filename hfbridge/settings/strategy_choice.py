@@ -1,4 +1,4 @@
-"""How many ranks a run has, and by which strategy they share the work. Pure: names and values only.
+"""Choose the strategy of a run.
 
     Trainer(strategy=)                       settings                    strategy
     "ddp"                                    -                           ddp
@@ -9,7 +9,7 @@
     (none)                                   -                           single
     an object                                -                           that object
 
-Where argument and setting both speak they agree, or an error names both.
+Argument and setting must agree.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -45,15 +45,15 @@ NAMES: Mapping[str, tuple[Kind, Mapping[str, Any]]] = {
     "deepspeed_stage_3": ("deepspeed", {"stage": 3}),
     "deepspeed_stage_3_offload": ("deepspeed", {"stage": 3, "offload": True}),
 }
-"""The names of strategies, and what each says about it."""
+"""The names of strategies, with the kind and options of each."""
 
 NAMES_IN_SHORT = "ddp, fsdp, fsdp2, deepspeed_stage_1, _2 and _3 (_2 and _3 also with _offload)"
-"""The same for messages: those that one chooses from."""
+"""The same for messages."""
 
 _FSDP: Mapping[int, Kind] = {1: "fsdp", 2: "fsdp2"}
 _DDP_FIELDS = tuple(name for name in DEFAULTS if name.startswith("ddp_"))
 _DEFAULT_BUCKET_MB = 25
-_OF_EVERY_STRATEGY = ("ddp_backend", "ddp_timeout")
+_EVERY_STRATEGY_READS = ("ddp_backend", "ddp_timeout")
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,11 @@ class Launched:
 
 @dataclass(frozen=True)
 class StrategyChoice:
-    """By which strategy the ranks of a run share the work.
+    """The strategy of a run.
 
     Attributes:
-        kind: the strategy.
-        options: what is said about it; by "given" nothing is.
+        kind: its name; "given" is an object of the user's.
+        options: arguments of its class; none for "given".
         notes: settings that it does not read.
     """
 
@@ -88,20 +88,20 @@ def choose_strategy(settings: Settings, strategy: object, *, has_several: bool) 
     """Choose the strategy of a run.
 
     Args:
-        settings: what the user asked for by transformers' names.
+        settings: of the run.
         strategy: `Trainer(strategy=)`; a name, an object, or `None` or "auto" for no choice.
         has_several: there are several devices or ranks.
 
     Raises:
-        ValueError: what is wrong with the argument, alone or beside the settings.
+        ValueError: the argument is wrong, or conflicts with the settings.
     """
-    said = _said_by_settings(settings)
+    configured = _kind_in_settings(settings)
     if strategy is None or strategy == "auto":
-        kind: Kind = said or ("ddp" if has_several else "single")
+        kind: Kind = configured or ("ddp" if has_several else "single")
         options: Mapping[str, Any] = {}
     elif not isinstance(strategy, str):
-        if said:
-            raise ValueError(_both(strategy, settings, said))
+        if configured:
+            raise ValueError(_conflict(strategy, settings, configured))
         if all(kind.__name__ != "Strategy" for kind in type(strategy).__mro__):
             raise ValueError(f"must be a strategy, got {strategy!r}; set a name: {NAMES_IN_SHORT}")
         return StrategyChoice("given", notes=tuple(_unread(settings, "given")))
@@ -112,8 +112,8 @@ def choose_strategy(settings: Settings, strategy: object, *, has_several: bool) 
         )
     else:
         kind, options = NAMES[strategy]
-        if said and said != kind:
-            raise ValueError(_both(strategy, settings, said))
+        if configured and configured != kind:
+            raise ValueError(_conflict(strategy, settings, configured))
     return StrategyChoice(kind, {**_options(kind, settings), **options}, tuple(_unread(settings, kind)))
 
 
@@ -122,18 +122,18 @@ def check_ranks(settings: Settings) -> Iterator[Complaint]:
     if settings.auto_find_batch_size:
         yield (
             "auto_find_batch_size",
-            "cannot begin again with several ranks: one that runs out of memory alone leaves the others "
+            "cannot start again with several ranks: one that runs out of memory alone leaves the others "
             "waiting; leave it out, and set per_device_train_batch_size",
         )
     if not (settings.accelerator_config or {}).get("even_batches", True):
         yield (
             "accelerator_config",
             "even_batches=False gives ranks different numbers of micro-batches, and those that have one more "
-            "would wait for the others for ever; leave it out, or drop the rest by dataloader_drop_last=True",
+            "would wait for the others forever; leave it out, or drop the rest by dataloader_drop_last=True",
         )
 
 
-def _said_by_settings(settings: Settings) -> Kind | None:
+def _kind_in_settings(settings: Settings) -> Kind | None:
     if settings.deepspeed:
         return "deepspeed"
     if settings.fsdp:
@@ -141,15 +141,17 @@ def _said_by_settings(settings: Settings) -> Kind | None:
     return None
 
 
-def _both(strategy: object, settings: Settings, said: Kind) -> str:
-    name = "deepspeed" if said == "deepspeed" else "fsdp"
+def _conflict(strategy: object, settings: Settings, configured: Kind) -> str:
+    name = "deepspeed" if configured == "deepspeed" else "fsdp"
     shown = show(name, getattr(settings, name)).replace(" = ", "=", 1)
     value = f'"{strategy}"' if isinstance(strategy, str) else f"{type(strategy).__name__}(...)"
-    return f"`strategy={value}` conflicts with `{shown}`, which is {said}, in the settings; set only one"
+    return (
+        f"`strategy={value}` conflicts with `{shown}`, which is {configured}, in the settings; set only one"
+    )
 
 
 def _options(kind: Kind, settings: Settings) -> dict[str, Any]:
-    """Read from the settings what the strategy's class is told."""
+    """Read the arguments of the strategy's class from the settings."""
     if kind == "single":
         return {}
     options: dict[str, Any] = {"timeout": timedelta(seconds=settings.ddp_timeout)}
@@ -162,22 +164,18 @@ def _options(kind: Kind, settings: Settings) -> dict[str, Any]:
         options |= {"on_cpu": True} if settings.use_cpu else {}
     if kind == "ddp":
         names = ("find_unused_parameters", "bucket_cap_mb", "broadcast_buffers", "static_graph")
-        said = {name: getattr(settings, f"ddp_{name}") for name in names}
-        if said["bucket_cap_mb"] == _DEFAULT_BUCKET_MB:
-            # Said to torch, it would be the size of the first bucket, too; natively accelerate leaves it out.
-            del said["bucket_cap_mb"]
-        options |= {name: value for name, value in said.items() if value is not None}
+        configured = {name: getattr(settings, f"ddp_{name}") for name in names}
+        if configured["bucket_cap_mb"] == _DEFAULT_BUCKET_MB:
+            # Passed to torch, it would be the size of the first bucket, too; accelerate leaves it out.
+            del configured["bucket_cap_mb"]
+        options |= {name: value for name, value in configured.items() if value is not None}
     if kind in _FSDP.values():
         options |= _fsdp_options(kind, settings)
     return options
 
 
 def _fsdp_options(kind: Kind, settings: Settings) -> dict[str, Any]:
-    """Read `fsdp` and `fsdp_config` for the version that was chosen, which the settings need not name.
-
-    Raises:
-        ValueError: something does not go with it.
-    """
+    """Read `fsdp` and `fsdp_config` for the chosen version; raises ValueError for what conflicts with it."""
     version, config = (1 if kind == "fsdp" else 2), settings.fsdp_config
     if "version" in read_config(config) and version_of(config) != version:
         shown = show("fsdp_config", config).replace(" = ", "=", 1)
@@ -190,11 +188,11 @@ def _fsdp_options(kind: Kind, settings: Settings) -> dict[str, Any]:
 
 
 def _read_by(kind: Kind) -> Collection[str]:
-    return () if kind in ("single", "given") else _DDP_FIELDS if kind == "ddp" else _OF_EVERY_STRATEGY
+    return () if kind in ("single", "given") else _DDP_FIELDS if kind == "ddp" else _EVERY_STRATEGY_READS
 
 
 def _unread(settings: Settings, kind: Kind) -> Iterator[str]:
-    """Tell of settings about processes that nobody reads."""
+    """List settings about processes that have no effect."""
     read = _read_by(kind)
     for name in _DDP_FIELDS:
         value = getattr(settings, name)

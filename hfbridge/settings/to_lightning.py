@@ -1,6 +1,4 @@
-"""Settings and `lightning.Trainer` arguments together: conflicts, and the arguments for Lightning.
-
-A pure function of names and values; knows Lightning's argument names, and imports nothing of it.
+"""Merge settings and `lightning.Trainer` arguments into the arguments for Lightning.
 
     argument                   setting                          in Lightning
     max_epochs                 num_train_epochs                 rounded up; -1 where max_steps decides
@@ -132,7 +130,7 @@ _BESIDE_SETTINGS: Mapping[str, object] = {
 }
 # What fast_dev_run sets itself, as in Lightning.
 _REPLACED_BY_DEV_RUN = ("max_epochs", "max_steps")
-# What Lightning refuses beside barebones=True.
+# What conflicts with barebones=True in Lightning.
 _NOT_BAREBONES = (
     "logger",
     "enable_checkpointing",
@@ -157,9 +155,9 @@ def translate(
     """Choose the arguments for `lightning.Trainer`.
 
     Args:
-        settings: what the user set by transformers' names; `None` for Lightning's defaults.
-        trainer_arguments: what the user passed by Lightning's names; not modified.
-        known_arguments: the names that the installed `lightning.Trainer` takes.
+        settings: `None` for Lightning's defaults.
+        trainer_arguments: of `lightning.Trainer`; not modified.
+        known_arguments: the arguments of the installed `lightning.Trainer`.
         launched: the processes that a launcher has started; `None` without one.
 
     Returns:
@@ -285,7 +283,6 @@ def _check_validation(settings: Settings, passed: Mapping[str, Any]) -> Iterable
 
 
 def _spell(name: str, value: object) -> str:
-    """Write an argument as the user did."""
     return f"Trainer({show(name, value).replace(' = ', '=', 1)})"
 
 
@@ -298,7 +295,7 @@ def _conflict(name: str, value: object, field: str, settings: Settings) -> str:
 
 
 def _explain_unknown(name: str, value: object, known: Collection[str]) -> str:
-    """Say what an argument is that Lightning does not have."""
+    """Describe an argument that Lightning does not have."""
     if name in RULES or name in OLD_NAMES:
         return f"this is a setting: pass it to Settings({name}=...)"
     close = suggest(name, (*known, *RULES))
@@ -343,7 +340,7 @@ def _reason_against_callback(callback: object) -> str:
 def _find_wrong(name: str, value: Any, *, settings: Settings, taken: dict[str, Any]) -> str:
     """Return what is wrong with an argument that needs more than a comparison of values, or empty text."""
     if name == "callbacks":
-        return next(filter(None, map(_reason_against_callback, _listed(value))), "")
+        return next(filter(None, map(_reason_against_callback, _as_list(value))), "")
     if name == "precision":
         return _check_precision(value, settings, taken)
     if name == "plugins":
@@ -358,10 +355,10 @@ def _check_precision(value: object, settings: Settings, taken: dict[str, Any]) -
     is_mixed = value in _BF16
     if value is None or is_mixed == settings.bf16:
         return ""
-    if is_mixed:
-        taken["bf16"] = True
-        return ""
-    return _conflict("precision", value, "bf16", settings)
+    if not is_mixed:
+        return _conflict("precision", value, "bf16", settings)
+    taken["bf16"] = True
+    return ""
 
 
 def _check_plugins(value: object, settings: Settings) -> str:
@@ -374,8 +371,7 @@ def _check_plugins(value: object, settings: Settings) -> str:
 
 
 def _precision_plugins(value: object) -> list[Any]:
-    """Return the precision plugins in `plugins`."""
-    return [plugin for plugin in _listed(value) if _descends_from(plugin, "Precision")]
+    return [plugin for plugin in _as_list(value) if _descends_from(plugin, "Precision")]
 
 
 def _check_accelerator(value: object, settings: Settings, taken: dict[str, Any]) -> str:
@@ -385,10 +381,10 @@ def _check_accelerator(value: object, settings: Settings, taken: dict[str, Any])
     is_cpu = value == "cpu" or _descends_from(value, "CPUAccelerator")
     if is_cpu == settings.use_cpu:
         return ""
-    if is_cpu:
-        taken["use_cpu"] = True
-        return ""
-    return _conflict("accelerator", value, "use_cpu", settings)
+    if not is_cpu:
+        return _conflict("accelerator", value, "use_cpu", settings)
+    taken["use_cpu"] = True
+    return ""
 
 
 def _check_launched(said: Mapping[str, Any], launched: Launched | None) -> Iterable[Problem]:
@@ -408,7 +404,7 @@ def _check_launched(said: Mapping[str, Any], launched: Launched | None) -> Itera
 
 
 def _count_devices(value: Any) -> int | None:
-    """How many devices `devices` names; `None` if it leaves that open."""
+    """Count the devices that `devices` names; `None` if it leaves that open."""
     if isinstance(value, list | tuple):
         return len(value)
     if isinstance(value, str) and "," in value:
@@ -429,8 +425,7 @@ def _is_one_device(value: Any) -> bool:
     return value is None or is_same(value, 1)
 
 
-def _listed(value: Any) -> list[Any]:
-    """Return an argument that may be one thing or several as a list."""
+def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
@@ -471,8 +466,8 @@ def _has_several(said: Mapping[str, Any], launched: Launched | None) -> bool:
 def _arguments(
     settings: Settings, said: Mapping[str, Any], choice: StrategyChoice, launched: Launched | None
 ) -> dict[str, Any]:
-    """Put together the arguments for `lightning.Trainer`; contradictions were refused before."""
-    keeps = any(_descends_from(callback, "Checkpoint") for callback in _listed(said.get("callbacks")))
+    """Return the arguments for `lightning.Trainer`; conflicts have raised before."""
+    keeps = any(_descends_from(callback, "Checkpoint") for callback in _as_list(said.get("callbacks")))
     is_single = choice.kind == "single" or _descends_from(said.get("strategy"), "SingleDeviceStrategy")
     final: dict[str, Any] = {
         "max_epochs": -1 if settings.max_steps > 0 else math.ceil(settings.num_train_epochs),

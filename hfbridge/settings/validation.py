@@ -1,8 +1,7 @@
-"""Whether a value, by itself, is of the right type and in range, and the plain value that it stands for.
+"""Check and simplify each value by itself.
 
-Types are read from the annotations of the installed `TrainingArguments`. The conditions are those of
-`TrainingArguments._validate_args`, those that torch and transformers raise later, after a run has started,
-and what none of them notices (`max_steps=0`, a bool for a number, NaN).
+Types are those of the installed `TrainingArguments`. The conditions are those of its `_validate_args`, those
+that torch and transformers raise later, and what none of them notices (`max_steps=0`, NaN).
 
 setting                          spellings of one value                    plain value
 report_to                        "none", [], ["none"]                      "none"
@@ -321,7 +320,7 @@ def check_range(name: str, value: object) -> str:
 
 
 def _wrong_generation(values: Mapping[str, typing.Any]) -> str:
-    """Say what is wrong with a generation config, or empty text; natively it is checked as strictly.
+    """Describe what is wrong with a generation config; empty if nothing is.
 
     Mirrors: transformers.Seq2SeqTrainer.load_generation_config
     """

@@ -402,7 +402,7 @@ def test_what_the_settings_refuse_is_named_with_the_file(write: Any) -> None:
     path = write(distributed_type="FSDP", num_processes=2, fsdp_config=sharded)
     with pytest.raises(SettingsError, match="accelerate config") as caught:
         Trainer(CPU, accelerate_config=path)
-    assert "checkpoints hold whole weights" in " ".join(str(caught.value).split())
+    assert "checkpoints hold full weights" in " ".join(str(caught.value).split())
 
 
 def test_a_config_is_applied_without_changing_what_it_is_applied_to() -> None:

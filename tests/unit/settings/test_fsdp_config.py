@@ -107,14 +107,14 @@ def test_training_arguments_that_were_made_with_fsdp_are_taken():
     ("settings", "told"),
     [
         ({"fsdp": "full_shrad"}, "did you mean full_shard?"),
-        ({"fsdp": "no_shard"}, 'say fsdp_config={"version": 1}'),
+        ({"fsdp": "no_shard"}, 'set fsdp_config={"version": 1}'),
         ({"fsdp": 1}, "must be"),
         ({"fsdp_config": {"version": 3}}, "it must be 1 or 2"),
         ({"fsdp_config": {"reshard": True}}, "did you mean reshard_after_forward?"),
-        ({"fsdp_config": {"xla": True}}, "there is no TPU here"),
-        ({"fsdp_config": {"xla_fsdp_grad_ckpt": "true"}}, "there is no TPU here"),
-        ({"fsdp_config": {"xla_fsdp_settings": {"a": 1}}}, "there is no TPU here"),
-        ({"fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"}}, "checkpoints hold whole weights"),
+        ({"fsdp_config": {"xla": True}}, "TPUs are not supported"),
+        ({"fsdp_config": {"xla_fsdp_grad_ckpt": "true"}}, "TPUs are not supported"),
+        ({"fsdp_config": {"xla_fsdp_settings": {"a": 1}}}, "TPUs are not supported"),
+        ({"fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"}}, "checkpoints hold full weights"),
         ({"fsdp_config": {"state_dict_type": "full"}}, "it must be one of FULL_STATE_DICT"),
         ({"fsdp_config": {"cpu_offload": "false"}}, "any string switches it on"),
         ({"fsdp_config": {"activation_checkpointing": 3}}, "it must be True or False"),
@@ -128,7 +128,7 @@ def test_training_arguments_that_were_made_with_fsdp_are_taken():
         ),
         ({"fsdp_config": {"transformer_layer_cls_to_wrap": 7}}, "the name of a class, or a list"),
         ({"fsdp_config": {"min_num_params": -1}}, "0 or more"),
-        ({"fsdp_config": {"version": 2, "fsdp_version": 2}}, "says a key twice"),
+        ({"fsdp_config": {"version": 2, "fsdp_version": 2}}, "has a key twice"),
         ({"fsdp": True, "fsdp_config": {"reshard_after_forward": "full_shard"}}, "must be True or False"),
         (
             {"fsdp": True, "fsdp_config": {"version": 1, "reshard_after_forward": True}},
@@ -136,11 +136,11 @@ def test_training_arguments_that_were_made_with_fsdp_are_taken():
         ),
         (
             {"fsdp": True, "fsdp_config": {"version": 1, "cpu_ram_efficient_loading": True}},
-            "version 2 loads each rank's part alone",
+            "version 2 loads each rank's shard only",
         ),
         ({"fsdp": True, "fsdp_config": {"version": 1, "use_orig_params": "false"}}, "leave it out"),
         ({"fsdp": True, "fsdp_config": {"version": 1, "backward_prefetch": "pre"}}, "one of BACKWARD_PRE"),
-        ({"fsdp": True, "torch_compile": True}, "a compiled model is not sharded"),
+        ({"fsdp": True, "torch_compile": True}, "a compiled model cannot be sharded"),
         (
             {
                 "fsdp": True,
@@ -169,7 +169,7 @@ def test_what_is_not_carried_is_refused_by_name(settings, told):
     [
         ("fsdp2", {"fsdp_config": {"reshard_after_forward": "full_shard"}}, "must be True or False"),
         ("fsdp", {"fsdp_config": {"cpu_ram_efficient_loading": True}}, "refused"),
-        ("fsdp", {"torch_compile": True}, "a compiled model is not sharded"),
+        ("fsdp", {"torch_compile": True}, "a compiled model cannot be sharded"),
         (
             "fsdp2",
             {"activation_checkpointing": True, "fsdp_config": {"activation_checkpointing": True}},
@@ -184,7 +184,7 @@ def test_a_named_strategy_refuses_the_same(strategy, settings, told):
 def test_what_nobody_reads_leaves_a_note():
     notes = choice(fsdp=True, fsdp_config={"forward_prefetch": True, "use_orig_params": True}).notes
     assert notes == tuple(
-        f"fsdp_config: {key} has no effect in FSDP2, as natively"
+        f"fsdp_config: {key} has no effect in FSDP2, as in the HF Trainer"
         for key in ("forward_prefetch", "use_orig_params")
     )
     assert choice(fsdp_config={"cpu_offload": True}).notes == (

@@ -623,7 +623,7 @@ class TestOldNames:
     @pytest.mark.parametrize(
         ("name", "value", "text"),
         [
-            ("save_safetensors", False, "only True can still be said"),
+            ("save_safetensors", False, "only True is still accepted"),
             ("fp16_backend", "apex", "removed from transformers"),
             ("fp16_opt_level", "O2", "removed from transformers"),
             ("logging_dir", "logs", "give it to a logger"),

@@ -105,7 +105,7 @@ def test_any_strategy_of_lightnings_can_be_passed_and_nothing_else():
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"auto_find_batch_size": True}, "cannot begin again with several ranks"),
+        ({"auto_find_batch_size": True}, "cannot start again with several ranks"),
         ({"accelerator_config": {"even_batches": False}}, "even_batches=False gives ranks different numbers"),
     ],
     ids=str,
