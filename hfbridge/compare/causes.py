@@ -1,4 +1,4 @@
-"""Why two engines differ, as far as their records tell. Pure.
+"""Name why two engines differ, as far as their records show.
 
 what differs first                       evidence                                  cause
 rows, samples                            the same micro-batches elsewhere, or not  order of samples
@@ -6,7 +6,7 @@ loss                                     a factor, of the gradient norm, too    
                                          random states differ                      dropout
                                          of the size of bf16's rounding            precision
 gradient norm, the loss being equal      a factor                                  loss scale
-                                         one of the two shares its gradients       norm of shards
+                                         one of the two shards its gradients       norm of shards
                                          it is max_grad_norm                       clipping
                                          random states, size, as above             dropout, precision
 learning rate                            that of another step, or a factor         schedule
@@ -16,7 +16,8 @@ metrics, parameters being equal                                                 
 number of steps                                                                    length
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,20 +29,20 @@ BF16 = 2.0**-8
 _OF_BF16 = 8 * BF16  # of a loss, which several rounded operations have made
 _ROUNDING = 1e-5  # of a loss or norm in float32
 _SAME_FACTOR = 2e-3
-_NEAREST_FACTOR = 0.02  # a loss that is nearer to 1 is no factor of somebody's
+_NEAREST_FACTOR = 0.02  # a loss that is nearer to 1 has not been scaled
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one engine has done.
+    """What one engine recorded.
 
     Attributes:
         engine: its name.
-        steps: what is recorded of each optimizer step.
-        metrics: rows of its evaluations.
-        first_parameters: digest of the parameters that it began with; `None` if it is not known.
+        steps: one record per optimizer step.
+        metrics: one entry per evaluation.
+        first_parameters: digest of the initial parameters; `None` if unknown.
         settings: with which it trained.
-        failure: why it has no end; empty if it has one.
+        failure: why it did not finish; empty if it did.
     """
 
     engine: str
@@ -52,23 +53,27 @@ class Run:
     failure: str = ""
 
 
-def relative(theirs: float | None, ours: float | None) -> float:
-    """Measure a difference by the larger of two values; infinite if only one is a number."""
+def relative_difference(theirs: float | None, ours: float | None) -> float:
+    """Return a difference relative to the larger value.
+
+    Returns:
+        From 0 (equal to the bit, NaN included) to 2; infinity if only one is there, or is finite.
+    """
     if theirs is None or ours is None:
-        return 0.0 if theirs is ours else float("inf")
-    if theirs == ours or (theirs != theirs and ours != ours):
+        return 0.0 if theirs is ours else math.inf
+    if theirs == ours or (math.isnan(theirs) and math.isnan(ours)):
         return 0.0
-    if theirs != theirs or ours != ours or float("inf") in (abs(theirs), abs(ours)):
-        return float("inf")
+    if not (math.isfinite(theirs) and math.isfinite(ours)):
+        return math.inf
     return abs(ours - theirs) / max(abs(theirs), abs(ours))
 
 
 def is_sharded(run: Run) -> bool:
-    """Whether the ranks of a run shared its gradients, so that none has seen all of them."""
+    """Whether the ranks of a run shard its gradients, so that none has all of them."""
     return str(run.settings.get("strategy") or "").startswith(("deepspeed", "fsdp"))
 
 
-def cause_of(quantity: str, index: int, theirs: Run, ours: Run) -> str:
+def explain_difference(quantity: str, index: int, theirs: Run, ours: Run) -> str:
     """Name the likely cause of a difference.
 
     Args:
@@ -77,62 +82,62 @@ def cause_of(quantity: str, index: int, theirs: Run, ours: Run) -> str:
         theirs: reference.
         ours: the other.
     """
-    causes: Mapping[str, Callable[[int, Run, Run], str]] = {
-        "rows": _of_samples,
-        "samples": _of_samples,
-        "loss": _of_loss,
-        "grad_norm": _of_norm,
-        "learning_rate": _of_rate,
-        "parameters": _of_parameters,
-    }
-    return causes[quantity](index, theirs, ours)
+    explain = {
+        "rows": _explain_samples,
+        "samples": _explain_samples,
+        "loss": _explain_loss,
+        "grad_norm": _explain_norm,
+        "learning_rate": _explain_rate,
+        "parameters": _explain_parameters,
+    }[quantity]
+    return explain(index, theirs, ours)
 
 
-def of_first_parameters(theirs: Run, ours: Run) -> str:
+def explain_first_parameters(theirs: Run, ours: Run) -> str:
     """Name the likely cause of weights that differ before the first step."""
-    dtypes = [run.settings.get("parameters' dtype") for run in (theirs, ours)]
-    if dtypes[0] != dtypes[1]:
-        return f"precision: the parameters are {dtypes[0]} in one and {dtypes[1]} in the other"
+    their, our = (run.settings.get("parameters' dtype") for run in (theirs, ours))
+    if their != our:
+        return f"precision: the parameters are {their} in one and {our} in the other"
     return (
         "weights: the engines do not begin with the same ones; build() draws them from something that "
         "differs between processes"
     )
 
 
-def _of_samples(index: int, theirs: Run, ours: Run) -> str:
+def _explain_samples(index: int, theirs: Run, ours: Run) -> str:
     their, our = theirs.steps[index], ours.steps[index]
     if their.rows != our.rows:
         return f"order of samples: the step has {their.rows} rows in one and {our.rows} in the other"
-    elsewhere = next((step.step for step in theirs.steps if step.samples == our.samples), None)
-    if elsewhere is not None:
+    other = next((step.step for step in theirs.steps if step.samples == our.samples), None)
+    if other is not None:
         return (
             f"order of samples: what {ours.engine} trains in step {our.step}, {theirs.engine} trains in step "
-            f"{elsewhere}"
+            f"{other}"
         )
     return (
-        "order of samples: other rows, or the same in another order (seed, sampler, shuffling, the ranks' "
-        "shares), or a collator that has drawn otherwise (masking)"
+        "order of samples: other rows, or another order (seed, sampler, shuffling, shards of the ranks), or "
+        "other random choices of the collator (masking)"
     )
 
 
-def _of_loss(index: int, theirs: Run, ours: Run) -> str:
+def _explain_loss(index: int, theirs: Run, ours: Run) -> str:
     their, our = theirs.steps[index], ours.steps[index]
-    factor, distance = _ratio(their.loss, our.loss), relative(their.loss, our.loss)
-    of_norm = _ratio(their.grad_norm, our.grad_norm)
+    factor, of_norm = _ratio(their.loss, our.loss), _ratio(their.grad_norm, our.grad_norm)
     if abs(factor - 1) > _NEAREST_FACTOR:
         known = _known_factor(factor, theirs, ours)
-        if relative(factor, of_norm) < _SAME_FACTOR:
+        if relative_difference(factor, of_norm) < _SAME_FACTOR:
             return f"loss scale: loss and gradient norm are {factor:.4g} times {theirs.engine}'s{known}"
-        if known and relative(of_norm, 1.0) < _SAME_FACTOR:
+        if known and relative_difference(of_norm, 1.0) < _SAME_FACTOR:
             return (
                 f"loss scale: the loss is {factor:.4g} times {theirs.engine}'s{known}, the gradient norm is "
                 "equal: only what is logged is scaled"
             )
-    return _of_forward(distance, their, our, theirs, ours)
+    return _explain_forward(relative_difference(their.loss, our.loss), index, theirs, ours)
 
 
-def _of_forward(distance: float, their: Step, our: Step, theirs: Run, ours: Run) -> str:
-    """Name the cause of a forward, or a backward, with other results on the same rows and weights."""
+def _explain_forward(distance: float, index: int, theirs: Run, ours: Run) -> str:
+    """Name the cause of a forward, or a backward, with other results on the same samples and weights."""
+    their, our = theirs.steps[index], ours.steps[index]
     if their.random != our.random:
         return (
             "dropout: the rows are the same and the random states differ, so other units are dropped, or one "
@@ -141,13 +146,12 @@ def _of_forward(distance: float, their: Step, our: Step, theirs: Run, ours: Run)
     precisions = [run.settings.get("mixed precision") for run in (theirs, ours)]
     if precisions[0] != precisions[1]:
         return f"precision: mixed precision is {precisions[0]} in one and {precisions[1]} in the other"
-    of_norm = relative(their.grad_norm, our.grad_norm)  # a mean loss may agree by chance
-    if max(distance, of_norm) <= _ROUNDING:
+    largest = max(distance, relative_difference(their.grad_norm, our.grad_norm))  # a loss may agree by chance
+    if largest <= _ROUNDING:
         return "rounding: the difference is that of sums in float32 that are taken in another order"
     if distance <= _OF_BF16:
-        distance = max(distance, of_norm)
         return (
-            f"precision: rows and random states are the same, and a relative difference of {distance:.1e} is "
+            f"precision: rows and random states are the same, and a relative difference of {largest:.1e} is "
             f"of the size of bf16's rounding (up to {BF16:.1e} a value)"
         )
     return (
@@ -156,18 +160,25 @@ def _of_forward(distance: float, their: Step, our: Step, theirs: Run, ours: Run)
     )
 
 
-def _of_norm(index: int, theirs: Run, ours: Run) -> str:
+def _explain_norm(index: int, theirs: Run, ours: Run) -> str:
     their, our = theirs.steps[index], ours.steps[index]
-    factor, limit = _ratio(their.grad_norm, our.grad_norm), _limit(ours) or _limit(theirs)
-    distance = relative(their.grad_norm, our.grad_norm)
-    if is_sharded(theirs) != is_sharded(ours) and their.random == our.random and distance <= _OF_BF16:
-        return _of_shards(distance, theirs, ours)
+    limit = _number(ours, "max_grad_norm", 0.0) or _number(theirs, "max_grad_norm", 0.0)
+    distance, is_same_random = relative_difference(their.grad_norm, our.grad_norm), their.random == our.random
+    if is_sharded(theirs) != is_sharded(ours) and is_same_random and distance <= _OF_BF16:
+        full, sharded = (ours, theirs) if is_sharded(theirs) else (theirs, ours)
+        return (
+            f"norm of shards: loss and samples are equal, and the gradient norms are {distance:.1e} apart. "
+            f"In {full.engine} each rank has the whole gradient and sums its squares; in {sharded.engine} "
+            "each has a part, sums the squares of that, and the ranks' sums are added: another order, which "
+            "rounds otherwise"
+        )
     if limit and any(
-        relative(one.grad_norm, limit) < _SAME_FACTOR < relative(other.grad_norm, limit)
+        relative_difference(one.grad_norm, limit) < _SAME_FACTOR < relative_difference(other.grad_norm, limit)
         and (other.grad_norm or 0) > limit
         for one, other in ((their, our), (our, their))
     ):
         return f"clipping: one of the two notes the norm after clipping to max_grad_norm={limit:g}"
+    factor = _ratio(their.grad_norm, our.grad_norm)
     known = _known_factor(factor, theirs, ours)
     if known:
         return (
@@ -175,72 +186,55 @@ def _of_norm(index: int, theirs: Run, ours: Run) -> str:
             f"{theirs.engine}'s{known}: the gradients are scaled after the loss was noted, or those of ranks "
             "or micro-batches are summed and not averaged"
         )
-    if their.random == our.random and distance > _OF_BF16:
+    if is_same_random and distance > _OF_BF16:
         return (
             "gradients: the loss is equal and the gradient is not: those of some micro-batches or ranks are "
             "missing, or some were not cleared"
         )
-    return _of_forward(distance, their, our, theirs, ours)
+    return _explain_forward(distance, index, theirs, ours)
 
 
-def _of_shards(distance: float, theirs: Run, ours: Run) -> str:
-    whole, shared = (ours, theirs) if is_sharded(theirs) else (theirs, ours)
-    return (
-        f"norm of shards: loss and samples are equal, and the gradient norms are {distance:.1e} apart. "
-        f"In {whole.engine} each rank has the whole gradient and sums its squares; in {shared.engine} each "
-        "has a part, sums the squares of that, and the ranks' sums are added: another order, which rounds "
-        "otherwise"
-    )
-
-
-def _of_rate(index: int, theirs: Run, ours: Run) -> str:
+def _explain_rate(index: int, theirs: Run, ours: Run) -> str:
     our = ours.steps[index]
-    their_rates = [step.learning_rate for step in theirs.steps]
-    factor = _ratio(their_rates[index], our.learning_rate)
+    rates = [step.learning_rate for step in theirs.steps]
     ranks = int(_number(theirs, "ranks"))
-    for offset, what in ((1, "one step ahead"), (-1, "one step behind")):
-        if _agrees_when_shifted(their_rates, ours.steps, offset):
-            return f"schedule: the learning rates of {ours.engine} are {what} of {theirs.engine}'s"
-    if ranks > 1 and our.step * ranks <= len(their_rates):
-        there = their_rates[(our.step - 1) * ranks]
-        if relative(there, our.learning_rate) < 1e-6:
-            return f"schedule: it moves on {ranks} times in a step, once for each rank"
-    steady = {
-        round(_ratio(a, b.learning_rate), 6) for a, b in zip(their_rates, ours.steps, strict=False) if a
-    }
-    if len(steady) == 1:
+    for offset, where in ((1, "ahead of"), (-1, "after")):
+        if _agree_when_shifted(rates, ours.steps, offset):
+            return f"schedule: the learning rates of {ours.engine} are one step {where} {theirs.engine}'s"
+    at = (our.step - 1) * ranks
+    if (
+        ranks > 1
+        and our.step * ranks <= len(rates)
+        and relative_difference(rates[at], our.learning_rate) < 1e-6
+    ):
+        return f"schedule: it moves on {ranks} times in a step, once for each rank"
+    factors = {round(_ratio(a, b.learning_rate), 6) for a, b in zip(rates, ours.steps, strict=False) if a}
+    if len(factors) == 1:
+        factor = _ratio(rates[index], our.learning_rate)
         return f"schedule: the learning rate is {factor:.4g} times {theirs.engine}'s in all steps"
-    return (
-        "schedule: the learning rates go another way: warm-up, number of steps that the schedule was made "
-        "for, or its kind"
-    )
+    return "schedule: another warm-up, another number of steps for which it was made, or another kind"
 
 
-def _agrees_when_shifted(theirs: Sequence[float], ours: Sequence[Step], offset: int) -> bool:
+def _agree_when_shifted(theirs: Sequence[float], ours: Sequence[Step], offset: int) -> bool:
     pairs = [
         (theirs[index + offset], step.learning_rate)
         for index, step in enumerate(ours)
         if 0 <= index + offset < len(theirs)
     ]
-    return len(pairs) > 2 and len(set(pairs)) > 2 and all(relative(*pair) < 1e-9 for pair in pairs)
+    return len(set(pairs)) > 2 and all(relative_difference(*pair) < 1e-9 for pair in pairs)
 
 
-def _of_parameters(index: int, theirs: Run, ours: Run) -> str:
-    limits = [_limit(run) for run in (theirs, ours)]
-    norms = [step.grad_norm or 0.0 for step in theirs.steps[: index + 1]]
-    if limits[0] != limits[1]:
-        return f"clipping: max_grad_norm is {limits[0]:g} in one and {limits[1]:g} in the other"
-    limit = limits[0]
-    if limit and norms[-1] > limit:
-        first = all(norm <= limit for norm in norms[:-1]) and len(norms) > 1
-        evidence = (
-            "; no step before was clipped, and all are equal"
-            if first
-            else "; or the optimizer's update differs"
-        )
+def _explain_parameters(index: int, theirs: Run, ours: Run) -> str:
+    limit, our_limit = (_number(run, "max_grad_norm", 0.0) for run in (theirs, ours))
+    if limit != our_limit:
+        return f"clipping: max_grad_norm is {limit:g} in one and {our_limit:g} in the other"
+    *earlier, norm = [step.grad_norm or 0.0 for step in theirs.steps[: index + 1]]
+    if limit and norm > limit:
+        is_first = earlier and max(earlier) <= limit
+        evidence = "no step before was clipped, and all are equal" if is_first else "or the update differs"
         return (
-            f"clipping: loss and gradient norm are equal, the norm of {norms[-1]:.4g} is beyond "
-            f"max_grad_norm={limit:g}, and the update is not the same{evidence}"
+            f"clipping: loss and gradient norm are equal, the norm of {norm:.4g} is beyond "
+            f"max_grad_norm={limit:g}, and the update is not the same; {evidence}"
         )
     return (
         "optimizer: loss, gradient norm and learning rate are equal and the update is not: another "
@@ -249,11 +243,16 @@ def _of_parameters(index: int, theirs: Run, ours: Run) -> str:
 
 
 def _known_factor(factor: float, theirs: Run, ours: Run) -> str:
-    """Name the number that a factor, or its inverse, is; empty if it is none that is known."""
+    """Name the setting that a factor, or its inverse, equals; empty if there is none."""
+    kinds = {run.settings.get("loss_normalization", "native") for run in (theirs, ours)}
+    hint = (
+        "; the HF Trainer has this factor for models that ignore num_items_in_batch, and hfbridge's "
+        '"exact" has not'
+    )
     for value, name in _factors(theirs, ours):
         for one, verb in ((value, "is"), (1 / value, "is one by")):
-            if value > 1 and relative(factor, one) < _SAME_FACTOR:
-                return f", which {verb} {name}{_native_factor(theirs, ours)}"
+            if value > 1 and relative_difference(factor, one) < _SAME_FACTOR:
+                return f", which {verb} {name}{hint if kinds == {'exact', 'native'} else ''}"
     return ""
 
 
@@ -265,24 +264,9 @@ def _factors(theirs: Run, ours: Run) -> Iterator[tuple[float, str]]:
         yield steps * ranks, f"gradient_accumulation_steps times ranks, {steps:g} times {ranks:g}"
 
 
-def _native_factor(theirs: Run, ours: Run) -> str:
-    kinds = {run.settings.get("loss_normalization", "native") for run in (theirs, ours)}
-    if kinds != {"exact", "native"}:
-        return ""
-    return (
-        "; the native Trainer has this factor for models that ignore num_items_in_batch, and hfbridge's "
-        '"exact" '
-        "has not"
-    )
-
-
 def _ratio(theirs: float | None, ours: float | None) -> float:
-    return ours / theirs if theirs and ours is not None else float("nan")
+    return ours / theirs if theirs and ours is not None else math.nan
 
 
-def _limit(run: Run) -> float:
-    return _number(run, "max_grad_norm", default=0.0)
-
-
-def _number(run: Run, name: str, *, default: float = 1.0) -> float:
+def _number(run: Run, name: str, default: float = 1.0) -> float:
     return float(run.settings.get(name) or default)

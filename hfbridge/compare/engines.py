@@ -30,6 +30,11 @@ _NORMALIZATIONS: tuple[str, ...] = get_args(Normalization)
 _NATIVE = ("ddp", *(name for name in NAMES if name.startswith("deepspeed_stage_")))
 
 
+def slug_of(name: str) -> str:
+    """Name an engine's folder: `lightning-deepspeed_stage_2` of `lightning:deepspeed_stage_2`."""
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip(".") or "-"
+
+
 @dataclass(frozen=True)
 class Engine:
     """One engine of a comparison.
@@ -49,7 +54,7 @@ class Engine:
     @property
     def slug(self) -> str:
         """The name of its folder."""
-        return re.sub(r"[^A-Za-z0-9_.]+", "-", self.name)
+        return slug_of(self.name)
 
     @property
     def needs_deepspeed(self) -> bool:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from hfbridge.compare.engines import Engine
-from hfbridge.compare.report import recorded
 from hfbridge.compare.report.panels import seconds_as_text
 from hfbridge.compare.report.summary import QUANTITIES, sentence_of, too_few
 from hfbridge.compare.verdict import Verdict
@@ -47,7 +46,7 @@ class Comparison:
 
     def _sentence(self) -> str:
         return sentence_of(
-            [recorded.Verdict(**verdict.as_row()) for verdict in self.verdicts],
+            self.verdicts,
             reference=self.engines[0],
             failed=list(self.failures),
             steps=max((result["steps_done"] for result in self.results.values()), default=None),

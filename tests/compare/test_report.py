@@ -15,9 +15,9 @@ import pytest
 from PIL import Image, ImageStat
 
 import hfbridge
-from hfbridge.compare.report import paint, panels, summary, write_report
+from hfbridge.compare.report import draw, panels, summary, write_report
 from hfbridge.compare.report.recorded import Recorded, Run, Verdict, read_comparison, slug_of
-from hfbridge.compare.report.theme import DARK, LIGHT, MARKER_PATHS, contrast, stroke_of
+from hfbridge.compare.report.theme import DARK, LIGHT, MARKER_PATHS, stroke_of
 from hfbridge.errors import MissingDependencyError, ReportError
 from tests.compare import browser, recorded
 from tests.compare.recorded import ACCELERATE, LIGHTNING, NATIVE, ZERO
@@ -265,6 +265,18 @@ def test_the_page_can_be_read_aloud(page: Page) -> None:
     # Tables are stacked on a phone, which takes their meaning from them unless roles give it back.
     assert all(table.get("role") == "table" for table in page.all("table"))
     assert all(cell.get("role") == "cell" and cell.get("data-label") for cell in page.all("td"))
+
+
+def contrast(one: str, other: str) -> float:
+    """Contrast of two colours `#rrggbb` as WCAG 2 has it, from 1 to 21."""
+    darker, lighter = sorted((_luminance(one), _luminance(other)))
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def _luminance(colour: str) -> float:
+    channels = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 @pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
@@ -626,7 +638,7 @@ def test_values_are_on_a_log_scale_where_they_span_powers_of_ten(tmp_path: Path)
     [(0, "0"), (0.25, "0.25"), (1500, "1,500"), (5e-5, "5e-5"), (2.5e7, "2.5e7"), (-0.5, "-0.5")],
 )
 def test_numbers_at_axes(value: float, text: str) -> None:
-    assert paint.number_as_text(value) == text
+    assert draw.number_as_text(value) == text
 
 
 def test_the_template_is_shipped() -> None:

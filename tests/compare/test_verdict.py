@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hfbridge.compare.causes import Run, relative
+from hfbridge.compare.causes import Run, relative_difference
 from hfbridge.compare.record import Step
 from hfbridge.compare.verdict import CLOSE, first_difference, judge
 
@@ -238,7 +238,7 @@ def test_what_cannot_be_told_apart_is_not_named() -> None:
     ],
 )
 def test_differences_are_relative(theirs: float | None, ours: float | None, expected: float) -> None:
-    assert relative(theirs, ours) == expected
+    assert relative_difference(theirs, ours) == expected
 
 
 def test_a_row_has_what_the_report_reads() -> None:

@@ -9,7 +9,7 @@
 | `speed.png` | samples per second, and how long steps took |
 | `memory.png` | memory at its fullest, and by step |
 
-What comes from the files is text to the page, never markup: jinja2 escapes it, and matplotlib in the figures.
+What comes from the files is text, never markup: jinja2 escapes it, and matplotlib in the figures.
 """
 
 import json
@@ -19,9 +19,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from hfbridge.compare.engines import slug_of
 from hfbridge.compare.report import draw, panels, summary
-from hfbridge.compare.report.recorded import Recorded, Verdict, read_comparison, slug_of
+from hfbridge.compare.report.recorded import Recorded, read_comparison
 from hfbridge.compare.report.theme import MARKER_PATHS, TONES, Stroke, stroke_of, style_variables
+from hfbridge.compare.verdict import Verdict
 from hfbridge.utilities.imports import require
 
 
@@ -48,7 +50,14 @@ def write_report(folder: Path) -> Path:
     costs = summary.costs(recorded)
     figures = panels.figures(recorded, costs)
     drawn = draw.draw_all(figures)
-    page = render(jinja2, recorded, costs, {one.name: _pictures(one, drawn[one.name]) for one in figures})
+    pictures = {
+        figure.name: [
+            Picture(panel.title, panel.text, wide, narrow)
+            for panel, (wide, narrow) in zip(figure.panels, drawn[figure.name].panels, strict=True)
+        ]
+        for figure in figures
+    }
+    page = render(jinja2, recorded, costs, pictures)
     for name, figure in drawn.items():
         (folder / f"{name}.png").write_bytes(figure.png)
     path = folder / "report.html"
@@ -73,7 +82,7 @@ def render(
     costs: Sequence[summary.Cost],
     pictures: dict[str, list[Picture]],
 ) -> str:
-    """The page as text."""
+    """Return the page as text."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -100,34 +109,42 @@ def render(
         points=draw.POINTS[draw.WIDE],
         fewer_points=draw.POINTS[draw.NARROW],
         left_out=summary.metric_names(recorded.runs)[panels.MOST_METRICS :],
-        **_findings(recorded),
+        **_findings(recorded, costs),
     )
     return page
 
 
-def _findings(recorded: Recorded) -> dict[str, Any]:
-    """What the page's texts and tables say, by the names that its template has for it."""
+def _findings(recorded: Recorded, costs: Sequence[summary.Cost]) -> dict[str, Any]:
+    """Collect what the page's texts and tables say, by the names that its template has for it."""
+    reference, *others = recorded.runs
     engines = [run.engine for run in recorded.runs]
-    told = summary.engines_with_settings(recorded)
-    settings = summary.setting_rows(recorded, told)
+    configured = summary.engines_with_settings(recorded)
+    settings = summary.setting_rows(recorded, configured)
     agreements = [
-        (run, {row.quantity: row for row in summary.agreement(recorded.runs[0], run)})
-        for run in recorded.runs[1:]
-        if run.steps
+        (run, {one.quantity: one for one in summary.agreement(reference, run)}) for run in others if run.steps
     ]
+    steps = recorded.steps or max(len(run.steps) for run in recorded.runs)
+    facts = {
+        "Fastest": summary.fastest(costs, reference.engine),
+        "Compared with": reference.engine,
+        "Engines": str(len(engines)),
+        "Ranks": str(recorded.ranks),
+        "Optimizer steps": f"{steps:,}",
+        "Date": recorded.date,
+    }
     return {
-        "reference": engines[0],
+        "reference": reference.engine,
         "engines": engines,
         "strokes": {engine: _strokes(place) for place, engine in enumerate(engines)},
         "headline": summary.headline(recorded),
         "grade": summary.worst_grade(recorded.verdicts),
-        "facts": _facts(recorded),
+        "facts": [(name, value) for name, value in facts.items() if value],
         "verdicts": [(verdict, largest_of(verdict)) for verdict in recorded.verdicts],
-        "quantities": [name for name in summary.QUANTITIES if any(name in row for _, row in agreements)],
+        "quantities": [name for name in summary.QUANTITIES if any(name in found for _, found in agreements)],
         "agreements": agreements,
         "has_marks": bool(panels.marks(recorded)),
         "failures": [(run, f"{slug_of(run.engine)}/output.txt") for run in recorded.runs if run.done is None],
-        "told": told,
+        "configured": configured,
         "unequal": [row for row in settings if row.differs],
         "equal": [row for row in settings if not row.differs],
         "notes": summary.notes(recorded.runs),
@@ -136,70 +153,46 @@ def _findings(recorded: Recorded) -> dict[str, Any]:
 
 
 def _strokes(place: int) -> tuple[Stroke, str, str]:
-    """An engine's stroke, and its dashes and marker as SVG has them."""
+    """Return an engine's stroke, and its dashes and marker as SVG has them."""
     stroke = stroke_of(place)
     return stroke, " ".join(f"{length:g}" for length in stroke.dashes), MARKER_PATHS[stroke.marker]
 
 
-def _pictures(figure: panels.Figure, drawn: draw.Drawn) -> list[Picture]:
-    return [
-        Picture(panel.title, panel.text, wide, narrow)
-        for panel, (wide, narrow) in zip(figure.panels, drawn.panels, strict=True)
-    ]
-
-
-def _facts(recorded: Recorded) -> list[tuple[str, str]]:
-    """What was compared, in a few words."""
-    steps = max((len(run.steps) for run in recorded.runs), default=0)
-    facts = [
-        ("Compared with", recorded.runs[0].engine),
-        ("Engines", str(len(recorded.runs))),
-        ("Ranks", str(recorded.ranks)),
-        ("Optimizer steps", f"{recorded.steps or steps:,}"),
-    ]
-    return [*facts, ("Date", recorded.date)] if recorded.date else facts
-
-
 def largest_of(verdict: Verdict) -> list[tuple[str, str]]:
-    """The largest relative differences that are not 0, by the names that the page has for the quantities."""
-    return [
-        (summary.QUANTITIES.get(name, name), relative(value))
-        for name, value in verdict.largest.items()
-        if value != 0
-    ]
+    """Return the largest relative differences that are not 0, by the page's names of the quantities."""
+    named = ((summary.QUANTITIES.get(name, name), value) for name, value in verdict.largest.items())
+    return [(name, relative(value)) for name, value in named if value != 0]
 
 
 def breakable(jinja2: Any, name: str) -> Any:
-    """A name that may be broken after a colon or slash: markup, with the name's own text escaped."""
+    """Return a name that may be broken after a colon or slash: markup, with the name's own text escaped."""
     escaped = jinja2.filters.do_forceescape(name)
     return type(escaped)(str(escaped).replace(":", ":<wbr>").replace("/", "/<wbr>"))
 
 
 def missing(value: float | None, show: Any) -> str:
-    """A value, or "n/a" where there is none."""
+    """Return a value, or "n/a" where there is none."""
     return "n/a" if value is None else str(show(value))
 
 
 def exactly(value: Any) -> str:
-    """A number with all its digits, the beginning of a checksum; "n/a" where there is none."""
-    if value is None:
-        return "n/a"
-    text = value if isinstance(value, str) else repr(value)
+    """Return a number with all its digits, the beginning of a checksum; "n/a" where there is none."""
+    text = "n/a" if value is None else value if isinstance(value, str) else repr(value)
     return text if len(text) <= 24 else f"{text[:16]}..."
 
 
 def relative(value: float | None) -> str:
-    """A relative difference; "n/a" where there is none."""
+    """Return a relative difference; "n/a" where there is none."""
     if value is None:
         return "n/a"
     return f"{value:.2g}" if value == 0 or value >= 0.001 else f"{value:.1e}"
 
 
 def environment_rows(environment: dict[str, Any]) -> list[tuple[str, str]]:
-    """Names and values, those of `versions` last and one by one."""
-    found: list[tuple[str, str]] = []
+    """Return names and values, those of `versions` last and one by one."""
+    found: dict[tuple[str, str], None] = {}
     for name, value in sorted(environment.items(), key=lambda item: isinstance(item[1], dict)):
-        inner = value.items() if isinstance(value, dict) else [(name, value)]
-        for key, one in inner:
-            found.append((str(key), one if isinstance(one, str) else json.dumps(one, ensure_ascii=False)))
-    return list(dict.fromkeys(found))
+        for key, one in value.items() if isinstance(value, dict) else [(name, value)]:
+            text = one if isinstance(one, str) else json.dumps(one, ensure_ascii=False)
+            found[str(key), text] = None
+    return list(found)

@@ -1,25 +1,19 @@
-"""From the runs to what each figure shows: curves, differences, bars, boxes, and the same in words. Pure."""
+"""What each figure of the report shows: curves, differences and bars, and the same in words."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from hfbridge.compare.report.recorded import Recorded, Run, is_number
 from hfbridge.compare.report.summary import MEASURED, QUANTITIES, Cost, differences, few_steps, metric_names
 
-MIB = 1024 * 1024
+MIB = 2**20
 MOST_METRICS = 12
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One engine's values.
-
-    Attributes:
-        place: of the engine in the list.
-        steps: ascending.
-        values: as many.
-    """
+    """One engine's values by step; `place` is that of the engine in the list."""
 
     place: int
     steps: list[int]
@@ -27,17 +21,19 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Curves:
-    """Values by optimizer step.
+class Bar:
+    """One engine's value, the text beside its name, and percentiles (5, 25, 50, 75, 95) if any."""
 
-    Attributes:
-        title: what is shown, with its unit.
-        text: the same in words, for those who cannot see it.
-        curves: in the order to draw them.
-        is_log: the values go over several powers of ten.
-        from_zero: the axis begins at 0.
-        has_points: each value is marked, since there are few.
-    """
+    place: int
+    engine: str
+    value: float
+    label: str
+    percentiles: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Values by optimizer step, with a title, the same in words, and how the axis of values is drawn."""
 
     title: str
     text: str
@@ -57,18 +53,8 @@ class Distances:
 
 
 @dataclass(frozen=True)
-class Bar:
-    """One engine's value, with the text that stands beside it."""
-
-    place: int
-    engine: str
-    value: float
-    text: str
-
-
-@dataclass(frozen=True)
 class Bars:
-    """One value an engine, from 0; `lacking` is told where there are none."""
+    """One value or distribution per engine; `lacking` is shown where there are none."""
 
     title: str
     text: str
@@ -76,37 +62,18 @@ class Bars:
     lacking: str = "Nothing was recorded."
 
 
-@dataclass(frozen=True)
-class Box:
-    """One engine's distribution: the 5th, 25th, 50th, 75th and 95th percentile."""
-
-    place: int
-    engine: str
-    percentiles: tuple[float, ...]
-    text: str
-
-
-@dataclass(frozen=True)
-class Boxes:
-    """One distribution an engine."""
-
-    title: str
-    text: str
-    boxes: list[Box]
-
-
-Panel = Curves | Distances | Bars | Boxes
+Panel = Curves | Distances | Bars
 
 
 @dataclass(frozen=True)
 class Figure:
-    """What becomes one PNG, and some panels of the page.
+    """One PNG, and some panels of the page.
 
     Attributes:
         name: of the PNG, without its ending.
         panels: in reading order.
         engines: (place, name) of those in the legend; empty where the panels name them.
-        marks: steps at which a thin line is drawn.
+        marks: steps from which an engine differs.
     """
 
     name: str
@@ -116,58 +83,51 @@ class Figure:
 
 
 def figures(recorded: Recorded, costs: Sequence[Cost]) -> list[Figure]:
-    """All figures of a report, in reading order.
-
-    Args:
-        recorded: the comparison.
-        costs: of its engines.
-    """
-    runs = recorded.runs
+    """Describe all figures of a report, in reading order."""
+    runs, differing = recorded.runs, marks(recorded)
     ran = tuple((place, run.engine) for place, run in enumerate(runs) if run.steps)
     others = tuple((place, name) for place, name in ran if place)
-    found = [
-        Figure("loss", [_curves(runs, "loss", "Loss")], ran),
-        Figure("grad_norm", [_curves(runs, "grad_norm", "Gradient norm")], ran),
-        Figure("learning_rate", [_curves(runs, "learning_rate", "Learning rate")], ran),
-        Figure("metrics", _metrics(runs), ran),
-        Figure("differences", [_distances(runs, quantity) for quantity in MEASURED], others),
-    ]
-    found = [Figure(one.name, one.panels, one.engines, marks(recorded)) for one in found]
-    found += [
+    titles = {"loss": "Loss", "grad_norm": "Gradient norm", "learning_rate": "Learning rate"}
+    return [
+        *(Figure(name, [_quantity(runs, name, title)], ran, differing) for name, title in titles.items()),
+        Figure(
+            "metrics", [_metric(runs, name) for name in metric_names(runs)[:MOST_METRICS]], ran, differing
+        ),
+        Figure("differences", [_distances(runs, name) for name in MEASURED], others, differing),
         Figure("speed", _speed(runs, costs)),
         Figure("memory", _memory(runs, costs), ran),
     ]
-    return found
 
 
 def marks(recorded: Recorded) -> tuple[int, ...]:
-    """Steps from which an engine differs."""
+    """Return the steps from which an engine differs."""
     first = {verdict.first_step for verdict in recorded.verdicts if verdict.grade == "differs"}
     return tuple(sorted(step for step in first if step))
 
 
-def _curve(place: int, steps: Sequence[int], values: Sequence[float | None], scale: float = 1.0) -> Curve:
-    """The finite values of one engine."""
-    known = [
-        (step, value / scale)
-        for step, value in zip(steps, values, strict=True)
-        if value is not None and math.isfinite(value)
-    ]
-    return Curve(place, [step for step, _ in known], [value for _, value in known])
+def _curves(of_runs: Iterable[Iterable[tuple[int, float | None]]]) -> list[Curve]:
+    """Keep the finite values of each engine; an engine without any has no curve."""
+    found = []
+    for place, pairs in enumerate(of_runs):
+        known = [(step, value) for step, value in pairs if value is not None and math.isfinite(value)]
+        if known:
+            found.append(Curve(place, [step for step, _ in known], [value for _, value in known]))
+    return found
 
 
-def _curves(runs: Sequence[Run], quantity: str, title: str) -> Curves:
-    """A quantity of all engines."""
-    found = [
-        _curve(place, run.steps, run.columns.get(quantity, []))
-        for place, run in enumerate(runs)
-        if run.columns.get(quantity)
-    ]
-    return _panel(title, [curve for curve in found if curve.steps], runs)
+def _quantity(runs: Sequence[Run], quantity: str, title: str) -> Curves:
+    return _panel(
+        title, _curves(zip(run.steps, run.columns.get(quantity, ()), strict=False) for run in runs), runs
+    )
+
+
+def _metric(runs: Sequence[Run], name: str) -> Curves:
+    found = ([(row["step"], row[name]) for row in run.metrics if is_number(row.get(name))] for run in runs)
+    return _panel(name, _curves(found), runs, has_points=True)
 
 
 def _panel(title: str, curves: list[Curve], runs: Sequence[Run], *, has_points: bool = False) -> Curves:
-    """A panel of curves, on a log scale if the middle of the values spans more than two powers of ten."""
+    """Make a panel of curves, on a log scale if most of the values span more than two powers of ten."""
     ordered = sorted(value for curve in curves for value in curve.values)
     is_log = False
     if ordered and ordered[0] > 0:
@@ -178,53 +138,25 @@ def _panel(title: str, curves: list[Curve], runs: Sequence[Run], *, has_points: 
 
 
 def _in_words(title: str, curves: Sequence[Curve], runs: Sequence[Run]) -> str:
-    """What the curves show, for those who cannot see them."""
-    if not curves:
-        return f"{title}: nothing was recorded."
     parts = [
         f"{runs[curve.place].engine} from {curve.values[0]:.4g} at step {curve.steps[0]} "
         f"to {curve.values[-1]:.4g} at step {curve.steps[-1]}"
         for curve in curves
     ]
-    return f"{title} by optimizer step: {'; '.join(parts)}."
-
-
-def _metrics(runs: Sequence[Run]) -> list[Curves]:
-    """A panel for each metric of the evaluations."""
-    found = []
-    for name in metric_names(runs)[:MOST_METRICS]:
-        curves = []
-        for place, run in enumerate(runs):
-            rows = [row for row in run.metrics if is_number(row.get(name))]
-            curve = _curve(place, [row["step"] for row in rows], [row[name] for row in rows])
-            if curve.steps:
-                curves.append(curve)
-        if curves:
-            found.append(_panel(name, curves, runs, has_points=True))
-    return found
+    return f"{title} by optimizer step: {'; '.join(parts)}." if parts else f"{title}: nothing was recorded."
 
 
 def _distances(runs: Sequence[Run], quantity: str) -> Distances:
-    """How far each engine is from the first one."""
-    curves = []
-    for place, run in enumerate(runs[1:], 1):
-        steps, found = differences(runs[0], run, quantity)
+    """Compare each engine with the first one."""
+    of_runs: list[list[tuple[int, float | None]]] = [[]]
+    for run in runs[1:]:
+        pairs = list(zip(*differences(runs[0], run, quantity), strict=True))
         if quantity == "parameter_norm":
             # Other weights of the same norm are not equal: no point is truer than one on the strip of zeros.
-            unequal = {
-                step
-                for step, value in zip(*differences(runs[0], run, "parameters"), strict=True)
-                if value != 0
-            }
-            kept = [
-                (step, value)
-                for step, value in zip(steps, found, strict=True)
-                if value or step not in unequal
-            ]
-            steps, found = [step for step, _ in kept], [value for _, value in kept]
-        curve = _curve(place, steps, found)
-        if curve.steps:
-            curves.append(curve)
+            unequal = {s for s, v in zip(*differences(runs[0], run, "parameters"), strict=True) if v}
+            pairs = [(step, value) for step, value in pairs if value or step not in unequal]
+        of_runs.append([*pairs])
+    curves = _curves(of_runs)
     name = QUANTITIES[quantity]
     parts = [_distance_in_words(runs[curve.place].engine, curve) for curve in curves]
     text = f"Relative difference to {runs[0].engine}, {name}: " + ("; ".join(parts) or "nothing to compare")
@@ -232,70 +164,66 @@ def _distances(runs: Sequence[Run], quantity: str) -> Distances:
 
 
 def _distance_in_words(engine: str, curve: Curve) -> str:
-    unequal = [(value, step) for value, step in zip(curve.values, curve.steps, strict=True) if value]
+    largest, at = max(zip(curve.values, curve.steps, strict=True))
+    steps, unequal = len(curve.steps), sum(value > 0 for value in curve.values)
     if not unequal:
-        return f"{engine} equal to the bit at {len(curve.steps)} steps"
-    largest, at = max(unequal)
-    return (
-        f"{engine} unequal at {len(unequal)} of {len(curve.steps)} steps, at most {largest:.2g} at step {at}"
-    )
+        return f"{engine} equal to the bit at {steps} steps"
+    return f"{engine} unequal at {unequal} of {steps} steps, at most {largest:.2g} at step {at}"
 
 
 def seconds_as_text(value: float) -> str:
-    """`45.2 ms`, `3.21 s`, `12 min 5 s`."""
+    """Return `45.2 ms`, `3.21 s`, `12 min 5 s`."""
     if value < 1:
         return f"{value * 1000:.3g} ms"
-    if value < 120:
-        return f"{value:.3g} s"
-    return f"{int(value // 60)} min {round(value % 60)} s"
+    return f"{value:.3g} s" if value < 120 else f"{int(value // 60)} min {round(value % 60)} s"
 
 
 def bytes_as_text(value: float) -> str:
-    """`512 MiB`."""
+    """Return `512 MiB`."""
     return f"{value / MIB:,.0f} MiB"
 
 
 def _speed(runs: Sequence[Run], costs: Sequence[Cost]) -> list[Panel]:
-    """Samples per second, and how long steps took."""
-    place = {run.engine: number for number, run in enumerate(runs)}
-    bars, boxes = [], []
+    places = {run.engine: place for place, run in enumerate(runs)}
+    rates, times = [], []
     for cost in costs:
         name = cost.run.engine
         if cost.samples_per_second is not None:
-            share = "" if cost.throughput is None or not place[name] else f" (ratio {cost.throughput:.2f})"
-            text = f"{cost.samples_per_second:,.4g}{share}"
-            bars.append(Bar(place[name], name, cost.samples_per_second, text))
+            label = f"{cost.samples_per_second:,.4g}{_ratio(cost.throughput, places[name])}"
+            rates.append(Bar(places[name], name, cost.samples_per_second, label))
         if cost.step_s is not None:
-            share = "" if cost.overhead is None or not place[name] else f" (ratio {cost.overhead:.2f})"
             milliseconds = tuple(value * 1000 for value in cost.step_s)
-            boxes.append(Box(place[name], name, milliseconds, f"{seconds_as_text(cost.step_s[2])}{share}"))
+            label = f"{seconds_as_text(cost.step_s[2])}{_ratio(cost.overhead, places[name])}"
+            times.append(Bar(places[name], name, milliseconds[2], label, milliseconds))
     few = few_steps(costs)
     lacking = f"{few.capitalize()}." if few else Bars.lacking
-    rates = "; ".join(f"{bar.engine} {bar.text}" for bar in bars) or few or "not recorded"
-    times = "; ".join(f"{box.engine} {box.text}" for box in boxes) or "not recorded"
     return [
-        Bars("Samples per second", f"Samples per second: {rates}.", bars, lacking),
-        Boxes("Time of a step, ms", f"Median time of a step: {times}.", boxes),
+        Bars("Samples per second", _list_bars("Samples per second", rates, few), rates, lacking),
+        Bars("Time of a step, ms", _list_bars("Median time of a step", times), times),
     ]
+
+
+def _ratio(value: float | None, place: int) -> str:
+    return f" (ratio {value:.2f})" if place and value is not None else ""
+
+
+def _list_bars(title: str, bars: Sequence[Bar], lacking: str = "") -> str:
+    return f"{title}: {'; '.join(f'{b.engine} {b.label}' for b in bars) or lacking or 'not recorded'}."
 
 
 def _memory(runs: Sequence[Run], costs: Sequence[Cost]) -> list[Panel]:
-    """Memory at its fullest, and by step."""
-    place = {run.engine: number for number, run in enumerate(runs)}
+    places = {run.engine: place for place, run in enumerate(runs)}
     bars = [
-        Bar(place[cost.run.engine], cost.run.engine, cost.peak_bytes / MIB, bytes_as_text(cost.peak_bytes))
+        Bar(places[cost.run.engine], cost.run.engine, cost.peak_bytes / MIB, bytes_as_text(cost.peak_bytes))
         for cost in costs
         if cost.peak_bytes is not None
     ]
-    curves = [
-        _curve(number, run.steps, run.columns.get("memory_bytes", []), MIB)
-        for number, run in enumerate(runs)
-        if run.steps
-    ]
-    curves = [curve for curve in curves if curve.steps]
-    peaks = "; ".join(f"{bar.engine} {bar.text}" for bar in bars) or "not recorded"
+    curves = _curves(
+        ((s, b and b / MIB) for s, b in zip(run.steps, run.columns.get("memory_bytes", ()), strict=False))
+        for run in runs
+    )
     by_step = _in_words("Memory in MiB", curves, runs)
     return [
-        Bars("Memory at its fullest, MiB", f"Memory at its fullest: {peaks}.", bars),
+        Bars("Memory at its fullest, MiB", _list_bars("Memory at its fullest", bars), bars),
         Curves("Memory by step, MiB", by_step, curves, from_zero=True),
     ]

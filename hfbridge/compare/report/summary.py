@@ -1,15 +1,17 @@
-"""What the report says in numbers: differences, speed, memory, settings; the verdict in a sentence. Pure."""
+"""What the report says in numbers: differences, speed, memory, settings; the verdict in a sentence."""
 
 import itertools
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from hfbridge.compare.report.recorded import GRADES, Recorded, Run, Verdict, is_number
+from hfbridge.compare.causes import relative_difference
+from hfbridge.compare.report.recorded import GRADES, Recorded, Run, is_number
+from hfbridge.compare.verdict import Verdict
 
 # What is compared step by step, and what it is called. A checksum is equal or not; a number has a distance.
 QUANTITIES = {
@@ -22,7 +24,7 @@ QUANTITIES = {
     "parameter_norm": "norm of the weights",
 }
 MEASURED = ("loss", "grad_norm", "learning_rate", "parameter_norm")
-# Rows of an evaluation that tell how fast it was, and not how good the model is.
+# Endings of an evaluation's metrics that measure its speed, not the model.
 SPEEDS = ("_runtime", "_per_second", "_time")
 
 _AGREEING = GRADES[:3]
@@ -58,61 +60,33 @@ class Cost:
         run: of which engine.
         too_few: why there are neither speeds nor ratios of them; empty if there are.
         samples_per_second: over the whole training.
-        throughput: the same as a share of the reference's.
         step_s: the 5th, 25th, 50th, 75th and 95th percentile of the time of a step, without the first.
-        overhead: the median step's time as a ratio of the reference's.
         startup_s: before the first step.
         training_s: from the first step to the last.
         peak_bytes: memory at its fullest.
+        throughput: samples per second as a ratio to the reference's.
+        overhead: the median step's time as a ratio to the reference's.
     """
 
     run: Run
     too_few: str
     samples_per_second: float | None
-    throughput: float | None
     step_s: tuple[float, ...] | None
-    overhead: float | None
     startup_s: float | None
     training_s: float | None
     peak_bytes: float | None
-
-
-def relative_difference(theirs: float | None, ours: float | None) -> float:
-    """Difference as a share of the larger value; 0 if both are the same to the bit, NaN included.
-
-    Args:
-        theirs: the number compared with; `None` if there is none.
-        ours: the number compared.
-
-    Returns:
-        From 0 to 2; infinity if only one is there, or is finite.
-    """
-    if theirs is None or ours is None:
-        return 0.0 if theirs is ours else math.inf
-    if theirs == ours or (math.isnan(theirs) and math.isnan(ours)):
-        return 0.0
-    if not (math.isfinite(theirs) and math.isfinite(ours)):
-        return math.inf
-    return float(abs(ours - theirs) / max(abs(theirs), abs(ours)))
+    throughput: float | None = None
+    overhead: float | None = None
 
 
 def differences(reference: Run, run: Run, quantity: str) -> tuple[list[int], list[float]]:
     """Relative differences at the steps of both; a checksum's is 0 or infinity; none where both lack it."""
-    at = {step: place for place, step in enumerate(reference.steps)}
-    theirs, ours = reference.columns.get(quantity, []), run.columns.get(quantity, [])
-    steps, found = [], []
-    for place, step in enumerate(run.steps):
-        if step not in at:
-            continue
-        pair = theirs[at[step]], ours[place]
-        if pair == (None, None):
-            continue
-        steps.append(step)
-        if quantity in MEASURED:
-            found.append(relative_difference(*pair))
-        else:
-            found.append(0.0 if pair[0] == pair[1] else math.inf)
-    return steps, found
+    theirs = dict(zip(reference.steps, reference.columns.get(quantity, ()), strict=False))
+    ours = dict(zip(run.steps, run.columns.get(quantity, ()), strict=False))
+    steps = [s for s in ours if s in theirs and (theirs[s], ours[s]) != (None, None)]
+    if quantity in MEASURED:
+        return steps, [relative_difference(theirs[step], ours[step]) for step in steps]
+    return steps, [0.0 if theirs[step] == ours[step] else math.inf for step in steps]
 
 
 def agreement(reference: Run, run: Run) -> list[Agreement]:
@@ -120,48 +94,56 @@ def agreement(reference: Run, run: Run) -> list[Agreement]:
     rows = []
     for quantity in QUANTITIES:
         steps, found = differences(reference, run, quantity)
-        if not steps:
-            continue
         unequal = [step for step, value in zip(steps, found, strict=True) if value != 0]
-        first = unequal[0] if unequal else None
-        largest = max(found) if quantity in MEASURED else None
-        rows.append(Agreement(quantity, len(steps), first, len(unequal), largest))
+        if steps:
+            largest = max(found) if quantity in MEASURED else None
+            rows.append(Agreement(quantity, len(steps), min(unequal, default=None), len(unequal), largest))
     return rows
 
 
 def costs(recorded: Recorded) -> list[Cost]:
-    """What each engine that reached its end took, the reference first."""
-    found: list[Cost] = []
-    done = [run for run in recorded.runs if run.done is not None]
-    steps_s = {run.engine: _percentiles(run.columns.get("seconds", [])) for run in done}
+    """Measure what each engine that finished took, the reference first."""
     reference = recorded.runs[0]
-    base, base_s = reference.total("samples_per_second"), steps_s.get(reference.engine)
-    is_base = not too_few(len(reference.steps))
-    for run in done:
-        few = too_few(len(run.steps))
-        rate, step_s = None if few else run.total("samples_per_second"), steps_s[run.engine]
-        found.append(
-            Cost(
-                run,
-                too_few=few,
-                samples_per_second=rate,
-                throughput=_ratio(rate, base) if is_base else None,
-                step_s=step_s,
-                overhead=_ratio(step_s[2], base_s[2]) if step_s and base_s and is_base and not few else None,
-                startup_s=run.total("seconds_startup"),
-                training_s=run.total("seconds_training"),
-                peak_bytes=run.total("peak_memory_bytes"),
-            )
+    base = _cost(reference) if reference.done is not None and not too_few(len(reference.steps)) else None
+    found = [_cost(run) for run in recorded.runs if run.done is not None]
+    if base is None:
+        return found
+    return [
+        replace(
+            cost,
+            throughput=_ratio(cost.samples_per_second, base.samples_per_second),
+            overhead=None if cost.too_few else _ratio(_median(cost), _median(base)),
         )
-    return found
+        for cost in found
+    ]
+
+
+def _cost(run: Run) -> Cost:
+    few = too_few(len(run.steps))
+    return Cost(
+        run,
+        too_few=few,
+        samples_per_second=None if few else run.total("samples_per_second"),
+        step_s=_percentiles(run.columns.get("seconds", [])),
+        startup_s=run.total("seconds_startup"),
+        training_s=run.total("seconds_training"),
+        peak_bytes=run.total("peak_memory_bytes"),
+    )
+
+
+def fastest(costs: Iterable[Cost], reference: str) -> str:
+    """Name the engine with the most samples per second; empty unless two have a speed."""
+    rates = [(cost.samples_per_second, cost) for cost in costs if cost.samples_per_second]
+    if len(rates) < 2:
+        return ""
+    rate, best = max(rates, key=lambda pair: pair[0])
+    is_other = best.throughput is not None and best.run.engine != reference
+    ratio = f", {best.throughput:.2f} times {reference}" if is_other else ""
+    return f"{best.run.engine} ({rate:,.4g} samples per second{ratio})"
 
 
 def too_few(steps: int) -> str:
-    """Say that a run is too short for a speed; empty if it is not.
-
-    Args:
-        steps: that were measured.
-    """
+    """Say that this many steps are too few for a speed; empty if they are not."""
     return f"too few steps for a speed ({steps}; {SPEED_STEPS} are needed)" if steps < SPEED_STEPS else ""
 
 
@@ -169,6 +151,10 @@ def few_steps(costs: Iterable[Cost]) -> str:
     """Say why engines have no speed, of the one with the fewest steps; empty if all have one."""
     short = [cost for cost in costs if cost.too_few]
     return min(short, key=lambda cost: len(cost.run.steps)).too_few if short else ""
+
+
+def _median(cost: Cost) -> float | None:
+    return cost.step_s[2] if cost.step_s else None
 
 
 def _ratio(value: float | None, base: float | None) -> float | None:
@@ -182,17 +168,9 @@ def _percentiles(seconds: Sequence[Any]) -> tuple[float, ...] | None:
 
 
 def thin(steps: Sequence[int], values: Sequence[float], most: int) -> tuple[list[int], list[float]]:
-    """Take the smallest and the largest value of each of `most / 2` stretches, so that no spike is lost.
+    """Keep at most `most` points: the ends, and the smallest and largest value of each stretch.
 
-    Equal curves keep equal points. The first and the last point stay.
-
-    Args:
-        steps: ascending.
-        values: as many.
-        most: points that may be left, at least 4.
-
-    Returns:
-        Steps and values, in order; all of them if they are no more than `most`.
+    So no spike is lost, and equal curves keep equal points. `most` is at least 4.
     """
     if len(steps) <= most:
         return list(steps), list(values)
@@ -208,26 +186,22 @@ def thin(steps: Sequence[int], values: Sequence[float], most: int) -> tuple[list
 
 def metric_names(runs: Iterable[Run]) -> list[str]:
     """Numbers that evaluations gave, the loss first."""
-    names: dict[str, None] = {}
-    for run in runs:
-        for row in run.metrics:
-            for name, value in row.items():
-                if is_number(value):
-                    names[name] = None
+    entries = [entry for run in runs for entry in run.metrics]
+    names = dict.fromkeys(name for entry in entries for name, value in entry.items() if is_number(value))
     chosen = [name for name in names if name not in ("step", "epoch") and not name.endswith(SPEEDS)]
     return sorted(chosen, key=lambda name: (not name.endswith("loss"), chosen.index(name)))
 
 
 @dataclass(frozen=True)
 class SettingRow:
-    """One setting and its value on each engine, as text; `None` on an engine that does not tell it."""
+    """One setting and its value on each engine, as text; `None` on an engine without it."""
 
     name: str
     values: list[str | None]
 
     @property
     def differs(self) -> bool:
-        """Whether two engines were told different things."""
+        """Whether two engines have different values."""
         return len(set(self.values)) > 1
 
     def is_other(self, place: int) -> bool:
@@ -247,9 +221,9 @@ def setting_rows(recorded: Recorded, engines: Sequence[str]) -> list[SettingRow]
 
 
 def engines_with_settings(recorded: Recorded) -> list[str]:
-    """Engines that told any; one that failed early did not, which is no difference."""
-    told = {engine for row in recorded.settings for engine in row["values"]}
-    return [run.engine for run in recorded.runs if run.engine in told]
+    """Return the engines that recorded any; one that failed early did not, which is no difference."""
+    found = {engine for row in recorded.settings for engine in row["values"]}
+    return [run.engine for run in recorded.runs if run.engine in found]
 
 
 def _as_text(value: Any, most: int = 600) -> str:
@@ -262,13 +236,11 @@ def _as_text(value: Any, most: int = 600) -> str:
 
 def notes(runs: Iterable[Run]) -> list[tuple[str, list[str]]]:
     """Each note once, with the engines that gave it."""
-    found: dict[str, list[str]] = {}
+    found: dict[str, dict[str, None]] = {}
     for run in runs:
-        for note in run.notes:
-            engines = found.setdefault(note, [])
-            if run.engine not in engines:
-                engines.append(run.engine)
-    return list(found.items())
+        for note in (run.done or {}).get("notes") or []:
+            found.setdefault(str(note), {})[run.engine] = None
+    return [(note, list(engines)) for note, engines in found.items()]
 
 
 def worst_grade(verdicts: Iterable[Verdict]) -> str | None:
@@ -297,8 +269,8 @@ def sentence_of(
     Args:
         verdicts: on all pairs.
         reference: the engine that the others are compared with.
-        failed: engines without an end.
-        steps: of the engines; `None` if they are not known.
+        failed: engines that did not finish.
+        steps: of the engines; `None` if unknown.
     """
     if not verdicts:
         return f"Only {reference} ran, so there is nothing to compare it with."
