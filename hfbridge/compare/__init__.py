@@ -1,4 +1,4 @@
-"""The same job on the native Trainer, on a loop written with accelerate, and on Lightning; knows both worlds.
+"""The same job on the HF Trainer, on a loop written with accelerate, and on Lightning.
 
 job.py          what is trained
 engines.py      by whom, by name
@@ -9,7 +9,7 @@ verdict.py      whether two engines did the same; causes.py names why not
 report/         the page that shows it
 comparison.py   compare, from a script to the verdicts; files.py has the table of the files
 earlier.py      what is in the folder already
-progress.py     what is told meanwhile; outcome.py in the end
+progress_lines.py  progress while training; outcome.py the result
 """
 
 from hfbridge.compare.comparison import compare

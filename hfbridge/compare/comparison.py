@@ -1,4 +1,4 @@
-"""compare: one job on several engines, one after the other, each in fresh processes; and what came of it."""
+"""compare: one job on several engines, one after the other, each in fresh processes."""
 
 import shutil
 import time
@@ -35,19 +35,19 @@ def compare(
     """Train a job on several engines and compare every optimizer step.
 
     Args:
-        job: a script whose `build()` returns a native Trainer that has not trained, or a `Job`.
+        job: a script whose `build()` returns a transformers.Trainer that has not trained, or a `Job`.
         engines: "native", "accelerate", "lightning", "lightning:deepspeed_stage_2", ...; engines.py has the
             table. The first is what the others are compared with.
         ranks: processes of each engine.
         out: the folder of the comparison; a new one, or that of an earlier comparison of this job.
         steps: end each run after this optimizer step; settings and schedule stay those of the whole job.
-        resume: take over what an earlier comparison has recorded of an engine.
+        resume: reuse what an earlier comparison has recorded of an engine.
         overwrite: delete records in the folder that were made of another job, with other options or versions.
-        show_progress: tell how far each engine is: by bars on a terminal, elsewhere by lines.
+        show_progress: show how far each engine is: by bars on a terminal, elsewhere by lines.
 
     Returns:
-        The verdicts: on each engine beside the first, and on each Lightning engine beside the native one of
-        the same strategy. An engine that fails has one, too, and the others go on.
+        The verdicts: on each engine beside the first, and on each Lightning engine beside "native" with the
+        same strategy. An engine that fails has one, too, and the others continue.
 
     Raises:
         JobError: job, engines, ranks, steps or folder do not fit, or records in it would be lost.
@@ -62,8 +62,8 @@ def compare(
     options = {"ranks": ranks, "steps": steps}
     open_folder(out, job, parsed, options, overwrites=overwrite)
     files.write_json(out / files.COMPARISON, _described(out, job, parsed, (), options))
-    with progress_of([engine.name for engine in parsed], is_shown=show_progress) as told:
-        for engine, progress in zip(parsed, told, strict=True):
+    with progress_of([engine.name for engine in parsed], is_shown=show_progress) as shown:
+        for engine, progress in zip(parsed, shown, strict=True):
             _run(engine, job, out / engine.slug, options, progress, resume=resume)
     runs = {engine: _read_run(engine, out / engine.slug) for engine in parsed}
     verdicts = tuple(judge(runs[theirs], runs[ours]) for theirs, ours in pairs_of(parsed))
@@ -115,21 +115,21 @@ def _run(
         is_well = processes.follow(progress.show)
     taken_s = time.monotonic() - began_s
     shutil.rmtree(folder / "saved", ignore_errors=True)
-    if (folder / "refused.txt").exists():
-        refused = (folder / "refused.txt").read_text(encoding="utf-8")
+    if (folder / files.JOB_ERROR).exists():
+        message = (folder / files.JOB_ERROR).read_text(encoding="utf-8")
         shutil.rmtree(folder)
-        raise JobError(refused)
+        raise JobError(message)
     if not is_well:
-        told = last_lines(folder)
-        (folder / "failed.txt").write_text(told + "\n", encoding="utf-8")
-        progress.end(f"failed after {seconds_as_text(taken_s)}: {told.splitlines()[-1]}")
+        error = last_lines(folder)
+        (folder / "failed.txt").write_text(error + "\n", encoding="utf-8")
+        progress.end(f"failed after {seconds_as_text(taken_s)}: {error.splitlines()[-1]}")
         return
     _finish(engine, folder, options, taken_s=taken_s)
     progress.end(f"done in {seconds_as_text(taken_s)}")
 
 
 def _finish(engine: Engine, folder: Path, options: dict[str, Any], *, taken_s: float) -> None:
-    """Put together what the ranks have left."""
+    """Merge what the ranks have written."""
     numbers = range(options["ranks"])
     of_ranks = [files.read_json(folder / f"result-{rank}.json") for rank in numbers]
     recorded = [folder / f"rank-{rank}.jsonl" for rank in numbers]

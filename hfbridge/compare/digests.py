@@ -1,9 +1,9 @@
-"""Short texts that differ as soon as any bit of what they stand for does; knows torch only.
+"""Short texts that differ as soon as any bit of what they stand for does.
 
 digest of          is made of
 a micro-batch      names, shapes and values of its tensors; floats as bfloat16, since an engine that computes
                    in less than float32 may have cast them before they are seen
-parameters         the bytes of all of them in the order of the model, whole ones where ranks share them
+parameters         the bytes of all of them in the order of the model, full ones where ranks shard them
 random states      torch's, numpy's and Python's generators of this process
 """
 
@@ -61,8 +61,8 @@ def of_parameters(parameters: Iterable[tuple[str, Tensor]], *, is_first: bool) -
     """Digest parameters, and measure the 2-norm of all of them together.
 
     Args:
-        parameters: names and tensors, whole ones, or parts that all ranks put together in the same order.
-        is_first: this is the first rank; the others only help to put parts together.
+        parameters: names and tensors, full ones, or shards that all ranks gather in the same order.
+        is_first: this is the first rank; the others only take part in the gathering.
 
     Returns:
         Digest and norm; `None` on other ranks.

@@ -1,4 +1,4 @@
-"""What an earlier comparison has left in a folder: taken over if it is of the same job, else named."""
+"""What an earlier comparison has left in a folder: reused if it is of the same job, else named."""
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ Options = Mapping[str, Any]
 def open_folder(
     out: Path, job: Path, engines: Sequence[Engine], options: Options, *, overwrites: bool
 ) -> None:
-    """Make the folder of a comparison, or see that nothing is lost of what is recorded there.
+    """Make the folder of a comparison, or check that no record there would be lost.
 
     Args:
         out: the folder.
@@ -35,7 +35,7 @@ def open_folder(
     if (out / files.COMPARISON).exists():
         others = dict(_others(out, job, engines, options))
         if others and not overwrites:
-            _refuse(out, others)
+            _raise_lost(out, others)
         for engine in others:
             shutil.rmtree(out / engine.slug)
     elif out.exists() and any(out.iterdir()):
@@ -53,17 +53,7 @@ def is_recorded(engine: Engine, job: Path, folder: Path, options: Options) -> bo
 
 
 def differences(done: Mapping[str, Any], engine: Engine, job: Path, options: Options) -> Iterator[str]:
-    """Tell what about a record is not as it would be now.
-
-    Args:
-        done: of the engine, as it was recorded.
-        engine: that is to train.
-        job: the script.
-        options: ranks and steps.
-
-    Yields:
-        One thing after the other: engine, options, versions, files of the job.
-    """
+    """Yield what about the record of an engine, its `done.json`, is not as it would be now."""
     if done["engine"] != engine.name:
         yield f"it is of the engine {done['engine']}"
     for name, value in options.items():
@@ -115,7 +105,7 @@ def _engines_of(out: Path) -> Iterator[Engine]:
             continue
 
 
-def _refuse(out: Path, others: Mapping[Engine, str]) -> None:
+def _raise_lost(out: Path, others: Mapping[Engine, str]) -> None:
     by_reason: dict[str, list[str]] = {}
     for engine, reason in others.items():
         by_reason.setdefault(reason, []).append(engine.name)

@@ -1,4 +1,4 @@
-"""The engines of a comparison, and how they are named. Pure: names only.
+"""The engines of a comparison, and how they are named.
 
 name                             trains with
 native                           transformers.Trainer; on several ranks by DDP
@@ -14,7 +14,7 @@ import importlib.util
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from hfbridge.errors import JobError, MissingDependencyError, Problem, raise_problems, suggest
 from hfbridge.losses.advice import Advice
@@ -63,7 +63,7 @@ class Engine:
 
     @property
     def advice(self) -> Advice:
-        """What its user does where an HFModule's would choose the loss, or go on from a checkpoint."""
+        """What its user does where an HFModule's would choose the loss, or resume from a checkpoint."""
         name = self.name.partition("@")[0]
         return Advice(f"compare the engine {name}@exact", f"compare the engine {name}", None)
 
@@ -87,12 +87,8 @@ class Engine:
             )
         if has_strategy:
             _check_strategy(kind, strategy)
-        return cls(
-            name,
-            kind,  # type: ignore[arg-type]
-            strategy if has_strategy else None,
-            normalization if has_normalization else "native",  # type: ignore[arg-type]
-        )
+        used: Any = normalization if has_normalization else "native"
+        return cls(name, cast(Kind, kind), strategy if has_strategy else None, used)
 
 
 def parse_engines(names: Sequence[str]) -> list[Engine]:
@@ -119,13 +115,10 @@ def parse_engines(names: Sequence[str]) -> list[Engine]:
 
 
 def pairs_of(engines: Sequence[Engine]) -> list[tuple[Engine, Engine]]:
-    """Say which engines are judged beside which, theirs and ours.
+    """Pair the engines to be judged, theirs and ours.
 
-    Each one beside the first; and, since that may be by another strategy, each Lightning engine beside the
-    native one of its own.
-
-    Args:
-        engines: of a comparison.
+    Each one with the first; and, since that may have another strategy, each Lightning engine with "native" of
+    its own.
     """
     pairs = [(engines[0], other) for other in engines[1:]]
     natives = {engine.strategy: engine for engine in engines[1:] if engine.kind == "native"}
@@ -147,10 +140,8 @@ def _problems(names: Sequence[str]) -> Iterator[Problem]:
             yield Problem(name, "is named twice; name each engine once")
         slugs[slug] = name
     if len(names) < 2:
-        yield Problem(
-            f"engines={list(names)!r}", "a comparison needs two at least: the first is what the others are "
-            "compared with; give native and lightning, say"
-        )  # fmt: skip
+        text = "a comparison needs two at least, the reference first: native and lightning, say"
+        yield Problem(f"engines={list(names)!r}", text)
 
 
 def _check_strategy(kind: str, strategy: str) -> None:
@@ -161,7 +152,5 @@ def _check_strategy(kind: str, strategy: str) -> None:
             f"{strategy!r} is unknown{suggest(strategy, tuple(NAMES))}; there are {NAMES_IN_SHORT}"
         )
     if kind == "native" and strategy not in _NATIVE:
-        reason = (
-            "has FSDP on GPUs only, and by fsdp in the job's settings" if "fsdp" in strategy else "has not"
-        )
-        raise ValueError(f"the native Trainer {reason}; possible are {', '.join(_NATIVE)}")
+        reason = "has FSDP on GPUs only, by fsdp in the job's settings" if "fsdp" in strategy else "has not"
+        raise ValueError(f"the HF Trainer {reason}; possible are {', '.join(_NATIVE)}")

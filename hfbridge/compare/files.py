@@ -1,4 +1,4 @@
-"""The files of a comparison, in its folder; pure of engines.
+"""The files of a comparison, in its folder.
 
     file                    what is in it
     comparison.json         schema, job, engines, ranks, steps, environment, settings, verdicts
@@ -28,13 +28,23 @@ from hfbridge.errors import JobError
 
 SCHEMA = 1
 COMPARISON = "comparison.json"
+JOB_ERROR = "job-error.txt"  # of a rank, if it is the job that is wrong
 _PACKAGES = ("hfbridge", "torch", "transformers", "accelerate", "lightning", "datasets", "deepspeed")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON file."""
+    _write(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write JSON lines."""
+    _write(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _write(path: Path, text: str) -> None:
     unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    unfinished.write_text(text, encoding="utf-8")
     os.replace(unfinished, path)
 
 
@@ -54,19 +64,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_done(folder: Path) -> dict[str, Any] | None:
-    """Read what an engine has told at its end; `None` if it has not come to one.
-
-    Raises:
-        JobError: the file is damaged.
-    """
+    """Read the results of an engine; `None` if it did not finish."""
     return read_json(folder / "done.json") if (folder / "done.json").exists() else None
-
-
-def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write JSON lines."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    os.replace(unfinished, path)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -89,11 +88,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 class StepWriter:
-    """Write the steps of a rank as they come, line by line, so that others can follow.
-
-    Args:
-        path: of the file, which begins anew.
-    """
+    """Write the steps of a rank line by line, each at once, to a new file."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("w", encoding="utf-8")
@@ -104,7 +99,7 @@ class StepWriter:
         self._file.flush()
 
     def close(self) -> None:
-        """Write no more."""
+        """Close the file."""
         self._file.close()
 
 
@@ -119,7 +114,7 @@ def read_metrics(folder: Path) -> list[Metrics]:
 
 
 def versions() -> dict[str, str]:
-    """Tell the versions that numbers depend on."""
+    """Return the versions that numbers depend on."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -130,7 +125,7 @@ def versions() -> dict[str, str]:
 
 
 def environment() -> dict[str, Any]:
-    """Tell on what kind of machine, and with which versions; neither paths nor the name of the machine."""
+    """Describe machine and versions, without paths or the name of the machine."""
     return {
         "versions": versions(),
         "python": platform.python_version(),

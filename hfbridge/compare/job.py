@@ -1,4 +1,4 @@
-"""The job of a comparison: a script whose `build()` returns a native Trainer or a Job; knows both worlds."""
+"""The job of a comparison: a script whose `build()` returns a transformers.Trainer or a Job."""
 
 import ast
 import functools
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainingArguments
@@ -29,24 +29,24 @@ _EXPECTED = (
 
 @dataclass(frozen=True)
 class Job:
-    """What each engine is to train, from which a native Trainer can be made.
+    """What each engine is to train, in place of a transformers.Trainer.
 
-    Everything but collator, metrics and loss may be a function of no arguments that makes the value; it is
+    Everything but collator, metrics and loss may be a function without arguments that returns the value,
     called once in each process.
 
     Attributes:
         model: the model.
         settings: what `hfbridge.Settings.of` takes.
-        train_dataset: training rows.
-        eval_dataset: evaluation rows, or a dict of several sets.
+        train_dataset: training samples.
+        eval_dataset: evaluation samples, or a dict of several sets.
         data_collator: `None` leaves the choice to the Trainer.
         processing_class: tokenizer or processor.
-        compute_metrics: as the native Trainer takes it.
-        compute_loss_func: likewise.
-        preprocess_logits_for_metrics: likewise.
+        compute_metrics: as in transformers.Trainer.
+        compute_loss_func: as in transformers.Trainer.
+        preprocess_logits_for_metrics: as in transformers.Trainer.
         callbacks: TrainerCallbacks.
         optimizers: makes optimizer and schedule of the model.
-        optimizer_cls_and_kwargs: as the native Trainer takes it.
+        optimizer_cls_and_kwargs: as in transformers.Trainer.
     """
 
     model: nn.Module | Callable[[], nn.Module]
@@ -63,13 +63,13 @@ class Job:
     optimizer_cls_and_kwargs: Any = None
 
     def make_trainer(self, *, deepspeed: Mapping[str, Any] | None = None) -> NativeTrainer:
-        """Make the native Trainer; of a Seq2SeqTrainingArguments or one of its settings, a Seq2SeqTrainer.
+        """Make the HF Trainer; of a Seq2SeqTrainingArguments or one of its settings, a Seq2SeqTrainer.
 
         Args:
             deepspeed: a configuration that is not in the settings.
 
         Raises:
-            SettingsError: a setting is unknown, wrong or not carried.
+            SettingsError: a setting is unknown, wrong or not supported.
         """
         args = native_arguments(_made(self.settings), deepspeed=deepspeed)
         model = _made(self.model)
@@ -92,7 +92,7 @@ class Job:
 
 
 def native_arguments(source: SettingsSource, *, deepspeed: Mapping[str, Any] | None) -> TrainingArguments:
-    """Make native arguments; a `TrainingArguments` to which nothing is added stays what it is.
+    """Make a `TrainingArguments`; one to which nothing is added is returned as it is.
 
     Args:
         source: settings.
@@ -116,7 +116,7 @@ def _made(value: Any) -> Any:
 
 
 def check_script(path: Path) -> None:
-    """See that a file can be a job's script, without running it.
+    """Check that a file can be a job's script, without running it.
 
     Raises:
         JobError: it is not there, is no Python, or has no `build`.
@@ -179,8 +179,7 @@ def load_build(path: Path) -> Callable[[], Any]:
     build = getattr(module, "build", None)
     if not callable(build):
         raise JobError(f"{path}: has no function build. Add {_EXPECTED}.")
-    found: Callable[[], Any] = build
-    return found
+    return cast(Callable[[], Any], build)
 
 
 def build_job(path: Path, build: Callable[[], Any]) -> NativeTrainer | Job:
@@ -195,50 +194,36 @@ def build_job(path: Path, build: Callable[[], Any]) -> NativeTrainer | Job:
         raise JobError(f"{path}: build() fails: {type(error).__name__}: {error}") from error
     if not isinstance(found, (NativeTrainer, Job)):
         raise JobError(f"{path}: build() returns {_kind(found)}. Write {_EXPECTED}.")
-    if isinstance(found, NativeTrainer):
-        _check_trainer(path, found)
+    if isinstance(found, NativeTrainer) and found.state.global_step:
+        raise JobError(
+            f"{path}: build() returns a Trainer that has trained {found.state.global_step} steps. Return "
+            "it before train() is called."
+        )
+    if isinstance(found, NativeTrainer) and found.train_dataset is None:
+        raise JobError(f"{path}: build() returns a Trainer without train_dataset. Pass one.")
     return found
 
 
-def _check_trainer(path: Path, trainer: NativeTrainer) -> None:
-    if trainer.state.global_step:
-        raise JobError(
-            f"{path}: build() returns a Trainer that has trained {trainer.state.global_step} steps. Return "
-            "it before train() is called."
-        )
-    if trainer.train_dataset is None:
-        raise JobError(
-            f"{path}: build() returns a Trainer without train_dataset, so there is nothing to train."
-        )
-
-
 def _kind(value: Any) -> str:
-    if value is None:
-        return "None"
-    return (
-        f"the class {value.__name__}"
-        if isinstance(value, type)
-        else f"an object of class {type(value).__name__}"
-    )
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    return "None" if value is None else f"an object of class {type(value).__name__}"
 
 
 def sources_of(path: Path) -> dict[str, str]:
-    """Digest the script and what it has imported of its folder, by their names in it."""
+    """Digest the script and what it has imported from its folder, by their names in it."""
     folder = path.resolve().parent
     found = {path.resolve()}
     for module in list(sys.modules.values()):
         file = getattr(module, "__file__", None)
         if isinstance(file, str) and file.endswith(".py"):
             found.add(Path(file).resolve())
-    inside = [file for file in found if _is_own(file, folder)]
-    return {file.relative_to(folder).as_posix(): digest_of(file) for file in sorted(inside)}
-
-
-def _is_own(file: Path, folder: Path) -> bool:
-    """Whether a file is the user's own, and no package that is installed below the folder."""
-    return (
-        file.is_file() and folder in file.parents and not {"site-packages", "dist-packages"} & set(file.parts)
-    )
+    installed = {"site-packages", "dist-packages"}
+    return {
+        file.relative_to(folder).as_posix(): digest_of(file)
+        for file in sorted(found)
+        if file.is_file() and folder in file.parents and not installed & set(file.parts)
+    }
 
 
 def digest_of(file: Path) -> str:

@@ -1,16 +1,16 @@
-"""A training loop written with accelerate, as tutorials write it; knows Hugging Face.
+"""A training loop written with accelerate, as tutorials write it.
 
 Model, data, loss, optimizer and schedule are the job's. The loop itself is what it would be in a script:
 
     accelerator.prepare                model and optimizer; the loader comes prepared from the Trainer
-    for each window of micro-batches   fetched together: a loss may be divided by what all of them hold
-      forward, accelerator.backward    gradients are exchanged with the last one only
+    for each optimizer step            its micro-batches are fetched together: their number of items is needed
+      forward, accelerator.backward    gradients are reduced with the last one only
       accelerator.clip_grad_norm_
       optimizer.step, scheduler.step   the schedule is not prepared, or it would move on once for each rank
       zero_grad
       evaluate                         where the settings say so
 
-It logs nothing and saves nothing. The job's TrainerCallbacks hear of its steps.
+It logs nothing and saves nothing. The job's TrainerCallbacks are called.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ from hfbridge.compare.record import Recorder, described
 from hfbridge.errors import Problem, SettingsError, raise_problems
 from hfbridge.models.optimizers import follows_metric
 
-# Settings that the native Trainer obeys around its loop; TrainingArguments' values that ask for nothing.
+# Settings that the HF Trainer applies around its loop.
 _NOT_DONE = (
     "activation_checkpointing",
     "auto_find_batch_size",
@@ -44,29 +44,24 @@ NOTES = (
 
 
 def check_settings(trainer: NativeTrainer) -> None:
-    """See that the loop does what the settings ask for.
+    """Check that the loop supports the settings.
 
     Raises:
-        SettingsError: with everything that it does not.
+        SettingsError: with all that are unsupported.
     """
-    given = {name: getattr(trainer.args, name) for name in _NOT_DONE}
-    problems = [
-        Problem(
-            f"{name} = {value!r}", "the loop of the engine accelerate does not do this; leave the engine out"
-        )
-        for name, value in given.items()
-        if value
-    ]
+    text = "not supported by the loop; leave the engine out"
+    values = {name: getattr(trainer.args, name) for name in _NOT_DONE}
+    problems = [Problem(f"{name} = {value!r}", text) for name, value in values.items() if value]
     if problems:
         raise_problems(SettingsError, "The accelerate loop cannot train this job.", problems)
 
 
 class AccelerateLoop:
-    """Train the job of a native Trainer, which is not asked to train.
+    """Train the job of a transformers.Trainer without its `train`.
 
     Args:
         trainer: holds the job; its state and control are those of the loop.
-        recorder: is told of the micro-batches.
+        recorder: records the micro-batches.
 
     Proved by: tests/compare/test_record.py
     """
@@ -101,20 +96,20 @@ class AccelerateLoop:
             )
         self._begin(model, schedule, loader, max_steps=max_steps, epochs=epochs)
         for epoch in range(epochs):
-            self._tell("on_epoch_begin")
+            self._call_event("on_epoch_begin")
             _set_epoch(loader, epoch)
-            for done, window, items in self._windows(loader, micro_batches):
-                self._step(model, optimizer, schedule, window, items)
+            for done, batches, items in self._accumulation_steps(loader, micro_batches):
+                self._step(model, optimizer, schedule, batches, items)
                 trainer.state.epoch = epoch + done / micro_batches
-                self._tell("on_step_end")
+                self._call_event("on_step_end")
                 self._evaluate_if_due()
                 if trainer.control.should_training_stop or trainer.control.should_epoch_stop:
                     break
-            self._tell("on_epoch_end")
+            self._call_event("on_epoch_end")
             self._evaluate_if_due()
             if trainer.control.should_training_stop:
                 break
-        self._tell("on_train_end")
+        self._call_event("on_train_end")
 
     def _begin(self, model: Any, schedule: Any, loader: Any, *, max_steps: int, epochs: int) -> None:
         trainer = self._trainer
@@ -131,58 +126,58 @@ class AccelerateLoop:
         handler.model, handler.optimizer, handler.lr_scheduler = trainer.model, trainer.optimizer, schedule
         handler.train_dataloader = loader
         model.zero_grad()
-        self._tell("on_train_begin")
+        self._call_event("on_train_begin")
         if self._args.eval_on_start:
             trainer.evaluate()
 
-    def _windows(
+    def _accumulation_steps(
         self, loader: Any, micro_batches: int
     ) -> Iterator[tuple[int, list[Any], Tensor | int | None]]:
-        """Fetch the micro-batches of a pass, those of a step together.
+        """Fetch the micro-batches of an epoch, those of an optimizer step together.
 
         Yields:
-            How many of the pass are then behind; those of the step; and what their losses are divided by.
+            Completed micro-batches of the epoch; those of the step; and what their losses are divided by.
         """
         size, iterator = self._args.gradient_accumulation_steps, iter(loader)
         for first in count(0, size):
-            asked = min(size, micro_batches - first)
-            if asked <= 0:
+            left = min(size, micro_batches - first)
+            if left <= 0:
                 return
-            window, items = self._trainer.get_batch_samples(iterator, asked, self._args.device)
-            if not window:
+            batches, items = self._trainer.get_batch_samples(iterator, left, self._args.device)
+            if not batches:
                 return
-            yield first + len(window), window, items
+            yield first + len(batches), batches, items
 
     def _step(
-        self, model: Any, optimizer: Any, schedule: Any, window: list[Any], items: Tensor | int | None
+        self, model: Any, optimizer: Any, schedule: Any, batches: list[Any], items: Tensor | int | None
     ) -> None:
         """Take one optimizer step."""
         accelerator, args = self._accelerator, self._args
-        self._tell("on_step_begin")
-        for index, inputs in enumerate(window):
-            is_last = index == len(window) - 1
+        self._call_event("on_step_begin")
+        for index, inputs in enumerate(batches):
+            is_last = index == len(batches) - 1
             seen = described(inputs)
             model.train()
             if hasattr(optimizer, "train") and callable(optimizer.train):
                 optimizer.train()
             with nullcontext() if is_last else accelerator.no_sync(model):
-                loss = self._share(model, inputs, items, len(window))
+                loss = self._share(model, inputs, items, len(batches))
                 accelerator.backward(loss)
             self._recorder.add_micro_batch(*seen, loss)
             if not is_last:
-                self._tell("on_substep_end")
+                self._call_event("on_substep_end")
         norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm or float("inf"))
         self._recorder.grad_norm = lambda: norm
-        self._tell("on_pre_optimizer_step")
+        self._call_event("on_pre_optimizer_step")
         optimizer.step()
-        self._tell("on_optimizer_step")
+        self._call_event("on_optimizer_step")
         if not accelerator.optimizer_step_was_skipped:
             schedule.step()
         model.zero_grad()
         self._trainer.state.global_step += 1
 
     def _share(self, model: Any, inputs: Any, items: Tensor | int | None, size: int) -> Tensor:
-        """Compute a micro-batch's share in the loss of its step, scaled as the native Trainer scales it.
+        """Compute a micro-batch's share in the loss of its step, scaled as in the HF Trainer.
 
         Mirrors: transformers.Trainer.training_step
         """
@@ -196,16 +191,15 @@ class AccelerateLoop:
         if self._trainer.control.should_evaluate:
             self._trainer.evaluate()
 
-    def _tell(self, event: str) -> None:
+    def _call_event(self, event: str) -> None:
         trainer = self._trainer
-        hear = getattr(trainer.callback_handler, event)
-        trainer.control = hear(self._args, trainer.state, trainer.control)
+        call = getattr(trainer.callback_handler, event)
+        trainer.control = call(self._args, trainer.state, trainer.control)
 
 
 def _set_epoch(loader: Any, epoch: int) -> None:
-    """Tell loader and sampler which pass begins, which some of them draw their order from."""
-    sampler = getattr(getattr(loader, "batch_sampler", None), "batch_sampler", None)
-    parts: list[Any] = [loader, sampler]
-    for part in parts:
+    """Set the epoch of loader and sampler, from which some of them draw their order."""
+    sampler: Any = getattr(getattr(loader, "batch_sampler", None), "batch_sampler", None)
+    for part in (loader, sampler):
         if hasattr(part, "set_epoch"):
             part.set_epoch(epoch)

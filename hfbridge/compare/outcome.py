@@ -1,4 +1,4 @@
-"""What came of a comparison, and how a terminal is told of it."""
+"""The result of a comparison, and its text for a terminal."""
 
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -18,15 +18,15 @@ _COLUMNS = ("steps", "samples/s", "start-up", "training", "in all", "peak MiB")
 
 @dataclass(frozen=True)
 class Comparison:
-    """What came of a comparison; `str` of it is a page for a terminal.
+    """The result of a comparison; `str` of it is a page for a terminal.
 
     Attributes:
         folder: where its files are; files.py has the table.
         engines: in the order in which they were given.
-        verdicts: on each engine but the first, beside the first; then on each Lightning engine beside the
-            native one of the same strategy, where that is another.
-        results: what each engine that has an end tells of itself, by its name; its `done.json`.
-        failures: the last lines of each engine that has none.
+        verdicts: on each engine beside the first; then on each Lightning engine beside "native" with the same
+            strategy, where that is another.
+        results: the `done.json` of each engine that finished, by its name.
+        failures: the last lines of each engine that did not.
     """
 
     folder: Path
@@ -37,7 +37,7 @@ class Comparison:
 
     @property
     def agrees(self) -> bool:
-        """Whether all engines go the same way, to the bit or within the tolerance that is stated."""
+        """Whether all engines agree, to the bit or within the stated tolerance."""
         return all(verdict.grade in _AGREE for verdict in self.verdicts)
 
     def __str__(self) -> str:
@@ -54,8 +54,8 @@ class Comparison:
 
     def _table(self) -> Iterator[str]:
         rows = {name: _row(self.results.get(name)) for name in self.engines}
-        whole = [row for row in rows.values() if len(row) == len(_COLUMNS)]
-        widths = [max(map(len, column)) for column in zip(_COLUMNS, *whole, strict=True)]
+        finished = [row for row in rows.values() if len(row) == len(_COLUMNS)]
+        widths = [max(map(len, column)) for column in zip(_COLUMNS, *finished, strict=True)]
         first = max(map(len, self.engines))
         for name, row in {"": _COLUMNS, **rows}.items():
             cells = (cell.rjust(width) for cell, width in zip(row, widths, strict=False))

@@ -1,4 +1,4 @@
-"""The processes of one engine: started afresh, followed, and ended with all that they have started."""
+"""The processes of one engine: started, followed, and ended with all their children."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ _MOST_LINES = 40
 
 
 class Processes:
-    """The ranks of an engine, which torchrun starts if there are several or a strategy is asked for.
+    """The ranks of an engine, which torchrun starts if there are several or a strategy is set.
 
     As a context it ends whatever is left when it is closed.
 
@@ -68,7 +68,7 @@ class Processes:
         """Wait until all have ended.
 
         Args:
-            show: told of steps that are behind, and of all that are to be taken once it is known.
+            show: called with the completed steps, and the total once it is known.
 
         Returns:
             Whether they have ended well.
@@ -100,7 +100,7 @@ class Processes:
         self._process.wait()
 
     def _steps_done(self) -> int:
-        """Count the lines that have come; only the new ones are read."""
+        """Count the lines written so far; only the new ones are read."""
         path = self._folder / "rank-0.jsonl"
         if path.exists():
             with path.open("rb") as file:
@@ -121,11 +121,11 @@ def _command(engine: Engine, job: Path, folder: Path, *, ranks: int, steps: int 
 
 
 def last_lines(folder: Path) -> str:
-    """Tell why an engine has failed: the error that came first, or the end of what was written."""
+    """Return why an engine has failed: the error that came first, or the end of its output."""
     errors = sorted(folder.glob("error-*.txt"), key=lambda path: path.stat().st_mtime_ns)
     path = errors[0] if errors else folder / "output.txt"
     lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return "\n".join(lines[-_MOST_LINES:]) or "It has ended without a word."
+    return "\n".join(lines[-_MOST_LINES:]) or "It has ended without any output."
 
 
 def _environment() -> Mapping[str, Any]:

@@ -13,25 +13,25 @@ EVERY_S = 30.0
 
 
 class Progress(Protocol):
-    """What one engine tells of itself."""
+    """Progress of one engine."""
 
     def begin(self) -> None:
-        """Tell that its processes are started."""
+        """Show that its processes are started."""
 
     def show(self, done: int, total: int | None) -> None:
-        """Tell of the steps that are behind, and of all that are to be taken once it is known."""
+        """Show the completed steps, and the total once it is known."""
 
     def end(self, text: str) -> None:
-        """Tell how it has ended."""
+        """Show how it has ended."""
 
 
 @contextmanager
 def progress_of(engines: Sequence[str], *, is_shown: bool) -> Iterator[Sequence[Progress]]:
-    """Tell of each engine as it can be read: on a terminal by a bar, elsewhere by lines without escape codes.
+    """Show each engine's progress: on a terminal by a bar, elsewhere by lines without escape codes.
 
     Args:
         engines: their names.
-        is_shown: whether anything is told at all.
+        is_shown: whether anything is shown at all.
 
     Proved by: tests/compare/test_progress.py
     """
@@ -52,13 +52,13 @@ class _Lines:
     def __init__(self, name: str, *, is_shown: bool) -> None:
         self._name, self._is_shown = name, is_shown
         self._done = 0
-        self._told_s: float | None = None  # what was recorded before never begins
+        self._written_s: float | None = None  # what was recorded before never begins
 
     def begin(self) -> None:
         self._write("begins")
 
     def show(self, done: int, total: int | None) -> None:
-        is_due = self._told_s is not None and time.monotonic() - self._told_s >= EVERY_S
+        is_due = self._written_s is not None and time.monotonic() - self._written_s >= EVERY_S
         if is_due and done != self._done:
             self._done = done
             self._write(f"step {done}" if total is None else f"step {done} of {total}")
@@ -67,7 +67,7 @@ class _Lines:
         self._write(text)
 
     def _write(self, text: str) -> None:
-        self._told_s = time.monotonic()
+        self._written_s = time.monotonic()
         if self._is_shown:
             sys.stderr.write(f"{self._name}: {text}\n")
             sys.stderr.flush()
@@ -89,7 +89,7 @@ class _Bar:
         self._bar.set_postfix_str("starts")
 
     def show(self, done: int, total: int | None) -> None:
-        """Move the bar on; tqdm decides when to draw."""
+        """Update the bar; tqdm decides when to draw."""
         if total is not None and self._bar.total != total:
             self._bar.reset(total)
             self._bar.set_postfix_str("trains", refresh=False)

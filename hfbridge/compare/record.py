@@ -3,8 +3,8 @@
 A line of `<slug>/steps.jsonl`, as the ranks' lines are put together:
 
     key              what it is                                                        of several ranks
-    step             optimizer steps that are behind, from 1
-    epoch            passes that are behind
+    step             completed optimizer steps, from 1
+    epoch            completed epochs
     loss             of this step alone, as `logging_steps=1` logs it; a NaN as it is  their mean
     grad_norm        2-norm of all gradients before clipping                           the first's
     learning_rate    with which the step was taken                                     the first's
@@ -41,21 +41,9 @@ Metrics = dict[str, float | int | str]
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step; the module docstring has the table.
+    """One optimizer step; the module docstring explains each field.
 
-    Attributes:
-        step: number.
-        epoch: passes.
-        loss: of the step.
-        grad_norm: before clipping; `None` if nobody has computed it.
-        learning_rate: of the first parameter group.
-        samples: digest.
-        rows: how many.
-        random: digest.
-        parameters: digest; `None` of other ranks than the first.
-        parameter_norm: likewise.
-        seconds: taken.
-        memory_bytes: in use.
+    `grad_norm` is `None` if it was not computed, `parameters` and `parameter_norm` except on the first rank.
     """
 
     step: int
@@ -77,17 +65,13 @@ class Step:
 
 
 def merge(of_ranks: Sequence[Sequence[Step]]) -> list[Step]:
-    """Put the steps of all ranks together, as far as all have come.
-
-    Args:
-        of_ranks: steps of each rank, in the order of the ranks.
-    """
+    """Merge the steps of all ranks, in their order, as far as all have recorded them."""
     if len(of_ranks) == 1:
         return list(of_ranks[0])
     found = []
     for steps in zip(*of_ranks, strict=False):
         first = steps[0]
-        loss = torch.tensor([step.loss for step in steps]).mean().item()  # as natively, in float32
+        loss = torch.tensor([step.loss for step in steps]).mean().item()  # in float32, as in the HF Trainer
         together = {
             "loss": loss,
             "samples": joined(step.samples for step in steps),
@@ -100,32 +84,32 @@ def merge(of_ranks: Sequence[Sequence[Step]]) -> list[Step]:
     return found
 
 
-def merge_metrics(rows: Sequence[Metrics]) -> list[Metrics]:
-    """Put the rows of one step, of several evaluation sets, into one."""
+def merge_metrics(entries: Sequence[Metrics]) -> list[Metrics]:
+    """Merge the entries of one step, of several evaluation sets, into one."""
     found: dict[Any, Metrics] = {}
-    for row in rows:
-        found.setdefault(row["step"], {}).update(row)
+    for entry in entries:
+        found.setdefault(entry["step"], {}).update(entry)
     return list(found.values())
 
 
 class Recorder(TrainerCallback):
-    """Record each optimizer step of an engine that tells transformers' events.
+    """Record each optimizer step of an engine that calls transformers' events.
 
-    What no event tells is told by the engine: `add_micro_batch`, and `grad_norm` before the step.
+    The engine adds what no event has: `add_micro_batch`, and `grad_norm` before the step.
 
     Args:
-        keep: takes each step.
-        keep_metrics: takes each evaluation's row.
-        on_begin: called with the number of steps of the whole run when training begins.
+        keep: called with each step.
+        keep_metrics: called with each evaluation's entry.
+        on_begin: called with the number of steps of the run when training begins.
         last_step: the run is ended after this step; `None` lets it end by itself.
 
     Attributes:
         connect: called when training begins, for an engine whose parts are not there before.
-        grad_norm: tells the norm of the step in hand.
+        grad_norm: returns the norm of the current step.
         measure: digest and norm of a model's parameters, called by all ranks; `None` but on the first.
-        first_parameters: digest of the parameters when training began; `None` of other ranks than the first.
-        seconds: from the beginning of training to its end, recording left out.
-        started: when training began, in seconds since the epoch of the clock; 0 before.
+        first_parameters: digest of the initial parameters; `None` on ranks other than the first.
+        seconds: from the beginning of training to its end, without recording.
+        started: when training began, in seconds since 1970; 0 before.
 
     Proved by: tests/compare/test_record.py
     """
@@ -153,10 +137,10 @@ class Recorder(TrainerCallback):
         self._mark_s = self._recording_s = 0.0
 
     def add_micro_batch(self, digest: str, rows: int, loss: Tensor) -> None:
-        """Take in a micro-batch of the step in hand.
+        """Add a micro-batch of the current step.
 
         Args:
-            digest: of what the model was given.
+            digest: of the model's inputs.
             rows: in it.
             loss: its share, scalar, as its gradient is scaled.
         """
@@ -164,12 +148,10 @@ class Recorder(TrainerCallback):
         self._rows += rows
         share = loss.detach()
         begun = torch.zeros((), device=share.device) if self._loss is None else self._loss
-        self._loss = begun + share  # summed in float32, as natively
-
-    # Events.
+        self._loss = begun + share  # summed in float32, as in the HF Trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Note with which parameters training begins."""
+        """Record the initial parameters."""
         self.connect()
         found = self.measure(kwargs["model"])
         self.first_parameters = None if found is None else found[0]
@@ -178,21 +160,23 @@ class Recorder(TrainerCallback):
         self._begin_s = self._mark_s = time.perf_counter()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Begin to measure a step after what an epoch ended with."""
-        self._mark()
+        """Begin to measure a step here: logging, saving and the end of an epoch are no part of it."""
+        self._mark_s = time.perf_counter()
+
+    on_log = on_save = on_epoch_begin
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Note norm and random states: all forwards and backwards of the step are behind."""
+        """Record norm and random states, after all forwards and backwards of the step."""
         norm = self.grad_norm()
         self._norm = None if norm is None else float(norm)
         self._random = of_random_states()
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Note the learning rate before the schedule moves on."""
+        """Record the learning rate before the schedule steps."""
         self._rate = learning_rate_of(kwargs["optimizer"], kwargs["lr_scheduler"]) or 0.0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Record the step, and end the run after the last one that is asked for."""
+        """Record the step, and end the run after the last one."""
         now = time.perf_counter()
         assert self._loss is not None
         memory_bytes = memory_of(self._loss.device)
@@ -216,33 +200,22 @@ class Recorder(TrainerCallback):
         self._samples, self._rows, self._loss = [], 0, None
         if self._last_step is not None and state.global_step >= self._last_step:
             control.should_training_stop = True
-        self._mark()
+        self._mark_s = time.perf_counter()
         self._recording_s += self._mark_s - now
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Keep an evaluation's row."""
+        """Record an evaluation."""
         numbers = {
             name: value
             for name, value in kwargs["metrics"].items()
             if isinstance(value, (int, float, str)) and not any(time in name for time in _TIMES)
         }
         self._keep_metrics({"step": state.global_step, **numbers})
-        self._mark()
-
-    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Leave logging out of the next step."""
-        self._mark()
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Leave saving out of the next step."""
-        self._mark()
+        self._mark_s = time.perf_counter()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Note how long training took."""
+        """Record how long training took."""
         self.seconds = time.perf_counter() - self._begin_s - self._recording_s
-
-    def _mark(self) -> None:
-        self._mark_s = time.perf_counter()
 
 
 def _nothing() -> None:
@@ -250,7 +223,7 @@ def _nothing() -> None:
 
 
 def measure(model: nn.Module) -> tuple[str, float] | None:
-    """Digest the parameters of a model that every rank has whole."""
+    """Digest the parameters of a model that every rank has in full."""
     return of_parameters(model.named_parameters(), is_first=collectives.rank() == 0)
 
 
@@ -260,7 +233,7 @@ def described(inputs: Mapping[str, Any]) -> tuple[str, int]:
 
 
 def memory_of(device: torch.device) -> int:
-    """Tell how many bytes are in use: by this process, or, at most since it began, on its GPU."""
+    """Return the bytes in use: by this process, or, at most since it began, on its GPU."""
     if device.type == "cuda":  # pragma: no cover
         return torch.cuda.max_memory_allocated(device)
     return int(psutil.Process().memory_info().rss)

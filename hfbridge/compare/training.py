@@ -1,6 +1,6 @@
-"""What each engine does with a job, recorded; knows both worlds.
+"""Train a job on each engine, recorded.
 
-    engine       trains by                         losses are told by             gradient norm by
+    engine       trains by                         losses from                    gradient norm from
     native       Trainer.train                     Trainer.training_step          Accelerator.clip_grad_norm_
     accelerate   AccelerateLoop                    the loop                       the loop
     lightning    from_trainer, hfbridge's fit      CallbackHost.add_micro_batch   HFModule.last_step
@@ -33,46 +33,38 @@ from hfbridge.settings.deepspeed_config import preset
 from hfbridge.strategies.sharing import Sharing
 from hfbridge.utilities.imports import require
 
+_SHOWING = (ProgressCallback, PrinterCallback, *INTEGRATION_TO_CALLBACK.values())
 _NOT_SHOWN = ("output_dir", "logging_dir", "report_to", "disable_tqdm", "hub_token", "deepspeed")
 
 
 def make_native(engine: Engine, built: NativeTrainer | Job) -> NativeTrainer:
-    """Make the native Trainer that an engine starts from; it writes and reports nothing of its own accord.
-
-    Args:
-        engine: which.
-        built: by the job's script.
-    """
-    deepspeed = _configuration(engine)
+    """Make the HF Trainer that an engine starts from, of what the job's script built."""
+    deepspeed = None
+    if engine.kind == "native" and engine.needs_deepspeed:
+        require("deepspeed", extra="deepspeed", for_=engine.name)
+        name = engine.strategy or ""
+        deepspeed = preset(int(name.removeprefix("deepspeed_stage_")[0]), offload=name.endswith("offload"))
     if isinstance(built, Job):
         return built.make_trainer(deepspeed=deepspeed)
     return built if deepspeed is None else made_again(built, deepspeed=deepspeed)
 
 
 def check_world_size(args: TrainingArguments, *, ranks: int) -> None:
-    """See that a native Trainer shares its work with the other ranks.
+    """Check that the HF Trainer splits its work among the ranks.
 
     Raises:
-        JobError: each rank would train alone, on all rows, as natively on a machine without a GPU.
+        JobError: each rank would train alone, on all samples, as on a machine without a GPU.
     """
     if args.world_size != ranks:
         raise JobError(
-            f"The native Trainer's world_size is {args.world_size}, on {ranks} ranks: each would train "
-            "alone, on all rows. Without a GPU it shares the work with use_cpu=True only, and the job has "
+            f"The HF Trainer's world_size is {args.world_size}, on {ranks} ranks: each would train alone, on "
+            "all samples. Without a GPU it splits the work with use_cpu=True only, and the job has "
             f"use_cpu={args.use_cpu!r}: set it."
         )
 
 
-def _configuration(engine: Engine) -> dict[str, Any] | None:
-    if engine.kind != "native" or not engine.needs_deepspeed:
-        return None
-    name = engine.strategy or ""
-    require("deepspeed", extra="deepspeed", for_=engine.name)
-    return preset(int(name.removeprefix("deepspeed_stage_")[0]), offload=name.endswith("offload"))
-
-
 def made_again(trainer: NativeTrainer, *, deepspeed: Mapping[str, Any]) -> NativeTrainer:
-    """Make a native Trainer once more, of the same parts, with DeepSpeed.
+    """Make an HF Trainer again, of the same parts, with DeepSpeed.
 
     Raises:
         JobError: its class is the job's own, or it brings an optimizer.
@@ -83,6 +75,7 @@ def made_again(trainer: NativeTrainer, *, deepspeed: Mapping[str, Any]) -> Nativ
             "class of the script's own, or brings its optimizer. Set deepspeed in its arguments and compare "
             "native, or return an hfbridge.compare.Job."
         )
+    defaults = (DefaultFlowCallback, *_SHOWING)
     given: dict[str, Any] = {
         "model": trainer.model if trainer.model_init is None else None,
         "model_init": trainer.model_init,
@@ -94,16 +87,11 @@ def made_again(trainer: NativeTrainer, *, deepspeed: Mapping[str, Any]) -> Nativ
         "compute_loss_func": trainer.compute_loss_func,
         "compute_metrics": trainer.compute_metrics,
         "preprocess_logits_for_metrics": trainer.preprocess_logits_for_metrics,
-        "callbacks": [cb for cb in trainer.callback_handler.callbacks if not _is_default(cb)],
+        "callbacks": [cb for cb in trainer.callback_handler.callbacks if not isinstance(cb, defaults)],
     }
     if type(trainer) is NativeTrainer:
         given["optimizer_cls_and_kwargs"] = trainer.optimizer_cls_and_kwargs
     return type(trainer)(**given)
-
-
-def _is_default(callback: Any) -> bool:
-    kinds = (DefaultFlowCallback, ProgressCallback, PrinterCallback, *INTEGRATION_TO_CALLBACK.values())
-    return isinstance(callback, kinds)
 
 
 def silence(trainer: NativeTrainer, folder: Path) -> None:
@@ -113,7 +101,7 @@ def silence(trainer: NativeTrainer, folder: Path) -> None:
         trainer: not trained yet; this process is its only user.
         folder: for what it saves.
     """
-    for kind in (ProgressCallback, PrinterCallback, *INTEGRATION_TO_CALLBACK.values()):
+    for kind in _SHOWING:
         trainer.remove_callback(kind)
     trainer.args.output_dir, trainer.args.report_to, trainer.args.push_to_hub = str(folder), [], False
 
@@ -127,7 +115,7 @@ def train(engine: Engine, trainer: NativeTrainer, recorder: Recorder) -> dict[st
         recorder: not yet among its callbacks.
 
     Returns:
-        The settings that it trained with, under "settings", and what it had to tell, under "notes".
+        The settings that it trained with, under "settings", and its notes, under "notes".
 
     Proved by: tests/compare/test_record.py, tests/compare/test_live.py
     """
@@ -139,14 +127,14 @@ def train(engine: Engine, trainer: NativeTrainer, recorder: Recorder) -> dict[st
         loop.AccelerateLoop(trainer, recorder).train()
     else:
         notes = []
-        _listen_to_native(trainer, recorder)
+        _record_native(trainer, recorder)
         trainer.train()
     settings = _settings_of(trainer.args, trainer.model, trainer.optimizer)
     return {"settings": {**settings, "strategy": _strategy_of(trainer)}, "notes": notes}
 
 
 def _strategy_of(trainer: NativeTrainer) -> str:
-    """Name how the ranks of a native Trainer share the work, by the word that hfbridge has for it."""
+    """Name the strategy of an HF Trainer by hfbridge's word for it."""
     if trainer.is_deepspeed_enabled:
         return "deepspeed"
     if trainer.is_fsdp_enabled:
@@ -154,8 +142,8 @@ def _strategy_of(trainer: NativeTrainer) -> str:
     return "ddp" if trainer.args.world_size > 1 else "single"
 
 
-def _listen_to_native(trainer: Any, recorder: Recorder) -> None:
-    """Have a native Trainer tell of its micro-batches and gradient norms."""
+def _record_native(trainer: Any, recorder: Recorder) -> None:
+    """Record an HF Trainer's micro-batches and gradient norms."""
     step, clip, norms = trainer.training_step, trainer.accelerator.clip_grad_norm_, [None]
 
     def training_step(model: nn.Module, inputs: Any, *counted: Any, **named: Any) -> Any:
@@ -175,7 +163,7 @@ def _listen_to_native(trainer: Any, recorder: Recorder) -> None:
 
 
 def _measure_in_parts(model: nn.Module) -> tuple[str, float] | None:
-    """Digest the parameters of a model that ZeRO-3 may have shared out."""
+    """Digest the parameters of a model that ZeRO-3 may have sharded."""
     parts = [p for p in model.parameters() if hasattr(p, "ds_id")]
     if not parts:
         return measure(model)
@@ -188,7 +176,7 @@ def _train_lightning(engine: Engine, native: NativeTrainer, recorder: Recorder) 
         native,
         loss_normalization=engine.normalization,
         advice=engine.advice,
-        hides_progress=True,  # the comparison tells how far it is
+        hides_progress=True,  # the comparison shows it
         strategy=engine.strategy or "auto",
         logger=False,
         enable_model_summary=False,
@@ -213,7 +201,7 @@ def _train_lightning(engine: Engine, native: NativeTrainer, recorder: Recorder) 
 
 
 def _measure_shared(sharing: Sharing, model: nn.Module) -> tuple[str, float] | None:
-    """Digest the parameters of a model as its strategy's ranks share them."""
+    """Digest the parameters of a model that its strategy may have sharded."""
     if sharing.is_sharded and sharing.zero_config is None:
         weights = sharing.weights(model)
         return None if weights is None else of_parameters(_once(weights, model), is_first=True)
@@ -222,7 +210,7 @@ def _measure_shared(sharing: Sharing, model: nn.Module) -> tuple[str, float] | N
 
 
 def _once(weights: Mapping[str, torch.Tensor], model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Go through the parameters of a whole `state_dict`; a tied one comes under its first name."""
+    """Yield the parameters of a full `state_dict`; a tied one under its first name."""
     buffers, seen = {name for name, _ in model.named_buffers()}, set()
     for name, tensor in weights.items():
         if name not in buffers and id(tensor) not in seen:
@@ -231,7 +219,7 @@ def _once(weights: Mapping[str, torch.Tensor], model: nn.Module) -> Iterator[tup
 
 
 def _settings_of(args: Any, model: Any, optimizer: Any) -> dict[str, Any]:
-    """Tell what an engine trained with: what differs from transformers' defaults, and what was made of it."""
+    """Describe what an engine trained with: settings that were passed, and what was made of them."""
     given = {
         name: _plain(value) for name, value in native_settings.read(args).items() if name not in _NOT_SHOWN
     }

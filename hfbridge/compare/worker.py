@@ -1,7 +1,7 @@
 """One rank of one engine, in a process of its own: `python -m hfbridge.compare.worker`.
 
-It leaves in the engine's folder, of each rank: rank-<n>.jsonl, result-<n>.json, error-<n>.txt if it fails; of
-the first: begun.json, metrics.jsonl, and refused.txt if it is the job that is wrong.
+It writes to the engine's folder, of each rank: rank-<n>.jsonl, result-<n>.json, error-<n>.txt if it fails; of
+the first: begun.json, metrics.jsonl, and job-error.txt if it is the job that is wrong.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import torch
 from transformers import set_seed
 
 from hfbridge.compare.engines import Engine
-from hfbridge.compare.files import StepWriter, write_json, write_lines
+from hfbridge.compare.files import JOB_ERROR, StepWriter, write_json, write_lines
 from hfbridge.compare.job import build_job, folder_on_path, load_build, sources_of
 from hfbridge.compare.record import Metrics, Recorder, merge_metrics
 from hfbridge.compare.training import check_world_size, closing_group, make_native, silence, train
@@ -55,13 +55,13 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(engine: Engine, job: Path, folder: Path, *, rank: int, last_step: int | None) -> dict[str, Any]:
-    with _telling_refusals(folder):
+    with _recording_job_errors(folder):
         build = load_build(job)
         set_seed(SEED)
         built = build_job(job, build)
     trainer = make_native(engine, built)
     if engine.kind != "lightning":
-        with _telling_refusals(folder):
+        with _recording_job_errors(folder):
             check_world_size(trainer.args, ranks=int(os.environ.get("WORLD_SIZE", "1")))
     silence(trainer, folder / "saved")
     metrics = list[Metrics]()
@@ -72,11 +72,11 @@ def _run(engine: Engine, job: Path, folder: Path, *, rank: int, last_step: int |
 
     with closing(StepWriter(folder / f"rank-{rank}.jsonl")) as steps:
         recorder = Recorder(steps.write, keep_metrics=metrics.append, on_begin=begin, last_step=last_step)
-        told = train(engine, trainer, recorder)
+        trained = train(engine, trainer, recorder)
     if collectives.rank() == 0:
         write_lines(folder / "metrics.jsonl", merge_metrics(metrics))
     return {
-        **told,
+        **trained,
         "started": recorder.started,
         "seconds_training": recorder.seconds,
         "peak_memory_bytes": _peak_bytes(),
@@ -86,12 +86,12 @@ def _run(engine: Engine, job: Path, folder: Path, *, rank: int, last_step: int |
 
 
 @contextmanager
-def _telling_refusals(folder: Path) -> Iterator[None]:
-    """Leave a note if the job is wrong, so that no other engine is tried."""
+def _recording_job_errors(folder: Path) -> Iterator[None]:
+    """Write down that the job is wrong, so that no other engine is tried."""
     try:
         yield
     except JobError as error:
-        (folder / "refused.txt").write_text(str(error), encoding="utf-8")
+        (folder / JOB_ERROR).write_text(str(error), encoding="utf-8")
         raise
 
 
@@ -118,7 +118,7 @@ def _end_with(parent: int) -> None:
 
 
 def _peak_bytes() -> int:
-    """Tell the most memory that this process had: of its GPU, or of the machine."""
+    """Return the most memory that this process had: of its GPU, or of the machine."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():  # pragma: no cover
         return torch.cuda.max_memory_allocated()
     try:

@@ -114,7 +114,7 @@ def be_interrupted(folder: Path) -> bool:
 
 
 def be_refused(folder: Path) -> bool:
-    (folder / "refused.txt").write_text("job.py: build() returns None. Write def build().")
+    (folder / "job-error.txt").write_text("job.py: build() returns None. Write def build().")
     return False
 
 

@@ -87,4 +87,4 @@ def test_without_an_error_the_end_of_the_output_is_told(tmp_path: Path) -> None:
     (tmp_path / "output.txt").write_text("\n".join(f"line {n}" for n in range(100)))
     assert last_lines(tmp_path).splitlines()[0] == "line 60"
     (tmp_path / "output.txt").write_text("")
-    assert last_lines(tmp_path) == "It has ended without a word."
+    assert last_lines(tmp_path) == "It has ended without any output."

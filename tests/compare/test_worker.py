@@ -59,8 +59,8 @@ def test_notes_are_for_those_who_compare() -> None:
 
 def test_a_wrong_job_is_told_as_one() -> None:
     assert work(text="def build():\n    return 3\n") == 1
-    assert left() == ["error-0.txt", "refused.txt"]
-    assert "build() returns an object of class int" in Path("out/refused.txt").read_text()
+    assert left() == ["error-0.txt", "job-error.txt"]
+    assert "build() returns an object of class int" in Path("out/job-error.txt").read_text()
 
 
 def test_a_native_trainer_that_would_train_alone_on_each_rank_is_refused() -> None:
@@ -72,7 +72,7 @@ def test_a_native_trainer_that_would_train_alone_on_each_rank_is_refused() -> No
 def test_an_engine_that_cannot_train_the_job_tells_its_error_alone() -> None:
     text = SCRIPT.format(settings={"neftune_noise_alpha": 5.0})
     assert work(text=text, engine="accelerate") == 1
-    assert "refused.txt" not in left()
+    assert "job-error.txt" not in left()
     assert Path("out/error-0.txt").read_text().startswith("SettingsError: The accelerate loop cannot train")
 
 

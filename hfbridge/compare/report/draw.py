@@ -99,7 +99,7 @@ def _height(size: tuple[int, int], panels: Iterable[Panel]) -> int:
 
 
 def _as_png(figure: Figure) -> bytes:
-    """Draw all panels of a figure, two in a row."""
+    """Draw all panels of a figure, two beside each other."""
     columns = max(1, min(2, len(figure.panels)))
     rows = max(1, math.ceil(len(figure.panels) / columns))
     width, height = WIDE[0] * columns, (_height(WIDE, figure.panels) + 40) * rows

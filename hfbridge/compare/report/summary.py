@@ -35,14 +35,9 @@ SPEED_STEPS = 20
 
 @dataclass(frozen=True)
 class Agreement:
-    """How one quantity of an engine compares with that of the reference.
+    """How one of `QUANTITIES` compares: number of steps, the first that differs, and how many do.
 
-    Attributes:
-        quantity: a key of `QUANTITIES`.
-        compared: at how many steps both have it.
-        first_step: the first step where they are not equal; `None` where there is none.
-        differing: at how many steps they are not equal.
-        largest: the largest relative difference; `None` for checksums.
+    `largest` is the largest relative difference; `None` for checksums.
     """
 
     quantity: str
