@@ -55,7 +55,7 @@ from hfbridge.data.lengths import check_sorted
 from hfbridge.data.mapping import Mapper, facts_of, pack, unpack
 from hfbridge.data.packing import check_max_tokens, pack_set
 from hfbridge.data.samplers import micro_batches_of, rows_of_micro_batch, splits_batches
-from hfbridge.distributed.collectives import gather, together
+from hfbridge.distributed.collectives import gather, raise_on_all_ranks
 from hfbridge.distributed.consistency import compare, explain, has_ranks
 from hfbridge.errors import BridgeWarning, DataError, SettingsError
 from hfbridge.settings import Settings, SettingsSource
@@ -289,7 +289,7 @@ class HFDataModule(pl.LightningDataModule):
             return
         if has_ranks():
             close_group_at_exit()  # as none of Lightning's own strategies does on CPUs
-        with together():
+        with raise_on_all_ranks():
             self._begin(stage)
         settings, needed = self.settings, self._needed(stage)
         compare(

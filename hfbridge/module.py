@@ -291,7 +291,7 @@ class HFModule(pl.LightningModule):
         self._learning_rate = learning_rate
 
     @property
-    def is_heard(self) -> bool:
+    def has_host(self) -> bool:
         """Whether the host is among the Trainer's callbacks: Lightning's finders try runs without any."""
         return self._host in self.trainer.callbacks  # type: ignore[attr-defined]
 
@@ -365,7 +365,7 @@ class HFModule(pl.LightningModule):
         """
         if not self._has_begun:
             self.resumption, self.schedule, self._has_begun = None, None, True
-            if not self.is_heard:
+            if not self.has_host:
                 self._host = insert_host(self)
             self.evaluator.set_up(self.trainer)
             datamodule = datamodule_of(self.trainer)
@@ -373,7 +373,7 @@ class HFModule(pl.LightningModule):
             self._data = datamodule if is_ours else UserData(self.trainer)
             if self.trainer.state.fn == TrainerFn.FITTING and not is_ours:
                 configure_trainer(self.trainer, self.data.settings)
-            self.tell(note_of_seeds(self.data.settings))
+            self.info_once(note_of_seeds(self.data.settings))
             self._run = ModelRun(self, self.data.settings)
             set_verbosity(self.args.get_process_log_level())
             self.evaluator.begin_run(self, self.args)
@@ -438,7 +438,7 @@ class HFModule(pl.LightningModule):
         if not self.is_built:
             self.configure_model()
         for note in describe_left_out(self, checkpoint):
-            self.tell(note)
+            self.info_once(note)
         if self._host is not None and self._trainer is not None:
             self._host.checkpoints.spoil("other weights were loaded after its run")
         self.resumption = fill_checkpoint(self, checkpoint)
@@ -505,8 +505,8 @@ class HFModule(pl.LightningModule):
         trainer: Any = self._trainer
         assert run is not None
         assert host is not None
-        is_heard = host in trainer.callbacks
-        if not is_heard:
+        has_host = host in trainer.callbacks
+        if not has_host:
             run.begin_trial()
         has_step = type(batch) is MicroBatch and batch.step is not None
         micro_batch = batch if has_step else current_micro_batch(trainer, batch)
@@ -525,7 +525,7 @@ class HFModule(pl.LightningModule):
         if every is not None and host.state.global_step % every == 0:
             clear_device_cache()
         share = loss if step is not None else loss / trainer.accumulate_grad_batches
-        if is_heard:
+        if has_host:
             host.add_micro_batch(share.detach(), batch)
         return loss
 
@@ -606,7 +606,7 @@ class HFModule(pl.LightningModule):
 
         In any other run CallbackHost has cleared them, after the step before, as the HF Trainer does.
         """
-        if self.overrides("optimizer_zero_grad") or not self.is_heard:
+        if self.overrides("optimizer_zero_grad") or not self.has_host:
             optimizer.zero_grad()
 
     # Evaluation.
@@ -614,7 +614,7 @@ class HFModule(pl.LightningModule):
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Collect loss, logits and labels of one batch."""
         batch = self.run.prepare_inputs(batch)
-        if self.is_heard:
+        if self.has_host:
             self.evaluator.add(batch, dataloader_idx)
         else:
             self.evaluator.try_batch(self, batch)
@@ -637,7 +637,7 @@ class HFModule(pl.LightningModule):
 
     # Parts of the above.
 
-    def tell(self, note: str) -> None:
+    def info_once(self, note: str) -> None:
         """Give a note once, on the first rank; an empty one is none."""
         if note and note not in self.notes:
             self.notes.append(note)

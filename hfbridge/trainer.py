@@ -28,7 +28,7 @@ from hfbridge.callbacks.any_module import (
 )
 from hfbridge.callbacks.connector import reset_fit_loop
 from hfbridge.callbacks.evaluation import OF_LOADER, Evaluator
-from hfbridge.callbacks.progress import RunProgressBar, has_native_bar, is_silenced
+from hfbridge.callbacks.progress import RunProgressBar, has_progress_callback, is_silenced
 from hfbridge.checkpoints.checkpoint_io import NewestOf, newest_in
 from hfbridge.checkpoints.layout import checkpoints_in
 from hfbridge.checkpoints.reader import read_checkpoint
@@ -120,7 +120,7 @@ class Trainer(pl.Trainer):
         self.trainer_callbacks: tuple[TrainerCallback | type[TrainerCallback], ...] = tuple(bridged)
         self.initialized_callbacks: tuple[TrainerCallback, ...] = ()
         self.print_logs = self.plan.has_settings
-        shows_own_bar = not has_native_bar(self.trainer_callbacks) and not is_silenced(self.settings)
+        shows_own_bar = not has_progress_callback(self.trainer_callbacks) and not is_silenced(self.settings)
         arguments = _with_defaults(self.plan.trainer_arguments, shows_bar=shows_own_bar)
         os.environ.update({} if config is None else config.environment)
         super().__init__(**_with_strategy(arguments, self.plan.strategy))

@@ -90,7 +90,7 @@ class RunCheckpoints:
     def begin(self, trainer: pl.Trainer, module: Any) -> None:
         """Training begins: from now on SIGTERM may ask for a checkpoint."""
         for callback in self._sigterm_callbacks():
-            callback.listen(lambda: self.save(trainer, module, waits=True))
+            callback.install_signal_handler(lambda: self.save(trainer, module, waits=True))
 
     def save(self, trainer: pl.Trainer, module: Any, *, waits: bool) -> None:
         """Write a checkpoint of this step, for a callback also where no setting asks for any.
@@ -109,7 +109,7 @@ class RunCheckpoints:
         only_model, schedule = host.args.save_only_model, module.lr_schedule
         optimizer_state = None if only_model else sharing.optimizer_state(module.model, optimizer)
         if sharing.keeps_optimizer and not only_model:
-            module.tell(_NO_OPTIMIZER)
+            module.info_once(_NO_OPTIMIZER)
         writer.save(
             module.model,
             host.state,
@@ -195,7 +195,7 @@ class RunCheckpoints:
             return
 
         def load_by_strategy(best: Path) -> None:
-            with collectives.together():
+            with collectives.raise_on_all_ranks():
                 weights = writer.read_best(module.model, best)
             module.sharing.load_weights(module.model, weights)
 
@@ -206,7 +206,7 @@ class RunCheckpoints:
     def abandon(self) -> None:
         """Let go of directory and signal after an exception."""
         for callback in self._sigterm_callbacks():
-            callback.listen_no_more()
+            callback.restore_signal_handler()
         try:
             self._close()
         except CheckpointError as error:  # not in place of the exception that is on its way
@@ -261,7 +261,7 @@ def write_on_first_rank(module: Any, model: nn.Module, folder: Path, *, merge: b
             "merge it in one process: PeftModel.from_pretrained(model, folder).merge_and_unload()."
         )
     weights = sharing.weights(model) if is_sharded else None  # type: ignore[union-attr]
-    with collectives.together() if is_sharded else nullcontext():
+    with collectives.raise_on_all_ranks() if is_sharded else nullcontext():
         if collectives.rank() == 0:
             written = merged(model) if merge else model
             save_pretrained(written, folder, processing_class_of(module), weights=weights)

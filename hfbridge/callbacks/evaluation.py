@@ -112,7 +112,7 @@ class Evaluator:
             check_called_by_batch(module.compute_metrics)
         crosses = args.eval_use_gather_object and args.world_size > 1 and not generates(args)
         if crosses and module.loss_normalization == "native":
-            module.tell(f"{_JOINS_CROSSWISE}{module.advice.exact}.")
+            module.info_once(f"{_JOINS_CROSSWISE}{module.advice.exact}.")
         if self.is_first_run:
             self.memory = MemoryTracker(args.skip_memory_metrics)
             self.memory.begin("init")
@@ -178,7 +178,7 @@ class Evaluator:
     def _warn_of_objects(self, batch: Any) -> None:
         module = self._module
         if module.compute_metrics is not None and is_list_of_objects(batch.get("labels")):
-            module.tell(f"{_JOINS_OBJECTS}{module.advice.exact}.")
+            module.info_once(f"{_JOINS_OBJECTS}{module.advice.exact}.")
 
     def generation_of(self, module: Any) -> Generation | None:
         """Say how evaluations and predictions generate; `None` if they do not."""

@@ -8,7 +8,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_jit_checkpoint import CheckpointManager, JITCheckpointCallback
 
 from hfbridge.distributed import collectives
-from hfbridge.distributed.coordinated_stop import CommonStop
+from hfbridge.distributed.coordinated_stop import CoordinatedStop
 
 
 class SigtermCheckpoint(JITCheckpointCallback):
@@ -23,10 +23,10 @@ class SigtermCheckpoint(JITCheckpointCallback):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._stop: CommonStop | None = None
+        self._stop: CoordinatedStop | None = None
         self._has_stopped = False
 
-    def listen(self, save: Callable[[], None]) -> None:
+    def install_signal_handler(self, save: Callable[[], None]) -> None:
         """Take SIGTERM over from Lightning until training ends.
 
         Args:
@@ -36,9 +36,9 @@ class SigtermCheckpoint(JITCheckpointCallback):
         self.jit_manager.setup_signal_handler()  # type: ignore[no-untyped-call]
         self._has_stopped = False
         if collectives.count() > 1:
-            self._stop = CommonStop()
+            self._stop = CoordinatedStop()
 
-    def listen_no_more(self) -> None:
+    def restore_signal_handler(self) -> None:
         """Give SIGTERM back."""
         self._end_agreeing()
         manager, self.jit_manager = self.jit_manager, None
@@ -77,8 +77,8 @@ class SigtermCheckpoint(JITCheckpointCallback):
         """Whether all ranks save here, since one has heard the signal; a single process asks itself."""
         if self.jit_manager is None or self._stop is None:
             return True
-        self._stop.is_asked |= self.jit_manager.is_checkpoint_requested
-        if self._has_stopped or self._stop.passes():
+        self._stop.stop_requested |= self.jit_manager.is_checkpoint_requested
+        if self._has_stopped or self._stop.should_continue():
             return False
         self._has_stopped = self.jit_manager.is_checkpoint_requested = True
         return True

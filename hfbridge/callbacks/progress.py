@@ -161,7 +161,7 @@ def fitting(shown: list[str], bar: Any) -> list[str]:
     return chosen
 
 
-def has_native_bar(callbacks: Iterable[Any]) -> bool:
+def has_progress_callback(callbacks: Iterable[Any]) -> bool:
     """Tell whether a `ProgressCallback` of transformers, or its class, is among a run's callbacks."""
     return any(issubclass(cb if isinstance(cb, type) else type(cb), ProgressCallback) for cb in callbacks)
 

@@ -5,7 +5,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
-from hfbridge.distributed.coordinated_stop import CommonStop
+from hfbridge.distributed.coordinated_stop import CoordinatedStop
 
 _HANDLER = "_slurm_sigusr_handler_fn"  # of Lightning's signal connector; tests/faults/test_signals.py pins it
 
@@ -27,9 +27,9 @@ class Requeue:
         self.signal: int | None = None
         self.is_due = False
         self._trainer: Any = None
-        self._stop: CommonStop | None = None
+        self._stop: CoordinatedStop | None = None
 
-    def listen(self, trainer: pl.Trainer) -> None:
+    def install_signal_handler(self, trainer: pl.Trainer) -> None:
         """Take the place of the handler that Lightning is about to register."""
         self.signal, self.is_due, self._trainer = None, False, trainer
         vars(trainer._signal_connector)[_HANDLER] = self._note
@@ -39,20 +39,20 @@ class Requeue:
         trainer = self._trainer
         environment = trainer._accelerator_connector.cluster_environment
         if trainer.world_size > 1 and isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
-            self._stop, self.is_due = CommonStop(), True
+            self._stop, self.is_due = CoordinatedStop(), True
 
     def act(self) -> None:
         """Save and requeue, if it is time; called by all ranks after the same micro-batches."""
         if self._stop is not None:
-            self._stop.is_asked |= self.signal is not None
-            if self._stop.passes():
+            self._stop.stop_requested |= self.signal is not None
+            if self._stop.should_continue():
                 return
             self._stop.close()
         number, self.signal, self.is_due = self.signal, None, self._stop is not None
         connector: Any = self._trainer._signal_connector
         getattr(type(connector), _HANDLER)(connector, number, None)
         if self._stop is not None:
-            self._stop = CommonStop()
+            self._stop = CoordinatedStop()
 
     def close(self) -> None:
         """Give Lightning its handler back."""

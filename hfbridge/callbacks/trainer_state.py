@@ -208,7 +208,7 @@ class CallbackHost(EvaluationHooks):
         self._is_within_step, self.at_begin, self.pending = False, None, "nothing"
         self.closed_epochs, self.validated_batch = self.position.epoch, -1
         module.last_step.is_updating = module.last_step.is_updated = False
-        self._requeue.listen(trainer)
+        self._requeue.install_signal_handler(trainer)
         is_told = module.resumption is not None or not self.warn_existing_checkpoints
         self.checkpoints.open(trainer, is_resumed=is_told)
         self._clears = module.automatic_optimization and not module.overrides("optimizer_zero_grad")

@@ -53,10 +53,10 @@ class NativeCheckpointIO(TorchCheckpointIO):
             return self._read(path, *arguments, **named)
         if isinstance(path, NewestOf):
             found = None
-            with collectives.together():
+            with collectives.raise_on_all_ranks():
                 found = newest_in(Path(path)) if collectives.rank() == 0 else None
             path = collectives.gather(found)[0]
-        with collectives.together():
+        with collectives.raise_on_all_ranks():
             checkpoint = self._read(path, *arguments, **named)
         states = collectives.gather(_told_by(checkpoint))
         for rank, state in enumerate(states):

@@ -101,7 +101,7 @@ def _unpacked(packed: Tensor) -> bytes:
 
 def plain_ranks(ranks: Sequence[RankState | None]) -> dict[str, Any]:
     """Make the entries of the ranks' states; they are read without trust in anything but tensors."""
-    plain = rng.as_plain
+    plain = rng.to_plain
     states = [None if state is None else plain(state.random_states) for state in ranks]
     positions = [None if state is None else state.position for state in ranks]
     found: dict[str, Any] = {layout.RNG_KEY: states}
@@ -112,7 +112,7 @@ def plain_ranks(ranks: Sequence[RankState | None]) -> dict[str, Any]:
 
 def native_ranks(found: Mapping[str, Any]) -> list[RankState | None]:
     """Take the ranks' states out of a Lightning checkpoint; there may be none."""
-    native = rng.as_native
+    native = rng.from_plain
     states = found.get(layout.RNG_KEY) or []
     positions = found.get(layout.POSITION_KEY) or [None] * len(states)
     return [

@@ -131,7 +131,7 @@ def fill_checkpoint(module: Any, checkpoint: dict[str, Any]) -> Resumption | Non
         loops = {f"{name}_loop": getattr(trainer, f"{name}_loop") for name in ("validate", "test", "predict")}
         checkpoint["loops"] = {name: loop.state_dict() for name, loop in loops.items()}
         return None
-    if (reason := checkpoint.get(layout.REASON_KEY)) and module.is_heard:
+    if (reason := checkpoint.get(layout.REASON_KEY)) and module.has_host:
         raise CheckpointError(cannot_be_resumed(reason))
     _check_tells_of_run(checkpoint)
     if layout.STATE_KEY not in checkpoint:
@@ -353,7 +353,7 @@ def find_place(
     if left == 0:  # dataloader_drop_last
         epoch, rows, left = epoch + 1, 0, data.micro_batches()
     extra = step + math.ceil(left / cut.accumulation) - (epoch + 1) * data.schedule.steps_per_epoch
-    module.tell(
+    module.info_once(
         f"The checkpoint is of a run of {written}; this one has {cut}. Pass {epoch + 1} goes on behind the "
         f"{rows} rows that were trained, and from here on numbers are others than those of that run."
     )

@@ -72,7 +72,7 @@ class CheckpointWriter:
         self._writes: bool = args.should_save
         self._lock: int | None = None
         try:
-            with collectives.together():
+            with collectives.raise_on_all_ranks():
                 self._lock = _claim(self.folder) if self._writes else None
         except CheckpointError:
             self._let_go()
@@ -143,7 +143,7 @@ class CheckpointWriter:
 
         Mirrors: transformers.Trainer._save_checkpoint
         """
-        with collectives.together():
+        with collectives.raise_on_all_ranks():
             self.wait()
         args = self._args
         folder = self.folder / layout.checkpoint_name(state.global_step)
@@ -156,11 +156,11 @@ class CheckpointWriter:
         parts = None
         if save_parts is not None and not args.save_only_model:
             parts = self.folder / f"{layout.UNFINISHED}{folder.name}-parts"
-            with collectives.together():
+            with collectives.raise_on_all_ranks():
                 shutil.rmtree(parts, ignore_errors=True)  # of a run that was killed
-            with collectives.together():
+            with collectives.raise_on_all_ranks():
                 save_parts(parts)
-        with collectives.together():
+        with collectives.raise_on_all_ranks():
             if self._writes:
                 export(state, exports)
                 content = Content(
@@ -234,7 +234,7 @@ class CheckpointWriter:
 
         Mirrors: transformers.Trainer._finalize_training
         """
-        with collectives.together():
+        with collectives.raise_on_all_ranks():
             self.wait()
         best = state.best_model_checkpoint
         if best is None:

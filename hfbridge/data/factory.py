@@ -40,7 +40,7 @@ from hfbridge.models.packing_check import check_class
 from hfbridge.models.signature import accepted_columns, positions_of, vocabulary_of
 from hfbridge.settings import Settings
 from hfbridge.strategies import needs_equal_batches
-from hfbridge.utilities.rng import keeping
+from hfbridge.utilities.rng import preserve_generators
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class BatchConsumer:
             module.processing_class,
             module.loss_normalization,
             module.resumption,
-            module.tell,
+            module.info_once,
         )
 
     def with_batch_sizes(self, settings: Settings) -> "BatchConsumer":
@@ -296,7 +296,7 @@ class Loaders:
         whole = dataset
         dataset, collator = self._prepare(dataset, split)
         rows = min(len(dataset), self._settings.per_device_eval_batch_size)
-        with keeping(self._given_collator), self._source(whole, dataset, split).explaining():
+        with preserve_generators(self._given_collator), self._source(whole, dataset, split).explaining():
             return collator([dataset[i] for i in range(rows)])
 
     def _source(self, whole: Any, kept: Any, split: str) -> Source:

@@ -34,7 +34,7 @@ def gather(value: _T) -> list[_T]:
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def raise_on_all_ranks() -> Iterator[None]:
     """Do what may fail on some ranks only; if it does, all raise, and none waits for the others in vain.
 
     An error of hfbridge's, on whichever rank, goes before any other: it says what to do.

@@ -27,12 +27,12 @@ class Fact(NamedTuple):
     Attributes:
         subject: what it is about, as the user knows it.
         value: what this rank has, as text.
-        cure: what to do if ranks differ.
+        hint: what to do if ranks differ.
     """
 
     subject: str
     value: str
-    cure: str
+    hint: str
 
 
 def has_ranks() -> bool:
@@ -75,17 +75,17 @@ def differences(facts: list[list[Fact]]) -> tuple[list[Problem], list[int]]:
     Returns:
         The differences, as many as one cares to read, and the ranks that are not as rank 0.
     """
-    cures = {fact.subject: fact.cure for of_rank in facts for fact in of_rank}
+    hints = {fact.subject: fact.hint for of_rank in facts for fact in of_rank}
     tables = [{fact.subject: fact.value for fact in of_rank} for of_rank in facts]
     problems: list[Problem] = []
     differing: set[int] = set()
-    for subject, cure in cures.items():
+    for subject, hint in hints.items():
         by_value: dict[str, list[int]] = {}
         for number, table in enumerate(tables):
             by_value.setdefault(table.get(subject, _NOT_THERE), []).append(number)
         if len(by_value) > 1:
             told = "; ".join(f"{_name(ranks)}: {value}" for value, ranks in by_value.items())
-            problems.append(Problem(subject, f"{told}. {cure}"))
+            problems.append(Problem(subject, f"{told}. {hint}"))
             own = tables[0].get(subject, _NOT_THERE)
             differing.update(rank for value, ranks in by_value.items() if value != own for rank in ranks)
     if len(problems) > _MOST_SHOWN:

@@ -22,20 +22,20 @@ from hfbridge.distributed import collectives
 _LOOKS_EVERY_S, _WAITS_S, _GIVES_UP_S = 0.25, 0.02, 2.0
 
 
-class CommonStop:
+class CoordinatedStop:
     """Stop all ranks at the same point of their common work.
 
     Made and closed by all ranks of a process group that is open, which then pass the same points. Making it
     is a collective.
 
     Attributes:
-        is_asked: set, from anywhere, on a rank that is asked to stop; others find out.
+        stop_requested: set, from anywhere, on a rank that is asked to stop; others find out.
 
     Proved by: tests/distributed/test_stopping.py
     """
 
     def __init__(self) -> None:
-        self.is_asked = False
+        self.stop_requested = False
         # A store outlives runs, and groups that are restarted: each of these has keys of its own.
         name = collectives.gather(uuid.uuid4().hex)[0]
         self._store = PrefixStore(f"hfbridge/stop/{name}", _get_default_store())
@@ -46,10 +46,10 @@ class CommonStop:
         self._thread = threading.Thread(target=self._watch, name="hfbridge-stop", daemon=True)
         self._thread.start()
 
-    def passes(self) -> bool:
+    def should_continue(self) -> bool:
         """Pass a point, unless it is the one at which all ranks stop, or behind that."""
         with self._lock:
-            if not (self._holds or (self._is_alone and self.is_asked)):
+            if not (self._holds or (self._is_alone and self.stop_requested)):
                 self._passed += 1
                 return True
         self._decided.wait()
@@ -68,7 +68,7 @@ class CommonStop:
         own, everyone = str(collectives.rank()), [str(number) for number in range(collectives.count())]
         try:
             while not self._closed.wait(_LOOKS_EVERY_S):
-                if self.is_asked:
+                if self.stop_requested:
                     self._store.set("asked", "")
                 if not self._store.check(["asked"]):
                     continue

@@ -218,7 +218,7 @@ class NativeHost(CallbackHost):
             changed.remove("optimizer")
             module.run.replace_optimizer(innermost(native.optimizer))
         for name in FIXED.intersection(changed):
-            module.tell(
+            module.info_once(
                 f"A callback has changed {name} during the run, which keeps its own. Set it before train."
             )
         now = Overrides.of(native)

@@ -58,6 +58,6 @@ class SharedRun:
         Mirrors: transformers.Trainer.save_model
         """
         self._module.save_pretrained(folder)
-        with collectives.together():
+        with collectives.raise_on_all_ranks():
             if native.args.should_save:
                 torch.save(native.args, folder / TRAINING_ARGS_NAME)

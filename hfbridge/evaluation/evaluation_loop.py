@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import EvalPrediction, Seq2SeqTrainingArguments, TrainingArguments
 from transformers.trainer_utils import PredictionOutput
 
-from hfbridge.distributed.collectives import rank, together
+from hfbridge.distributed.collectives import raise_on_all_ranks, rank
 from hfbridge.errors import MetricsError
 from hfbridge.evaluation.collector import AnySet, Collected, Collector, EvalSet, Part, StreamedSet, UserSet
 from hfbridge.evaluation.gather import gather, known_to_all, of_each_rank, pad
@@ -243,7 +243,7 @@ class Evaluation:
                 losses=part.losses if "loss" in includes else None,
             )
             is_last = self.is_done and number == len(parts)
-            with together() if is_last else nullcontext():
+            with raise_on_all_ranks() if is_last else nullcontext():
                 returned: Any = function(given, compute_result=is_last)
                 if is_last and returned is not None:  # natively, too, None stands for no metrics
                     self._computed = checked_metrics(returned, function)
@@ -310,13 +310,13 @@ class Evaluation:
         has_both = found.predictions is not None and found.label_ids is not None
         if self.compute_metrics is not None and has_both and not options.by_batch:
             given = prediction_of(found, includes=options.includes)
-            with together():
+            with raise_on_all_ranks():
                 self._computed = checked_metrics(self.compute_metrics(given), self.compute_metrics)
         if self.running is not None:
-            with together():
+            with raise_on_all_ranks():
                 if self._failure is not None:
                     raise self._failure
-            with together():
+            with raise_on_all_ranks():
                 numbers = self.running.compute(is_trial=self._is_rehearsal)
                 self._computed = joined_metrics(self._computed, numbers, prefix=of.prefix)
         metrics = name_metrics(
@@ -353,7 +353,7 @@ class Evaluation:
 
     def _try_update(self, running: RunningMetrics, logits: Any, labels: Any) -> None:
         """Update; what fails on some ranks of an evaluation only is raised on all of them at its end."""
-        with together() if self._is_rehearsal else nullcontext():
+        with raise_on_all_ranks() if self._is_rehearsal else nullcontext():
             try:
                 if self._failure is None:
                     self._update(running, logits, labels)
@@ -427,7 +427,7 @@ class Evaluation:
         function = self.preprocess_logits
         if logits is None or function is None:
             return logits
-        with together() if self._is_rehearsal else nullcontext():
+        with raise_on_all_ranks() if self._is_rehearsal else nullcontext():
             return checked_logits(function(logits, labels), function)
 
     def _gather(self, data: Any) -> Any:

@@ -49,7 +49,7 @@ from hfbridge.data.accumulation import MicroBatch, group_micro_batches
 from hfbridge.data.dataloaders import TrainLoader
 from hfbridge.data.iterable import StreamLoader
 from hfbridge.datamodule import HFDataModule
-from hfbridge.distributed.coordinated_stop import CommonStop
+from hfbridge.distributed.coordinated_stop import CoordinatedStop
 from hfbridge.losses.step_loss import scale_for_accumulation
 from hfbridge.module import HFModule
 from hfbridge.strategies import DDPStrategy
@@ -97,7 +97,7 @@ class LeanEpochLoop(_TrainingEpochLoop):
     """
 
     _lean: "LeanStep | None" = None
-    _stop: CommonStop | None = None
+    _stop: CoordinatedStop | None = None
     _steps: "_UserSteps | _StreamSteps | None" = None
     _states_to_load: Sequence[Any] = ()
 
@@ -116,7 +116,7 @@ class LeanEpochLoop(_TrainingEpochLoop):
         self._steps = user_steps(self.trainer, data_fetcher)
         self._lean = lean_step(self, data_fetcher)
         if self._stop is None and self.trainer.world_size > 1 and listens_to_sigterm(self.trainer):
-            self._stop = CommonStop()
+            self._stop = CoordinatedStop()
             ask_at_sigterm(self.trainer, self._stop)
 
     def advance(self, data_fetcher: Any) -> None:
@@ -176,7 +176,7 @@ class LeanEpochLoop(_TrainingEpochLoop):
 
         Mirrors: lightning.pytorch.loops.training_epoch_loop._TrainingEpochLoop._broadcast_sigterm_tensor
         """
-        if self._stop is not None and not self._stop.passes():
+        if self._stop is not None and not self._stop.should_continue():
             self.trainer._signal_connector.received_sigterm = True
             raise SIGTERMException
 
@@ -371,7 +371,7 @@ def _no_hooks_overridden(trainer: pl.Trainer) -> bool:
     return (
         isinstance(module, HFModule)
         and isinstance(data, HFDataModule)
-        and module.is_heard
+        and module.has_host
         and module.automatic_optimization
         and has_plain_backward(trainer)
         and not any(is_overridden(hook, module, HFModule) for hook in _OF_HFMODULE)
@@ -525,7 +525,7 @@ def listens_to_sigterm(trainer: pl.Trainer) -> bool:
     return _notifier(trainer) in _handlers()
 
 
-def ask_at_sigterm(trainer: pl.Trainer, stop: CommonStop) -> None:
+def ask_at_sigterm(trainer: pl.Trainer, stop: CoordinatedStop) -> None:
     """Have SIGTERM ask all ranks, in place of the broadcast.
 
     Mirrors: lightning.pytorch.trainer.connectors.signal_connector._SignalConnector._sigterm_notifier_fn
@@ -534,9 +534,9 @@ def ask_at_sigterm(trainer: pl.Trainer, stop: CommonStop) -> None:
 
     def ask(number: int, frame: Any) -> None:
         launcher = trainer.strategy.launcher
-        if launcher is not None and not stop.is_asked:
+        if launcher is not None and not stop.stop_requested:
             launcher.kill(number)  # passes it on to the ranks it has started
-        stop.is_asked = True
+        stop.stop_requested = True
 
     handlers = _handlers()
     handlers[handlers.index(_notifier(trainer))] = ask

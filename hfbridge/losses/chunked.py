@@ -24,7 +24,7 @@ from transformers import TrainingArguments
 from transformers.loss.loss_utils import ForCausalLMLoss, ForMaskedLMLoss
 from transformers.trainer_utils import unwrap_peft_model
 
-from hfbridge.distributed.collectives import together
+from hfbridge.distributed.collectives import raise_on_all_ranks
 from hfbridge.errors import ModelError
 from hfbridge.losses.item_counts import IGNORED
 from hfbridge.models.forward_errors import FAILURES
@@ -100,7 +100,7 @@ class ChunkedLoss:
             ModelError: the loss is not computed of what the head returns.
         """
         if not self._is_tried and inputs.get("labels") is not None:
-            with together():
+            with raise_on_all_ranks():
                 self._try(inputs)
             self._is_tried = True
 

@@ -85,7 +85,7 @@ def carry_over(
     module.advice = advice
     module.evaluator.keep_padded_samples = isinstance(native_trainer, Seq2SeqTrainer)
     for note in notes:
-        module.tell(note)
+        module.info_once(note)
     if has_trained(native_trainer):
         module.evaluator.follow(trainer, skip_memory_metrics=settings.skip_memory_metrics)
     return trainer, module, data

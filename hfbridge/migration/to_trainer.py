@@ -93,7 +93,7 @@ def make_native(
         headline = f"{len(problems)} of what is to go native the native Trainer does not have."
         raise_problems(SettingsError, headline, problems)
     if module.loss_normalization == "exact":
-        module.tell(_EXACT)
+        module.info_once(_EXACT)
     args = settings.as_training_arguments(keeps_deepspeed=True)
     is_seq2seq = isinstance(args, Seq2SeqTrainingArguments)
     given = _given(module, data, args)

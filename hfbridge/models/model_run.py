@@ -25,7 +25,7 @@ from hfbridge.callbacks.connector import end_with
 from hfbridge.callbacks.run_data import UserData
 from hfbridge.data.accumulation import AccumulationStep, check_batch
 from hfbridge.data.limits import check_arrays
-from hfbridge.distributed.collectives import gather, rank, together
+from hfbridge.distributed.collectives import gather, raise_on_all_ranks, rank
 from hfbridge.distributed.consistency import compare
 from hfbridge.errors import BridgeWarning, ModelError
 from hfbridge.evaluation.generation import make_ready
@@ -148,7 +148,7 @@ class ModelRun:
         if not module.is_built or module.evaluator.is_first_run:
             seed_all(args.seed)
         if self.sharing.loads_sharded and not in_parts:
-            module.tell(_BUILT_WHOLE)
+            module.info_once(_BUILT_WHOLE)
         if module.is_built:
             model: nn.Module = module.model
         else:
@@ -171,7 +171,7 @@ class ModelRun:
             return label_names_of(model)
         if self._module.loss_normalization == "exact":
             return ["labels"]
-        self._module.tell(_HIDDEN_LABELS.format(type(model).__name__))
+        self._module.info_once(_HIDDEN_LABELS.format(type(model).__name__))
         return []
 
     def build_early(self) -> None:
@@ -218,7 +218,7 @@ class ModelRun:
         )
         other = weights_dtypes(model) - {torch.float32}
         if is_fit and other and self._zero is None:
-            module.tell(
+            module.info_once(
                 f"The weights are {', '.join(sorted(map(str, other)))} and are trained as such; for float32 "
                 "weights pass dtype=torch.float32 to from_pretrained, or to HFModule."
             )
@@ -307,7 +307,7 @@ class ModelRun:
             return
         self._trains = True
         if self.parameters.trained < self.parameters.total:
-            self._module.tell(str(self.parameters))
+            self._module.info_once(str(self.parameters))
         module = self._module
         self.preparation.train_through(self.sharing.forward_through(module.model), module.compile_context)
 
@@ -363,7 +363,7 @@ class ModelRun:
                 self.chunked.check(self.prepare_inputs(step.micro_batches[0]))
         if self._compares and normalization.is_settled:
             self._compares = False
-            self._module.tell(normalization.compare(step.micro_batches, advice=self._module.advice))
+            self._module.info_once(normalization.compare(step.micro_batches, advice=self._module.advice))
 
     def _check_first(self, step: AccumulationStep) -> None:
         """Check that the first step has labels, and that the model keeps the samples of packed rows apart."""
@@ -379,19 +379,19 @@ class ModelRun:
         first = self.prepare_inputs(micro_batches[packed[rank()] or 0])
         by = "packing=" if is_ours else "A collator that puts several samples into a row"
         try:
-            with together():
+            with raise_on_all_ranks():
                 check_packing_isolation(module.model, first["input_ids"], packed_by=by)
         except ModelError as error:
             if is_ours or module.loss_normalization == "exact":
                 raise
-            module.tell(f"{error} It is trained all the same, as by transformers.Trainer.")
+            module.info_once(f"{error} It is trained all the same, as by transformers.Trainer.")
 
     def warn_of_mean(self) -> None:
         """Note what Lightning's mean over the micro-batches of a step means, where items differ."""
         module = self._module
         accumulation = module.trainer.accumulate_grad_batches
         if accumulation > 1 and module.automatic_optimization:
-            module.tell(
+            module.info_once(
                 "The training batches come from a loader of your own: with accumulate_grad_batches="
                 f"{accumulation} a step's loss is the mean of its micro-batches' mean losses. "
                 "Where they hold different numbers of labels, that is not the mean over all labels of the "

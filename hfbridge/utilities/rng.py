@@ -104,7 +104,7 @@ def restore(states: RandomStates) -> None:
 
 
 @contextmanager
-def keeping(owner: object) -> Iterator[None]:
+def preserve_generators(owner: object) -> Iterator[None]:
     """Have an object of the user's, and the generators it holds, be afterwards as they were.
 
     A collator that has a seed of its own makes its generator when it is first called.
@@ -134,14 +134,14 @@ def _rewinder(held: object) -> Callable[[], object]:
     return bool
 
 
-def as_plain(states: RandomStates) -> RandomStates:
+def to_plain(states: RandomStates) -> RandomStates:
     """Put numpy's array into a tensor: then a file of the states is read without trusting anything else."""
     kind, keys, *rest = states["numpy"]
     return {**states, "numpy": (kind, torch.tensor(np.asarray(keys, dtype=np.int64)), *rest)}
 
 
-def as_native(states: RandomStates) -> RandomStates:
-    """Undo `as_plain`."""
+def from_plain(states: RandomStates) -> RandomStates:
+    """Undo `to_plain`."""
     kind, keys, *rest = states["numpy"]
     return {**states, "numpy": (kind, np.asarray(keys, dtype=np.uint32), *rest)}
 

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from transformers import TrainerCallback
 
 import hfbridge
-from hfbridge.distributed.coordinated_stop import CommonStop
+from hfbridge.distributed.coordinated_stop import CoordinatedStop
 from tests.distributed.conftest import PoolOf
 from tests.parity.engines import Job, make_ours, make_theirs
 from tests.tiny import PadRows, make_dataset, make_model
@@ -33,12 +33,12 @@ def pass_points(asked: tuple[int, ...], slow: int) -> int:
     """Pass points, between which the ranks wait for each other; returns how many this rank has passed."""
     if not dist.is_initialized():
         dist.init_process_group("gloo")
-    stop = CommonStop()
+    stop = CoordinatedStop()
     passed = 0
-    while passed < POINTS and stop.passes():
+    while passed < POINTS and stop.should_continue():
         passed += 1
         if passed == 5 and dist.get_rank() in asked:
-            stop.is_asked = True
+            stop.stop_requested = True
         if dist.get_rank() == slow:
             time.sleep(0.01)
         dist.all_reduce(torch.ones(1))
@@ -83,12 +83,12 @@ class Gone:
 def lose_the_store() -> list[bool]:
     if not dist.is_initialized():
         dist.init_process_group("gloo")
-    stop = CommonStop()
+    stop = CoordinatedStop()
     stop._store = Gone()  # type: ignore[assignment]
     time.sleep(1)
-    passed = [stop.passes()]
-    stop.is_asked = True
-    passed += [stop.passes(), stop.passes()]
+    passed = [stop.should_continue()]
+    stop.stop_requested = True
+    passed += [stop.should_continue(), stop.passes()]
     stop.close()
     return passed
 

@@ -10,7 +10,7 @@ from transformers import ProgressCallback, TrainerCallback
 from transformers.utils.logging import set_verbosity_error
 
 import hfbridge
-from hfbridge.callbacks.progress import RunProgressBar, fitting, has_native_bar, is_silenced
+from hfbridge.callbacks.progress import RunProgressBar, fitting, has_progress_callback, is_silenced
 from tests.tiny import PadRows, make_dataset, make_model
 
 SETTINGS: dict[str, Any] = {
@@ -173,9 +173,9 @@ def test_native_bars_are_known() -> None:
     class Mine(ProgressCallback):
         """A bar of the user's."""
 
-    assert has_native_bar([TrainerCallback, Mine])
-    assert has_native_bar([ProgressCallback()])
-    assert not has_native_bar([TrainerCallback(), TrainerCallback])
+    assert has_progress_callback([TrainerCallback, Mine])
+    assert has_progress_callback([ProgressCallback()])
+    assert not has_progress_callback([TrainerCallback(), TrainerCallback])
 
 
 def test_silenced() -> None:

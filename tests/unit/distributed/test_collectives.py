@@ -11,9 +11,9 @@ def test_one_process_is_the_first_rank_of_one():
 
 
 def test_alone_an_error_stays_what_it_is():
-    with pytest.raises(KeyError, match="x"), collectives.together():
+    with pytest.raises(KeyError, match="x"), collectives.raise_on_all_ranks():
         raise KeyError("x")
-    with collectives.together():
+    with collectives.raise_on_all_ranks():
         pass
 
 
@@ -41,7 +41,7 @@ def test_what_is_raised_where_ranks_fail(monkeypatch, own, other, kind, text):
         return [value, (isinstance(other, BridgeError), type(other), str(other))]
 
     monkeypatch.setattr(collectives, "gather", gather)
-    with pytest.raises(kind) as caught, collectives.together():
+    with pytest.raises(kind) as caught, collectives.raise_on_all_ranks():
         fail(own)
     assert type(caught.value) is kind
     assert str(caught.value) == text

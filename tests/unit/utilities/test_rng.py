@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hfbridge.utilities import rng
-from hfbridge.utilities.rng import keeping
+from hfbridge.utilities.rng import preserve_generators
 
 
 class Owner:
@@ -29,7 +29,7 @@ DRAWS = {
 def test_what_is_drawn_within_is_drawn_again(kind: str) -> None:
     generator, draw = DRAWS[kind]
     owner, drawn = Owner(generator), []
-    with keeping(owner):
+    with preserve_generators(owner):
         drawn += [draw(owner.generator), draw(owner.generator)]
         owner.calls += 1
     assert owner.generator is generator
@@ -39,14 +39,14 @@ def test_what_is_drawn_within_is_drawn_again(kind: str) -> None:
 
 def test_a_generator_that_was_not_there_is_made_again() -> None:
     owner: Any = Owner(None)
-    with keeping(owner):
+    with preserve_generators(owner):
         owner.generator, owner.late = random.Random(3), 1
     assert vars(owner) == {"generator": None, "calls": 0}
 
 
 @pytest.mark.parametrize("owner", [None, len, torch.stack])
 def test_functions_hold_nothing(owner: Any) -> None:
-    with keeping(owner):
+    with preserve_generators(owner):
         pass
 
 
