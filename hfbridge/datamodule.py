@@ -412,10 +412,7 @@ class HFDataModule(pl.LightningDataModule):
         return settings.replace(per_device_train_batch_size=size, per_device_eval_batch_size=size)
 
     def _plan_again(self) -> None:
-        """Count the steps again after another batch size was set, and have the run end with them.
-
-        A trial of Lightning's `BatchSizeFinder`, which runs without callbacks, ends by itself.
-        """
+        """Count the steps again after another batch size was set, and have the run end with them."""
         trainer, size = self._trainer(), self.train_batch_size
         if self._planned_for != size:
             self._schedule, self._planned_for, self._is_new_plan = self._plan(self.settings), size, True
@@ -512,7 +509,7 @@ class HFDataModule(pl.LightningDataModule):
         batches = self._limited(full)
         return plan_run(
             settings,
-            rows=len(self._mapped["train"]) if batches == full else batches * size * ranks,
+            samples=len(self._mapped["train"]) if batches == full else batches * size * ranks,
             micro_batches=batches,
             accumulation=settings.gradient_accumulation_steps,
             total_batch_size=total,
@@ -543,11 +540,7 @@ def check_batch_size(batch_size: Any) -> int | None:
 
 
 def _check_batch_sizes(batch_size: int | None, settings: Settings) -> None:
-    """Check that a batch size does not conflict with the settings.
-
-    Raises:
-        SettingsError: it does.
-    """
+    """Check that a batch size does not conflict with the settings."""
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
         value = settings.given.get(name)
         if batch_size is not None and value not in (None, batch_size):
@@ -559,10 +552,6 @@ def _check_batch_sizes(batch_size: int | None, settings: Settings) -> None:
 
 def predicting(data: HFDataModule, dataset: SetSource) -> HFDataModule:
     """Make a data module that predicts another set in the way of a given one.
-
-    Args:
-        data: whose way of mapping and collating.
-        dataset: the set, as `predict_dataset` takes it.
 
     Raises:
         DataError: it is no set.
@@ -648,11 +637,7 @@ def _check_dataset(dataset: Any, split: str) -> None:
 
 
 def _check_token_budget(regroup: bool | int, trainer: pl.Trainer) -> None:
-    """Check that optimizer steps of different numbers of micro-batches can be taken.
-
-    Raises:
-        SettingsError: they cannot.
-    """
+    """Check that optimizer steps of different numbers of micro-batches can be taken."""
     if isinstance(regroup, bool) or (has_own_loop(trainer) and is_hf_module(trainer)):
         return
     if not has_own_loop(trainer):
@@ -667,11 +652,7 @@ def _check_token_budget(regroup: bool | int, trainer: pl.Trainer) -> None:
 
 
 def _check_packing(packing: int | None, trainer: pl.Trainer) -> None:
-    """Check that packed examples are kept apart.
-
-    Raises:
-        DataError: nobody checks that the model does.
-    """
+    """Check that packed examples are kept apart."""
     if packing is None or is_hf_module(trainer):
         return
     raise DataError(

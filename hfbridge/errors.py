@@ -112,15 +112,7 @@ class BridgeWarning(UserWarning):
 
 
 def describe_problems(problems: Iterable[Problem]) -> str:
-    """Lay problems out in two columns, subjects left and wrapped texts right.
-
-    Args:
-        problems: in the order to show them.
-
-    Returns:
-        One or more lines per problem, each indented by two spaces. A subject too long for its column has a
-        line of its own.
-    """
+    """Lay problems out in two columns, subjects left and wrapped texts right."""
     listed = tuple(problems)
     short = [len(problem.subject) for problem in listed if len(problem.subject) <= _SUBJECT_WIDTH]
     column = 2 + max(short, default=2) + 3
@@ -140,11 +132,6 @@ def describe_problems(problems: Iterable[Problem]) -> str:
 
 def raise_problems(error_class: type[BridgeError], headline: str, problems: Iterable[Problem]) -> NoReturn:
     """Raise all problems as one error.
-
-    Args:
-        error_class: the error to raise.
-        headline: the first line of the message.
-        problems: what the message lists below the headline.
 
     Raises:
         BridgeError: always, as ``error_class``, with the problems in its ``problems``.

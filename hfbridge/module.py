@@ -661,11 +661,7 @@ def _ignore(*arguments: Any, **named: Any) -> None:
 
 
 def _check_no_module(model: object) -> None:
-    """Refuse a LightningModule that cannot be called as a model, and warn of what one that can would lose.
-
-    Raises:
-        ModelError: it is an HFModule, or has no forward.
-    """
+    """Refuse a LightningModule that cannot be called as a model, and warn of what one that can would lose."""
     if isinstance(model, NativeTrainer):
         raise ModelError(
             "model= must be a model, got a `transformers.Trainer`. Call `hfbridge.from_trainer(trainer)`."

@@ -464,12 +464,7 @@ class Trainer(pl.Trainer):
 def _by_loader(
     found: Sequence[Mapping[str, float]], metrics: Mapping[str, float] = MappingProxyType({})
 ) -> list[Mapping[str, float]]:
-    """Put into one dict what an evaluation gave, or into one for each loader that the names tell apart.
-
-    Args:
-        found: what Lightning returned.
-        metrics: with their full precision, and those that were not logged.
-    """
+    """Put into one dict what an evaluation gave, or into one for each loader that the names tell apart."""
     values = {**metrics, **{k: v for of_one in found for k, v in of_one.items() if k not in metrics}}
     numbers = sorted({int(name.partition(OF_LOADER)[2]) for name in values if OF_LOADER in name})
     return [
@@ -493,11 +488,7 @@ def _generating(model: Any, arguments: dict[str, Any]) -> Iterator[None]:
 
 
 def _module_of(method: str, model: object) -> Any:
-    """Take the LightningModule that is to be run, which may be compiled: of an HFModule its model is.
-
-    Raises:
-        ModuleTypeError: it is not one.
-    """
+    """Take the LightningModule that is to be run, which may be compiled: of an HFModule its model is."""
     inside: Any = getattr(model, "_orig_mod", None)
     if isinstance(model, OptimizedModule) and isinstance(inside, pl.LightningModule):
         if not isinstance(inside, HFModule):

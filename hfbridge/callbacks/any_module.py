@@ -1,4 +1,4 @@
-"""What settings mean for a LightningModule of the user's: Lightning's own loop, callbacks and plugins.
+"""Settings for a LightningModule that is no HFModule: Lightning's own loop, callbacks and plugins.
 
 setting                                      for any module
 max_steps, num_train_epochs                  max_steps, max_epochs; a part of an epoch is counted in steps
@@ -13,8 +13,8 @@ resume_from_checkpoint                       ckpt_path of fit
 seed                                         set_seed before the run
 output_dir                                   default_root_dir
 
-Steps below 1 are shares of the run, as in transformers. Others have no effect: the module makes its own
-optimizer, schedule and loss. A note names those that were passed.
+Steps below 1 are shares of the run, as in transformers. A note names the settings passed that have no effect:
+the module makes its own optimizer, schedule and loss.
 """
 
 import math
@@ -37,80 +37,37 @@ from hfbridge.settings.plan import NEVER
 
 _PREFIX = "checkpoint-"
 # Settings that have an effect with any module, or that another part of the Trainer reads.
-_EFFECTIVE = frozenset(
-    {
-        "accelerator_config",
-        "bf16",
-        "ddp_backend",
-        "ddp_broadcast_buffers",
-        "ddp_bucket_cap_mb",
-        "ddp_find_unused_parameters",
-        "ddp_static_graph",
-        "ddp_timeout",
-        "deepspeed",
-        "disable_tqdm",
-        "eval_on_start",
-        "eval_steps",
-        "eval_strategy",
-        "fsdp",
-        "fsdp_config",
-        "gradient_accumulation_steps",
-        "greater_is_better",
-        "logging_steps",
-        "logging_strategy",
-        "max_grad_norm",
-        "max_steps",
-        "metric_for_best_model",
-        "num_train_epochs",
-        "output_dir",
-        "resume_from_checkpoint",
-        "save_steps",
-        "save_strategy",
-        "save_total_limit",
-        "seed",
-        "use_cpu",
-    }
-)
+_EFFECTIVE = """
+    accelerator_config bf16 ddp_backend ddp_broadcast_buffers ddp_bucket_cap_mb ddp_find_unused_parameters
+    ddp_static_graph ddp_timeout deepspeed disable_tqdm eval_on_start eval_steps eval_strategy fsdp
+    fsdp_config gradient_accumulation_steps greater_is_better logging_steps logging_strategy max_grad_norm
+    max_steps metric_for_best_model num_train_epochs output_dir resume_from_checkpoint save_steps
+    save_strategy save_total_limit seed use_cpu
+"""
 # And those that HFDataModule reads.
-_OF_DATA = frozenset(
-    {
-        "data_seed",
-        "dataloader_drop_last",
-        "dataloader_in_order",
-        "dataloader_multiprocessing_context",
-        "dataloader_num_workers",
-        "dataloader_persistent_workers",
-        "dataloader_pin_memory",
-        "dataloader_prefetch_factor",
-        "per_device_eval_batch_size",
-        "per_device_train_batch_size",
-        "remove_unused_columns",
-        "train_sampling_strategy",
-    }
-)
+_OF_DATA = """
+    data_seed dataloader_drop_last dataloader_in_order dataloader_multiprocessing_context
+    dataloader_num_workers dataloader_persistent_workers dataloader_pin_memory dataloader_prefetch_factor
+    per_device_eval_batch_size per_device_train_batch_size remove_unused_columns train_sampling_strategy
+"""
 # Values with which a setting does what happens anyway.
 _SILENT: dict[str, tuple[object, ...]] = {"report_to": ("none", []), "do_train": (True,), "do_eval": (True,)}
 
 
 class SettingsCheckpoint(ModelCheckpoint):
-    """The checkpoints of `save_strategy`: `output_dir/checkpoint-<step>.ckpt`.
-
-    Args:
-        settings: of the run.
-    """
+    """The checkpoints of `save_strategy`: `output_dir/checkpoint-<step>.ckpt`."""
 
     def __init__(self, settings: Settings) -> None:
         self._strategy, self._steps = str(settings.save_strategy), float(settings.save_steps)
         limit, best = settings.save_total_limit, settings.metric_for_best_model
-        follows = best is not None and (self._strategy == "best" or limit is None)
-        chosen: dict[str, Any] = {"monitor": "step", "mode": "max", "save_top_k": limit or -1}
-        if follows:
+        chosen: dict[str, Any] = {"save_top_k": limit or -1}
+        if best is not None and (self._strategy == "best" or limit is None):
             larger = settings.greater_is_better
             is_larger = larger or (larger is None and not best.endswith("loss"))
             chosen |= {"monitor": best, "mode": "max" if is_larger else "min"}
             chosen |= {"save_top_k": limit or 1} if self._strategy == "best" else {}
-        elif limit is None:
-            chosen = {"save_top_k": -1}
+        elif limit is not None:
+            chosen |= {"monitor": "step", "mode": "max"}
         chosen["every_n_train_steps" if self._strategy == "steps" else "every_n_epochs"] = 1
         super().__init__(
             dirpath=Path(settings.output_dir or "trainer_output").expanduser(),
@@ -145,7 +102,7 @@ class SettingsCheckpoint(ModelCheckpoint):
             super().load_state_dict(state_dict)
 
     def _monitor_candidates(self, trainer: pl.Trainer) -> dict[str, Any]:
-        """Return the metrics; the one that is followed may lack "eval_", as in transformers."""
+        """Return the metrics; the monitored one may lack "eval_", as in transformers."""
         found: dict[str, Any] = super()._monitor_candidates(trainer)
         prefixed = f"eval_{self.monitor}"
         if self.monitor not in found and prefixed in found:
@@ -154,11 +111,11 @@ class SettingsCheckpoint(ModelCheckpoint):
 
 
 class RunSettings(pl.Callback):
-    """What settings mean for the loop of a run, once the number of its steps is known.
+    """Configure the loop of a run once the number of its steps is known.
 
     Args:
         settings: of the run.
-        evaluates: Lightning validates when `eval_strategy` says, and not by the Trainer's arguments.
+        evaluates: `eval_strategy` decides when Lightning validates, and not the Trainer's arguments.
         val_batches: `limit_val_batches` for `eval_on_start`.
     """
 
@@ -198,9 +155,7 @@ def count_steps(trainer: pl.Trainer, steps: float) -> int:
 
     Mirrors: transformers.trainer_callback.TrainerState.compute_steps
     """
-    if steps >= 1:
-        return int(steps)
-    return max(1, math.ceil(trainer.estimated_stepping_batches * steps))
+    return int(steps) if steps >= 1 else max(1, math.ceil(trainer.estimated_stepping_batches * steps))
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -212,11 +167,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 @contextmanager
 def configured_for_any_module(trainer: Any) -> Iterator[None]:
-    """Configure an `hfbridge.Trainer` for a run of a LightningModule of the user's; restore it afterwards.
-
-    Args:
-        trainer: the Trainer, with its plan.
-    """
+    """Configure an `hfbridge.Trainer` for any LightningModule; restore it afterwards."""
     settings: Settings = trainer.settings
     bar = next((cb for cb in trainer.callbacks if isinstance(cb, RunProgressBar)), None)
     if bar is not None:  # which shows what HFModule logs
@@ -235,13 +186,7 @@ def configured_for_any_module(trainer: Any) -> Iterator[None]:
 
 @contextmanager
 def configured_to_fit_any_module(trainer: Any, module: pl.LightningModule, data: Any) -> Iterator[None]:
-    """Configure an `hfbridge.Trainer` to train a LightningModule of the user's; restore it afterwards.
-
-    Args:
-        trainer: the Trainer, with its plan.
-        module: the module.
-        data: what it is trained on.
-    """
+    """Configure an `hfbridge.Trainer` to train any LightningModule; restore it afterwards."""
     settings: Settings = trainer.settings
     limits = trainer.limit_val_batches, trainer.fit_loop.epoch_loop.max_steps
     evaluates = trainer.plan.has_settings and not trainer.plan.validates
@@ -272,22 +217,16 @@ def configured_to_fit_any_module(trainer: Any, module: pl.LightningModule, data:
 
 def _warn_of_no_effect(trainer: Any, module: pl.LightningModule, data: Any) -> None:
     """Name what was passed for a run of HFModule and has no effect here."""
-    name, settings = type(module).__name__, trainer.settings
-    known = _EFFECTIVE | (_OF_DATA if isinstance(data, HFDataModule) else frozenset())
-    idle = [
-        field
-        for field, value in settings.given.items()
-        if field not in known and value not in _SILENT.get(field, ())
-    ]
+    name, given = type(module).__name__, trainer.settings.given
+    known = [*_EFFECTIVE.split(), *(_OF_DATA.split() if isinstance(data, HFDataModule) else ())]
+    idle = [field for field in given if field not in known and given[field] not in _SILENT.get(field, ())]
     if idle:
         rank_zero_info(
             f"hfbridge: settings without an effect: {', '.join(idle)}. HFModule reads them, and {name} is "
             "another LightningModule."
         )
-    if trainer.trainer_callbacks:
-        names = ", ".join(
-            (cb if isinstance(cb, type) else type(cb)).__name__ for cb in trainer.trainer_callbacks
-        )
+    if callbacks := trainer.trainer_callbacks:
+        names = ", ".join((cb if isinstance(cb, type) else type(cb)).__name__ for cb in callbacks)
         rank_zero_warn(f"hfbridge: {names}: a TrainerCallback is called with HFModule only, not with {name}.")
 
 

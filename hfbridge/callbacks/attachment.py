@@ -1,8 +1,4 @@
-"""How HFModule's callbacks get into a Trainer's list, and what is there before any other callback is set up.
-
-RunSetup          the first of all: sets the run up, and builds the model where another callback may need it
-CallbackHost      after the callbacks of the user, before checkpoints: trainer_state.py
-"""
+"""Add HFModule's callbacks to a Trainer: RunSetup first, CallbackHost before checkpoints."""
 
 from typing import Any
 
@@ -27,10 +23,7 @@ _NEEDS_NO_MODEL = (  # modules whose callbacks' `setup` does not look at the mod
 
 
 class RunSetup(pl.Callback):
-    """Set the run of an HFModule up before other callbacks are: Lightning sets up modules after callbacks.
-
-    Finetuning, pruning and averages of weights find the model there that HFModule builds.
-    """
+    """Set the run up before callbacks that need its model: Lightning sets up modules after callbacks."""
 
     def __init__(self) -> None:
         skip_empty_hooks(self)
@@ -49,12 +42,7 @@ def _may_need_model(callback: Any) -> bool:
 
 
 def attach_host(module: Any) -> tuple[CallbackHost, list[pl.Callback]]:
-    """Find or make the host of a module, and put `RunSetup` first in the list of its Trainer.
-
-    Hosts of modules that the Trainer has run before are taken out of its list.
-
-    Args:
-        module: the HFModule, attached to its Trainer.
+    """Find or make the host of a module, and remove those of other modules from its Trainer's list.
 
     Returns:
         The host, and what `configure_callbacks` is to add.
@@ -78,11 +66,7 @@ def attach_host(module: Any) -> tuple[CallbackHost, list[pl.Callback]]:
 
 
 def insert_host(module: Any) -> CallbackHost:
-    """Put the host of a module into its Trainer's list, where `configure_callbacks` has not.
-
-    Args:
-        module: the HFModule, attached to its Trainer.
-    """
+    """Add the host of a module to its Trainer's list, where `configure_callbacks` has not."""
     host, added = attach_host(module)
     callbacks: list[Any] = module.trainer.callbacks
     place = next((n for n, callback in enumerate(callbacks) if isinstance(callback, Checkpoint)), None)

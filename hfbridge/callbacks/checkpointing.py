@@ -1,4 +1,4 @@
-"""RunCheckpoints: when a run writes checkpoints, and what goes into them; knows both worlds.
+"""RunCheckpoints: when a run writes checkpoints, and what goes into them.
 
 settings that save, or a callback's should_save    checkpoint-N, by a CheckpointWriter
 enable_jit_checkpoint                              the same, after SIGTERM
@@ -52,17 +52,13 @@ _READS_ONLY = (  # modules that define such hooks, and change neither weights no
 )
 
 _NO_OPTIMIZER = (
-    "Lightning's DeepSpeedStrategy keeps the optimizer in its engine: the checkpoints of save_strategy hold "
-    "weights and state alone. Resume from those of a ModelCheckpoint, or train by "
-    "hfbridge.strategies.DeepSpeedStrategy."
+    "Checkpoints of save_strategy hold no optimizer, which Lightning's DeepSpeedStrategy keeps. "
+    "Resume from those of a ModelCheckpoint, or use hfbridge.strategies.DeepSpeedStrategy."
 )
 
 
 class RunCheckpoints:
     """Write the checkpoints of a run.
-
-    Args:
-        host: what keeps the state of the run.
 
     Proved by: tests/parity/test_checkpoints.py, tests/faults/test_signals.py
     """
@@ -71,15 +67,15 @@ class RunCheckpoints:
         self._host = host
         self._writer: CheckpointWriter | None = None
         self._is_open = False
-        self._kept: Moment | str | None = None  # a moment that is over, or why there is none
+        self._kept: Moment | str | None = None  # an earlier moment, or why there is none
 
     def open(self, trainer: pl.Trainer, *, is_resumed: bool) -> None:
-        """Hold the directory, if the settings ask for checkpoints.
+        """Lock the directory, if the settings enable checkpoints.
 
         Raises:
             CheckpointError: it cannot be written, or another run is writing into it.
         """
-        self._close()  # that of a run that begins again
+        self.close()  # of a run that begins again
         self._is_open, self._kept = True, None
         args = self._host.args
         if args.save_strategy != "no" or args.enable_jit_checkpoint:
@@ -88,17 +84,12 @@ class RunCheckpoints:
             self._writer_for(trainer).tell_of_earlier_runs(is_resumed=is_resumed)
 
     def begin(self, trainer: pl.Trainer, module: Any) -> None:
-        """Training begins: from now on SIGTERM may ask for a checkpoint."""
+        """Save a checkpoint at SIGTERM from now on."""
         for callback in self._sigterm_callbacks():
             callback.install_signal_handler(lambda: self.save(trainer, module, waits=True))
 
     def save(self, trainer: pl.Trainer, module: Any, *, waits: bool) -> None:
-        """Write a checkpoint of this step, for a callback also where no setting asks for any.
-
-        Args:
-            trainer: the Trainer.
-            module: the module.
-            waits: whether somebody wants to see it as soon as this returns.
+        """Write a checkpoint of this step; `waits` until it is complete.
 
         Raises:
             CheckpointError: it cannot be written.
@@ -107,6 +98,8 @@ class RunCheckpoints:
         host.store_flops()
         writer, sharing, optimizer = self._writer_for(trainer), module.sharing, trainer.optimizers[0]
         only_model, schedule = host.args.save_only_model, module.lr_schedule
+        if only_model or sharing.keeps_schedule:
+            schedule = None
         optimizer_state = None if only_model else sharing.optimizer_state(module.model, optimizer)
         if sharing.keeps_optimizer and not only_model:
             module.info_once(_NO_OPTIMIZER)
@@ -115,9 +108,7 @@ class RunCheckpoints:
             host.state,
             weights=sharing.weights(module.model),
             optimizer=optimizer_state,
-            schedule=None
-            if only_model or sharing.keeps_schedule or schedule is None
-            else schedule.state_dict(),
+            schedule=None if schedule is None else schedule.state_dict(),
             processing_class=processing_class_of(module),
             exports=host.exports(),
             position=place_of(host, module, host.position)[0],
@@ -125,13 +116,13 @@ class RunCheckpoints:
             is_live=not sharing.is_sharded and sharing.save_parts is None,
             save_parts=sharing.save_parts,
         )
-        listeners = (*trainer.callbacks, module)  # type: ignore[attr-defined]
+        hooked = (*trainer.callbacks, module)  # type: ignore[attr-defined]
         # Some optimizers swap weights before the forward.
-        if hasattr(optimizer, "train") or any(map(may_change_weights, listeners)):
+        if hasattr(optimizer, "train") or any(map(may_change_weights, hooked)):
             writer.before_step()
 
     def before_step(self) -> None:
-        """Wait for what is being copied of weights and optimizer."""
+        """Wait until weights and optimizer are copied."""
         if self._writer is not None:
             self._writer.before_step()
 
@@ -145,17 +136,17 @@ class RunCheckpoints:
         self._kept = None
 
     def spoil(self, reason: str) -> None:
-        """Other weights than those of the kept moment were put in: a run cannot be resumed with them."""
+        """Replace the kept moment by the reason why a run cannot be resumed from the present weights."""
         if self._kept is not None:
             self._kept = reason
 
     def describe(self, module: Any, checkpoint: dict[str, Any]) -> dict[str, Any]:
-        """Make what a Lightning checkpoint of this moment keeps of the run; called by all ranks.
+        """Return what a Lightning checkpoint keeps of the run; called by all ranks.
 
         Args:
             module: the HFModule.
-            checkpoint: what Lightning keeps: neither optimizer nor schedule with `save_weights_only`. What of
-                it is of another moment is replaced.
+            checkpoint: Lightning's, without optimizer and schedule if `save_weights_only`. What belongs to
+                another moment is replaced.
         """
         host = self._host
         if not self._is_open:
@@ -173,7 +164,7 @@ class RunCheckpoints:
         entries = describe_run(module, state, rank_state, processing_class_of(module), weights)
         if checkpoint.get("lr_schedulers") == [] and moment.schedules is not None:
             entries["lr_schedulers"] = moment.schedules  # that Lightning does not step
-        if moment.is_behind:
+        if moment.needs_schedule_step:
             step_schedule(module.trainer, checkpoint)
         if moment.is_within_step and "loaders" in moment.position:
             checkpoint.get("loops", {}).pop("fit_loop", None)  # it is counted anew
@@ -183,11 +174,11 @@ class RunCheckpoints:
         return entries
 
     def finish(self, module: Any, *, load: Callable[[Path], None] | None = None) -> None:
-        """Put the best weights into the model, if asked for, when training has ended.
+        """Load the best weights with `load_best_model_at_end`, and close the directory.
 
         Args:
             module: the HFModule.
-            load: puts the weights of a checkpoint into the model; `None` does so by the module's strategy.
+            load: loads the weights of a checkpoint; by default the module's strategy does.
 
         Mirrors: transformers.Trainer._finalize_training
         """
@@ -204,17 +195,19 @@ class RunCheckpoints:
         self._writer = None
 
     def abandon(self) -> None:
-        """Let go of directory and signal after an exception."""
+        """Release the directory and the signal handler after an exception."""
         for callback in self._sigterm_callbacks():
             callback.restore_signal_handler()
         try:
-            self._close()
-        except CheckpointError as error:  # not in place of the exception that is on its way
+            self.close()
+        except CheckpointError as error:  # must not replace the exception being raised
             warnings.warn(str(error), BridgeWarning, stacklevel=2)
 
     def close(self) -> None:
-        """Let go of the directory of a run that has ended."""
-        self._close()
+        """Release the directory of a completed run."""
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            writer.close()
 
     def _sigterm_callbacks(self) -> list[SigtermCheckpoint]:
         handler = self._host.handler
@@ -227,38 +220,27 @@ class RunCheckpoints:
             self._writer = CheckpointWriter(self._host.args, asynchronous=asynchronous)
         return self._writer
 
-    def _close(self) -> None:
-        if self._writer is not None:
-            writer, self._writer = self._writer, None
-            writer.close()
 
-
-def may_change_weights(listener: pl.Callback | pl.LightningModule) -> bool:
+def may_change_weights(hooked: pl.Callback | pl.LightningModule) -> bool:
     """Whether a callback or module has hooks of its own that run before the next optimizer step."""
-    hooks = (getattr(listener, name, None) for name in _BEFORE_NEXT_STEP)
+    hooks = (getattr(hooked, name, None) for name in _BEFORE_NEXT_STEP)
     modules = [getattr(hook, "__module__", None) or "" for hook in hooks if hook is not None]
     return not all(module.startswith(_READS_ONLY) for module in modules)
 
 
 def write_on_first_rank(module: Any, model: nn.Module, folder: Path, *, merge: bool = False) -> None:
-    """Write a model for `from_pretrained`; where the ranks share it, all of them return when it is there.
-
-    Args:
-        module: the HFModule.
-        model: its model.
-        folder: where to.
-        merge: what adapters do is put into the weights of a copy.
+    """Write a model for `from_pretrained`; where it is sharded, all ranks return when it is complete.
 
     Raises:
-        CheckpointError: it cannot be written; on every rank that was waiting.
+        CheckpointError: it cannot be written; on all ranks.
         ModelError: it cannot be merged.
     """
     sharing: Sharing | None = None if module._run is None else module.sharing
     is_sharded = sharing is not None and sharing.is_sharded
     if merge and is_sharded:
         raise ModelError(
-            "merge=True: each rank holds a part of the model only. Save the adapter, without merge, and "
-            "merge it in one process: PeftModel.from_pretrained(model, folder).merge_and_unload()."
+            "merge=True needs the full model, got a shard on each rank. Save without merge, and merge in one "
+            "process: PeftModel.from_pretrained(model, folder).merge_and_unload()."
         )
     weights = sharing.weights(model) if is_sharded else None  # type: ignore[union-attr]
     with collectives.raise_on_all_ranks() if is_sharded else nullcontext():

@@ -1,21 +1,9 @@
 """What HFModule and HFDataModule read from, and set on, the Trainer that they are attached to.
 
-`hfbridge.Trainer` was constructed with arguments that follow from the settings. A plain `lightning.Trainer`
-was not: its arguments become settings where none conflicts, and the settings configure the loop.
-
-    lightning.Trainer                     beside settings
-    check_val_every_n_epoch,
-      val_check_interval                  if they were set, Lightning validates. Else `eval_strategy` decides:
-                                          CallbackHost evaluates, and callbacks that read
-                                          check_val_every_n_epoch act after evaluations
-                                          (eval_strategy="steps"), or at the end of an epoch
-    accumulate_grad_batches               gradient_accumulation_steps
-    gradient_clip_val                     max_grad_norm; None for 0
-    max_epochs, max_steps                 those of the schedule; 0 trains nothing
-    log_every_n_steps                     logging_steps; 0 is logging_strategy="no"
-    precision="bf16-mixed"                bf16
-    fast_dev_run                          one epoch of so many micro-batches; only Lightning validates, and
-                                          nothing is saved or reported
+`hfbridge.Trainer` gets its arguments from the settings. A plain `lightning.Trainer`'s arguments become
+settings where none conflicts, and the settings configure its loop. `check_val_every_n_epoch` and
+`val_check_interval` have Lightning validate where they were set; otherwise CallbackHost evaluates by
+`eval_strategy`. `_arguments_of` has the other arguments.
 """
 
 import math
@@ -45,14 +33,11 @@ _LIGHTNING_DEFAULT_EPOCHS, _LIGHTNING_DEFAULT_LOG_EVERY = 1000, 50
 def settings_of(trainer: pl.Trainer) -> Settings:
     """Find the settings of a run, passed once: to `hfbridge.Trainer`, or to HFModule or HFDataModule.
 
-    Without any, they are transformers' defaults for the model and Lightning's for the loop. The seed of
-    `lightning.seed_everything` counts where they set none.
-
-    Args:
-        trainer: the Trainer that module and data module are attached to.
+    The defaults are transformers' for the model and Lightning's for the loop, and the seed of
+    `lightning.seed_everything`.
 
     Raises:
-        SettingsError: there are several that differ, or they conflict with the Trainer's arguments.
+        SettingsError: several differ, or they conflict with the Trainer's arguments.
         MissingDependencyError: a plain Trainer's run needs a package that is not installed.
     """
     settings, seed = _since_last_fit(trainer, _find_settings(trainer)), _seed_of_everything()
@@ -60,18 +45,15 @@ def settings_of(trainer: pl.Trainer) -> Settings:
 
 
 def note_of_seeds(settings: Settings) -> str:
-    """Make the note of a run with two different seeds; it is empty where there is one."""
+    """Make the note of a run with two different seeds; empty where there is one."""
     seed = _seed_of_everything()
     if seed is None or settings.given.get("seed", seed) == seed:
         return ""
-    return (
-        f"seed_everything({seed}) was called, and the settings have seed={settings.seed}: the run takes that "
-        "of the settings."
-    )
+    return f"seed_everything({seed}) was called, but the run uses seed={settings.seed} of the settings."
 
 
 def _seed_of_everything() -> int | None:
-    """Read the seed that `lightning.seed_everything` was called with, where it keeps it."""
+    """Read the seed that `lightning.seed_everything` was called with."""
     seed = os.environ.get("PL_GLOBAL_SEED", "")
     return int(seed) if seed.isdecimal() else None
 
@@ -87,12 +69,12 @@ def _find_settings(trainer: pl.Trainer) -> Settings:
                 f"{given[other]}. Pass them to one."
             )
     if plan is not None:
-        settings: Settings = plan.settings
         if first not in (None, "hfbridge.Trainer"):
             raise SettingsError(
                 f"settings are passed to {first}, and hfbridge.Trainer has none. Pass them to the Trainer: "
                 "hfbridge.Trainer(settings)."
             )
+        settings: Settings = plan.settings
         return settings
     if first is None:
         return _without_settings(trainer)
@@ -115,7 +97,7 @@ _ENDS: "WeakKeyDictionary[pl.Trainer, _End]" = WeakKeyDictionary()
 
 
 def _limits_of(trainer: pl.Trainer) -> tuple[int | None, int]:
-    """Return epochs and steps after which the user has a Trainer end, which `end_with` may have replaced."""
+    """Return the user's limits of epochs and steps, which `end_with` may have replaced."""
     end = _ENDS.get(trainer)
     epochs, steps = trainer.max_epochs, trainer.max_steps
     if end is None:
@@ -129,24 +111,23 @@ def _limits_of(trainer: pl.Trainer) -> tuple[int | None, int]:
 
 
 def _since_last_fit(trainer: pl.Trainer, settings: Settings) -> Settings:
-    """Take the epochs or steps that a Trainer was given after it had trained; they win over the settings."""
+    """Use the epochs or steps that were set on a Trainer after it had trained, over the settings."""
     end = _ENDS.get(trainer)
     if end is None or trainer.global_step == 0:
         return settings
-    said: dict[str, Any] = {}
-    if trainer.max_steps != end.steps and trainer.max_steps != settings.max_steps:
-        said["max_steps"] = trainer.max_steps
-    if trainer.max_epochs != end.epochs:
-        is_endless = trainer.max_epochs in (None, -1)
-        said["num_train_epochs"] = float(ENDLESS_EPOCHS if is_endless else trainer.max_epochs)  # type: ignore[arg-type]
-    return settings.replace(**said) if said else settings
+    changed: dict[str, Any] = {}
+    if trainer.max_steps not in (end.steps, settings.max_steps):
+        changed["max_steps"] = trainer.max_steps
+    if (epochs := trainer.max_epochs) != end.epochs:
+        changed["num_train_epochs"] = float(ENDLESS_EPOCHS if epochs is None or epochs == -1 else epochs)
+    return settings.replace(**changed) if changed else settings
 
 
 def done_by(trainer: pl.Trainer) -> tuple[int, int]:
-    """Return epochs and steps that a Trainer has behind it when it goes on; a checkpoint brings its own."""
+    """Return the completed epochs and steps of a Trainer that continues; a checkpoint has its own."""
     is_trial = not trainer.callbacks  # type: ignore[attr-defined]  # Lightning's finders try runs without any
-    goes_on = trainer in _ENDS and trainer.ckpt_path is None and not is_trial
-    return (trainer.current_epoch, trainer.global_step) if goes_on else (0, 0)
+    continues = trainer in _ENDS and trainer.ckpt_path is None and not is_trial
+    return (trainer.current_epoch, trainer.global_step) if continues else (0, 0)
 
 
 def is_read(trainer: pl.Trainer, datamodule: Any) -> bool:
@@ -179,7 +160,7 @@ def _given_settings(trainer: pl.Trainer) -> dict[str, Settings]:
 
 
 def is_hf_module(trainer: pl.Trainer) -> bool:
-    """Whether an HFModule is run, and not a LightningModule of the user's."""
+    """Whether an HFModule is run, and not another LightningModule."""
     return isinstance(getattr(trainer.lightning_module, "evaluator", None), Evaluator)
 
 
@@ -203,7 +184,7 @@ def lightning_validates(trainer: pl.Trainer) -> bool:
 
 
 def _without_settings(trainer: pl.Trainer) -> Settings:
-    """Return transformers' defaults, with what a plain Trainer says of the loop."""
+    """Return transformers' defaults, with a plain Trainer's arguments for the loop."""
     epochs, steps = _limits_of(trainer)
     if epochs is None or (epochs < 0 < steps):
         epochs = _LIGHTNING_DEFAULT_EPOCHS
@@ -222,12 +203,8 @@ def _without_settings(trainer: pl.Trainer) -> Settings:
 
 
 def _with_arguments_of(trainer: pl.Trainer, settings: Settings) -> Settings:
-    """Take from a plain Trainer what the settings do not say.
-
-    Raises:
-        SettingsError: both say the same thing differently.
-    """
-    said, problems = dict[str, Any](), list[Problem]()
+    """Take from a plain Trainer's arguments what the settings do not set."""
+    found, problems = dict[str, Any](), list[Problem]()
     is_dev_run = bool(getattr(trainer, "fast_dev_run", False))
     for name, passed, value, field in _arguments_of(trainer):
         ours = getattr(settings, field)
@@ -237,28 +214,24 @@ def _with_arguments_of(trainer: pl.Trainer, settings: Settings) -> Settings:
         if is_equal or (is_limit and (is_dev_run or has_end)):
             continue
         if is_unset(settings, field):
-            said[field] = value
+            found[field] = value
         else:
             text = f"`{name}={passed!r}` conflicts with `{field}={ours!r}` in the settings; set only one"
             problems.append(Problem(f"lightning.Trainer({name}={passed!r})", text))
     if trainer.state.fn not in (None, TrainerFn.FITTING):
-        problems.clear()  # what they say differently is of training
+        problems.clear()  # conflicts are about training
     problems += _only_ours(settings)
     if problems:
         noun = "argument" if len(problems) == 1 else "arguments"
         headline = f"{len(problems)} {noun} of lightning.Trainer cannot be used. Nothing was started."
         raise_problems(SettingsError, headline, problems)
     if is_dev_run:
-        said |= fast_dev_run_settings(int(trainer.fast_dev_run))  # type: ignore[attr-defined]
-    return settings.replace(**said) if said else settings
+        found |= fast_dev_run_settings(int(trainer.fast_dev_run))  # type: ignore[attr-defined]
+    return settings.replace(**found) if found else settings
 
 
 def _arguments_of(trainer: pl.Trainer) -> Iterator[tuple[str, Any, Any, str]]:
-    """Yield the arguments of a plain Trainer for which there is a setting.
-
-    Yields:
-        Name and value of the argument, and value and name of the setting.
-    """
+    """Yield a plain Trainer's arguments that are settings: name, value, the setting's value and name."""
     log_every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
     if log_every == 0 and not trainer.barebones:
         yield "log_every_n_steps", 0, "no", "logging_strategy"
@@ -281,7 +254,7 @@ def _arguments_of(trainer: pl.Trainer) -> Iterator[tuple[str, Any, Any, str]]:
 
 
 def _only_ours(settings: Settings) -> Iterator[Problem]:
-    """Find settings that `hfbridge.Trainer` alone can honour."""
+    """Find settings that only `hfbridge.Trainer` supports."""
     if settings.auto_find_batch_size:
         hint = "begins a run again, which lightning.Trainer cannot; use hfbridge.Trainer, or leave it out."
         yield Problem("auto_find_batch_size=True in the settings", hint)
@@ -291,7 +264,7 @@ def _only_ours(settings: Settings) -> Iterator[Problem]:
 
 
 def epoch_limit(trainer: pl.Trainer) -> int | None:
-    """Return `max_epochs` where it was passed: beside a number of steps, the first limit ends the run."""
+    """Return `max_epochs` where it was passed; beside `max_steps`, the first limit ends the run."""
     plan = getattr(trainer, "plan", None)
     if getattr(trainer, "fast_dev_run", False):
         return 1
@@ -305,14 +278,13 @@ def epoch_limit(trainer: pl.Trainer) -> int | None:
 
 def configure_trainer(trainer: pl.Trainer, settings: Settings) -> None:
     """Configure Lightning's loops for a run of HFModule."""
-    module: Any = trainer.lightning_module
     if not lightning_validates(trainer):
         _leave_evaluation_to_the_host(trainer, settings)
         if not hasattr(trainer, "plan"):
             trainer.num_sanity_val_steps = 0
-    if _logs_by_steps(settings) and not trainer.barebones:
+    if settings.logging_strategy == "steps" and settings.logging_steps >= 1 and not trainer.barebones:
         trainer.log_every_n_steps = int(settings.logging_steps)  # type: ignore[attr-defined]
-    if module.automatic_optimization:
+    if trainer.lightning_module.automatic_optimization:
         if not any(isinstance(cb, GradientAccumulationScheduler) for cb in trainer.callbacks):  # type: ignore[attr-defined]
             trainer.accumulate_grad_batches = settings.gradient_accumulation_steps
         trainer.gradient_clip_val = settings.max_grad_norm or None
@@ -325,10 +297,9 @@ def end_with(trainer: pl.Trainer, schedule: Schedule) -> None:
     _ENDS[trainer] = _End(schedule.epochs, schedule.max_steps, *_limits_of(trainer))
     trainer.fit_loop.max_epochs = schedule.epochs
     is_automatic = trainer.lightning_module.automatic_optimization
-    if is_automatic or not has_whole_epochs(settings_of(trainer)):
-        trainer.fit_loop.epoch_loop.max_steps = schedule.max_steps
-    else:  # a module that optimizes by hand may take any number of steps
-        trainer.fit_loop.epoch_loop.max_steps = -1
+    # A module that optimizes manually may take any number of steps.
+    is_limited = is_automatic or not has_whole_epochs(settings_of(trainer))
+    trainer.fit_loop.epoch_loop.max_steps = schedule.max_steps if is_limited else -1
 
 
 def has_whole_epochs(settings: Settings) -> bool:
@@ -351,13 +322,13 @@ def reset_fit_loop(trainer: pl.Trainer) -> None:
 def run_validation(trainer: pl.Trainer, *, ends_epoch: bool = False, clears: bool = True) -> None:
     """Run Lightning's validation loop now, in the middle of training.
 
+    Its private names are pinned by tests/unit/callbacks/test_trainer_state.py.
+
     Args:
         trainer: of the run.
-        ends_epoch: the epoch loop has ended, and counted its last step already; Lightning's own loop logs
-            what a validation gives with the number that the step had before.
-        clears: gradients are cleared, as Lightning's own loop does after an optimizer step.
-
-    The private names touched here are pinned by tests/unit/callbacks/test_trainer_state.py.
+        ends_epoch: the epoch loop has counted its last step already; Lightning logs a validation with the
+            number before.
+        clears: clear gradients, as Lightning's loop does after an optimizer step.
     """
     connector = trainer._logger_connector
     first_iteration = connector._first_loop_iter  # what Lightning itself saves around a validation
@@ -380,19 +351,12 @@ def end_epoch(trainer: pl.Trainer) -> None:
 
 
 def _leave_evaluation_to_the_host(trainer: pl.Trainer, settings: Settings) -> None:
-    """Keep Lightning from validating by itself, and set what its callbacks read to know when to act.
-
-    ModelCheckpoint and EarlyStopping read `check_val_every_n_epoch`: at 1 they act at the end of an epoch,
-    where the host has evaluated before them, at anything else after an evaluation.
-    tests/unit/callbacks/test_trainer_state.py pins the private name.
-    """
+    """Keep Lightning from validating by itself."""
+    # ModelCheckpoint and EarlyStopping act at the end of an epoch, where the host has evaluated before them,
+    # if this is 1, else after an evaluation.
     trainer.check_val_every_n_epoch = NEVER if settings.eval_strategy == "steps" else 1
     epoch_loop: Any = trainer.fit_loop.epoch_loop
     epoch_loop._should_check_val_epoch = bool  # always False
-
-
-def _logs_by_steps(settings: Settings) -> bool:
-    return bool(settings.logging_strategy == "steps" and settings.logging_steps >= 1)
 
 
 def overrides_hook(name: str, callback: Any) -> bool:
@@ -411,10 +375,7 @@ _WITHIN_STEPS = (
 
 
 def skip_empty_hooks(callback: pl.Callback) -> None:
-    """Have Lightning skip the hooks within a step that a callback does not override.
-
-    Lightning calls what can be called, each within the profiler; a dozen calls of Python for nothing.
-    """
+    """Have Lightning skip the hooks within a step that a callback does not override: a dozen Python calls."""
     for name in _WITHIN_STEPS:
         if not is_overridden(name, callback):
             setattr(callback, name, None)
@@ -435,14 +396,10 @@ def has_plain_backward(trainer: pl.Trainer) -> bool:
 
 
 def current_micro_batch(trainer: pl.Trainer, batch: Any) -> MicroBatch | None:
-    """Find the micro-batch, with its optimizer step, that a training batch was made of.
-
-    Args:
-        trainer: of the run.
-        batch: what reached `training_step`, which hooks and precision plugins may have rebuilt.
+    """Find the micro-batch, with its optimizer step, of a training batch that hooks may have rebuilt.
 
     Returns:
-        The micro-batch as the loader made it; `None` for a loader that does not know optimizer steps.
+        The loader's micro-batch; `None` for a loader that does not know optimizer steps.
     """
     if isinstance(batch, MicroBatch) and batch.step is not None:
         return batch

@@ -1,9 +1,8 @@
-"""Evaluator: the native Trainer's evaluations inside Lightning's loops over validation and prediction sets.
+"""Evaluator: the HF Trainer's evaluations inside Lightning's validation, test and prediction loops.
 
-CallbackHost passes Lightning's hooks on to it, so that a step pays for one callback; knows both worlds. One
-run of Lightning's validation loop evaluates all sets, one after the other:
+One run of Lightning's validation loop evaluates all sets, one after the other:
 
-    native                                   Lightning moment
+    transformers.Trainer                     Lightning
     evaluate() begins                        on_validation_start; for a further set, the end of the last one
     prediction_step                          HFModule.validation_step, predict_step
     on_prediction_step                       on_validation_batch_end, on_predict_batch_end
@@ -14,7 +13,7 @@ run of Lightning's validation loop evaluates all sets, one after the other:
 
 import math
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, ValuesView
 from typing import Any
 
 import lightning.pytorch as pl
@@ -35,14 +34,14 @@ from hfbridge.losses.chunked import logits_kept
 from hfbridge.models.preparation import takes_skip_logits
 
 OF_LOADER = "/dataloader_idx_"
-"""What Lightning adds to the names of metrics, with a number, where there are several loaders."""
+"""What Lightning appends to metric names, with a number, where there are several loaders."""
 _JOINS_CROSSWISE = (
-    "eval_use_gather_object=True: natively, the first evaluation on several ranks joins the rounds row by "
-    "row, the first rows of all rounds and so on, and drops rows. Leave it out, or "
+    "eval_use_gather_object=True: as in transformers.Trainer, the first evaluation on several ranks reorders "
+    "and drops samples. Leave it out, or "
 )
 _JOINS_OBJECTS = (
-    "Labels are dicts, one of each sample: as with transformers.Trainer, compute_metrics does not get those "
-    "of all samples, and of the last batch not all objects. For all of them "
+    "Labels are dicts: as in transformers.Trainer, compute_metrics does not get those of all samples. For "
+    "all of them "
 )
 
 
@@ -51,11 +50,11 @@ class Evaluator:
 
     Attributes:
         memory: measures the stages of the runs of one Trainer.
-        is_first_run: the Trainer has run nothing before, as a native Trainer that was just made.
+        is_first_run: the Trainer has run nothing before.
         predicts: the next prediction run makes a `PredictionOutput`, whose metrics begin with this.
-        prediction: what that run has made.
-        generate_arguments: what the next runs give `generate` beside the settings.
-        known_metrics: names that these few rows gave.
+        prediction: its result.
+        generate_arguments: passed to `generate` beside the settings.
+        known_metrics: names that `sanity_check` has computed.
         metrics: of the last evaluation, of all its sets.
 
     Proved by: tests/parity/test_evaluation_options.py
@@ -91,19 +90,13 @@ class Evaluator:
     def follow(
         self, trainer: pl.Trainer, *, skip_memory_metrics: bool, preparation_s: float | None = None
     ) -> None:
-        """Take a Trainer for one that has run before, as the native Trainer that it stands for has.
-
-        Args:
-            trainer: the Trainer.
-            skip_memory_metrics: measure nothing.
-            preparation_s: what that one's first evaluation has told; `None` if it began with training.
-        """
+        """Continue after runs of the HF Trainer that a Trainer stands for."""
         self._trainer, self.is_first_run = weakref.ref(trainer), False
         self._preparation_s = preparation_s
         self.memory = MemoryTracker(skip_memory_metrics)
 
     def begin_run(self, module: Any, args: TrainingArguments) -> None:
-        """Measure the setting-up, and see that the module's functions fit the settings.
+        """Begin to measure the setup, and check that the module's functions fit the settings.
 
         Raises:
             MetricsError: `compute_metrics` cannot be called batch by batch.
@@ -120,12 +113,9 @@ class Evaluator:
     def sanity_check(self, module: Any, data: Any) -> None:
         """Try the evaluation on a few samples of each set, before training starts.
 
-        All ranks try the same samples, and a whole evaluation together; what is wrong on one is raised on
-        all. Nothing is tried with streams and loaders of the user's, since some can be read only once; nor in
-        "native", where functions of the user's are called as the HF Trainer calls them.
-
-        If `metric_for_best_model` is not among what these samples give, a whole evaluation decides: the names
-        of some metrics depend on the classes that occur.
+        Streams and the user's loaders are left out, since some can be read only once, and in "native" the
+        user's functions, which are called as by the HF Trainer. Some metrics' names depend on the classes
+        that occur: a full evaluation decides if `metric_for_best_model` is not among the first.
 
         Raises:
             MetricsError: a function of the user's returned what it should not, or the metric is not computed.
@@ -160,14 +150,9 @@ class Evaluator:
             check_is_computed(wanted, _union(known))
 
     def add(self, batch: Any, dataloader_idx: int = 0) -> Any:
-        """Run one batch of a set; returns its logits.
-
-        Args:
-            batch: on the model's device.
-            dataloader_idx: number of the set's loader.
-        """
+        """Run one batch of a set; returns its logits."""
         assert self._module is not None
-        if dataloader_idx != self._index:  # only loaders of the user's: the others tell their last batch
+        if dataloader_idx != self._index:  # only for the user's loaders: the others know their last batch
             self._close_set()
             self._begin(dataloader_idx)
         assert self._current is not None
@@ -201,29 +186,16 @@ class Evaluator:
             self._evaluated, self._preparation_s = False, None
 
     def forget(self) -> None:
-        """Take the next run of the Trainer for its first: this one has only tried batch sizes or rates."""
+        """Treat the Trainer's next run as its first: this one only tried batch sizes or learning rates."""
         self._trainer = None
 
     def try_batch(self, module: Any, batch: Any) -> None:
-        """Evaluate one batch for a finder of Lightning's, which runs without callbacks.
-
-        Args:
-            module: the HFModule.
-            batch: on the model's device.
-        """
+        """Evaluate one batch for a finder of Lightning's, which runs without callbacks."""
         args = module.args
         self._new_evaluation(module, UserSet("eval", args.eval_batch_size, ranks=args.world_size)).add(batch)
 
     def begin(self, trainer: pl.Trainer, module: Any, loaders: Any, stage: Stage, limits: Any) -> None:
-        """Begin with the first set.
-
-        Args:
-            trainer: of the run.
-            module: the HFModule.
-            loaders: one, or several in a list or dict.
-            stage: "eval" or "test".
-            limits: batches of each loader that are evaluated.
-        """
+        """Begin with the first set."""
         self._metrics, self._speed, self._reported = {}, {}, []
         self._module, self._stage, self._current, self._index = module, stage, None, -1
         self._loaders = named_loaders(loaders, stage)
@@ -238,7 +210,7 @@ class Evaluator:
         """Fire `on_prediction_step`; after a set's last batch report it, and begin with the next."""
         evaluation = self._current
         if evaluation is None or not evaluation.has_begun:
-            return  # a step of the user's
+            return  # a subclass's own step
         if not self._is_sanity_check:
             self._module.host.fire("on_prediction_step")
         evaluation.close_batch()
@@ -253,9 +225,9 @@ class Evaluator:
         are_ours = all(isinstance(loader, EvalLoader) for _, loader in named_loaders(loaders, "eval"))
         if are_ours and not any(trainer.num_val_batches):
             self.begin(trainer, module, loaders, "eval", trainer.num_val_batches)
-            for index in range(len(self._loaders)):
-                if index:  # the first one has begun
-                    self._begin(index)
+            self._close_set()
+            for index in range(1, len(self._loaders)):
+                self._begin(index)
                 self._close_set()
 
     def on_epoch_end(self, trainer: pl.Trainer) -> None:
@@ -263,15 +235,15 @@ class Evaluator:
         self._close_set()
         numbers = {name: value for name, value in self._metrics.items() if isinstance(value, (int, float))}
         numbers.pop("epoch", None)
-        # trainer.validate returns what goes to Lightning's loggers; during fit the host logs the whole entry.
+        # trainer.validate returns what goes to Lightning's loggers; during fit the host logs the full entry.
         to_loggers = None if trainer.state.fn != TrainerFn.FITTING else False
-        # On several ranks Lightning warns of what is not synchronised; it does not, of the same on all.
+        # On several ranks Lightning warns of what is not synchronized, except of rank 0's alone.
         same: Any = {"batch_size": 1, "sync_dist": True, "rank_zero_only": True}
         for values, shown in ((numbers, True), (self._speed, False)):
             plain = {name: value for name, value in values.items() if OF_LOADER not in name}
             self._module.log_dict(plain, prog_bar=shown, logger=to_loggers, **same)
             for name in values.keys() - plain.keys():
-                # `LightningModule.log` refuses such names, which it makes itself in the steps of a loader.
+                # `LightningModule.log` does not accept such names, which it makes itself in a loader's steps.
                 log_result(trainer, name, values[name], prog_bar=shown, logger=to_loggers is None)
 
     def on_predict_epoch_end(self) -> None:
@@ -305,11 +277,10 @@ class Evaluator:
         is_prediction: bool = False,
         preparation_s: float | None = None,
     ) -> Evaluation:
-        """Make ready to evaluate a set; the other arguments are those of `Evaluation` and `EvalOptions`."""
+        """Prepare to evaluate a set; the other arguments are those of `Evaluation` and `EvalOptions`."""
         args, normalization = module.args, module.run.normalization
-        weight_by_sample = module.loss_normalization == "native"
-        asks = (module.compute_metrics, module.running_metrics) != (None, None)
-        keeps_logits = (is_prediction or asks) and not args.prediction_loss_only
+        has_metrics = (module.compute_metrics, module.running_metrics) != (None, None)
+        keeps_logits = (is_prediction or has_metrics) and not args.prediction_loss_only
         extra = {} if keeps_logits or not takes_skip_logits(module.model) else {"skip_logits": True}
 
         def loss_of(model: Any, batch: Any) -> Any:
@@ -321,7 +292,7 @@ class Evaluator:
             of=of,
             options=EvalOptions.of(
                 args,
-                weight_by_sample=weight_by_sample,
+                weight_by_sample=module.loss_normalization == "native",
                 is_first=is_first,
                 keep_padded_samples=self.keep_padded_samples,
             ),
@@ -340,14 +311,13 @@ class Evaluator:
         )
 
     def _start(self, trainer: pl.Trainer, module: Any) -> None:
-        """Put an optimizer's averaged weights in; outside of training be what a new HF Trainer is."""
+        """Use an optimizer's averaged weights; outside of training report the preparation time."""
         self._is_sanity_check = trainer.sanity_checking
         for optimizer in trainer.optimizers:
             if hasattr(optimizer, "eval"):
                 optimizer.eval()
-        if trainer.state.fn == TrainerFn.FITTING:
-            return
-        if trainer.global_step == 0 and self._preparation_s is None:
+        is_fit = trainer.state.fn == TrainerFn.FITTING
+        if not is_fit and trainer.global_step == 0 and self._preparation_s is None:
             self._preparation_s = module.run.preparation_s
 
     def _begin(self, index: int) -> None:
@@ -376,16 +346,16 @@ class Evaluator:
             return
         module = self._module
         metrics, speed = (self._with_number_of_loader(found) for found in evaluation.finish())
-        row = {**metrics, **speed}
-        module.host.report_evaluation(module.trainer, row)
-        self.memory.end(self._stage, row)
-        self._metrics |= {name: value for name, value in row.items() if name not in speed}
+        entry = {**metrics, **speed}
+        module.host.report_evaluation(module.trainer, entry)
+        self.memory.end(self._stage, entry)
+        self._metrics |= {name: value for name, value in entry.items() if name not in speed}
         self._speed |= speed
-        self.metrics = {**self.metrics, **row} if self._reported else row
+        self.metrics = {**self.metrics, **entry} if self._reported else entry
         self._reported.append(evaluation.of.prefix)
 
     def _with_number_of_loader(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        """Add to names what Lightning adds where there are several loaders of the user's."""
+        """Append to names what Lightning appends for several of the user's loaders."""
         loader = self._loaders[self._index][1]
         if len(self._loaders) == 1 or isinstance(loader, EvalLoader | StreamEvalLoader):
             return dict(metrics)
@@ -398,17 +368,9 @@ def _union(known: Iterable[Iterable[str] | None]) -> set[str]:
 
 
 def named_loaders(loaders: Any, stage: str) -> list[tuple[str, Any]]:
-    """Name evaluation loaders by what their metrics begin with: those of the user's all by the stage.
-
-    Args:
-        loaders: one, or several in a list or dict.
-        stage: "eval" or "test".
-    """
-    several = [loaders]
-    if isinstance(loaders, Mapping):
-        several = list(loaders.values())
-    elif isinstance(loaders, list | tuple):
-        several = list(loaders)
+    """Pair evaluation loaders with the prefix of their metrics: that of the user's is the stage."""
+    loaders = loaders.values() if isinstance(loaders, Mapping) else loaders
+    several = loaders if isinstance(loaders, list | tuple | ValuesView) else [loaders]
     ours = EvalLoader | StreamEvalLoader
     return [(loader.prefix if isinstance(loader, ours) else stage, loader) for loader in several]
 
@@ -416,18 +378,11 @@ def named_loaders(loaders: Any, stage: str) -> list[tuple[str, Any]]:
 def set_in(
     loader: Any, args: TrainingArguments, prefix: str | None = None, limit: float = math.inf
 ) -> AnySet:
-    """Describe the set that a loader reads.
-
-    Args:
-        loader: of hfbridge or of the user's.
-        args: the settings.
-        prefix: what the metrics' names begin with; `None` is the loader's own.
-        limit: batches that are evaluated at most.
-    """
-    if not isinstance(loader, EvalLoader | StreamEvalLoader):
-        return UserSet(prefix or "eval", args.eval_batch_size, ranks=args.world_size)
+    """Describe the set that a loader reads."""
     if isinstance(loader, StreamEvalLoader):
         return StreamedSet(prefix or loader.prefix, loader.batch_size, loader, ranks=args.world_size)
+    if not isinstance(loader, EvalLoader):
+        return UserSet(prefix or "eval", args.eval_batch_size, ranks=args.world_size)
     config: Any = args.accelerator_config
     batches = int(min(len(loader), limit))
     per_round = loader.batch_size * (1 if config.split_batches else args.world_size)
@@ -443,19 +398,12 @@ def set_in(
 
 
 def _set_of(batch: Any, prefix: str, batch_size: int) -> EvalSet:
-    """Describe one batch, which all ranks have, as a whole set."""
+    """Describe one batch, which all ranks have, as a set."""
     return EvalSet(prefix, find_batch_size(batch) or 1, 1, batch_size)
 
 
 def log_result(trainer: pl.Trainer, name: str, value: float, *, prog_bar: bool, logger: bool) -> None:
-    """Log a number at the end of an evaluation as `LightningModule.log` does, which all ranks have alike.
-
-    Args:
-        trainer: in an evaluation.
-        name: under which it is logged, whatever it is.
-        value: the number.
-        prog_bar: show it in the progress bar.
-        logger: send it to the loggers.
+    """Log a number under any name, as `LightningModule.log` does, at the end of an evaluation.
 
     Mirrors: lightning.pytorch.LightningModule.log
     """
@@ -467,32 +415,25 @@ def log_result(trainer: pl.Trainer, name: str, value: float, *, prog_bar: bool, 
 
 
 class EvaluationHooks(pl.Callback):
-    """Pass Lightning's hooks around evaluations on to an `Evaluator`.
-
-    Args:
-        evaluator: runs the evaluations.
-    """
+    """Pass Lightning's evaluation hooks to an `Evaluator`, so that a step pays for one callback."""
 
     def __init__(self, evaluator: Evaluator) -> None:
         self.evaluator = evaluator
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Begin with the first set."""
-        module: Any = pl_module
-        module.ensure_ready()
+        pl_module.ensure_ready()
         limits = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
         self.evaluator.begin(trainer, pl_module, trainer.val_dataloaders, "eval", limits)
 
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_test_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Begin with the first set."""
-        module: Any = pl_module
-        module.ensure_ready()
+        pl_module.ensure_ready()
         self.evaluator.begin(trainer, pl_module, trainer.test_dataloaders, "test", trainer.num_test_batches)
 
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Begin to collect, if a `PredictionOutput` was requested."""
-        module: Any = pl_module
-        module.ensure_ready()
+        pl_module.ensure_ready()
         if self.evaluator.predicts is not None:
             self.evaluator.begin(
                 trainer, pl_module, trainer.predict_dataloaders, "test", trainer.num_predict_batches
@@ -504,21 +445,13 @@ class EvaluationHooks(pl.Callback):
         """Close a batch, and a set after its last one."""
         self.evaluator.on_batch_end()
 
-    def on_test_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any) -> None:
-        """Close a batch, and a set after its last one."""
-        self.evaluator.on_batch_end()
-
-    def on_predict_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any) -> None:
-        """Close a batch."""
-        self.evaluator.on_batch_end()
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end  # type: ignore[assignment]
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the metrics of all sets."""
         self.evaluator.on_epoch_end(trainer)
 
-    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the metrics of all sets."""
-        self.evaluator.on_epoch_end(trainer)
+    on_test_epoch_end = on_validation_epoch_end
 
     def on_predict_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compute the metrics."""

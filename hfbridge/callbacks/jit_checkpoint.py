@@ -1,4 +1,4 @@
-"""A checkpoint when the machine is about to be taken away (`enable_jit_checkpoint`); knows Hugging Face."""
+"""A checkpoint when the machine is about to be taken away (`enable_jit_checkpoint`)."""
 
 import signal
 from collections.abc import Callable
@@ -12,11 +12,10 @@ from hfbridge.distributed.coordinated_stop import CoordinatedStop
 
 
 class SigtermCheckpoint(JITCheckpointCallback):
-    """Save and stop after SIGTERM, as natively a few seconds later, in case the process is killed anyway.
+    """Save and stop a few seconds after SIGTERM, at the end of a step, and on all ranks together.
 
-    Natively it may also save between backward pass and optimizer step, with random numbers of the step drawn
-    already, from where no run goes on exactly. This one waits for the end of the step. And natively each of
-    several ranks saves when it has heard the signal itself; here all do, at the same moment of a step.
+    The HF Trainer may save between backward and optimizer step, with random numbers of the step drawn
+    already, from where no run resumes exactly, and each rank saves when it gets the signal itself.
 
     Proved by: tests/faults/test_saving.py
     """
@@ -27,11 +26,7 @@ class SigtermCheckpoint(JITCheckpointCallback):
         self._has_stopped = False
 
     def install_signal_handler(self, save: Callable[[], None]) -> None:
-        """Take SIGTERM over from Lightning until training ends.
-
-        Args:
-            save: writes a checkpoint of the present step.
-        """
+        """Handle SIGTERM in place of Lightning until training ends."""
         self.jit_manager = _Manager(save)
         self.jit_manager.setup_signal_handler()  # type: ignore[no-untyped-call]
         self._has_stopped = False
@@ -39,7 +34,7 @@ class SigtermCheckpoint(JITCheckpointCallback):
             self._stop = CoordinatedStop()
 
     def restore_signal_handler(self) -> None:
-        """Give SIGTERM back."""
+        """Restore the former handler of SIGTERM."""
         self._end_agreeing()
         manager, self.jit_manager = self.jit_manager, None
         if manager is not None and manager._original_sigterm_handler is not None:
@@ -48,33 +43,33 @@ class SigtermCheckpoint(JITCheckpointCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Wait: the step's data have been fetched, for which random numbers may have been drawn."""
+        """Wait: random numbers may have been drawn for the step's data."""
 
     on_step_begin = on_pre_optimizer_step
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Save, if a rank has heard the signal."""
+        """Save, if a rank has got the signal."""
         if self._agrees():
             super().on_step_end(args, state, control, **kwargs)  # type: ignore[no-untyped-call]
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Likewise."""
+        """Save, if a rank has got the signal."""
         if self._agrees():
             super().on_epoch_end(args, state, control, **kwargs)  # type: ignore[no-untyped-call]
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Give SIGTERM back, on all ranks."""
+        """Restore the former handler of SIGTERM, on all ranks."""
         super().on_train_end(args, state, control, **kwargs)  # type: ignore[no-untyped-call]
         self._end_agreeing()
 
     def _agrees(self) -> bool:
-        """Whether all ranks save here, since one has heard the signal; a single process asks itself."""
+        """Whether all ranks save here, since one has got the signal."""
         if self.jit_manager is None or self._stop is None:
             return True
         self._stop.stop_requested |= self.jit_manager.is_checkpoint_requested
@@ -90,7 +85,7 @@ class SigtermCheckpoint(JITCheckpointCallback):
 
 
 class _Manager(CheckpointManager):
-    """Asks for a checkpoint some seconds after SIGTERM."""
+    """Request a checkpoint some seconds after SIGTERM."""
 
     def __init__(self, save: Callable[[], None]) -> None:
         super().__init__(trainer=None)

@@ -1,15 +1,11 @@
 """A run between two optimizer steps: what a Lightning checkpoint keeps of it, whenever it is written.
 
 written                                    the file holds
-between two steps                          that moment
-in a step, before the optimizer's update   the moment before the step was fetched, whose weights are still
-                                           there; a resumed run does the whole step again
-after the update                           the moment after the step; what follows a step (log entry,
-                                           evaluation, checkpoint) is due, and done by the resumed run
+in a step, before the optimizer's update   the moment before the step, which a resumed run repeats
+after the update                           the moment after it; what follows a step is due
 in an evaluation                           the moment before it; the evaluation is due
-after the run, or an exception             its last moment, whatever was validated or predicted since
-in `optimizer.step()`, or with other       why it cannot be resumed
-  weights than the run's
+after the run, or an exception             its last moment
+in `optimizer.step()`, with other weights  why it cannot be resumed
 """
 
 import copy
@@ -36,14 +32,14 @@ RESTORING = "it was written before the run had been resumed from its own checkpo
 
 
 class Begun(NamedTuple):
-    """What a run was when an optimizer step began, as far as the step changes it.
+    """What an optimizer step changes of a run, as it was when the step began.
 
     Attributes:
         loss: sum of the losses since the last log entry.
         tokens: input tokens seen.
         flops: operations that the state does not count yet.
-        rows: log entries.
-        schedule_step: steps of the learning rate's schedule; `None` if it does not say.
+        log_entries: number of log entries.
+        schedule_step: steps of the learning-rate schedule; `None` if it does not say.
         states: the random states, for loaders that do not keep them.
         loaders: states of the user's loaders before they were read.
         buffers: copies of what the model's forward may change.
@@ -52,7 +48,7 @@ class Begun(NamedTuple):
     loss: torch.Tensor
     tokens: int
     flops: float
-    rows: int
+    log_entries: int
     schedule_step: int | None
     states: RandomStates | None
     loaders: list[Any] | None
@@ -65,12 +61,12 @@ class Moment:
 
     Attributes:
         state: of the HF Trainer.
-        position: of this rank in the data, and what is due; `position_of` makes it.
+        position: of this rank in the data, and what is due, as `position_of` returns it.
         random_states: of this rank.
         flops: operations of this rank that the state does not count yet.
-        buffers: of the model, where those it has now may be others.
+        buffers: of the model, where its present ones may differ.
         schedules: state of a schedule that Lightning does not step.
-        is_behind: the schedule has yet to take its step.
+        needs_schedule_step: the schedule has yet to take its step.
         is_within_step: it is not the present moment.
     """
 
@@ -80,20 +76,12 @@ class Moment:
     flops: float
     buffers: dict[str, torch.Tensor] | None = None
     schedules: list[Any] | None = None
-    is_behind: bool = False
+    needs_schedule_step: bool = False
     is_within_step: bool = False
 
 
 def moment_of(host: Any, module: Any) -> Moment | str:
-    """Find the moment between two optimizer steps that a checkpoint written now can hold.
-
-    Args:
-        host: keeps the state of the run.
-        module: the HFModule; its run is set up.
-
-    Returns:
-        The moment, or why there is none.
-    """
+    """Return the moment that a checkpoint written now can hold, or why there is none."""
     trainer: pl.Trainer = module.trainer
     if host.counter is None:
         return NOT_BEGUN
@@ -106,18 +94,19 @@ def moment_of(host: Any, module: Any) -> Moment | str:
     batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
     if is_updated and not module.automatic_optimization and batches.processed < batches.ready:
         return BY_HAND
-    state, place, flops = (
-        _copied(host.state),
-        host.position,
-        float(host.counter.flops),
+    state = replace(
+        host.state,
+        log_history=list(host.state.log_history),
+        stateful_callbacks=copy.deepcopy(host.state.stateful_callbacks),
     )
+    place, flops = host.position, float(host.counter.flops)
     if is_updated:
         host.add_losses()
         place, state.epoch = host.next_place(trainer.fit_loop.batch_idx)
         state.global_step += 1
     elif begun is not None:
         state.num_input_tokens_seen, flops = begun.tokens, begun.flops
-        del state.log_history[begun.rows :]
+        del state.log_history[begun.log_entries :]
     before = None if is_updated else begun
     position, states = place_of(host, module, place, before)
     due = None if before is not None else due_at(host, module, place)
@@ -129,7 +118,7 @@ def moment_of(host: Any, module: Any) -> Moment | str:
         flops=flops,
         buffers=None if before is None else before.buffers,
         schedules=None if is_stepped or schedule is None else [copy.deepcopy(schedule.state_dict())],
-        is_behind=is_updated and _is_behind(trainer, begun),
+        needs_schedule_step=is_updated and _needs_schedule_step(trainer, begun),
         is_within_step=begun is not None,
     )
 
@@ -143,34 +132,20 @@ def _is_updated(host: Any, module: Any) -> bool:
 def place_of(
     host: Any, module: Any, place: DataPosition, before: Begun | None = None
 ) -> tuple[dict[str, Any], RandomStates | None]:
-    """Find where in the data a run is, and its random states, `None` for those of now.
-
-    Args:
-        host: keeps the state of the run.
-        module: the HFModule.
-        place: behind the last optimizer step.
-        before: what the run was when the present step began, if it has changed nothing yet.
-    """
+    """Find where in the data a run is, and its random states, `None` for those of now."""
     loader: Any = module.trainer.train_dataloader
-    start = Start(place, 0, None if before is None else before.states)
-    if isinstance(loader, ResumableMixin):
-        start = loader.start_from(place)
-    loss = host.logged.record(None if before is None else before.loss)
-    position = position_of(start, loss, module.data.layout)
+    loss, states, loaders = (
+        (None, None, None) if before is None else (before.loss, before.states, before.loaders)
+    )
+    start = loader.start_from(place) if isinstance(loader, ResumableMixin) else Start(place, 0, states)
+    position = position_of(start, host.logged.record(loss), module.data.layout)
     if isinstance(module.data, UserData):
-        kept = None if before is None else before.loaders
-        position["loaders"] = module.data.loader_states() if kept is None else kept
+        position["loaders"] = module.data.loader_states() if loaders is None else loaders
     return position, start.states
 
 
 def due_at(host: Any, module: Any, place: DataPosition) -> dict[str, Any] | None:
-    """Describe what follows the last optimizer step and is not done yet; `None` for nothing.
-
-    Args:
-        host: keeps the state of the run.
-        module: the HFModule.
-        place: behind that step.
-    """
+    """Describe what follows the last optimizer step and is not done yet; `None` for nothing."""
     control, trainer, step = host.control, module.trainer, module.last_step
     names = ("should_log", "should_evaluate", "should_save") if host.pending == "actions" else ()
     flags = {name: True for name in names if getattr(control, name)}
@@ -189,14 +164,9 @@ def due_at(host: Any, module: Any, place: DataPosition) -> dict[str, Any] | None
 
 
 def end_last_step(host: Any, module: Any, resumption: Any) -> None:
-    """Log, evaluate and save what was due when the checkpoint was written that a run is resumed from.
+    """Log, evaluate and save what was due when the checkpoint of a resumed run was written.
 
-    TrainerCallbacks hear of no end of a step or an epoch whose beginning they have not heard of.
-
-    Args:
-        host: keeps the state of the run.
-        module: the HFModule.
-        resumption: what the run is resumed from.
+    TrainerCallbacks get no end of a step or an epoch whose beginning they did not get.
     """
     trainer, due, start, flow = module.trainer, resumption.due, resumption.start, DefaultFlowCallback()
     args, state, control, step = host.args, host.state, host.control, module.last_step
@@ -235,12 +205,7 @@ def _validation_is_due(trainer: pl.Trainer, validated_batch: int) -> bool:
     return not trainer.sanity_checking and loop._should_check_val_fx(fetcher)
 
 
-def _copied(state: TrainerState) -> TrainerState:
-    callbacks = copy.deepcopy(state.stateful_callbacks)
-    return replace(state, log_history=list(state.log_history), stateful_callbacks=callbacks)
-
-
-def _is_behind(trainer: pl.Trainer, begun: Begun | None) -> bool:
+def _needs_schedule_step(trainer: pl.Trainer, begun: Begun | None) -> bool:
     """Whether the schedule has yet to take the step of an optimizer step that is counted."""
     if begun is None or begun.schedule_step is None or not trainer.lr_scheduler_configs:
         return False
@@ -250,7 +215,7 @@ def _is_behind(trainer: pl.Trainer, begun: Begun | None) -> bool:
 
 
 def step_schedule(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
-    """Put into a checkpoint the schedule, and the rates of the optimizer, as they are after its next step."""
+    """Put the schedule and the optimizer's rates into a checkpoint as they are after the next step."""
     if not checkpoint.get("lr_schedulers") or not checkpoint.get("optimizer_states"):
         return
     schedule: Any = trainer.lr_scheduler_configs[0].scheduler
@@ -270,14 +235,7 @@ def _without_parameters(group: dict[str, Any]) -> dict[str, Any]:
 
 
 class BufferCopies:
-    """Copy the buffers of a model that its checkpoints hold, such as running statistics, before each step.
-
-    Args:
-        model: the model.
-
-    Attributes:
-        names: of the buffers in the model's `state_dict`.
-    """
+    """Copy the buffers of a model that its checkpoints hold, such as running statistics, before each step."""
 
     def __init__(self, model: nn.Module) -> None:
         found = {
@@ -288,8 +246,6 @@ class BufferCopies:
         }
         self.names, self._buffers = list(found), list(found.values())
 
-    def take(self) -> dict[str, torch.Tensor] | None:
-        """Copy them; `None` if there are none."""
-        if not self.names:
-            return None
+    def take(self) -> dict[str, torch.Tensor]:
+        """Copy them."""
         return dict(zip(self.names, [buffer.clone() for buffer in self._buffers], strict=True))

@@ -1,4 +1,4 @@
-"""Whether what callbacks monitor can ever be logged: found out before the first step of a run."""
+"""Check, before the first step of a run, that what callbacks monitor can be logged."""
 
 import types
 from collections.abc import Iterator
@@ -18,13 +18,7 @@ _LOGS_NOTHING = ("hfbridge.", "lightning.", "torch.", "transformers.", "peft.", 
 
 
 def check_monitors(trainer: pl.Trainer, module: Any) -> None:
-    """See that what callbacks monitor can be logged, before the first step.
-
-    Nothing is said where a subclass or a callback logs by itself, or where metrics are not known yet.
-
-    Args:
-        trainer: about to train.
-        module: the HFModule.
+    """Check that what callbacks monitor can be logged, unless a subclass or callback logs by itself.
 
     Raises:
         SettingsError: it cannot.
@@ -55,7 +49,7 @@ def _is_strict(callback: Any, *, saves: bool) -> bool:
 
 
 def _known_names(trainer: pl.Trainer, module: Any) -> tuple[set[str], set[str]]:
-    """Find what this run logs: names, and beginnings of others that only an evaluation tells."""
+    """Return the names that this run logs, and prefixes of those that only an evaluation shows."""
     args, names = module.args, set(_OF_TRAINING)
     if args.include_num_input_tokens_seen != "no":
         names.add("num_input_tokens_seen")
@@ -72,14 +66,14 @@ def _known_names(trainer: pl.Trainer, module: Any) -> tuple[set[str], set[str]]:
     return names, {*beginnings, *(f"{split}_" for split in splits if computes or not module.data.eval_splits)}
 
 
-def _may_log(listener: Any) -> bool:
+def _may_log(hooked: Any) -> bool:
     """Whether a module or callback, or an object that it holds, has code of its own that logs."""
     seen: set[types.CodeType] = set()
-    functions = _own_members(listener)
-    held = [*functions, *vars(listener).values(), *vars(listener).get("_modules", {}).values()]
+    functions = _own_members(hooked)
+    held = [*functions, *vars(hooked).values(), *vars(hooked).get("_modules", {}).values()]
     functions += [member for found in held for member in _own_members(found)]
-    if isinstance(listener, LambdaCallback):
-        functions += vars(listener).values()
+    if isinstance(hooked, LambdaCallback):
+        functions += vars(hooked).values()
     return any(_reaches_log(function, seen) for function in functions)
 
 

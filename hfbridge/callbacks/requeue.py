@@ -11,14 +11,14 @@ _HANDLER = "_slurm_sigusr_handler_fn"  # of Lightning's signal connector; tests/
 
 
 class Requeue:
-    """Note the signal, and have Lightning's own handler run where a checkpoint can be written.
+    """Run Lightning's signal handler where a checkpoint can be written, on all ranks together.
 
-    Lightning runs it wherever the signal arrives: within `optimizer.step()`, too, and on several ranks at
-    different moments. Here all of several ranks run it after the same micro-batch.
+    Lightning runs it wherever the signal arrives: also within `optimizer.step()`, at different moments on
+    several ranks.
 
     Attributes:
         signal: the signal that has arrived; `None` without one.
-        is_due: `act` is to be called after a micro-batch.
+        is_due: call `act` after a micro-batch.
 
     Proved by: tests/faults/test_signals.py
     """
@@ -30,19 +30,19 @@ class Requeue:
         self._stop: CoordinatedStop | None = None
 
     def install_signal_handler(self, trainer: pl.Trainer) -> None:
-        """Take the place of the handler that Lightning is about to register."""
+        """Replace the handler that Lightning is about to register."""
         self.signal, self.is_due, self._trainer = None, False, trainer
         vars(trainer._signal_connector)[_HANDLER] = self._note
 
     def agree(self) -> None:
-        """Have all of several ranks act together; a collective."""
+        """Coordinate several ranks; a collective."""
         trainer = self._trainer
         environment = trainer._accelerator_connector.cluster_environment
         if trainer.world_size > 1 and isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
             self._stop, self.is_due = CoordinatedStop(), True
 
     def act(self) -> None:
-        """Save and requeue, if it is time; called by all ranks after the same micro-batches."""
+        """Save and requeue, if requested; called by all ranks after the same micro-batches."""
         if self._stop is not None:
             self._stop.stop_requested |= self.signal is not None
             if self._stop.should_continue():
@@ -55,7 +55,7 @@ class Requeue:
             self._stop = CoordinatedStop()
 
     def close(self) -> None:
-        """Give Lightning its handler back."""
+        """Restore Lightning's handler."""
         self.is_due = False
         if self._trainer is not None:
             vars(self._trainer._signal_connector).pop(_HANDLER, None)

@@ -1,4 +1,4 @@
-"""What a run of HFModule reads of its data; and of loaders that the user brings."""
+"""What a run of HFModule reads of its data, and of the user's own loaders."""
 
 import math
 from dataclasses import replace
@@ -55,9 +55,6 @@ class RunData(Protocol):
 class UserData:
     """The loaders, or the LightningDataModule, that the user passed to the Trainer.
 
-    Args:
-        trainer: of the run.
-
     Raises:
         SettingsError: the settings conflict.
     """
@@ -101,7 +98,7 @@ class UserData:
 
     @property
     def schedule(self) -> Schedule:
-        """Steps and epochs of the run; the first time, Lightning is asked for the training loader.
+        """Steps and epochs of the run; Lightning makes the training loader the first time.
 
         Raises:
             SettingsError: the loader has no length, and the learning rate depends on the number of steps.
@@ -122,28 +119,25 @@ class UserData:
         return [] if loader is None else loader._state_dicts()
 
     def restore_loaders(self) -> None:
-        """Give the training loaders the states of a checkpoint, if they were made before it was read.
-
-        The private names touched here are pinned by tests/lightning/test_data.py.
-        """
-        fit_loop = self._trainer.fit_loop
+        """Restore training loaders that were made before the checkpoint was read."""
+        fit_loop = self._trainer.fit_loop  # tests/lightning/test_data.py pins its private names
         if fit_loop._combined_loader_states_to_load and fit_loop._data_fetcher is not None:
             fit_loop._load_combined_loader_states()
             iter(fit_loop._data_fetcher)
 
     def plan_again(self) -> None:
-        """Count the steps of the loader that Lightning has now; a finder of batch sizes had it made anew."""
+        """Count the steps again: a batch size finder has changed the loader."""
         self._schedule = None
 
     def plan_rest(self) -> Schedule:
-        """Count what is left of a run after Lightning has made the loader anew, before an epoch."""
+        """Count the remaining steps after Lightning has reloaded the loader, before an epoch."""
         done = self._trainer.current_epoch, self._trainer.global_step
         before, self._schedule = self.schedule, self._plan(done)
         end_with(self._trainer, self._schedule)
         if self._schedule.max_steps != before.max_steps:
             rank_zero_info(
-                f"hfbridge: the training loader was made anew, and the run takes {self._schedule.max_steps} "
-                f"steps, not {before.max_steps}; the learning rate's schedule stays as it was."
+                f"hfbridge: the training loader was reloaded, and the run takes {self._schedule.max_steps} "
+                f"steps, not {before.max_steps}; the learning-rate schedule stays as it was."
             )
         return self._schedule
 
@@ -154,10 +148,10 @@ class UserData:
             return self._plan_endless()
         size = self.train_batch_size
         loader: Any = trainer.train_dataloader
-        has_rows = isinstance(loader, DataLoader) and has_length(loader) and batches == len(loader)
+        is_full = isinstance(loader, DataLoader) and has_length(loader) and batches == len(loader)
         return plan_run(
             settings,
-            rows=len(loader.dataset) if has_rows else int(batches) * size * trainer.world_size,
+            samples=len(loader.dataset) if is_full else int(batches) * size * trainer.world_size,
             micro_batches=int(batches),
             accumulation=accumulation,
             total_batch_size=size * accumulation * trainer.world_size,
@@ -187,7 +181,7 @@ class UserData:
 def plan_run(
     settings: Settings,
     *,
-    rows: int,
+    samples: int,
     micro_batches: int,
     accumulation: int,
     total_batch_size: int,
@@ -199,16 +193,16 @@ def plan_run(
 
     Args:
         settings: `max_steps` and `num_train_epochs`.
-        rows: samples of an epoch.
+        samples: of an epoch.
         micro_batches: of an epoch, on each rank.
         accumulation: micro-batches of a full step.
-        total_batch_size: samples of one full optimizer step on all ranks.
-        epochs: ends a run of `max_steps`, too; `None` does not.
-        trainer: may have a GradientAccumulationScheduler, after which `accumulation` changes with the epochs.
-        done: epochs and steps that came before, whatever the loader was then.
+        total_batch_size: samples of a full optimizer step on all ranks.
+        epochs: also ends a run of `max_steps`, unless it is `None`.
+        trainer: its GradientAccumulationScheduler, if any, changes `accumulation` with the epochs.
+        done: completed epochs and steps.
     """
     schedule = plan_schedule(
-        samples_per_epoch=rows,
+        samples_per_epoch=samples,
         micro_batches_per_epoch=micro_batches,
         accumulation=accumulation,
         total_batch_size=total_batch_size,
@@ -237,5 +231,4 @@ def plan_run(
     while end < constant_from and steps_until(end) < steps:
         end += 1
     end += max(math.ceil((steps - steps_until(end)) / steps_of(end)), 0)
-    samples = steps * total_batch_size
-    return replace(schedule, max_steps=steps, epochs=end, samples=samples)
+    return replace(schedule, max_steps=steps, epochs=end, samples=steps * total_batch_size)

@@ -1,7 +1,6 @@
 """CallbackHost: the HF Trainer's events, log entries and state inside Lightning's loop.
 
-The host is a Lightning callback that `HFModule.configure_callbacks` returns, so that it runs after the user's
-callbacks and before checkpoints are written.
+It is a Lightning callback that runs after the user's callbacks and before checkpoints are written.
 
     event of a TrainerCallback Lightning's hook
     on_init_end                the end of HFModule.configure_model, once a Trainer
@@ -21,13 +20,12 @@ callbacks and before checkpoints are written.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_callback import (
@@ -67,20 +65,17 @@ EVENTS = frozenset(name for name in vars(TrainerCallback) if name.startswith("on
 
 
 class CallbackHost(EvaluationHooks):
-    """Keep the native `TrainerState`, decide when to log, evaluate and stop, and tell TrainerCallbacks.
-
-    When is decided by transformers' own `DefaultFlowCallback`.
+    """Keep the `TrainerState` and call TrainerCallbacks; `DefaultFlowCallback` says when to log and evaluate.
 
     Args:
-        evaluator: what runs the evaluations.
-        callbacks: the user's `TrainerCallback` objects or classes, in their order.
+        evaluator: runs the evaluations.
+        callbacks: the user's `TrainerCallback` objects or classes.
         initialized: callbacks whose `on_init_end` was called.
         print_logs: log entries are printed where no bar is shown.
 
     Attributes:
-        restore_running_loss: a resumed run counts the loss since the last log entry, which the HF Trainer
-            forgets.
-        warn_existing_checkpoints: checkpoints of another run in `output_dir` are warned of.
+        restore_running_loss: a resumed run counts the loss since the last log entry, unlike the HF Trainer.
+        warn_existing_checkpoints: warn of another run's checkpoints in `output_dir`.
         checks_limit_first: a run that is resumed at its last step takes no further one. The HF Trainer checks
             `max_steps` after a step only, and takes one if epochs are left.
 
@@ -102,19 +97,21 @@ class CallbackHost(EvaluationHooks):
         self.callbacks = tuple(callbacks)
         self.state = TrainerState()
         self.control = TrainerControl()
-        self.logged: LoggedLoss | None = None
-        self.args: TrainingArguments | None = None
-        self.handler: CallbackHandler | None = None
+        # Until `attach` and `on_fit_start` have set them up.
+        self.logged: LoggedLoss = None  # type: ignore[assignment]
+        self.args: TrainingArguments = None  # type: ignore[assignment]
+        self.handler: CallbackHandler = None  # type: ignore[assignment]
+        self._schedule: Schedule = None  # type: ignore[assignment]
+        self.counter: InputCounter = None  # type: ignore[assignment]
+        self._trainer: pl.Trainer | None = None
         self._handled_events: frozenset[str] = frozenset()
         self.position = DataPosition()
-        self._schedule: Schedule | None = None
-        self.counter: InputCounter | None = None
-        self.end_micro_batch: Callable[[], None] = _nothing  # called when a backward is over
+        self.end_micro_batch: Callable[[], object] = bool  # called when a backward is over
         self._start_s = 0.0
         self._is_within_step = self._is_partial = self._has_loss = self._has_losses = False
         self._clears = self._clears_late = self._has_gradients = False
         self._is_automatic = self._knows_steps = True
-        self._losses: list[torch.Tensor] = []  # of the current step of a module that optimizes by hand
+        self._losses: list[torch.Tensor] = []  # of the current step of a module that optimizes manually
         self._micro_batch: MicroBatch | None = None
         self.at_begin: tuple[Any, ...] | None = None
         self._generators = rng.Recorder()
@@ -122,9 +119,7 @@ class CallbackHost(EvaluationHooks):
         self._loaders: list[Any] | None = None
         self._keeps_loaders = self._keeps_states = self.ends_epoch = False
         self.pending: Literal["nothing", "step", "actions", "evaluation"] = "nothing"
-        self.closed_epochs = 0
-        self.validated_batch = -1
-        self._trainer: pl.Trainer | None = None
+        self.closed_epochs, self.validated_batch = 0, -1
         self.trainer_step = 0  # trainer.global_step when the last step was closed
         self._first_step = self._first_tokens = 0
         self._follows_metric = self._is_new_best = False
@@ -132,12 +127,7 @@ class CallbackHost(EvaluationHooks):
         skip_empty_hooks(self)
 
     def attach(self, module: Any, args: TrainingArguments) -> None:
-        """Build the native callback list, whose objects stay for all runs of a Trainer; fire `on_init_end`.
-
-        Args:
-            module: the module whose parts the callbacks are given.
-            args: the arguments they are given.
-        """
+        """Build the HF Trainer's callback list, kept for all runs of a Trainer; fire `on_init_end`."""
         self.args, self._trainer = args, module.trainer
         if self.handler is not None:
             self.handler.model = module.model
@@ -163,66 +153,50 @@ class CallbackHost(EvaluationHooks):
         handler.callbacks = everyone
 
     def fire(self, event: str, **extra: Any) -> None:
-        """Tell the callbacks of a native event; an event that none of them overrides costs nothing.
-
-        Nothing is told of trials of Lightning's finders, which run without callbacks.
-        """
+        """Call the callbacks that override an event, except in trials of Lightning's finders."""
         if event in self._handled_events and self in self._trainer.callbacks:  # type: ignore[union-attr]
-            assert self.handler is not None
             self.checkpoints.before_step()  # a callback may change weights
             try:
                 self.control = getattr(self.handler, event)(self.args, self.state, self.control, **extra)
             except StopIteration as error:  # which Lightning's loops take for the end of the data
                 raise RuntimeError(f"a TrainerCallback raised StopIteration in {event}") from error
 
-    @property
-    def wants_stop(self) -> bool:
-        """Whether a callback asked to end the epoch or the run."""
-        return self.control.should_training_stop or self.control.should_epoch_stop
-
-    # Lightning's hooks, in the order of a run.
-
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin a new native state."""
-        module: Any = pl_module
-        module.ensure_ready()
-        module.run.end_trials(trainer)
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Begin a new `TrainerState`, or resume one."""
+        pl_module.ensure_ready()
+        pl_module.run.end_trials(trainer)
         self.evaluator.memory.begin("train")
         handler, args = self.handler, self.args
-        assert handler is not None
-        assert args is not None
-        self._schedule = schedule = module.data.schedule
-        self.logged = self._make_logged(module.device, args)
-        self._begin_state(module)
+        self._schedule = schedule = pl_module.data.schedule
+        self.logged = self._make_logged(pl_module.device, args)
+        self._begin_state(pl_module)
         self.state.max_steps, self.state.num_train_epochs = schedule.max_steps, schedule.epochs
-        if self.counter is None:  # operations counted before a run begins again stay, as natively
-            self.counter = self._make_counter(module, args)
+        if self.counter is None:  # a run that begins again keeps what was counted, as in the HF Trainer
+            self.counter = self._make_counter(pl_module, args)
             self.end_micro_batch = self.counter.settle
-        data = module.data
-        by_lightning = module.resumption is None or isinstance(data, UserData)
+        data = pl_module.data
+        by_lightning = pl_module.resumption is None or isinstance(data, UserData)
         if trainer.ckpt_path is not None and by_lightning and has_whole_epochs(data.settings):
             # Lightning resumes a run that epochs end, and not steps, at the end of an epoch.
             trainer.fit_loop.epoch_loop.max_steps = -1
         handler.optimizer = next(iter(trainer.optimizers), None)
-        handler.lr_scheduler = module.lr_schedule
+        handler.lr_scheduler = pl_module.lr_schedule
         self._is_within_step, self.at_begin, self.pending = False, None, "nothing"
         self.closed_epochs, self.validated_batch = self.position.epoch, -1
-        module.last_step.is_updating = module.last_step.is_updated = False
+        pl_module.last_step.is_updating = pl_module.last_step.is_updated = False
         self._requeue.install_signal_handler(trainer)
-        is_told = module.resumption is not None or not self.warn_existing_checkpoints
-        self.checkpoints.open(trainer, is_resumed=is_told)
-        self._clears = module.automatic_optimization and not module.overrides("optimizer_zero_grad")
-        # A loss that cannot be computed in chunks is told of before the first event of a step.
-        tries = module.run.chunked is not None and not module.sharing.is_sharded
-        self._tries_step = tries and not module.overrides("training_step")
-        self._clears_late = self._clears and is_overridden("on_train_batch_end", module)
+        warns = self.warn_existing_checkpoints and pl_module.resumption is None
+        self.checkpoints.open(trainer, is_resumed=not warns)
+        self._clears = pl_module.automatic_optimization and not pl_module.overrides("optimizer_zero_grad")
+        # A loss that cannot be computed in chunks is reported before the first event of a step.
+        tries = pl_module.run.chunked is not None and not pl_module.sharing.is_sharded
+        self._tries_step = tries and not pl_module.overrides("training_step")
+        self._clears_late = self._clears and is_overridden("on_train_batch_end", pl_module)
 
     def _make_logged(self, device: torch.device, args: TrainingArguments) -> LoggedLoss:
-        """Make what sums the losses of a run."""
         return LoggedLoss(device, drop_non_finite=args.logging_nan_inf_filter)
 
     def _make_counter(self, module: Any, args: TrainingArguments) -> InputCounter:
-        """Make what counts operations and input tokens of a run."""
         return InputCounter(
             module.model,
             tokens=args.include_num_input_tokens_seen,  # type: ignore[arg-type]
@@ -235,19 +209,14 @@ class CallbackHost(EvaluationHooks):
 
         Mirrors: transformers.Trainer._init_training_state
         """
-        args, resumption = self.args, module.resumption
-        assert args is not None
-        assert self.logged is not None
+        resumption = module.resumption
         if resumption is None and 0 < self.state.global_step == module.trainer.global_step:
-            self.logged.resume(self.state.global_step, None)  # Lightning goes on with the same loops
-            self._first_step, self._first_tokens = self.state.global_step, self.state.num_input_tokens_seen
-            return
-        self.state = self._new_state()
-        self.position = DataPosition() if resumption is None else resumption.start.position
-        if resumption is None:
+            self.logged.resume(self.state.global_step, None)  # Lightning continues the same loops
+        elif resumption is None:
+            self.state, self.position = self._new_state(), DataPosition()
             self.state.global_step = module.trainer.global_step  # of another module that it has trained
             self.state.train_batch_size = module.data.train_batch_size
-            self.state.compute_steps(args, module.data.schedule.max_steps)
+            self.state.compute_steps(self.args, module.data.schedule.max_steps)
         else:
             if resumption.optimizer is not None:
                 check_optimizer_state(
@@ -255,17 +224,15 @@ class CallbackHost(EvaluationHooks):
                 )
             if follows_metric(module.lr_schedule) and resumption.schedule is not None:
                 module.lr_schedule.load_state_dict(resumption.schedule)
-            self.state = resumption.new_state()
+            self.state, self.position = resumption.new_state(), resumption.start.position
             if isinstance(module.data, UserData) and resumption.start.states is not None:
                 rng.restore(resumption.start.states)  # HFDataModule's loader does it by itself
-            self.control = restore_callback_state(self.state, args, self.handler, self.control)
+            self.control = restore_callback_state(self.state, self.args, self.handler, self.control)
             self.logged.resume(self.state.global_step, resumption.loss if self.restore_running_loss else None)
         self._first_step, self._first_tokens = self.state.global_step, self.state.num_input_tokens_seen
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Fire `on_train_begin`, and evaluate if `eval_on_start`."""
-        assert self.handler is not None
-        assert self.args is not None
         check_monitors(trainer, pl_module)
         self.trainer_step = trainer.global_step  # which Lightning restores after on_fit_start
         self.handler.train_dataloader = trainer.train_dataloader
@@ -273,35 +240,34 @@ class CallbackHost(EvaluationHooks):
         if isinstance(data, UserData):
             data.restore_loaders()
         self._start_s = time.time()
-        module: Any = pl_module
-        module.run.begin_training()  # where a subclass's on_fit_start has not
-        self._is_automatic = module.automatic_optimization
+        pl_module.run.begin_training()  # where a subclass's on_fit_start has not
+        self._is_automatic = pl_module.automatic_optimization
         # A strategy of Lightning's that accumulates by itself takes no step with a short last one.
         self._knows_steps = self._is_automatic and not trainer.strategy.handles_gradient_accumulation
-        self._adopt_progress(trainer, module)
+        self._adopt_progress(trainer, pl_module)
         self._keeps_states = not isinstance(trainer.train_dataloader, ResumableMixin)
         self._loaders = data.loader_states() if isinstance(data, UserData) else None
         self._keeps_loaders = bool(self._loaders)
-        buffers = BufferCopies(module.model)
+        buffers = BufferCopies(pl_module.model)
         self._buffers = buffers if buffers.names else None
         self._requeue.agree()
         self.checkpoints.let_go()  # of the moment before a sanity check
         self.checkpoints.begin(trainer, pl_module)
-        _model_of(pl_module).zero_grad()
+        pl_module.model.zero_grad()
         self.control.should_training_stop = False
         self.fire("on_train_begin")
-        resumption: Any = module.resumption
+        resumption: Any = pl_module.resumption
         if resumption is not None and resumption.due is not None:
-            end_last_step(self, module, resumption)
+            end_last_step(self, pl_module, resumption)
         elif self.args.eval_on_start:
             self.pending = "evaluation"
             self._evaluate(trainer)
             self.pending = "nothing"
         if resumption is not None and resumption.is_mid_epoch:  # for which Lightning begins no epoch
-            self._begin_epoch(module)
+            self._begin_epoch(pl_module)
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep the moment before: random numbers that the check draws are given back."""
+        """Keep the moment before: the random state is restored after the check."""
         self.checkpoints.keep(pl_module)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -311,12 +277,10 @@ class CallbackHost(EvaluationHooks):
         super().on_validation_start(trainer, pl_module)
 
     def _adopt_progress(self, trainer: pl.Trainer, module: Any) -> None:
-        """Go on from counters that Lightning restored from a checkpoint without the state of a run."""
+        """Continue from counters that Lightning restored from a checkpoint without the state of a run."""
         self.trainer_step = trainer.global_step
         if module.resumption is not None or self.state.global_step or not trainer.global_step:
             return
-        assert self.logged is not None
-        assert self._schedule is not None
         is_automatic = module.automatic_optimization
         steps = trainer.global_step if is_automatic else trainer.fit_loop.epoch_loop._batches_that_stepped
         self.state.global_step, self.state.epoch = steps, steps / self._schedule.steps_per_epoch
@@ -324,27 +288,24 @@ class CallbackHost(EvaluationHooks):
         self.logged.resume(steps, None)
         self._first_step = steps
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Fire `on_epoch_begin`; a row that no step of this epoch precedes has no gradient norm."""
-        module: Any = pl_module
-        if trainer.reload_dataloaders_every_n_epochs and isinstance(module.data, UserData):  # type: ignore[attr-defined]
-            self._schedule = schedule = module.data.plan_rest()
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Fire `on_epoch_begin`; a log entry before the epoch's first step has no gradient norm."""
+        if trainer.reload_dataloaders_every_n_epochs and isinstance(pl_module.data, UserData):  # type: ignore[attr-defined]
+            self._schedule = schedule = pl_module.data.plan_rest()
             self.state.max_steps, self.state.num_train_epochs = schedule.max_steps, schedule.epochs
-        self._begin_epoch(module)
+        self._begin_epoch(pl_module)
 
     def _begin_epoch(self, module: Any) -> None:
         module.last_step.forget()
         self.control.should_epoch_stop = self._is_within_step = False
         self.fire("on_epoch_begin")
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Fire `on_step_begin` with the first micro-batch of an optimizer step."""
         self._has_loss = False
         if self._has_gradients:
             self._has_gradients = False
-            _model_of(pl_module).zero_grad()
+            pl_module.model.zero_grad()
         has_step = type(batch) is MicroBatch and batch.step is not None
         self._micro_batch = micro_batch = batch if has_step else current_micro_batch(trainer, batch)
         if micro_batch is not None and micro_batch.is_last and micro_batch.step.ends_epoch:  # type: ignore[union-attr]
@@ -353,14 +314,14 @@ class CallbackHost(EvaluationHooks):
             return
         self._is_within_step = True
         if self._tries_step and micro_batch is not None and micro_batch.step is not None:
-            self._tries_step, module = False, cast(Any, pl_module)
+            self._tries_step = False
             with trainer.precision_plugin.forward_context():  # as around training_step
-                module.run.begin_step(micro_batch.step)
-        state, schedule = self.state, self.handler.lr_scheduler  # type: ignore[union-attr]
+                pl_module.run.begin_step(micro_batch.step)
+        state, schedule = self.state, self.handler.lr_scheduler
         self.at_begin = (
-            self.logged.sum,  # type: ignore[union-attr]
+            self.logged.sum,
             state.num_input_tokens_seen,
-            self.counter.flops,  # type: ignore[union-attr]
+            self.counter.flops,
             len(state.log_history),
             getattr(schedule, "last_epoch", None),
             self._generators.capture() if self._keeps_states else None,
@@ -372,14 +333,7 @@ class CallbackHost(EvaluationHooks):
         self.fire("on_step_begin")
 
     def add_micro_batch(self, loss: torch.Tensor, inputs: Any) -> None:
-        """Add one micro-batch's loss, and count its operations and tokens.
-
-        Args:
-            loss: its share of the step's loss, scalar, detached.
-            inputs: columns by name.
-        """
-        assert self.logged is not None
-        assert self.counter is not None
+        """Add one micro-batch's loss, and count its operations and tokens."""
         self._has_loss = self._has_losses = True
         self.logged.add(loss, global_step=self.state.global_step)
         self.state.num_input_tokens_seen += self.counter.add(inputs)
@@ -405,33 +359,26 @@ class CallbackHost(EvaluationHooks):
             self.fire("on_substep_end")
         if self._requeue.is_due:
             self._requeue.act()
-        if self.wants_stop:
+        if self.control.should_training_stop or self.control.should_epoch_stop:
             self._is_within_step = False
             trainer.should_stop |= self.control.should_training_stop
             end_epoch(trainer)
 
     def _add_outputs(self, outputs: Any, batch: Any, *, is_automatic: bool) -> None:
-        """Add the loss that a `training_step` of the user's returned.
-
-        A module that optimizes by hand may take a step after any number of micro-batches; its loss is their
-        mean.
-        """
+        """Add the loss that a subclass's `training_step` returned."""
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
             return
-        if not is_automatic:
+        if not is_automatic:  # a step may be taken after any number of these, whose mean is its loss
             self._losses.append(loss.detach())
             loss = torch.zeros_like(self._losses[0])
         self.add_micro_batch(loss.detach(), batch if isinstance(batch, Mapping) else {})
 
     def _end_step(self, trainer: pl.Trainer, module: Any, batch_idx: int, taken: int) -> None:
-        """Close an optimizer step: clear gradients, count, then log, evaluate and save if they are due.
-
-        A module that optimizes by hand may have several optimizers, whose steps Lightning counts one by one.
-        """
+        """Close an optimizer step: clear gradients, count, then log, evaluate and save if they are due."""
         self._has_gradients = self._clears_late  # which the module's hook may read
         if self._clears and not self._clears_late:
-            _model_of(module).zero_grad()
+            module.model.zero_grad()
         if self._losses:
             self.add_losses()
         position, epoch = self.next_place(batch_idx)
@@ -454,29 +401,24 @@ class CallbackHost(EvaluationHooks):
             end_epoch(trainer)
 
     def add_losses(self) -> None:
-        """Add the mean loss of a module that optimizes by hand."""
+        """Add the mean loss of a module that optimizes manually."""
         if self._losses:
-            assert self.logged is not None
             self.logged.add(torch.stack(self._losses).mean(), global_step=self.state.global_step)
             self._losses.clear()
 
     def next_place(self, batch_idx: int) -> tuple[DataPosition, float]:
         """Return where in the data the run is once the current optimizer step is counted, and its epoch."""
-        schedule, trainer, micro_batch = self._schedule, self._trainer, self._micro_batch
-        assert schedule is not None
-        assert trainer is not None
+        micro_batch, epoch = self._micro_batch, self._trainer.current_epoch  # type: ignore[union-attr]
         if micro_batch is None or micro_batch.step is None:
             done, position = batch_idx + 1, self.position.next()
         else:
             done, position = micro_batch.step.done_micro_batches, micro_batch.step.position
-        return position, trainer.current_epoch + done / schedule.micro_batches_per_epoch
+        return position, epoch + done / self._schedule.micro_batches_per_epoch
 
     def _stop(self, trainer: pl.Trainer) -> None:
-        """Stop training if a callback requested it; a run that ends by itself is not stopped.
-
-        Lightning validates once more when it is stopped, at the last step as well.
-        """
+        """Stop training if a callback requested it, but not at the last step."""
         if self.control.should_training_stop:
+            # Lightning validates once more when it is stopped, at the last step as well.
             trainer.should_stop |= not 0 < trainer.max_steps <= trainer.global_step
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -489,12 +431,10 @@ class CallbackHost(EvaluationHooks):
         self._stop(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the row of the whole run, put the best weights in, and fire `on_train_end`.
+        """Log the entry of the full run, load the best weights, and fire `on_train_end`.
 
         Mirrors: transformers.Trainer._finalize_training
         """
-        assert self.logged is not None
-        assert self._schedule is not None
         state = self.state
         steps = state.global_step - self._first_step
         samples = self._schedule.samples * steps / max(state.max_steps, 1)
@@ -506,48 +446,40 @@ class CallbackHost(EvaluationHooks):
         self._log(trainer, metrics)
         self.checkpoints.keep(pl_module)
         self._load_best(pl_module)
-        if self.args.load_best_model_at_end and state.best_global_step not in (None, state.global_step):  # type: ignore[union-attr]
+        if self.args.load_best_model_at_end and state.best_global_step not in (None, state.global_step):
             self.checkpoints.spoil(
                 f"it holds the weights of step {state.best_global_step}, which were the best"
             )
         self.fire("on_train_end")
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        """Give the model back as it was: Lightning tears a module down only after a run that ended.
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Restore the model, which Lightning tears down only after a completed run.
 
-        Callbacks save checkpoints afterwards, of the moment that is kept here.
+        Checkpoints that callbacks save afterwards are of the moment kept here.
         """
-        module: Any = pl_module
         if trainer.state.fn == TrainerFn.FITTING:
-            self.checkpoints.keep(module)
+            self.checkpoints.keep(pl_module)
         self.evaluator.on_exception()
         self._requeue.close()
-        module.end_run()
+        pl_module.end_run()
         self.checkpoints.abandon()
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Let go of the run's directory; a run that only tried batch sizes or learning rates was none."""
-        module: Any = pl_module
+    def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        """Release the run's directory; a run that only tried batch sizes or learning rates does not count."""
         self.checkpoints.close()
         self._requeue.close()
-        module.end_run()
-        if module.run.has_tried:
+        pl_module.end_run()
+        if pl_module.run.has_tried:
             self.evaluator.forget()
 
-    # Called by Evaluator.
-
     def report_evaluation(self, trainer: pl.Trainer, metrics: dict[str, Any]) -> None:
-        """Log an evaluation's row, which gains the epoch, and fire `on_evaluate`."""
+        """Log an evaluation, with the epoch, and fire `on_evaluate`."""
         self._log(trainer, metrics)
         self.control.should_evaluate = False
         self.fire("on_evaluate", metrics=metrics)
 
     def _new_state(self) -> TrainerState:
         """Make a state that holds what callbacks export, as they stand now."""
-        assert self.handler is not None
-        assert self.args is not None
         return TrainerState(
             stateful_callbacks=self.exports(),  # type: ignore[arg-type]
             is_local_process_zero=self.args.local_process_index == 0,
@@ -556,10 +488,7 @@ class CallbackHost(EvaluationHooks):
 
     def exports(self) -> list[ExportableState]:
         """List what has a state that checkpoints keep."""
-        assert self.handler is not None
         return [cb for cb in (*self.handler.callbacks, self.control) if isinstance(cb, ExportableState)]
-
-    # What the native Trainer does after each step and each epoch.
 
     def _log_evaluate_save(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, ends_epoch: bool = False
@@ -570,28 +499,23 @@ class CallbackHost(EvaluationHooks):
         """
         if self.control.should_log:
             self._log_training(trainer, pl_module)
-        args = self.args
-        assert args is not None
         if self.control.should_evaluate:
-            self._follows_metric = (
-                True  # before Lightning's callbacks save: they keep schedule and best value
-            )
+            # Before Lightning's callbacks save: they keep schedule and best value.
+            self._follows_metric = True
             try:
                 self._evaluate(trainer, ends_epoch=ends_epoch)
             finally:
                 self._follows_metric = False
-            if args.save_strategy == "best":
+            if self.args.save_strategy == "best":
                 self.control.should_save = self._is_new_best
         if self.control.should_save:
             self._save(trainer, pl_module)
             self.fire("on_save")
 
     def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write a checkpoint of this step."""
         self.checkpoints.save(trainer, pl_module, waits="on_save" in self._handled_events)
 
     def _load_best(self, pl_module: pl.LightningModule) -> None:
-        """Put the best weights into the model, if the settings ask for them."""
         self.checkpoints.finish(pl_module)
 
     def on_validation_batch_end(
@@ -612,7 +536,6 @@ class CallbackHost(EvaluationHooks):
             self.checkpoints.let_go()
 
     def _evaluate(self, trainer: pl.Trainer, *, ends_epoch: bool = False) -> None:
-        assert self.args is not None
         self.checkpoints.before_step()  # a callback may put other weights in
         with explain_eval_oom(self.args):
             run_validation(trainer, ends_epoch=ends_epoch, clears=not self._is_partial)
@@ -621,14 +544,10 @@ class CallbackHost(EvaluationHooks):
     def _follow_metric(self, module: Any) -> None:
         """Step a schedule that follows a metric, and keep the best value of `metric_for_best_model`.
 
-        Raises:
-            MetricsError: the evaluation did not give that metric.
-
         Mirrors: transformers.Trainer._evaluate
         Mirrors: transformers.Trainer._determine_best_metric
         """
         args, state = self.args, self.state
-        assert args is not None
         self._is_new_best = False
         if args.metric_for_best_model is None:
             return
@@ -636,9 +555,9 @@ class CallbackHost(EvaluationHooks):
         value = module.eval_metrics[metric_name(args.metric_for_best_model)]
         if follows_metric(module.lr_schedule):
             module.lr_schedule.step(value)
-        worst = float("-inf") if args.greater_is_better else float("inf")
-        best = worst if state.best_metric is None else state.best_metric
-        state.best_metric = best
+        if state.best_metric is None:
+            state.best_metric = float("-inf" if args.greater_is_better else "inf")
+        best = state.best_metric
         self._is_new_best = bool(value > best if args.greater_is_better else value < best)
         if self._is_new_best:
             state.best_metric = value
@@ -646,7 +565,6 @@ class CallbackHost(EvaluationHooks):
                 state.best_global_step = state.global_step
 
     def _log_training(self, trainer: pl.Trainer, module: Any) -> None:
-        assert self.logged is not None
         if not self.logged.is_due(self.state.global_step):
             return
         step = module.last_step
@@ -667,9 +585,9 @@ class CallbackHost(EvaluationHooks):
         self._log(trainer, logs, start_s=self._start_s)
 
     def _log(self, trainer: pl.Trainer, logs: dict[str, Any], *, start_s: float | None = None) -> None:
-        """Add a row to the history, tell the callbacks and Lightning's loggers."""
-        row = self._add_row(logs, start_s)
-        numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
+        """Add an entry to the log history, for the callbacks and Lightning's loggers."""
+        entry = self._add_log_entry(logs, start_s)
+        numbers = {name: value for name, value in entry.items() if isinstance(value, (int, float))}
         loggers = trainer.loggers if trainer.state.fn == TrainerFn.FITTING else ()
         if loggers:
             trainer.logged_metrics.update({name: torch.tensor(value) for name, value in numbers.items()})
@@ -677,13 +595,12 @@ class CallbackHost(EvaluationHooks):
             lightning_logger.log_metrics(numbers, step=self.state.global_step)
             lightning_logger.save()  # its files hold the entry from now on, as those of report_to do
 
-    def _add_row(self, logs: dict[str, Any], start_s: float | None) -> dict[str, Any]:
-        """Complete a row, add it to the history and tell the callbacks; returns it as it was before that.
+    def _add_log_entry(self, logs: dict[str, Any], start_s: float | None) -> dict[str, Any]:
+        """Complete a log entry and fire `on_log`; returns the entry as it was before.
 
         Mirrors: transformers.Trainer.log
         """
         state = self.state
-        assert self.args is not None
         if state.epoch is not None:
             logs["epoch"] = state.epoch
         if self.args.include_num_input_tokens_seen != "no":
@@ -691,15 +608,14 @@ class CallbackHost(EvaluationHooks):
             if start_s is not None:
                 tokens = state.num_input_tokens_seen - self._first_tokens
                 logs.update(speed_metrics("train", start_s, num_tokens=tokens))
-        row = dict(logs)
-        state.log_history.append({**row, "step": state.global_step})
+        entry = dict(logs)
+        state.log_history.append({**entry, "step": state.global_step})
         self.control.should_log = False
         self.fire("on_log", logs=logs)
-        return row
+        return entry
 
     def store_flops(self) -> None:
-        """Take the operations counted since the last time into the state."""
-        assert self.counter is not None
+        """Add the operations counted since the last call to the state."""
         self.state.total_flos += self.counter.drain_flops()
 
 
@@ -707,16 +623,6 @@ def _is_fitting(trainer: pl.Trainer) -> bool:
     return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
 
 
-def _nothing() -> None:
-    pass
-
-
 def _overrides(callback: TrainerCallback, event: str) -> bool:
     method = getattr(callback, event)
     return getattr(method, "__func__", method) is not getattr(TrainerCallback, event)
-
-
-def _model_of(pl_module: pl.LightningModule) -> nn.Module:
-    model = pl_module.model
-    assert isinstance(model, nn.Module)
-    return model

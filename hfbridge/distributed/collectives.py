@@ -1,7 +1,4 @@
-"""What the ranks of a run tell each other, over the process group that is open; knows neither engine.
-
-All of it must be called by all ranks, in the same order, and costs nothing in a single process.
-"""
+"""Collectives over the open process group: all ranks call them in the same order."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +22,7 @@ def rank() -> int:
 
 
 def gather(value: _T) -> list[_T]:
-    """Collect a value of each rank; all ranks get the whole list."""
+    """Collect a value of each rank on all ranks."""
     if count() == 1:
         return [value]
     found: list[Any] = [None] * count()
@@ -53,10 +50,10 @@ def raise_on_all_ranks() -> Iterator[None]:
     failures = [(number, *failure) for number, failure in enumerate(found) if failure is not None]
     if not failures:
         return
-    number, is_told, kind, text = next((failure for failure in failures if failure[1]), failures[0])
-    if error is not None and is_ours == is_told:
+    number, is_bridge_error, kind, text = next((failure for failure in failures if failure[1]), failures[0])
+    if error is not None and is_ours == is_bridge_error:
         raise error
-    if is_told:
+    if is_bridge_error:
         raise kind(f"On rank {number}: {text}") from error
     raise RankError(f"On rank {number}: {kind.__name__}: {text}")
 

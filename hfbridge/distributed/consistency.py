@@ -1,10 +1,4 @@
-"""Whether the ranks of a run were given the same, and what it means when they have lost each other.
-
-    compare     settings, data and models that differ between ranks are named, and so is the rank
-    explain     what a lost connection means, added to the error of the process group
-
-A few small collectives when a run is set up, none in its steps. Knows torch.distributed only.
-"""
+"""Check that settings, data and models are the same on all ranks, and explain lost connections."""
 
 import hashlib
 from collections.abc import Callable, Iterable
@@ -41,14 +35,14 @@ def has_ranks() -> bool:
 
 
 def compare(facts: Callable[[], Iterable[Fact]], *, beside: T | None = None) -> list[T | None]:
-    """Check that facts are the same on all ranks; digests are compared first, and the rest if they differ.
+    """Check that facts are the same on all ranks, by their digests first.
 
     Args:
         facts: makes this rank's; not called where there is one rank.
-        beside: what this rank has of something that may differ.
+        beside: a value of this rank that may differ.
 
     Returns:
-        What each rank has of it.
+        That value of each rank.
 
     Raises:
         RankError: on all ranks, with what differs and the ranks that differ.
@@ -67,14 +61,7 @@ def compare(facts: Callable[[], Iterable[Fact]], *, beside: T | None = None) -> 
 
 
 def differences(facts: list[list[Fact]]) -> tuple[list[Problem], list[int]]:
-    """Find what differs between ranks.
-
-    Args:
-        facts: those of each rank.
-
-    Returns:
-        The differences, as many as one cares to read, and the ranks that are not as rank 0.
-    """
+    """Return the first differences between the facts of each rank, and the ranks that differ from rank 0."""
     hints = {fact.subject: fact.hint for of_rank in facts for fact in of_rank}
     tables = [{fact.subject: fact.value for fact in of_rank} for of_rank in facts]
     problems: list[Problem] = []
@@ -84,8 +71,8 @@ def differences(facts: list[list[Fact]]) -> tuple[list[Problem], list[int]]:
         for number, table in enumerate(tables):
             by_value.setdefault(table.get(subject, _NOT_THERE), []).append(number)
         if len(by_value) > 1:
-            told = "; ".join(f"{_name(ranks)}: {value}" for value, ranks in by_value.items())
-            problems.append(Problem(subject, f"{told}. {hint}"))
+            values = "; ".join(f"{_name(ranks)}: {value}" for value, ranks in by_value.items())
+            problems.append(Problem(subject, f"{values}. {hint}"))
             own = tables[0].get(subject, _NOT_THERE)
             differing.update(rank for value, ranks in by_value.items() if value != own for rank in ranks)
     if len(problems) > _MOST_SHOWN:
@@ -95,11 +82,11 @@ def differences(facts: list[list[Fact]]) -> tuple[list[Problem], list[int]]:
 
 
 def explain(error: BaseException, *, timeout_s: float) -> None:
-    """Add to an error of the process group what it means: another rank has ended, or does not answer.
+    """Add a note to an error of the process group: another rank has ended, or does not answer.
 
     Args:
-        error: what ended the run; left alone if it is about something else.
-        timeout_s: what a collective waits for others.
+        error: what ended the run.
+        timeout_s: the timeout of a collective.
     """
     if isinstance(error, BridgeError) or not isinstance(error, RuntimeError) or not has_ranks():
         return
@@ -107,14 +94,12 @@ def explain(error: BaseException, *, timeout_s: float) -> None:
     if any(part in text for part in _SAID_BY_LATE):
         error.add_note(
             f"hfbridge: rank {number} has waited for another rank for more than ddp_timeout={timeout_s:g} s. "
-            "That one hangs, or does something long that the others do not: look at its output. A larger "
-            "ddp_timeout waits longer."
+            "Look at the other's output, or set a larger ddp_timeout."
         )
     elif any(part in text for part in _SAID_BY_LOST):
         error.add_note(
-            f"hfbridge: rank {number} stops because another rank has ended. That one's output says why; if "
-            "it says nothing, that rank was killed, perhaps for want of memory. "
-            'trainer.fit(..., ckpt_path="last") goes on from the last checkpoint.'
+            f"hfbridge: rank {number} stops because another rank has ended. Its output says why; without "
+            'any, it was killed, possibly out of memory. trainer.fit(..., ckpt_path="last") resumes the run.'
         )
 
 

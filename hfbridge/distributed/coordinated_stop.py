@@ -1,14 +1,8 @@
-"""Where all ranks stop when one of them is asked to; knows neither engine.
+"""Stop all ranks at the same point when a signal reaches one of them, without a collective at each step.
 
-A signal reaches the ranks at different moments, or one of them alone, and whoever stops by itself leaves the
-others waiting in a collective. They agree without one, by keys of the process group's store, which a thread
-of each rank looks at:
-
-    a rank is asked               its thread says so
-    a thread has seen that        it has its rank hold at the next point, and says how many points are behind
-    all have said how many        the ranks go on to the highest of these numbers, and stop there
-
-So a point that is passed costs a lock.
+A rank that stopped alone would leave the others waiting in a collective. A thread of each rank polls keys of
+the process group's store. Once a stop is requested, every rank holds at its next point and publishes how many
+it has completed; all continue to the highest number and stop there. A point costs a lock.
 """
 
 import threading
@@ -25,11 +19,10 @@ _LOOKS_EVERY_S, _WAITS_S, _GIVES_UP_S = 0.25, 0.02, 2.0
 class CoordinatedStop:
     """Stop all ranks at the same point of their common work.
 
-    Made and closed by all ranks of a process group that is open, which then pass the same points. Making it
-    is a collective.
+    All ranks of an open process group make it, which is a collective, and close it.
 
     Attributes:
-        stop_requested: set, from anywhere, on a rank that is asked to stop; others find out.
+        stop_requested: set it on any rank to stop all.
 
     Proved by: tests/distributed/test_stopping.py
     """
@@ -47,7 +40,7 @@ class CoordinatedStop:
         self._thread.start()
 
     def should_continue(self) -> bool:
-        """Pass a point, unless it is the one at which all ranks stop, or behind that."""
+        """Whether this rank continues beyond a point; false from the point on at which all ranks stop."""
         with self._lock:
             if not (self._holds or (self._is_alone and self.stop_requested)):
                 self._passed += 1
@@ -59,18 +52,18 @@ class CoordinatedStop:
         return True
 
     def close(self) -> None:
-        """End the thread; a store that does not answer, since its rank is gone, is not waited for."""
+        """End the thread, without waiting for a store whose rank is gone."""
         self._closed.set()
         self._thread.join(_GIVES_UP_S)
 
     def _watch(self) -> None:
-        """Wait until a rank is asked, and find out where all stop."""
+        """Wait until a stop is requested, and find out where all ranks stop."""
         own, everyone = str(collectives.rank()), [str(number) for number in range(collectives.count())]
         try:
             while not self._closed.wait(_LOOKS_EVERY_S):
                 if self.stop_requested:
-                    self._store.set("asked", "")
-                if not self._store.check(["asked"]):
+                    self._store.set("requested", "")
+                if not self._store.check(["requested"]):
                     continue
                 with self._lock:
                     self._holds = True
@@ -80,7 +73,7 @@ class CoordinatedStop:
                         return
                 self._last = max(int(self._store.get(key)) for key in everyone)
                 return
-        except RuntimeError:  # the store is gone: who holds stops here, and any other when it is asked itself
+        except RuntimeError:  # the store is gone: each rank stops by its own signal
             self._is_alone, self._last = True, 0
         finally:
             self._decided.set()

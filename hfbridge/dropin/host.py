@@ -345,7 +345,7 @@ class NativeHost(CallbackHost):
         log_end()
         super().on_train_end(trainer, pl_module)
 
-    def _add_row(self, logs: dict[str, Any], start_s: float | None) -> dict[str, Any]:
+    def _add_log_entry(self, logs: dict[str, Any], start_s: float | None) -> dict[str, Any]:
         self.row, self.train_loss = logs, logs.get("train_loss", self.train_loss)
         self._native.log(logs, *([] if start_s is None else [start_s]))
         return dict(logs)

@@ -1,19 +1,8 @@
 """An epoch of Lightning's in which a step costs only the hooks that are overridden.
 
-Lightning calls every callback, module, profiler and plugin at each of some thirty moments of a step.
-`LeanEpochLoop` finds out once an epoch who overrides what. Where nothing is overridden in the middle of a
-step, it runs the micro-batches itself: the same calls of torch and of HFModule, the same counters at the same
-moments, hooks at the beginning and at the end of a micro-batch where they are overridden. Else the epoch is
-Lightning's. In both, a micro-batch that knows its optimizer step decides when that step is taken.
-
-    what needs Lightning's own loop                        because
-    hooks around backward, zero_grad, optimizer.step       they run inside the step
-    a subclass's steps, batch and transfer hooks           likewise
-    a profiler, a precision plugin, a strategy that is     they may do anything
-      neither one device's nor hfbridge's DDP
-    schedules that are not stepped once a step             Lightning counts for them
-    validation by the Trainer's arguments                  it may come after any micro-batch
-    the first step after a checkpoint                      counters are put right in it
+Once an epoch `LeanEpochLoop` finds out which hooks are overridden. Where none is in the middle of a step, it
+runs the micro-batches itself, with the same calls of torch and HFModule and the same counters; otherwise, and
+for the first step after a checkpoint, it is Lightning's loop. A micro-batch knows when its step is taken.
 
     private names of Lightning                             for
     _TrainingEpochLoop, its counters, `_results`,          the loop, which does the rest: validation,
@@ -76,7 +65,7 @@ _OF_DATA = ("on_before_batch_transfer", "on_after_batch_transfer")
 
 
 class NoProfiler(PassThroughProfiler):
-    """A profiler that costs nothing: Lightning asks it for some sixty context managers a step."""
+    """A profiler that costs nothing: Lightning gets some sixty context managers a step from it."""
 
     _nothing = nullcontext()
 
@@ -86,12 +75,10 @@ class NoProfiler(PassThroughProfiler):
 
 
 class LeanEpochLoop(_TrainingEpochLoop):
-    """Lightning's loop over the steps of an epoch, which goes the short way where nobody would notice.
+    """Lightning's loop over the steps of an epoch, which calls only the hooks that are overridden.
 
-    What is rare stays Lightning's: after a step that may be the epoch's last, or that asked to stop,
-    `advance` returns, and Lightning decides what comes next.
-
-    Where one of several ranks has heard SIGTERM, all end after the same step.
+    After a step that may be the epoch's last, or that requested a stop, `advance` returns and Lightning
+    decides what comes next. If one of several ranks gets SIGTERM, all end after the same step.
 
     Proved by: tests/unit/loops/test_epoch_loop.py, tests/distributed/test_stopping.py
     """
@@ -103,7 +90,7 @@ class LeanEpochLoop(_TrainingEpochLoop):
 
     @property
     def current(self) -> MicroBatch | None:
-        """The micro-batch of a loader of the user's that was handed out last; `None` for other loaders."""
+        """The last micro-batch of the user's loader; `None` for other loaders."""
         return None if self._steps is None else self._steps.current
 
     def on_run_start(self, data_fetcher: Any) -> None:
@@ -115,12 +102,12 @@ class LeanEpochLoop(_TrainingEpochLoop):
         super().on_run_start(data_fetcher)
         self._steps = user_steps(self.trainer, data_fetcher)
         self._lean = lean_step(self, data_fetcher)
-        if self._stop is None and self.trainer.world_size > 1 and listens_to_sigterm(self.trainer):
+        if self._stop is None and self.trainer.world_size > 1 and lightning_handles_sigterm(self.trainer):
             self._stop = CoordinatedStop()
-            ask_at_sigterm(self.trainer, self._stop)
+            stop_at_sigterm(self.trainer, self._stop)
 
     def advance(self, data_fetcher: Any) -> None:
-        """Run one micro-batch Lightning's way, or as many as there are the short way."""
+        """Run one micro-batch by Lightning's loop, or the epoch's by `LeanStep`."""
         lean, trainer = self._lean, self.trainer
         if lean is None or self._restarting:
             super().advance(data_fetcher)
@@ -171,9 +158,6 @@ class LeanEpochLoop(_TrainingEpochLoop):
     def _broadcast_sigterm_tensor(self) -> None:
         """End the run where the ranks have agreed to.
 
-        Raises:
-            SIGTERMException: likewise.
-
         Mirrors: lightning.pytorch.loops.training_epoch_loop._TrainingEpochLoop._broadcast_sigterm_tensor
         """
         if self._stop is not None and not self._stop.should_continue():
@@ -190,21 +174,7 @@ class LeanEpochLoop(_TrainingEpochLoop):
 
 
 class _UserSteps:
-    """Group the batches of a loader of the user's into optimizer steps, each fetched before it is trained.
-
-    Args:
-        batches: what Lightning's iterator gives: batch, number, number of the loader.
-        accumulation: micro-batches of a full step.
-        fetcher: of a loader without a length, which is done after the last micro-batch; else `None`. One more
-            micro-batch is fetched then, to know which is the last.
-        state: returns the state of such a loader, if it has one.
-        groups: whether there are steps; else the batches stay as they are.
-
-    Attributes:
-        current: the micro-batch that was handed out last.
-        loader_state: of a loader without a length, as it was when the current step had been fetched; `None`
-            where the loader knows.
-    """
+    """Group the batches of a loader of the user's into optimizer steps, each fetched before it is trained."""
 
     def __init__(
         self,
@@ -246,15 +216,7 @@ class _UserSteps:
 
 
 class _StreamSteps:
-    """Hand out the micro-batches of HFDataModule's stream without a length, not one ahead.
-
-    Args:
-        batches: what Lightning's iterator gives: micro-batch, number, number of the loader.
-        fetcher: is done after the last micro-batch.
-
-    Attributes:
-        current: the micro-batch that was handed out last.
-    """
+    """Hand out the micro-batches of HFDataModule's stream without a length, not one ahead."""
 
     loader_state = None
 
@@ -271,11 +233,11 @@ class _StreamSteps:
 
 
 def user_steps(trainer: pl.Trainer, fetcher: Any) -> "_UserSteps | _StreamSteps | None":
-    """Have Lightning's fetcher group the batches of a loader of the user's into optimizer steps.
+    """Have Lightning's fetcher group the batches of the user's loader into optimizer steps.
 
     Returns:
-        What groups them, or where HFModule does not train on them as they are only keeps the state of a
-        loader that is read ahead; `None` where the batches know their step.
+        What groups them, or only keeps the state of a prefetched loader where HFModule does not train on
+        them; `None` where the batches know their step.
     """
     module, loader = trainer.lightning_module, trainer.train_dataloader
     groups = isinstance(module, HFModule) and not is_overridden("training_step", module, HFModule)
@@ -316,25 +278,21 @@ def user_steps(trainer: pl.Trainer, fetcher: Any) -> "_UserSteps | _StreamSteps 
 
 
 def _rest_of(fetched: list[Any], batches: Any) -> Iterator[Any]:
-    """Yield what was fetched and what follows; Lightning's iterator begins again where `iter` is called."""
+    """Yield what was fetched and what follows, without `iter`, which restarts Lightning's iterator."""
     yield from fetched
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
+    end = object()
+    while (batch := next(batches, end)) is not end:
         yield batch
 
 
 def lean_step(loop: _TrainingEpochLoop, fetcher: Any) -> "LeanStep | None":
-    """Make the short way of an epoch about to begin; `None` where Lightning's own loop is needed."""
-    trainer = loop.trainer
-    batches = _micro_batches_of(fetcher)
-    if batches is None or not (_is_plain(trainer) and _no_hooks_overridden(trainer)):
+    """Make the `LeanStep` of an epoch about to begin; `None` where Lightning's own loop is needed."""
+    trainer, batches = loop.trainer, _micro_batches_of(fetcher)
+    # If the Trainer's arguments have Lightning validate, that may come after any micro-batch.
+    if batches is None or loop._should_check_val_epoch():
         return None
-    if loop._should_check_val_epoch():  # by the Trainer's arguments
-        return None
-    return LeanStep(loop, fetcher, batches)
+    is_lean = _is_plain(trainer) and _no_hooks_overridden(trainer)
+    return LeanStep(loop, fetcher, batches) if is_lean else None
 
 
 def _micro_batches_of(fetcher: Any) -> Iterator[MicroBatch] | None:
@@ -383,16 +341,7 @@ def _no_hooks_overridden(trainer: pl.Trainer) -> bool:
 
 
 class LeanStep:
-    """One micro-batch, from fetching it to the callbacks' end of it; with its step, if it is the last.
-
-    Args:
-        loop: whose counters it moves.
-        fetcher: Lightning's, which counts batches.
-        batches: the micro-batches that are left of the epoch.
-
-    Attributes:
-        callbacks: those it was made for.
-    """
+    """One micro-batch, from fetching it to the callbacks' end of it; with its step, if it is the last."""
 
     def __init__(self, loop: _TrainingEpochLoop, fetcher: Any, batches: Iterator[MicroBatch]) -> None:
         trainer, module = loop.trainer, loop.trainer.lightning_module
@@ -411,7 +360,7 @@ class LeanStep:
         self._has_ranks = trainer.world_size > 1
         self._at_start = self._hooks("on_train_batch_start")
         self._at_end = self._hooks("on_train_batch_end")
-        # The host, which is always there, knows the loss.
+        # The host, which is always there, has the loss.
         self._divides = len(self._at_end) > 1 and trainer.accumulate_grad_batches > 1
 
     def _hooks(self, name: str) -> list[Callable[..., Any]]:
@@ -520,26 +469,26 @@ class LeanStep:
         return batch
 
 
-def listens_to_sigterm(trainer: pl.Trainer) -> bool:
+def lightning_handles_sigterm(trainer: pl.Trainer) -> bool:
     """Whether Lightning handles SIGTERM, and not a callback or the user; it is the same on all ranks."""
     return _notifier(trainer) in _handlers()
 
 
-def ask_at_sigterm(trainer: pl.Trainer, stop: CoordinatedStop) -> None:
-    """Have SIGTERM ask all ranks, in place of the broadcast.
+def stop_at_sigterm(trainer: pl.Trainer, stop: CoordinatedStop) -> None:
+    """Have SIGTERM stop all ranks, in place of Lightning's broadcast.
 
     Mirrors: lightning.pytorch.trainer.connectors.signal_connector._SignalConnector._sigterm_notifier_fn
     Proved by: tests/distributed/test_stopping.py
     """
 
-    def ask(number: int, frame: Any) -> None:
+    def request_stop(number: int, frame: Any) -> None:
         launcher = trainer.strategy.launcher
         if launcher is not None and not stop.stop_requested:
-            launcher.kill(number)  # passes it on to the ranks it has started
+            launcher.kill(number)  # sends it to the ranks it has started
         stop.stop_requested = True
 
     handlers = _handlers()
-    handlers[handlers.index(_notifier(trainer))] = ask
+    handlers[handlers.index(_notifier(trainer))] = request_stop
 
 
 def _notifier(trainer: pl.Trainer) -> Any:
@@ -547,6 +496,6 @@ def _notifier(trainer: pl.Trainer) -> Any:
 
 
 def _handlers() -> list[Any]:
-    """The functions that Lightning's handler of SIGTERM calls; none if it is another's."""
+    """List the functions that Lightning's handler of SIGTERM calls; empty for another handler."""
     found: list[Any] = getattr(signal.getsignal(signal.SIGTERM), "signal_handlers", [])
     return found

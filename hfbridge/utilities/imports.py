@@ -9,11 +9,6 @@ from hfbridge.errors import MissingDependencyError
 def require(package: str, *, extra: str, for_: str) -> ModuleType:
     """Import an optional package at the point of use.
 
-    Args:
-        package: what to import, ``"deepspeed"`` or ``"peft.tuners"``.
-        extra: the extra of hfbridge that installs it.
-        for_: the feature that the user asked for, in the user's words: ``'strategy="deepspeed_stage_2"'``.
-
     Returns:
         The imported module.
 

@@ -61,10 +61,6 @@ _SETS = (
 def make_set(source: Any, name: str) -> Any:
     """Call the function that returns a set, or those of a dict; anything else is returned as it is.
 
-    Args:
-        source: what the user gave.
-        name: of the argument.
-
     Raises:
         DataError: a text that names nothing, the function needs arguments, or it returns nothing.
     """
@@ -84,9 +80,6 @@ def make_set(source: Any, name: str) -> Any:
 
 def make_processor(source: Any) -> Any:
     """Load the tokenizer or processor that is named, or call the function that returns one.
-
-    Args:
-        source: what the user gave as `processing_class`; an object is returned as it is.
 
     Raises:
         ModelError: the folder does not exist, the function needs arguments, or it returns nothing.
@@ -116,10 +109,6 @@ def make_processor(source: Any) -> Any:
 
 def find_factory(model: Any, auto_class: object) -> Any:
     """Import the function that `model` names; a model's name or folder is returned as it is.
-
-    Args:
-        model: what the user gave.
-        auto_class: with one, the text is the name or folder of a model.
 
     Raises:
         ModelError: there is such a module, and it has nothing of this name.

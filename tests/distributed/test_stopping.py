@@ -88,7 +88,7 @@ def lose_the_store() -> list[bool]:
     time.sleep(1)
     passed = [stop.should_continue()]
     stop.stop_requested = True
-    passed += [stop.should_continue(), stop.passes()]
+    passed += [stop.should_continue(), stop.should_continue()]
     stop.close()
     return passed
 

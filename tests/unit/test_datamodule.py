@@ -44,7 +44,7 @@ def attached(data: HFDataModule, settings: Any = None, **module: Any) -> HFDataM
         "automatic_optimization": True,
         "loss_normalization": "native",
         "evaluator": Evaluator(),
-        "tell": print,
+        "info_once": print,
         "begin_run": lambda **_: None,
     }
     given = Settings(**{**SETTINGS, **(settings or {})})

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 import hfbridge
-from hfbridge.loops.epoch_loop import LeanEpochLoop, LeanStep, listens_to_sigterm
+from hfbridge.loops.epoch_loop import LeanEpochLoop, LeanStep, lightning_handles_sigterm
 from hfbridge.strategies import DDPStrategy
 from tests.tiny import PadRows, make_dataset, make_model
 
@@ -310,15 +310,15 @@ def test_lightnings_handler_is_known_from_others() -> None:
 
     class Looks(pl.Callback):
         def on_train_start(self, trainer: Any, *hook: Any) -> None:
-            found.append(listens_to_sigterm(trainer))
+            found.append(lightning_handles_sigterm(trainer))
             theirs = signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            found.append(listens_to_sigterm(trainer))
+            found.append(lightning_handles_sigterm(trainer))
             signal.signal(signal.SIGTERM, theirs)
 
     trainer, module, data = prepare(Looks())
     trainer.fit(module, data)
     assert found == [True, False]
-    assert not listens_to_sigterm(trainer)
+    assert not lightning_handles_sigterm(trainer)
 
 
 # Who listens.
