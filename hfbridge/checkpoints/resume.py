@@ -55,8 +55,8 @@ from hfbridge.checkpoints.weights import (
 from hfbridge.checkpoints.writer import as_json
 from hfbridge.data.accumulation import BatchLayout, DataPosition, Schedule
 from hfbridge.data.dataloaders import EpochRecord, Start
-from hfbridge.data.iterable import native_place
-from hfbridge.data.samplers import depends_on_the_cut, rows_of_micro_batch
+from hfbridge.data.iterable import hf_position
+from hfbridge.data.samplers import is_order_layout_dependent, rows_of_micro_batch
 from hfbridge.distributed import collectives
 from hfbridge.errors import BridgeWarning, CheckpointError
 from hfbridge.utilities import rng
@@ -332,7 +332,7 @@ def find_place(
         place = DataPosition(kept["epoch"], kept["windows"], kept["first_row"], kept["extra"])
         rows = place.first_row + place.windows * written.rows_per_step
     elif is_streamed:
-        place = native_place(state, data.schedule, accumulation=cut.accumulation)
+        place = hf_position(state, data.schedule, accumulation=cut.accumulation)
         written, rows = replace(cut, ranks=len(found) or cut.ranks), place.windows * cut.rows_per_step
     else:
         count = len(found) or cut.ranks
@@ -342,7 +342,7 @@ def find_place(
         place, rows = _native_place(data, state, written, skips_data=not module.args.ignore_data_skip)
     if written == cut and rows == place.first_row + place.windows * cut.rows_per_step:
         return place, True
-    if rows and (is_streamed or depends_on_the_cut(data.settings)):
+    if rows and (is_streamed or is_order_layout_dependent(data.settings)):
         raise CheckpointError(
             f"The checkpoint is of the middle of a pass, of a run of {written}; this one has {cut}. With "
             f"train_sampling_strategy={str(data.settings.train_sampling_strategy)!r} and accelerator_config="
@@ -508,7 +508,7 @@ def position_of(start: Start, loss: dict[str, Any], batch_layout: BatchLayout) -
     return {
         "pass_states": None if record is None else record.states,
         "pass_sampler": None if record is None else record.sampler,
-        "in_hand": None if record is None else record.in_hand,
+        "in_hand": None if record is None else record.prefetch_states,
         "sampler": start.sampler,
         "loss": loss,
         "place": {**asdict(start.position), **asdict(batch_layout)},

@@ -1,11 +1,11 @@
-"""Which columns of a dataset reach the model, and how rows become a micro-batch; knows Hugging Face.
+"""Select the columns of a dataset that reach the model, and its collator.
 
 column of the dataset                          in the micro-batch
 a parameter of the model's forward             kept
 label, label_ids, the label names              kept (the collator renames the first two to labels)
 anything else                                  dropped, unless remove_unused_columns=False
 
-Of a LightningModule of the user's no signature is known: it gets every column that tensors can hold.
+A LightningModule of the user's, whose signature is unknown, gets every column that tensors can hold.
 """
 
 import logging
@@ -33,10 +33,9 @@ Collator = Callable[[list[Any]], Mapping[str, Any]]
 
 _REGRESSION = (
     "The column {!r} of the train set holds the integers 0 and 1, and {} has num_labels=1: it trains a "
-    "regression. To classify, build the model with num_labels=2; for a regression set "
-    "model.config.problem_type = 'regression'."
+    "regression. To classify, set num_labels=2; for a regression, model.config.problem_type = 'regression'."
 )
-_BLOCK, _BLOCKS = 10_000, 100  # rows, and blocks of them, in which labels are looked for
+_BLOCK, _BLOCKS = 10_000, 100  # rows, and blocks of them, whose labels are checked
 
 # Heads whose integer labels are class ids in [0, config.num_labels).
 _CLASSIFIER_NAMES = frozenset(
@@ -52,24 +51,22 @@ _CLASSIFIER_NAMES = frozenset(
 
 
 def default_collator(processing_class: object | None) -> Collator:
-    """Choose the collator the native Trainer would: padding for tokenizers, plain stacking otherwise."""
+    """Choose the HF Trainer's collator: padding for tokenizers, plain stacking otherwise."""
     if isinstance(processing_class, (PreTrainedTokenizerBase, SequenceFeatureExtractor)):
-        padding: Collator = DataCollatorWithPadding(processing_class)  # type: ignore[arg-type]
-        return padding
-    stacking: Collator = default_data_collator
-    return stacking
+        return DataCollatorWithPadding(processing_class)  # type: ignore[arg-type]
+    return default_data_collator
 
 
 def keep_columns(
     dataset: Any, collator: Collator, *, model: nn.Module, label_names: Sequence[str], split: str
 ) -> tuple[Any, Collator]:
-    """Drop what the model's forward does not take: from a `datasets.Dataset` itself, else while collating.
+    """Drop columns that the model's forward does not accept: from a `datasets.Dataset`, else while collating.
 
     Returns:
-        The dataset and the collator to load it with.
+        The dataset and its collator.
 
     Raises:
-        DataError: no column of the dataset is a parameter of the model.
+        DataError: the model accepts none of the columns, or only labels.
 
     Mirrors: transformers.Trainer._get_dataloader
     """
@@ -92,8 +89,8 @@ def keep_columns(
         raise DataError(
             f"The {split} dataset has no column that {name}.forward takes{' but labels' if kept else ''}: "
             f"its columns are {listed(dataset.column_names)}. The model takes {listed(accepted)}. "
-            "Give a map_function that makes them (a tokenizer, say), rename the columns, or set "
-            "remove_unused_columns=False if your data_collator makes them."
+            "Pass a map_function that tokenizes, rename the columns, or set remove_unused_columns=False if "
+            "your data_collator makes them."
         )
     dropped = [column for column in dataset.column_names if column not in kept]
     if dropped:
@@ -102,16 +99,16 @@ def keep_columns(
 
 
 def _computes_from_others(dataset: datasets.Dataset, collator: Collator, model: nn.Module) -> bool:
-    """Whether labels alone are too little: nothing but a transform or collator of the user's makes more."""
+    """Whether labels alone are not enough: no transform or collator of the user's adds to them."""
     is_theirs = type(unwrap_peft_model(model)).__module__.startswith("transformers.")
     return is_theirs and is_known(collator) and dataset.format["type"] != "custom"
 
 
 def keep_tensor_columns(dataset: Any, collator: Collator, *, split: str) -> tuple[Any, Collator]:
-    """Drop columns that tensors cannot hold, such as texts: from a `datasets.Dataset` itself, else by rows.
+    """Drop columns that tensors cannot hold, such as texts: from a `datasets.Dataset`, else while collating.
 
     Returns:
-        The dataset and the collator to load it with.
+        The dataset and its collator.
 
     Raises:
         DataError: no column is left.
@@ -128,10 +125,10 @@ def keep_tensor_columns(dataset: Any, collator: Collator, *, split: str) -> tupl
 
 
 class TensorColumnsCollator:
-    """Collate the columns of rows that tensors can hold; rows that are no mappings stay as they are.
+    """Collate the columns that tensors can hold; samples that are no mappings stay as they are.
 
     Args:
-        collator: makes a batch of what is left of the rows.
+        collator: of the remaining columns.
         split: name of the set.
     """
 
@@ -154,14 +151,13 @@ class TensorColumnsCollator:
 
 def _no_tensors(split: str, columns: Iterable[object]) -> str:
     return (
-        f"The {split} dataset has no column that a tensor can hold: its columns are {listed(columns)}. Give "
-        "a map_function that makes them (a tokenizer, say), or set remove_unused_columns=False if your "
-        "data_collator makes them."
+        f"The {split} dataset has no column that a tensor can hold: its columns are {listed(columns)}. Pass "
+        "a map_function that tokenizes, or set remove_unused_columns=False if your data_collator makes them."
     )
 
 
 def _is_numeric_type(kind: Any) -> bool:
-    """Whether a column of this Arrow type holds numbers, or lists of them."""
+    """Whether an Arrow type is a number, or a list of them."""
     if isinstance(kind, pa.ExtensionType):
         kind = kind.storage_type
     while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
@@ -170,7 +166,7 @@ def _is_numeric_type(kind: Any) -> bool:
 
 
 def _is_numeric(value: Any) -> bool:
-    """Whether a tensor can hold a value of a row."""
+    """Whether a tensor can hold a value."""
     if isinstance(value, (list, tuple)):
         return not value or _is_numeric(value[0])
     if isinstance(value, np.ndarray):
@@ -179,12 +175,11 @@ def _is_numeric(value: Any) -> bool:
 
 
 def check_labels(dataset: Any, *, model: nn.Module, split: str) -> None:
-    """See that the class ids of the dataset are ones the model has, before anything is trained.
+    """Check before training that the class ids of the dataset are valid for the model.
 
-    Only stored integer columns of classification heads can be checked; -100 (ignored) is always allowed. The
-    labels 0 and 1 of a model with one label, which makes a regression of them, get a warning. Of
-    more than a million rows a million are looked at, from the first to the last, so that the start of a run
-    does not grow with its data; a wrong label among the others is named by the step that meets it.
+    Only stored integer columns of classification heads are checked, at most a million rows of them, spread
+    over the set; -100 is always allowed. The labels 0 and 1 of a model with one label, a regression, get a
+    warning.
 
     Raises:
         DataError: a label is not in [0, num_labels).
@@ -205,17 +200,17 @@ def check_labels(dataset: Any, *, model: nn.Module, split: str) -> None:
                     warnings.warn(_REGRESSION.format(column, name), BridgeWarning, stacklevel=2)
             elif wrong:
                 raise DataError(
-                    f"The {split} dataset has labels that {name} does not know: column {column!r} holds "
-                    f"{listed(sorted(wrong)[:10])}. With num_labels={count} they may be 0 to {count - 1} "
-                    "(-100 is ignored). Build the model with more num_labels, or map the labels."
+                    f"The {split} dataset has labels that {name} does not support: column {column!r} holds "
+                    f"{listed(sorted(wrong)[:10])}. With num_labels={count} they must be 0 to {count - 1} "
+                    "(-100 is ignored). Set num_labels, or map the labels."
                 )
 
 
 def _integers_in(dataset: datasets.Dataset, column: str) -> set[int]:
-    """Collect the distinct integers of a flat or nested column; none if it holds something else."""
+    """Collect the distinct integers of a flat or nested column; empty for another type."""
     found: set[int] = set()
     read = dataset.select_columns([column]).with_format("arrow")
-    for start in _looked_at(len(dataset)):
+    for start in _checked_starts(len(dataset)):
         values = read[start : start + _BLOCK][column].combine_chunks()
         while hasattr(values, "flatten") and str(values.type).startswith(
             ("list", "large_list", "fixed_size_list")
@@ -227,11 +222,8 @@ def _integers_in(dataset: datasets.Dataset, column: str) -> set[int]:
     return found
 
 
-def _looked_at(rows: int) -> Iterable[int]:
-    """Choose the first rows of the blocks to look at: all, or as many as a fraction of a second allows.
-
-    They are spread over the whole set, which may be sorted by its labels, and the last rows are among them.
-    """
+def _checked_starts(rows: int) -> Iterable[int]:
+    """Choose the first rows of the blocks to check, spread over the set, which may be sorted by label."""
     blocks = math.ceil(rows / _BLOCK)
     if blocks <= _BLOCKS:
         return range(0, rows, _BLOCK)

@@ -1,16 +1,11 @@
-"""The loaders that Lightning iterates: micro-batches, for training each with its optimizer step.
+"""The loaders that Lightning iterates. They draw no random numbers before the first batch is requested.
 
-Both loaders are thin. They draw nothing from the random generators before the first batch is requested:
-Lightning calls `iter` more often than it iterates, and each `iter(DataLoader)` draws. And a training loader
-can resume in the middle of an epoch, with every draw as if it had never stopped:
-
-    draws of an epoch                   when it is resumed
-    the seed of the workers             drawn again from the state that the epoch began in
-    the order (some samplers)           likewise; completed batches are skipped as indices, uncollated
-    collating (some collators)          the prefetched micro-batch is collated in the state that it was
-                                        collated in; with workers, whose generators cannot be set, all of the
-                                        epoch are collated again
-    training                            from the state at the checkpoint
+draws of an epoch                   when it is resumed in the middle
+workers' seed, order of samples     drawn again from the states at the start of the epoch; completed batches
+                                    are skipped as indices, uncollated
+collating (some collators)          the prefetched micro-batch is collated again in its states; with workers,
+                                    whose generators cannot be set, all of the epoch are
+training                            from the states at the checkpoint
 """
 
 from collections import UserDict
@@ -33,18 +28,18 @@ from hfbridge.utilities.rng import RandomStates
 
 @dataclass
 class EpochRecord:
-    """What has to be known of an epoch to resume in its middle.
+    """What is needed to resume in the middle of an epoch.
 
     Attributes:
-        states: the random states in which it began.
+        states: the random states at its start.
         sampler: state of the sampler's own generator then; `None` without one.
-        in_hand: the random states in which the prefetched micro-batch was collated; `None` if collating it
+        prefetch_states: the random states in which the prefetched micro-batch was collated; `None` if that
             drew nothing, or was done by a worker.
     """
 
     states: RandomStates
     sampler: torch.Tensor | None = None
-    in_hand: RandomStates | None = None
+    prefetch_states: RandomStates | None = None
 
 
 @dataclass(frozen=True)
@@ -52,11 +47,11 @@ class Start:
     """Where a resumed run begins.
 
     Attributes:
-        position: where in the data.
-        done: micro-batches that count as completed in this epoch, so that its last one has the number that
-            any epoch's has; those of `windows` full steps, unless the epoch was begun with another layout.
+        position: in the data.
+        done: micro-batches that count as completed in this epoch: those of `windows` full steps, unless the
+            epoch was begun with another layout.
         states: random states in which training resumes; `None` leaves the generators alone.
-        record: of the epoch to resume; `None` if the checkpoint has none, as one of the HF Trainer.
+        record: of the epoch to resume; `None` for a checkpoint of the HF Trainer.
         sampler: state of the sampler's own generator; `None` without one.
     """
 
@@ -68,20 +63,20 @@ class Start:
 
 
 class PersistentWorkersMixin:
-    """A loader around a DataLoader whose workers Lightning ends when the run is over.
+    """A wrapper of a DataLoader whose workers Lightning shuts down at the end of the run.
 
-    Lightning looks for the iterator of a DataLoader under torch's private name. Workers that are left to the
-    garbage collector end some time later, which may wait five seconds for each.
+    Lightning finds the iterator of a DataLoader under torch's private name. Workers that are left to the
+    garbage collector may take five seconds each to end.
 
     Attributes:
-        explaining: the context in which rows are read, which explains what that raises.
+        explain_errors: the context in which samples are read, which explains errors.
     """
 
-    explaining: Callable[[], AbstractContextManager[None]] = nullcontext
+    explain_errors: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @property
     def _inner(self) -> DataLoader[Any] | None:
-        """The DataLoader, if it is there."""
+        """The DataLoader, if there is one yet."""
         raise NotImplementedError
 
     @property
@@ -95,13 +90,12 @@ class PersistentWorkersMixin:
 
 
 class ResumableMixin:
-    """A training loader that knows what was before the current optimizer step was fetched.
+    """A training loader that records its states before each optimizer step is fetched.
 
     Attributes:
         record: of the current epoch, or the last one.
-        sampler_state: state of the generator that the sampler keeps to itself; `None` without one.
-        _fetched: position, random states and `in_hand` before the micro-batches of the current step were
-            fetched, and the first of the next one.
+        sampler_state: state of the sampler's own generator; `None` without one.
+        _fetched: position, random states and `prefetch_states` before the current step was fetched.
     """
 
     record: EpochRecord | None = None
@@ -114,22 +108,22 @@ class ResumableMixin:
         self._start = start
 
     def start_from(self, position: DataPosition) -> Start:
-        """Describe how to begin with the step at a position, which is being trained or comes next.
+        """Describe how another loader begins with the step at a position, the current or the next one.
 
         Args:
-            position: of the last optimizer step that was taken.
+            position: after the last completed optimizer step.
 
         Returns:
-            Where another loader begins; without `states` where they are those of now.
+            The start; without `states` where they are the present ones.
         """
-        if self._start is not None:  # nothing has been fetched since the run was resumed
+        if self._start is not None:  # nothing was fetched since the run was resumed
             return self._start
         record, fetched, sampler = self.record, self._fetched, self.sampler_state
         if fetched is None or fetched[0] != position or record is None:
             return Start(position, 0, None, record, sampler)
         if position.windows == 0:
             return Start(position, 0, record.states, record, record.sampler)
-        return Start(position, 0, fetched[1], replace(record, in_hand=fetched[2]), sampler)
+        return Start(position, 0, fetched[1], replace(record, prefetch_states=fetched[2]), sampler)
 
 
 class TrainLoader(PersistentWorkersMixin, ResumableMixin):
@@ -138,13 +132,12 @@ class TrainLoader(PersistentWorkersMixin, ResumableMixin):
     Args:
         batches: loader of the micro-batches of this rank.
         accumulation: micro-batches of a full step; a function is called when a step begins.
-        limit: micro-batches of an epoch, if fewer than there are (`limit_train_batches`).
-        is_stateful: `state_dict` holds the place in the epoch; that of HFModule is kept by its checkpoints.
+        limit: micro-batches of an epoch, if fewer (`limit_train_batches`).
+        is_stateful: `state_dict` holds the position in the epoch, which HFModule keeps in its checkpoints.
 
     Attributes:
-        current: the micro-batch that was handed out last; `None` before the first one of an epoch.
-        sampler: the object whose `set_epoch` Lightning calls before each epoch, and whose class it reads to
-            know that rows are not shuffled.
+        current: the last micro-batch that was yielded; `None` before the first one of an epoch.
+        sampler: Lightning calls its `set_epoch`, and recognizes by its class that samples are not shuffled.
 
     Proved by: tests/unit/data/test_dataloaders.py
     """
@@ -175,7 +168,7 @@ class TrainLoader(PersistentWorkersMixin, ResumableMixin):
 
     def __iter__(self) -> Iterator[MicroBatch]:
         self.current, self._handed_out, self._skipped = None, self._skipped, 0
-        with self.explaining():
+        with self.explain_errors():
             for step in self._rest_by_count() if self._handed_out else self._steps():
                 for self.current in step.micro_batches:
                     self._handed_out += 1
@@ -184,11 +177,11 @@ class TrainLoader(PersistentWorkersMixin, ResumableMixin):
                     yield self.current
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the micro-batches of the epoch that were handed out; nothing for HFModule."""
+        """Return the completed micro-batches of the epoch; empty for HFModule."""
         return {"micro_batches": self._handed_out} if self._is_stateful else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Skip micro-batches of the next epoch that were handed out before; `start_at` is HFModule's way."""
+        """Skip the completed micro-batches of the next epoch; HFModule uses `start_at`."""
         self._skipped = int(state.get("micro_batches", 0))
 
     @property
@@ -207,16 +200,19 @@ class TrainLoader(PersistentWorkersMixin, ResumableMixin):
 
     @property
     def sampler_state(self) -> torch.Tensor | None:  # type: ignore[override]
-        """State of the generator that the sampler keeps to itself; `None` without one."""
-        generator = getattr(sampler_of(self.batches), "generator", None)
+        """State of the sampler's own generator; `None` without one."""
+        generator = self._sampler_generator
         return None if generator is None else generator.get_state()
 
+    @property
+    def _sampler_generator(self) -> torch.Generator | None:
+        return getattr(sampler_of(self.batches), "generator", None)
+
     def set_epoch(self, epoch: int) -> None:
-        """Give sampler and dataset the number of the epoch about to begin, counted from 0."""
+        """Set the index of the next epoch in sampler and dataset."""
         self._epoch = epoch
-        loader = self.batches
-        parts: tuple[Any, ...] = (sampler_of(loader), loader.batch_sampler, loader.dataset)
-        for part in parts:
+        loader: Any = self.batches
+        for part in (sampler_of(loader), loader.batch_sampler, loader.dataset):
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
 
@@ -236,14 +232,14 @@ class TrainLoader(PersistentWorkersMixin, ResumableMixin):
             yield from self._rest_of_epoch(start)
 
     def _full_epoch(self, done: int = 0) -> Iterator[AccumulationStep]:
-        """Iterate an epoch, or from a sample on what is left of it for another layout."""
-        loader, first_row = self.batches, self._position.first_row
+        """Iterate an epoch, or the rest of it from a sample on in another layout."""
+        loader = self.batches
         self.record = EpochRecord(rng.capture(), self.sampler_state)
         if loader.persistent_workers and self._epoch > 0:
-            # The seed of workers that live on was drawn in the first epoch; one of new workers is no draw of
-            # this run.
+            # The seed of persistent workers was drawn in the first epoch; that of new ones is no draw of this
+            # run.
             loader.generator = torch.Generator()
-        batches = iter(self._without(0, loader.generator) if first_row else loader)
+        batches = iter(self._without(0, loader.generator) if self._position.first_row else loader)
         yield from self._group(self._watched(batches), done=done)
 
     def _group(
@@ -271,7 +267,7 @@ class TrainLoader(PersistentWorkersMixin, ResumableMixin):
         assert record is not None
         while True:
             if not self._is_stateful:
-                self._fetched = (position, self._generators.capture(), record.in_hand)
+                self._fetched = (position, self._generators.capture(), record.prefetch_states)
             step = next(steps, None)
             if step is None:
                 return
@@ -284,10 +280,10 @@ class TrainLoader(PersistentWorkersMixin, ResumableMixin):
             yield step
 
     def _rest_of_epoch(self, start: Start) -> Iterator[AccumulationStep]:
-        """Iterate what comes after the completed batches."""
+        """Iterate the rest of an epoch after its completed steps."""
         completed, done, record = start.position.windows, start.done, start.record
         if record is None:
-            # As the HF Trainer: the random states are set when the first step's data have been fetched.
+            # Like the HF Trainer, set the random states after the first step is fetched.
             self.record = EpochRecord(rng.capture(), self.sampler_state)
             steps = self._group(iter(self._without(completed)), done=done)
             first = next(steps)
@@ -298,25 +294,25 @@ class TrainLoader(PersistentWorkersMixin, ResumableMixin):
             yield from steps
             return
         assert start.states is not None
-        self.record, self._fetched = record, (start.position, start.states, record.in_hand)
+        self.record, self._fetched = record, (start.position, start.states, record.prefetch_states)
         rng.restore(record.states)
         self._set_sampler_state(record.sampler)
         seeds_workers = torch.Generator()
         seeds_workers.set_state(record.states["cpu"])
-        _draw_worker_seed()
+        torch.empty((), dtype=torch.int64).random_()  # as `iter(DataLoader)` draws
         if self._collates_randomly_in_workers():
             batches = iter(self._without(0, seeds_workers))
-            self._leave_out(batches, completed)
+            self._discard(batches, completed)
         else:
             batches = iter(self._without(completed, seeds_workers))
-        rng.restore(record.in_hand or start.states)
+        rng.restore(record.prefetch_states or start.states)
         prefetched = next(batches)
         rng.restore(start.states)
-        following = self._watched(batches, draws=record.in_hand is not None)
+        following = self._watched(batches, draws=record.prefetch_states is not None)
         yield from self._group(following, done=done, prefetched=prefetched)
 
     def _rest_by_count(self) -> Iterator[AccumulationStep]:
-        """Iterate an epoch without what was handed out before a checkpoint of Lightning's."""
+        """Iterate the rest of an epoch after a checkpoint of Lightning's."""
         self._position = DataPosition(self._epoch)
         self.record = EpochRecord(rng.capture(), self.sampler_state)
         steps, begun = divmod(self._handed_out, self.accumulation)
@@ -327,25 +323,25 @@ class TrainLoader(PersistentWorkersMixin, ResumableMixin):
         yield from self._group(batches, done=self._handed_out - begun, sizes=sizes)
 
     def _sizes(self) -> Iterator[int] | None:
-        """Return how many micro-batches each step has where they differ."""
+        """Return the number of micro-batches of each step, where they differ."""
         batches = self.batches.batch_sampler
         return batches.sizes() if isinstance(batches, Regrouped) else None
 
-    def _leave_out(self, batches: Iterator[Any], steps: int) -> None:
-        """Collate the first steps again, for the draws that takes."""
+    def _discard(self, batches: Iterator[Any], steps: int) -> None:
+        """Collate the first steps again, for their random draws."""
         sizes = self._sizes()
         for _ in range(steps):
-            next(batches)  # then the size of its step is known
+            next(batches)  # its step's size is known after this
             for _ in range((self.accumulation if sizes is None else next(sizes)) - 1):
                 next(batches)
 
-    def _without(self, windows: int, generator: torch.Generator | None = None) -> DataLoader[Any]:
+    def _without(self, steps: int, generator: torch.Generator | None = None) -> DataLoader[Any]:
         """Make a loader of the rest of an epoch; the order is drawn here, nothing is collated."""
-        loader, first_row = self.batches, self._position.first_row
-        rest = batches_from(loader, first_row, windows=windows, accumulation=self.accumulation)
+        loader = self.batches
+        rest = batches_from(loader, self._position.first_row, steps=steps, accumulation=self.accumulation)
         return DataLoader(
             loader.dataset,
-            batch_sampler=_RemainingBatches(rest),
+            batch_sampler=_OneShot(rest),
             generator=generator,
             **{name: getattr(loader, name) for name in _KEPT_ARGUMENTS},
         )
@@ -361,38 +357,38 @@ class TrainLoader(PersistentWorkersMixin, ResumableMixin):
             first = next(batches, None)
             if first is None:
                 return
-            # The order itself may be drawn with the first batch; then the states are kept for nothing.
+            # The order itself may be drawn with the first batch; then the states are kept needlessly.
             draws = not rng.are_equal(before, rng.capture())
             yield first
         if not draws:
             yield from batches
             return
         while True:
-            record.in_hand = rng.capture()
+            record.prefetch_states = rng.capture()
             following = next(batches, None)
             if following is None:
                 return
             yield following
 
     def _collates_randomly_in_workers(self) -> bool:
-        """Try on one batch, in this process, whether collating draws."""
+        """Whether collating one batch in this process draws random numbers."""
         loader = self.batches
         if loader.num_workers == 0 or loader.persistent_workers:
             return False
         states, batches = rng.capture(), loader.batch_sampler
-        # The first rows of the set: drawing an order of millions for a trial would take as long as the start.
+        # The first samples of the set, since drawing an order of millions takes long.
         count = getattr(getattr(batches, "batch_sampler", batches), "batch_size", None) or 2
-        rows = [loader.dataset[i] for i in range(min(count, len(loader.dataset)))]  # type: ignore[arg-type]
+        dataset: Any = loader.dataset
+        samples = [dataset[i] for i in range(min(count, len(dataset)))]
         between = rng.capture()
         if loader.collate_fn is not None:
-            loader.collate_fn(rows)
+            loader.collate_fn(samples)
         draws = not rng.are_equal(between, rng.capture())
         rng.restore(states)
         return draws
 
     def _set_sampler_state(self, state: torch.Tensor | None) -> None:
-        generator = getattr(sampler_of(self.batches), "generator", None)
-        if generator is not None and state is not None:
+        if (generator := self._sampler_generator) is not None and state is not None:
             generator.set_state(state)
 
 
@@ -409,26 +405,16 @@ _KEPT_ARGUMENTS = (
 )
 
 
-def _draw_worker_seed() -> None:
-    """Draw what `iter(DataLoader)` draws."""
-    torch.empty((), dtype=torch.int64).random_()
-
-
 class _InOrder(SequentialSampler):
-    """Stand for rows that are read in their order, and pass on the number of the epoch.
-
-    Args:
-        dataset: the rows.
-        set_epoch: is called with the number of an epoch.
-    """
+    """What Lightning recognizes as a sampler without shuffling, with `set_epoch`."""
 
     def __init__(self, dataset: Any, set_epoch: Callable[[int], None]) -> None:
         super().__init__(dataset)
         self.set_epoch = set_epoch
 
 
-class _RemainingBatches:
-    """The batches of indices that an iterator still has."""
+class _OneShot:
+    """An iterator as a batch sampler."""
 
     def __init__(self, batches: Iterator[list[int]]) -> None:
         self._batches = batches
@@ -452,19 +438,17 @@ def first_samples(tensors: Any, count: int | None) -> Any:
 class EvalLoader(PersistentWorkersMixin):
     """Iterate an evaluation DataLoader batch by batch.
 
-    As accelerate's loaders do, it fetches each batch before the one in front of it is used; a collator that
-    draws random numbers shows the difference.
+    Like accelerate's loaders it prefetches one batch, which matters for a collator that draws random numbers.
 
     Args:
         batches: the DataLoader.
-        prefix: what the names of the set's metrics begin with.
-        batch_size: rows of a full batch.
-        is_first_pass: whether its workers, if they live on, are yet to be made; a resumed run has made its
-            own before, and draws no seed for those that take their place.
-        order: the rows' numbers in the order they are read in; `None` is that of the set.
+        prefix: of the metrics' names.
+        batch_size: samples of a full batch.
+        draws_worker_seed: whether persistent workers draw a seed; those of a resumed run drew it before.
+        order: sample indices in the order they are read in; `None` is that of the set.
 
     Attributes:
-        batch_sampler: for predictions Lightning's record of the rows of each batch; else `None`.
+        batch_sampler: for predictions Lightning's record of the indices of each batch; else `None`.
 
     Proved by: tests/unit/data/test_dataloaders.py
     """
@@ -475,11 +459,11 @@ class EvalLoader(PersistentWorkersMixin):
         *,
         prefix: str,
         batch_size: int,
-        is_first_pass: bool = True,
+        draws_worker_seed: bool = True,
         order: Sequence[int] | None = None,
     ) -> None:
         self.batches = batches
-        if batches.persistent_workers and not is_first_pass:
+        if batches.persistent_workers and not draws_worker_seed:
             batches.generator = torch.Generator()
         self.prefix = prefix
         self.batch_size = batch_size
@@ -493,28 +477,20 @@ class EvalLoader(PersistentWorkersMixin):
         return self.batches.dataset
 
     def own_samples(self, batch_idx: int) -> int | None:
-        """Count the samples of a batch to predict; fewer than it has where it fills up a round of the ranks.
-
-        Args:
-            batch_idx: number of the batch.
-
-        Returns:
-            `None` for a loader that does not predict.
-        """
-        if self.batch_sampler is None:
-            return None
-        return len(self.batch_sampler.seen_batch_indices[batch_idx])
+        """Count a batch's samples without repeated ones; `None` for a loader that does not predict."""
+        sampler = self.batch_sampler
+        return None if sampler is None else len(sampler.seen_batch_indices[batch_idx])
 
     def __len__(self) -> int:
-        """Batches of one pass."""
+        """Batches of an evaluation."""
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Any]:
         generator = getattr(sampler_of(self.batches), "generator", None)
         if generator is not None and not self.batches.persistent_workers:
-            # Natively, each evaluation has a new loader, unless its workers live on.
+            # In the HF Trainer each evaluation has a new loader, unless workers are persistent.
             generator.manual_seed(generator.initial_seed())
-        with self.explaining():
+        with self.explain_errors():
             batches = iter(self.batches)
             batch = next(batches, None)
             while batch is not None:
@@ -529,5 +505,5 @@ class EvalLoader(PersistentWorkersMixin):
 
     @property
     def samples(self) -> int:
-        """Rows of the dataset behind the loader."""
+        """Samples of the dataset."""
         return len(self.batches.dataset)  # type: ignore[arg-type]

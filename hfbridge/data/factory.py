@@ -1,8 +1,8 @@
-"""Loaders: what HFDataModule's sets are read through, as the native Trainer reads them; knows both worlds.
+"""Make the loaders of HFDataModule's sets, with the HF Trainer's order and split between ranks.
 
-read by                              columns                      order and split between ranks
-HFModule                             those its model takes        the HF Trainer's
-a LightningModule of the user's      all that tensors can hold    the HF Trainer's; nothing is counted
+module                               columns
+HFModule                             those that its model accepts
+a LightningModule of the user's      all that tensors can hold
 """
 
 from collections.abc import Callable, Mapping
@@ -34,7 +34,7 @@ from hfbridge.data.lengths import Lengths, lengths_in, longest_first
 from hfbridge.data.limits import Limits, check_padding, check_rows, check_tensors
 from hfbridge.data.packing import PackCollator, Packed, check_packs
 from hfbridge.data.sample_errors import Source, check_missing_labels, is_known
-from hfbridge.data.samplers import NativeSamplers, own_rows
+from hfbridge.data.samplers import HFSamplers, own_rows
 from hfbridge.errors import DataError
 from hfbridge.models.packing_check import check_class
 from hfbridge.models.signature import accepted_columns, positions_of, vocabulary_of
@@ -45,16 +45,16 @@ from hfbridge.utilities.rng import preserve_generators
 
 @dataclass(frozen=True)
 class BatchConsumer:
-    """What loaders read of the module that takes their batches.
+    """What loaders need of the module that consumes their batches.
 
     Attributes:
         args: of the run.
-        model: the Hugging Face model; `None` in a LightningModule of the user's, of which nothing is known.
-        label_names: the names under which labels reach the model.
+        model: the Hugging Face model; `None` for a LightningModule of the user's.
+        label_names: the model's label columns.
         processing_class: tokenizer or processor of the module.
         loss_normalization: of HFModule.
-        resumption: where HFModule resumes; `None` for a new run.
-        tell: gives a note.
+        resumption: resume state of HFModule; `None` for a new run.
+        log_info: logs a note.
     """
 
     args: TrainingArguments
@@ -63,11 +63,11 @@ class BatchConsumer:
     processing_class: Any = None
     loss_normalization: str = "exact"
     resumption: Any = None
-    tell: Callable[[str], None] = rank_zero_info
+    log_info: Callable[[str], None] = rank_zero_info
 
     @classmethod
     def of(cls, module: Any) -> "BatchConsumer":
-        """Read an HFModule, whose model is built."""
+        """Describe an HFModule, whose model is built."""
         return cls(
             module.args,
             module.model,
@@ -79,13 +79,12 @@ class BatchConsumer:
         )
 
     def with_batch_sizes(self, settings: Settings) -> "BatchConsumer":
-        """Return one whose arguments have the batch sizes of settings, which may have changed in the run."""
-        names = ("per_device_train_batch_size", "per_device_eval_batch_size")
-        sizes = {name: getattr(settings, name) for name in names}
-        if all(getattr(self.args, name) == size for name, size in sizes.items()):
-            return self
+        """Return a copy with the batch sizes of settings, which may have changed in the run."""
         args = copy(self.args)
-        vars(args).update(sizes)
+        vars(args).update(
+            per_device_train_batch_size=settings.per_device_train_batch_size,
+            per_device_eval_batch_size=settings.per_device_eval_batch_size,
+        )
         return replace(self, args=args)
 
 
@@ -94,13 +93,13 @@ class Loaders:
 
     Args:
         trainer: of the run.
-        consumer: the module that takes the batches.
+        consumer: the module that consumes the batches.
         settings: of the run.
-        data_collator: the user's; `None` chooses the native default.
-        processing_class: tokenizer or processor; HFModule's is used without one.
-        checked: sets of the run whose rows have been looked at; added to.
-        regroup: whether, or within how many tokens, rows of an optimizer step are dealt by length.
-        eval_by_length: whether evaluations take rows by length.
+        data_collator: the user's; `None` is the HF Trainer's default.
+        processing_class: tokenizer or processor; `None` is the module's.
+        checked: names of the sets that were checked, which is updated.
+        regroup: of HFDataModule.
+        eval_by_length: of HFDataModule.
         has_own_loop: hfbridge's epoch loop runs.
 
     Mirrors: transformers.Trainer.get_train_dataloader
@@ -123,9 +122,9 @@ class Loaders:
         self._has_own_loop = has_own_loop
         self._checked, self._regroup, self._eval_by_length = checked, regroup, eval_by_length
         self._trainer, self._settings = trainer, settings
-        self._consumer, self._is_any_module = consumer, consumer.model is None
-        self._given_collator = data_collator
+        self._consumer, self._user_collator = consumer, data_collator
         self._processing_class = processing_class or consumer.processing_class
+        self._collator = data_collator or default_collator(self._processing_class)
 
     def training(
         self,
@@ -140,15 +139,15 @@ class Loaders:
 
         Args:
             dataset: mapped.
-            batch_size: rows of a micro-batch.
-            micro_batches: of an epoch; `None` if it ends with a stream whose length is not known.
-            is_packed: rows hold several samples each.
-            limit: micro-batches of an epoch, if fewer than there are.
+            batch_size: samples of a micro-batch.
+            micro_batches: of an epoch; `None` for a stream of unknown length.
+            is_packed: rows are packs.
+            limit: micro-batches of an epoch, if fewer.
         """
         self._limit = limit
-        whole = dataset  # with the column of lengths
+        full = dataset  # with the column of lengths
         if is_packed:
-            collator = self._collator_of_packs(dataset, batch_size)
+            collator = self._pack_collator(dataset, batch_size)
         else:
             dataset, collator = self._prepare(dataset, "train")
         loader: TrainLoader | StreamLoader
@@ -156,17 +155,19 @@ class Loaders:
             loader = self._stream_loader(dataset, collator, batch_size, micro_batches)
         else:
             in_order = bool(getattr(self._trainer, "overfit_batches", 0))
-            sampling = self._samplers().of_training(dataset, batch_size, in_order=in_order)
+            sampling = HFSamplers(self._consumer.args, self._processing_class).train_sampling(
+                dataset, batch_size, in_order=in_order
+            )
             if self._regroup:
-                sampling = {"batch_sampler": self._regrouped(whole, sampling)}
+                sampling = {"batch_sampler": self._regrouped(full, sampling)}
             loader = self._train_loader(dataset, collator, sampling)
-        loader.explaining = self._source(whole, dataset, "train").explaining
+        loader.explain_errors = self._source(full, dataset, "train").explain_errors
         if self._consumer.resumption is not None:
             loader.start_at(self._consumer.resumption.start)
         return loader
 
-    def _collator_of_packs(self, dataset: Any, batch_size: int) -> Collator:
-        """See that the model can be given packs, and say how a micro-batch is made of them."""
+    def _pack_collator(self, dataset: Any, batch_size: int) -> Collator:
+        """Return the collator of packs, which the model must support."""
         model = self._consumer.model
         assert model is not None
         config = getattr(model, "config", None)
@@ -177,7 +178,6 @@ class Loaders:
         return PackCollator(getattr(config, "pad_token_id", None) or 0)
 
     def _regrouped(self, dataset: Any, sampling: dict[str, Any]) -> Regrouped:
-        """Deal the rows of each optimizer step to its micro-batches by length."""
         return Regrouped(
             sampling.get("batch_sampler") or BatchSampler(**sampling),
             self._lengths_in(dataset),
@@ -206,7 +206,7 @@ class Loaders:
             loader,
             accumulation=lambda: trainer.accumulate_grad_batches,
             limit=self._limit,
-            is_stateful=self._is_any_module,
+            is_stateful=self._consumer.model is None,
         )
 
     def _stream_loader(
@@ -227,7 +227,7 @@ class Loaders:
             accumulation=self._trainer.accumulate_grad_batches,
             keeps_short=self._consumer.loss_normalization == "exact",
             limit=self._limit,
-            is_stateful=self._is_any_module,
+            is_stateful=self._consumer.model is None,
             is_read_ahead=not self._has_own_loop,
         )
 
@@ -243,24 +243,24 @@ class Loaders:
         Args:
             dataset: mapped.
             split: its name.
-            prefix: what the names of its metrics begin with; `None` is the split's name.
-            keeps_indices: for Lightning's `predict`: rows are read in the order of the set, each once, and
-                their numbers are kept.
+            prefix: of the metrics' names; `None` is the split's name.
+            keeps_indices: for Lightning's `predict`: each sample is read once, in the order of the set, and
+                its index is kept.
         """
-        whole = dataset  # with the column of lengths
+        full, prefix = dataset, prefix or split  # with the column of lengths
         dataset, collator = self._prepare(dataset, split)
         size = self._settings.per_device_eval_batch_size
         if is_stream(dataset):
             make = partial(self._read, dataset, collate_fn=collator, batch_size=size)
             stream = StreamEvalLoader(
-                make, prefix=prefix or split, batch_size=size, has_length=not self._is_any_module
+                make, prefix=prefix, batch_size=size, has_length=self._consumer.model is not None
             )
-            stream.explaining = self._source(whole, dataset, split).explaining
+            stream.explain_errors = self._source(full, dataset, split).explain_errors
             return stream
         repeats, order = self._consumer.loss_normalization == "native" and not keeps_indices, None
         if self._eval_by_length and not keeps_indices:
-            order = longest_first(self._lengths_in(whole), len(whole))
-        sampling = self._samplers().of_evaluation(
+            order = longest_first(self._lengths_in(full), len(full))
+        sampling = HFSamplers(self._consumer.args, self._processing_class).eval_sampling(
             dataset,
             split,
             batch_size=size,
@@ -271,7 +271,7 @@ class Loaders:
         if keeps_indices:
             sampling = {
                 "batch_sampler": RecordedBatches(
-                    sampling, rows=len(dataset), fills_up=needs_equal_batches(self._trainer.strategy)
+                    sampling, rows=len(dataset), pads=needs_equal_batches(self._trainer.strategy)
                 )
             }
         batches: DataLoader[Any] = DataLoader(
@@ -280,30 +280,29 @@ class Loaders:
             collate_fn=collator,
             **self._loading(),
         )
-        resumption, prefix = self._consumer.resumption, prefix or split
+        resumption = self._consumer.resumption
         loader = EvalLoader(
             batches,
             prefix=prefix,
             batch_size=size,
-            is_first_pass=resumption is None or not resumption.has_evaluated(prefix),
+            draws_worker_seed=resumption is None or not resumption.has_evaluated(prefix),
             order=order,
         )
-        loader.explaining = self._source(whole, dataset, split).explaining
+        loader.explain_errors = self._source(full, dataset, split).explain_errors
         return loader
 
     def first_batch(self, dataset: Any, split: str) -> Mapping[str, Any]:
-        """Collate the first rows of an evaluation set, without a loader."""
-        whole = dataset
-        dataset, collator = self._prepare(dataset, split)
-        rows = min(len(dataset), self._settings.per_device_eval_batch_size)
-        with preserve_generators(self._given_collator), self._source(whole, dataset, split).explaining():
-            return collator([dataset[i] for i in range(rows)])
+        """Collate the first samples of an evaluation set, without a loader."""
+        kept, collator = self._prepare(dataset, split)
+        size = min(len(kept), self._settings.per_device_eval_batch_size)
+        with preserve_generators(self._user_collator), self._source(dataset, kept, split).explain_errors():
+            return collator([kept[i] for i in range(size)])
 
-    def _source(self, whole: Any, kept: Any, split: str) -> Source:
-        """Describe a set and what is kept of it, for explaining why reading it failed."""
-        model, before = self._consumer.model, getattr(whole, "column_names", None) or ()
-        if isinstance(whole, list) and isinstance(whole[0], Mapping):
-            before = tuple(whole[0])
+    def _source(self, full: Any, kept: Any, split: str) -> Source:
+        """Describe a set before and after columns were dropped, to explain errors of reading it."""
+        model, before = self._consumer.model, getattr(full, "column_names", None) or ()
+        if isinstance(full, list) and isinstance(full[0], Mapping):
+            before = tuple(full[0])
         base = None if model is None else unwrap_peft_model(model)
         is_theirs = type(base).__module__.startswith("transformers.")
         accepted = before
@@ -312,22 +311,18 @@ class Loaders:
         return Source(
             split,
             kept,
-            self._given_collator or default_collator(self._processing_class),
+            self._collator,
             dropped=tuple(name for name in before if name not in accepted),
             reader=type(base).__name__,
             needs=getattr(base, "main_input_name", None) if is_theirs else None,
         )
 
-    def _samplers(self) -> NativeSamplers:
-        return NativeSamplers(self._consumer.args, self._processing_class)
-
     def _prepare(self, dataset: Any, split: str) -> tuple[Any, Collator]:
-        model = self._consumer.model
-        collator = self._given_collator or default_collator(self._processing_class)
-        if isinstance(dataset, TensorDataset) and self._given_collator is None:
+        model, collator = self._consumer.model, self._collator
+        if isinstance(dataset, TensorDataset) and self._user_collator is None:
             raise DataError(
                 f"The {split} set is a TensorDataset, whose columns have no names. Pass a data_collator that "
-                "makes a dict of tensors, or datasets.Dataset.from_dict."
+                "returns a dict of tensors, or a datasets.Dataset."
             )
         if split not in self._checked:
             self._check(dataset, collator, split)
@@ -341,7 +336,7 @@ class Loaders:
         )
 
     def _check(self, dataset: Any, collator: Collator, split: str) -> None:
-        """See that rows fit the model: once for each set, however many loaders of it are made."""
+        """Check that samples fit the model, once for each set."""
         model = self._consumer.model
         check_tensors(collator, split)
         check_padding(collator, split)
@@ -355,7 +350,7 @@ class Loaders:
             limits = Limits(name, vocabulary_of(model), positions_of(model))
             note = check_rows(dataset, limits, split=split)
             if note:
-                self._consumer.tell(note)
+                self._consumer.log_info(note)
 
     def _loading(self) -> dict[str, Any]:
         settings, on_gpu = self._settings, self._trainer.strategy.root_device.type == "cuda"
@@ -370,30 +365,30 @@ class Loaders:
 
 
 class RecordedBatches(_IndexBatchSamplerWrapper):
-    """The batches of a rank that predicts, and Lightning's record of their rows: each row on one rank, once.
+    """A predicting rank's batches with Lightning's record of their indices, each on one rank, once.
 
     Args:
         sampling: a batch sampler, or a sampler and a batch size.
-        rows: of the set.
-        fills_up: all ranks have as many batches; one of repeated rows, of which none is recorded, fills up
-            the last round.
+        rows: samples of the set.
+        pads: give all ranks as many batches; the last one may have repeated samples only, which are not
+            recorded.
     """
 
-    def __init__(self, sampling: Mapping[str, Any], *, rows: int, fills_up: bool) -> None:
+    def __init__(self, sampling: Mapping[str, Any], *, rows: int, pads: bool) -> None:
         batches: Any = sampling.get("batch_sampler") or BatchSampler(**sampling)
         super().__init__(batches)
-        self.seen_batch_indices = []  # Lightning's wrapper has no record before its first pass
-        self._rows, self._fills_up = rows, fills_up
+        self.seen_batch_indices = []  # Lightning's wrapper has no record before it is iterated
+        self._rows, self._pads = rows, pads
 
     def __len__(self) -> int:
         batches = super().__len__()
         is_repeated = batches > 0 and own_rows(self._batch_sampler, batches - 1, rows=self._rows) == 0
-        return batches - 1 if is_repeated and not self._fills_up else batches
+        return batches - 1 if is_repeated and not self._pads else batches
 
     def __next__(self) -> list[int]:
         number = len(self.seen_batch_indices)
         own = own_rows(self._batch_sampler, number, rows=self._rows)
-        if own == 0 and not self._fills_up:
+        if own == 0 and not self._pads:
             raise StopIteration
         batch = super().__next__()
         self.seen_batch_indices[number] = batch[:own]

@@ -1,15 +1,11 @@
-"""Reading sets that are streams: rows in their own order, often of unknown number; knows Hugging Face.
-
-A stream is a `datasets.IterableDataset` or a torch `IterableDataset`. It is read through accelerate's own
-loaders, as natively:
+"""Read streams, the iterable datasets of `datasets` and torch, through accelerate's loaders.
 
     dispatch_batches     on several ranks
     None, True           the first rank reads, and sends each rank its part of every round
-    False                each rank reads: its shards, if there is one for each rank, else the stream, of which
-                         it takes its part of every round
+    False                each rank reads its shards, if each has one, else its part of every round
 
-The native Trainer calls the whole run one pass if the length is unknown: epochs are counted in parts of
-`max_steps`, and a stream that ends before begins again.
+If the length is unknown, the HF Trainer counts the full run as one epoch: epochs are fractions of
+`max_steps`, and a stream that ends earlier is read again.
 """
 
 import sys
@@ -26,24 +22,24 @@ from transformers.trainer_utils import has_length
 
 from hfbridge.data.accumulation import AccumulationStep, DataPosition, MicroBatch, Schedule
 from hfbridge.data.dataloaders import EpochRecord, PersistentWorkersMixin, ResumableMixin
-from hfbridge.data.sample_errors import NamingColumns
+from hfbridge.data.sample_errors import StreamMapFunction
 from hfbridge.distributed import collectives
 from hfbridge.distributed.consistency import Fact
 from hfbridge.errors import CheckpointError, DataError, SettingsError
 from hfbridge.utilities import rng
 from hfbridge.utilities.rng import RandomStates
 
-# Batches that a stream of unknown length says it has: Lightning draws ahead of a loader without a length.
+# The length of a stream of unknown length: Lightning prefetches from a loader without one.
 ENDLESS = 2**40
 
 
 def is_stream(dataset: Any) -> bool:
-    """Whether a set gives its rows one after the other only."""
+    """Whether a dataset is iterable only."""
     return isinstance(dataset, (datasets.IterableDataset, TorchIterableDataset))
 
 
 def has_unknown_length(dataset: Any) -> bool:
-    """Whether a set is a stream that does not tell the number of its rows."""
+    """Whether a dataset is a stream without `len`."""
     return is_stream(dataset) and not has_length(dataset)
 
 
@@ -54,34 +50,34 @@ def is_split_by_rank(dataset: Any) -> bool:
 
 
 def check_stream(dataset: Any, split: str, settings: Any, *, needs_steps: bool = True) -> None:
-    """See that settings can be honoured for a stream.
+    """Check that settings support a stream.
 
     Args:
         dataset: the stream.
         split: its name.
         settings: of the run.
-        needs_steps: a run without a number of steps cannot be planned.
+        needs_steps: the run needs a number of steps.
 
     Raises:
-        SettingsError: they have no effect on streams, natively, or need a length.
+        SettingsError: one has no effect on streams, or needs a length.
     """
     subject = f"the {split} set is a stream ({type(dataset).__name__})"
     if settings.dataloader_drop_last:
         raise SettingsError(
-            f"dataloader_drop_last=True, and {subject}, whose last batch the native Trainer keeps all the "
-            "same. Leave it out, or have the stream itself drop rows."
+            f"dataloader_drop_last=True has no effect: {subject}, whose last batch the HF Trainer keeps. "
+            "Leave it out, or drop rows in the stream itself."
         )
     if split != "train":
         return
     if settings.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
         raise SettingsError(
-            f"train_sampling_strategy={str(settings.train_sampling_strategy)!r}, and {subject}, whose order "
-            "is its own. Leave it out, or load the set with streaming=False."
+            f"train_sampling_strategy={str(settings.train_sampling_strategy)!r} has no effect: {subject}, in "
+            "its own order. Leave it out, or load the set with streaming=False."
         )
     if needs_steps and has_unknown_length(dataset) and settings.max_steps <= 0:
         raise SettingsError(
-            f"max_steps={settings.max_steps}, and {subject} without a length: the number of steps cannot be "
-            "told. Set max_steps to how many optimizer steps the run is to take."
+            f"max_steps={settings.max_steps}, and {subject} without a length. Set max_steps to the number of "
+            "optimizer steps."
         )
 
 
@@ -104,49 +100,48 @@ def plan_stream(settings: Any, *, total_batch_size: int) -> Schedule:
     )
 
 
-def native_place(state: Any, schedule: Schedule, *, accumulation: int) -> DataPosition:
-    """Find the place that the epoch of a native checkpoint tells, in whichever pass it was written.
+def hf_position(state: Any, schedule: Schedule, *, accumulation: int) -> DataPosition:
+    """Read the position from the epoch of a checkpoint of the HF Trainer.
 
-    The native Trainer itself takes every step for one of the first pass, and goes on elsewhere when a stream
-    that ends before `max_steps` has begun again.
+    The HF Trainer itself takes every step for one of the first epoch, and so resumes elsewhere where a stream
+    that ends before `max_steps` was read again.
 
     Args:
         state: of the checkpoint.
-        schedule: of the run that goes on.
-        accumulation: micro-batches of a full window.
+        schedule: of the resumed run.
+        accumulation: micro-batches of a full step.
 
     Raises:
-        CheckpointError: that is no whole number of windows.
+        CheckpointError: the epoch is no integer number of steps.
     """
-    epoch, of_pass = state.epoch or 0.0, schedule.micro_batches_per_epoch
+    epoch, per_epoch = state.epoch or 0.0, schedule.micro_batches_per_epoch
     if schedule.epochs == sys.maxsize:  # the length is unknown
-        of_pass = state.max_steps * accumulation
-    passes = int(epoch + 1e-9)
-    windows = (epoch - passes) * of_pass / accumulation
-    if abs(windows - round(windows)) > 1e-3:
+        per_epoch = state.max_steps * accumulation
+    epochs = int(epoch + 1e-9)
+    steps = (epoch - epochs) * per_epoch / accumulation
+    if abs(steps - round(steps)) > 1e-3:
         raise CheckpointError(
-            f"The checkpoint tells epoch={epoch!r}, which is no whole number of optimizer steps of "
-            f"gradient_accumulation_steps={accumulation} in a pass of {of_pass} micro-batches. Go on with "
-            "the accumulation it was written with."
+            f"The checkpoint has epoch={epoch!r}, which is no integer number of optimizer steps of "
+            f"gradient_accumulation_steps={accumulation} in an epoch of {per_epoch} micro-batches. Resume "
+            "with the gradient_accumulation_steps that it was written with."
         )
-    return DataPosition(passes, round(windows))
+    return DataPosition(epochs, round(steps))
 
 
 def facts_of_stream(dataset: Any, split: str) -> list[Fact]:
-    """Describe a stream for comparing it with those of other ranks; its rows are not read."""
-    cure = "Open the same stream on every rank."
-    facts = [Fact(f"the kind of the {split} set", type(dataset).__name__, cure)]
+    """Describe a stream for comparison across ranks, without reading it."""
+    facts = {"the kind": type(dataset).__name__}
     if has_length(dataset):
-        facts.append(Fact(f"rows of the {split} set", str(len(dataset)), cure))
+        facts["rows"] = str(len(dataset))
     if isinstance(dataset, datasets.IterableDataset):
-        facts.append(Fact(f"shards of the {split} set", str(dataset.num_shards), cure))
-        names = dataset.column_names
-        if names is not None:
-            facts.append(Fact(f"columns of the {split} set", ", ".join(names), cure))
-    return facts
+        facts["shards"] = str(dataset.num_shards)
+        if dataset.column_names is not None:
+            facts["columns"] = ", ".join(dataset.column_names)
+    hint = "Open the same stream on every rank."
+    return [Fact(f"{subject} of the {split} set", value, hint) for subject, value in facts.items()]
 
 
-# Arguments of `map` that streams have, too.
+# Arguments of `Dataset.map` that `IterableDataset.map` has, too.
 _LAZY = (
     "with_indices",
     "input_columns",
@@ -160,24 +155,24 @@ _LAZY = (
 
 
 def map_stream(dataset: Any, function: Callable[..., Any], arguments: Mapping[str, Any], split: str) -> Any:
-    """Have a function called on the rows of a stream as they come.
+    """Map a stream lazily.
 
     Raises:
-        DataError: the stream is no datasets.IterableDataset, or its `map` does not take an argument.
+        DataError: the stream is no datasets.IterableDataset, or its `map` does not support an argument.
     """
     if not isinstance(dataset, datasets.IterableDataset):
         raise DataError(
             f"map_function needs a datasets.IterableDataset, and the {split} set is a "
-            f"{type(dataset).__name__}. Map its rows yourself, or make it with "
-            "datasets.IterableDataset.from_generator."
+            f"{type(dataset).__name__}. Make it with datasets.IterableDataset.from_generator, or map it "
+            "yourself."
         )
     wrong = [name for name in arguments if name not in _LAZY]
     if wrong:
         raise DataError(
             f"map_kwargs has {', '.join(wrong)}, and the {split} set is a stream, which is mapped while it "
-            f"is read. Possible are {', '.join(_LAZY)}."
+            f"is read. Supported are {', '.join(_LAZY)}."
         )
-    return dataset.map(NamingColumns(function, split), **arguments)
+    return dataset.map(StreamMapFunction(function, split), **arguments)
 
 
 def read_stream(dataset: Any, *, args: Any, device: torch.device, **loading: Any) -> Any:
@@ -185,12 +180,12 @@ def read_stream(dataset: Any, *, args: Any, device: torch.device, **loading: Any
 
     Args:
         dataset: the stream.
-        args: the native arguments, with `accelerator_config`.
-        device: where batches go.
-        loading: further arguments of DataLoader: batch size, collator, workers.
+        args: of the run.
+        device: of the batches.
+        loading: arguments of DataLoader: batch size, collator, workers.
 
     Raises:
-        DataError: the batch size cannot be split by the ranks.
+        DataError: the batch size is no multiple of the ranks.
 
     Mirrors: transformers.Trainer._get_dataloader
     """
@@ -206,11 +201,11 @@ def read_stream(dataset: Any, *, args: Any, device: torch.device, **loading: Any
             rng_types=["generator"],
         )
     except ValueError as error:
-        raise DataError(f"The stream cannot be shared by the ranks: {error}") from error
+        raise DataError(f"The stream cannot be split between the ranks: {error}") from error
 
 
 class WatchedCollator:
-    """A collator whose draws from the random generators are known, and can be had again.
+    """A collator whose random draws are recorded, and can be repeated.
 
     Args:
         collator: the collator.
@@ -218,7 +213,8 @@ class WatchedCollator:
         round_size: micro-batches that are collated for one of this rank.
 
     Attributes:
-        in_hand: random states in which the micro-batch now in hand was collated; `None` if nothing is drawn.
+        prefetch_states: random states in which the prefetched micro-batch was collated; `None` if that draws
+            nothing.
     """
 
     def __init__(
@@ -228,20 +224,20 @@ class WatchedCollator:
         self._draws: bool | None = None
         self._calls = 0
         self._again: tuple[int, RandomStates, RandomStates] | None = None
-        self.in_hand: RandomStates | None = None
+        self.prefetch_states: RandomStates | None = None
 
     def begin(self, again: tuple[int, RandomStates, RandomStates] | None = None) -> None:
-        """Begin a pass.
+        """Begin an epoch.
 
         Args:
-            again: which micro-batch was in hand when a checkpoint was written, in which states it is to be
-                collated, and those that the run goes on in behind it.
+            again: index of the micro-batch that was prefetched when the checkpoint was written, the states to
+                collate it in, and those to resume in after it.
         """
-        self._calls, self.in_hand = 0, None
+        self._calls, self.prefetch_states = 0, None
         self._again = again
 
-    def settle(self) -> None:
-        """Go on in the states of the checkpoint, unless that has happened."""
+    def restore(self) -> None:
+        """Restore the states of the checkpoint, once."""
         if self._again is not None:
             rng.restore(self._again[2])
             self._again = None
@@ -259,27 +255,28 @@ class WatchedCollator:
         if self._draws is None and before is not None:
             self._draws = not rng.are_equal(before, rng.capture())
         if within == 0:
-            self.in_hand = before if self._draws else None
+            self.prefetch_states = before if self._draws else None
         if self._again is not None and number == self._again[0] and within == self._round_size - 1:
-            self.settle()
+            self.restore()
         return batch
 
 
 class StreamLoader(PersistentWorkersMixin, ResumableMixin):
-    """Iterate a stream: micro-batches, each with its optimizer step, as `TrainLoader` does a sized dataset.
+    """Iterate a stream: micro-batches, each with its optimizer step, like `TrainLoader`.
 
     Args:
         loader: of `read_stream`.
-        collator: the one it has.
-        micro_batches: of an epoch; `None` if it ends with the stream, whose length is not known.
+        collator: the loader's.
+        micro_batches: of an epoch; `None` if unknown.
         accumulation: micro-batches of a full step.
-        keeps_short: a step that the end of a stream of unknown length cuts short is a step of its own.
-        limit: micro-batches of an epoch, if fewer than there are (`limit_train_batches`).
-        is_stateful: `state_dict` holds the place in the epoch; that of HFModule is kept by its checkpoints.
-        is_read_ahead: of a stream without a length Lightning's own loop reads one micro-batch ahead.
+        keeps_short: take the optimizer step of the last micro-batches of a stream of unknown length, even if
+            there are fewer.
+        limit: micro-batches of an epoch, if fewer (`limit_train_batches`).
+        is_stateful: as in `TrainLoader`.
+        is_read_ahead: Lightning's own loop prefetches one micro-batch of a stream without a length.
 
     Attributes:
-        current: the micro-batch that was handed out last; `None` before the first one of an epoch.
+        current: the last micro-batch that was yielded; `None` before the first one of an epoch.
 
     Mirrors: transformers.Trainer._run_epoch
     Proved by: tests/parity/test_streams.py
@@ -309,7 +306,7 @@ class StreamLoader(PersistentWorkersMixin, ResumableMixin):
         self._epoch = 0
 
     def __len__(self) -> int:
-        """Micro-batches of an epoch; in the HF Trainer's way those of the run, if the length is unknown."""
+        """Micro-batches of an epoch; of the run if the length is unknown, as in the HF Trainer."""
         if self._per_epoch is None:
             raise TypeError("the length of the stream is not known")
         return self._per_epoch
@@ -320,21 +317,21 @@ class StreamLoader(PersistentWorkersMixin, ResumableMixin):
 
     @property
     def sampler(self) -> "StreamLoader":
-        """The object whose `set_epoch` Lightning calls before each pass: this loader."""
+        """The object whose `set_epoch` Lightning calls before each epoch: this loader."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Give the stream the number of the pass about to begin, counted from 0."""
+        """Set the index of the next epoch."""
         self._epoch = epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the micro-batches of the epoch that were handed out; nothing for HFModule."""
+        """Return the completed micro-batches of the epoch; empty for HFModule."""
         if not self._is_stateful:
             return {}
         return {"micro_batches": 0 if self._is_over else self._handed_out - self._ahead}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Skip micro-batches of the next epoch that were handed out before; `start_at` is HFModule's way."""
+        """Skip the completed micro-batches of the next epoch; HFModule uses `start_at`."""
         self._skipped = int(state.get("micro_batches", 0))
 
     def __iter__(self) -> Iterator[MicroBatch]:
@@ -348,14 +345,14 @@ class StreamLoader(PersistentWorkersMixin, ResumableMixin):
 
     def _steps(self) -> Iterator[AccumulationStep]:
         start, self._start = self._start, None
-        place = DataPosition(self._epoch) if start is None else start.position
-        behind = self._handed_out or place.windows * self.accumulation
-        loader = skip_first_batches(self.loader, behind) if behind else self.loader
-        loader.set_epoch(place.epoch)
+        position = DataPosition(self._epoch) if start is None else start.position
+        done = self._handed_out or position.windows * self.accumulation
+        loader = skip_first_batches(self.loader, done) if done else self.loader
+        loader.set_epoch(position.epoch)
         record = None if start is None else start.record
         if start is None or start.states is None:
             self._collator.begin()
-        elif behind == 0:
+        elif done == 0:
             rng.restore(start.states)
             self._collator.begin()
         elif record is None:
@@ -363,56 +360,56 @@ class StreamLoader(PersistentWorkersMixin, ResumableMixin):
             self._collator.begin((sys.maxsize, start.states, start.states))
         else:
             rng.restore(record.states)
-            self._collator.begin((behind, record.in_hand or start.states, start.states))
-        self.record = record if record is not None and behind else EpochRecord(rng.capture())
-        yield from self._group(loader, place, done=behind, states=None if start is None else start.states)
+            self._collator.begin((done, record.prefetch_states or start.states, start.states))
+        self.record = record if record is not None and done else EpochRecord(rng.capture())
+        yield from self._group(loader, position, done=done, states=None if start is None else start.states)
 
     def _group(
-        self, loader: Any, place: DataPosition, *, done: int, states: RandomStates | None
+        self, loader: Any, position: DataPosition, *, done: int, states: RandomStates | None
     ) -> Iterator[AccumulationStep]:
-        """Group an epoch, or what is left of it, into steps, each with the position after it."""
-        batches, window, is_last = self._batches(loader, may_be_empty=done > 0), list[MicroBatch](), False
+        """Group an epoch, or the rest of it, into steps, each with the position after it."""
+        batches, collected, is_last = self._batches(loader, may_be_empty=done > 0), list[MicroBatch](), False
         missing = done % self.accumulation  # of a step that was begun before a checkpoint
         assert self.record is not None
         while not is_last:
-            if not window:
+            if not collected:
                 states = self._generators.capture() if states is None else states
-                self._fetched, states = (place, states, self.record.in_hand), None
+                self._fetched, states = (position, states, self.record.prefetch_states), None
             batch = next(batches, None)
             if batch is not None:
-                window.append(MicroBatch(batch))
+                collected.append(MicroBatch(batch))
                 done += 1
             is_last = batch is None or bool(loader.end_of_dataloader) or done == self._limit
-            if len(window) + missing < self.accumulation and not is_last:
+            if len(collected) + missing < self.accumulation and not is_last:
                 continue
             missing = 0
-            self._collator.settle()
-            if not window:
+            self._collator.restore()
+            if not collected:
                 return
-            is_short = is_last and done != self._limit and len(window) < self.accumulation
+            is_short = is_last and done != self._limit and len(collected) < self.accumulation
             takes_step = not is_short or self._has_length or self._keeps_short
             if not takes_step and done < self.accumulation:
                 raise DataError(
                     f"The stream ended after {done} micro-batches, fewer than gradient_accumulation_steps="
-                    f"{self.accumulation}: no optimizer step is ever taken. Set it to {done} or less."
+                    f"{self.accumulation}, so no optimizer step is taken. Set it to {done} or less."
                 )
-            place = DataPosition(place.epoch + 1) if is_last else place.next()
-            step, window = AccumulationStep(window, done_micro_batches=done, ends_epoch=is_last), []
-            step.position = place
-            # In "native" no step is taken, and the gradients are added to the first step of the next epoch.
+            position = DataPosition(position.epoch + 1) if is_last else position.next()
+            step, collected = AccumulationStep(collected, done_micro_batches=done, ends_epoch=is_last), []
+            step.position = position
+            # Without a step ("native") the gradients are added to the first step of the next epoch.
             step.micro_batches[-1].is_last = takes_step
-            self.record.in_hand = self._collator.in_hand
+            self.record.prefetch_states = self._collator.prefetch_states
             yield step
 
     def _batches(self, loader: Any, *, may_be_empty: bool) -> Iterator[Any]:
         found = False
         try:
-            with self.explaining():
+            with self.explain_errors():
                 for batch in loader:
                     found = True
                     yield batch
         except Exception as error:
-            # accelerate sends what it has not read.
+            # accelerate fails on broadcasting a batch that it could not read.
             if found or not getattr(loader, "_stop_iteration", False):
                 raise
             raise DataError(self._empty) from error
@@ -422,24 +419,24 @@ class StreamLoader(PersistentWorkersMixin, ResumableMixin):
     @property
     def _empty(self) -> str:
         return (
-            f"The train set is a stream that gave no rows in pass {self._epoch + 1}. Is it used up after one "
-            "pass? Give one that can be read again, or set max_steps to what one pass has."
+            f"The iterable train set has no rows in epoch {self._epoch + 1}. If it is exhausted after one "
+            "epoch, make it re-iterable, or set max_steps to the steps of one epoch."
         )
 
 
 class StreamEvalLoader(PersistentWorkersMixin):
-    """Iterate a stream for evaluation, and count what it gives.
+    """Iterate a stream for evaluation, and count its samples.
 
     Args:
-        make: makes the loader, which natively is another for each evaluation.
-        prefix: what the names of the set's metrics begin with.
-        batch_size: rows of a full batch.
-        has_length: its length is a number that no stream has: without one Lightning reads a batch ahead.
+        make: makes the loader; the HF Trainer makes another for each evaluation.
+        prefix: of the metrics' names.
+        batch_size: samples of a full batch.
+        has_length: `len` is `ENDLESS`, since Lightning prefetches from a loader without a length.
 
     Attributes:
-        rounds: for each round so far its rows on all ranks, without repeated ones, and those of a rank.
-        is_complete: the last one has been handed out.
-        remainder: rows that accelerate cuts the last one to; 0 if it does not.
+        rounds: for each round so far its samples on all ranks, without repeated ones, and those of a rank.
+        is_complete: whether the last round was yielded.
+        remainder: samples that accelerate cuts the last round to; 0 if it does not.
 
     Proved by: tests/parity/test_streams.py
     """
@@ -447,7 +444,7 @@ class StreamEvalLoader(PersistentWorkersMixin):
     def __init__(
         self, make: Callable[[], Any], *, prefix: str, batch_size: int, has_length: bool = True
     ) -> None:
-        self._make, self._says_length = make, has_length
+        self._make, self._has_length = make, has_length
         self._kept: Any = None
         self.prefix, self.batch_size = prefix, batch_size
         self.rounds: list[tuple[int, int]] = []
@@ -459,8 +456,8 @@ class StreamEvalLoader(PersistentWorkersMixin):
         return self._kept
 
     def __len__(self) -> int:
-        """More than any stream has, if it has a length."""
-        if not self._says_length:
+        """`ENDLESS`, or a TypeError."""
+        if not self._has_length:
             raise TypeError("the length of the stream is not known")
         return ENDLESS
 
@@ -469,14 +466,14 @@ class StreamEvalLoader(PersistentWorkersMixin):
         loader: Any = self._make() if self._kept is None else self._kept
         if loader.persistent_workers:
             self._kept = loader
-        with self.explaining():
+        with self.explain_errors():
             for batch in loader:
-                share = find_batch_size(batch) or self.batch_size
+                size = find_batch_size(batch) or self.batch_size
                 self.is_complete = bool(loader.end_of_dataloader)
-                rows = share * collectives.count()
+                samples = size * collectives.count()
                 if self.is_complete:
                     self.remainder = max(int(loader.remainder), 0)
                     if isinstance(loader, DataLoaderDispatcher):
-                        rows = self.remainder
-                self.rounds.append((rows, share))
+                        samples = self.remainder
+                self.rounds.append((samples, size))
                 yield batch

@@ -1,12 +1,11 @@
-"""The rows of one optimizer step, dealt to its micro-batches by length; knows neither engine.
+"""Group the samples of one optimizer step into micro-batches by length.
 
-Rows are padded to the longest of their micro-batch. In the order of a pass long rows stand beside short ones;
-sorted within the optimizer step, rows of like lengths stand together. The step has the same rows, so its
-gradient is the same where the loss does not depend on the cut.
+Samples are padded to the longest of their micro-batch, so samples of similar length should share one. The
+step has the same samples, so its gradient is the same where the loss does not depend on the grouping.
 
-    regroup=True         as many micro-batches as without, of as many rows
-    regroup=4096         as few as it takes, none of more than 4096 tokens with its padding
-    on several ranks     rows change ranks, too; each has as many micro-batches, and about as many tokens
+    regroup=True         as many micro-batches as without, of as many samples
+    regroup=4096         as few as possible, none of more than 4096 tokens with its padding
+    on several ranks     samples change ranks, too; each has as many micro-batches, and about as many tokens
 """
 
 from collections import deque
@@ -18,26 +17,26 @@ import numpy as np
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler
 
-from hfbridge.data.lengths import Lengths
-from hfbridge.errors import DataError, Problem, SettingsError, raise_problems
+from hfbridge.data.lengths import Lengths, raise_conflicts
+from hfbridge.errors import DataError
 
 Regroup = bool | int
-_PLANNED = 512  # rows of a step that are cut for the least padding; the effort grows with their square
+_PLANNED = 512  # samples of a step that are grouped for the least padding; the cost grows with their square
 
 
 class Regrouped:
-    """The micro-batches of one rank, as lists of row numbers.
+    """The micro-batches of one rank, as lists of sample indices.
 
     Args:
-        batches: what they would be without: the sampler of all batches, or a rank's share of it.
-        lengths: the lengths of some rows, in tokens.
+        batches: the micro-batches before regrouping: the sampler of all batches, or a rank's shard of it.
+        lengths: returns the lengths of samples, in tokens.
         accumulation: micro-batches of a full optimizer step.
-        max_tokens: of a micro-batch, padding included; a row that is longer is one by itself. `None` leaves
-            the number of micro-batches as it is.
-        limit: micro-batches of an epoch, as they would be without, if fewer than there are.
+        max_tokens: of a micro-batch, padding included; a longer sample is one by itself. `None` keeps the
+            number of micro-batches.
+        limit: micro-batches of an epoch before regrouping; `None` for all.
 
     Attributes:
-        batches: what was given.
+        batches: as passed.
         batch_sampler: of all ranks' batches.
 
     Proved by: tests/properties/test_regroup.py
@@ -60,7 +59,7 @@ class Regrouped:
         self._sizes: deque[int] = deque()
 
     def __len__(self) -> int:
-        """Micro-batches of a pass as they would be without."""
+        """Micro-batches of an epoch before regrouping."""
         return len(self.batches)
 
     @property
@@ -70,123 +69,117 @@ class Regrouped:
         return len(self.batches) * size
 
     def __iter__(self) -> Iterator[list[int]]:
-        return self.batches_of(self.batch_sampler)
+        return self.regroup(self.batch_sampler)
 
-    def batches_of(self, whole: Any, *, behind: int = 0) -> Iterator[list[int]]:
-        """Deal the rows of a pass, or of what is left of it.
+    def regroup(self, batches: Any, *, skipped: int = 0) -> Iterator[list[int]]:
+        """Regroup an epoch, or the rest of one.
 
         Args:
-            whole: all ranks' batches, in the order of the pass.
-            behind: optimizer steps that are left out, now, without looking at the lengths of their rows.
+            batches: all ranks' batches, in the order of the epoch.
+            skipped: optimizer steps to skip, without reading the lengths of their samples.
         """
         self._sizes.clear()
-        steps = self._steps(whole)
-        for _ in islice(steps, behind):
+        steps = self._steps(batches)
+        for _ in islice(steps, skipped):
             pass
-        return self._dealt(steps)
+        return self._assign(steps)
 
     def sizes(self) -> Iterator[int]:
-        """Tell the micro-batches of each optimizer step; ask when its first micro-batch is there."""
+        """Yield the micro-batches of each optimizer step; known once its first micro-batch is read."""
         return iter(self._sizes.popleft, None)
 
-    def _dealt(self, steps: Iterator[tuple[list[int], int]]) -> Iterator[list[int]]:
-        for rows, micro_batches in steps:
-            window = deal(
-                rows,
-                self._lengths(rows),
+    def _assign(self, steps: Iterator[tuple[list[int], int]]) -> Iterator[list[int]]:
+        for samples, micro_batches in steps:
+            step = assign_micro_batches(
+                samples,
+                self._lengths(samples),
                 ranks=self._ranks,
                 micro_batches=micro_batches,
                 max_tokens=self._max_tokens,
             )[self._rank]
-            self._sizes.append(len(window))
-            yield from window
+            self._sizes.append(len(step))
+            yield from step
 
-    def _steps(self, whole: Any) -> Iterator[tuple[list[int], int]]:
-        """Tell the rows of each optimizer step, of all ranks, and how many micro-batches each rank had."""
-        shares, left = self._shares(whole), self._limit
+    def _steps(self, batches: Any) -> Iterator[tuple[list[int], int]]:
+        """Yield the samples of each optimizer step, of all ranks, and the micro-batches that a rank had."""
+        shards, left = self._shards(batches), self._limit
         while True:
             size = self._accumulation if left is None else min(self._accumulation, left)
             left = None if left is None else left - size
-            window = [list(islice(share, size)) for share in shares]
-            if not window[0]:
+            step = [list(islice(shard, size)) for shard in shards]
+            if not step[0]:
                 return
-            yield [row for of_rank in window for batch in of_rank for row in batch], len(window[0])
+            yield [sample for of_rank in step for batch in of_rank for sample in batch], len(step[0])
 
-    def _shares(self, whole: Any) -> list[Iterator[list[int]]]:
-        """Deal one order to all ranks, by accelerate's own rule for each."""
+    def _shards(self, batches: Any) -> list[Iterator[list[int]]]:
+        """Split one order between all ranks, by accelerate's own rule for each."""
         if self._ranks == 1:
-            return [iter(whole)]
-        batches: Any = self.batches
+            return [iter(batches)]
+        own: Any = self.batches
         return [
             iter(
                 BatchSamplerShard(
-                    _Drawn(whole, order),  # type: ignore[arg-type]
+                    _Drawn(batches, order),  # type: ignore[arg-type]
                     num_processes=self._ranks,
                     process_index=rank,
-                    split_batches=batches.split_batches,
-                    even_batches=batches.even_batches,
+                    split_batches=own.split_batches,
+                    even_batches=own.even_batches,
                 )
             )
-            for rank, order in enumerate(tee(whole, self._ranks))
+            for rank, order in enumerate(tee(batches, self._ranks))
         ]
 
 
 class _Drawn:
-    """Batches that were drawn for all ranks; each gets lists of its own, which its share may lengthen."""
+    """Batches that were drawn once for all ranks; each gets its own lists, which accelerate may lengthen."""
 
-    def __init__(self, whole: Any, order: Iterator[list[int]]) -> None:
-        self.batch_size, self.drop_last = whole.batch_size, whole.drop_last
+    def __init__(self, batches: Any, order: Iterator[list[int]]) -> None:
+        self.batch_size, self.drop_last = batches.batch_size, batches.drop_last
         self._order = order
 
     def __iter__(self) -> Iterator[list[int]]:
         return (list(batch) for batch in self._order)
 
 
-def deal(
-    rows: Sequence[int],
+def assign_micro_batches(
+    samples: Sequence[int],
     lengths: Sequence[int],
     *,
     ranks: int,
     micro_batches: int,
     max_tokens: int | None,
 ) -> list[list[list[int]]]:
-    """Deal the rows of one optimizer step to the micro-batches of all ranks, the longest first.
+    """Assign the samples of one optimizer step to the micro-batches of all ranks, the longest first.
 
     Args:
-        rows: their numbers; some may come twice.
+        samples: their indices, which may repeat.
         lengths: of each, in tokens.
         ranks: that share the step.
         micro_batches: of each rank, unless there is a budget.
         max_tokens: of a micro-batch, padding included.
 
     Returns:
-        For each rank its micro-batches, as many as any other rank has.
+        The micro-batches of each rank, equally many on all.
     """
-    order = sorted(range(len(rows)), key=lambda place: -lengths[place])
-    numbers, sorted_lengths = [rows[place] for place in order], [lengths[place] for place in order]
+    order = sorted(range(len(samples)), key=lambda place: -lengths[place])
     if max_tokens is None:
-        sizes = _even(len(rows), ranks * micro_batches)
+        size, more = divmod(len(samples), ranks * micro_batches)
+        sizes = [size + (number < more) for number in range(ranks * micro_batches)]
     else:
-        sizes = _within(sorted_lengths, max_tokens, ranks)
-    ends = iter(numbers)
-    groups = [list(islice(ends, size)) for size in sizes]
-    dealt: list[list[list[int]]] = [[] for _ in range(ranks)]
+        sizes = _split_within([lengths[place] for place in order], max_tokens, ranks)
+    sorted_samples = iter([samples[place] for place in order])
+    groups = [list(islice(sorted_samples, size)) for size in sizes]
+    assigned: list[list[list[int]]] = [[] for _ in range(ranks)]
     for start in range(0, len(groups), ranks):
         # Back and forth, so that no rank has the longest of every round.
         forth = (start // ranks) % 2 == 0
         for rank, group in enumerate(groups[start : start + ranks]):
-            dealt[rank if forth else ranks - 1 - rank].append(group)
-    return dealt
+            assigned[rank if forth else ranks - 1 - rank].append(group)
+    return assigned
 
 
-def _even(rows: int, groups: int) -> list[int]:
-    """Cut rows into groups whose sizes differ by one at most."""
-    size, more = divmod(rows, groups)
-    return [size + (number < more) for number in range(groups)]
-
-
-def _within(lengths: Sequence[int], max_tokens: int, ranks: int) -> list[int]:
-    """Cut rows, the longest first, into groups within a budget: as few as can be, a multiple of the ranks."""
+def _split_within(lengths: Sequence[int], max_tokens: int, ranks: int) -> list[int]:
+    """Split lengths, the longest first, into groups within a budget: the fewest, a multiple of the ranks."""
     sizes, start = [], 0
     while start < len(lengths):
         sizes.append(min(max(max_tokens // max(lengths[start], 1), 1), len(lengths) - start))
@@ -196,19 +189,19 @@ def _within(lengths: Sequence[int], max_tokens: int, ranks: int) -> list[int]:
         sizes[largest : largest + 1] = [-(-sizes[largest] // 2), sizes[largest] // 2]
     if len(lengths) > _PLANNED:
         return sizes
-    return _least_padding(lengths, max_tokens, groups=len(sizes))
+    return _split_for_least_padding(lengths, max_tokens, groups=len(sizes))
 
 
-def _least_padding(lengths: Sequence[int], max_tokens: int, *, groups: int) -> list[int]:
-    """Cut rows, the longest first, into groups within a budget, so that they hold the fewest tokens."""
-    rows = np.arange(len(lengths))
-    counts = rows[None, :] + 1 - rows[:, None]  # [first, last] row of a group
+def _split_for_least_padding(lengths: Sequence[int], max_tokens: int, *, groups: int) -> list[int]:
+    """Split lengths, the longest first, into groups within a budget that hold the fewest tokens."""
+    indices = np.arange(len(lengths))
+    counts = indices[None, :] + 1 - indices[:, None]  # [first, last] sample of a group
     tokens = (np.asarray(lengths)[:, None] * counts).astype(float)
     tokens[(counts < 1) | ((counts > 1) & (tokens > max_tokens))] = np.inf
     fewest, firsts = np.full(len(lengths) + 1, np.inf), []
     fewest[0] = 0
     for _ in range(groups):
-        # Of every first row the last group may have, for every number of rows that are cut.
+        # For every first sample that the last group may have, and every number of samples that are grouped.
         totals = fewest[:-1, None] + tokens
         firsts.append(totals.argmin(axis=0))
         fewest = np.concatenate([[np.inf], totals.min(axis=0)])
@@ -221,7 +214,7 @@ def _least_padding(lengths: Sequence[int], max_tokens: int, *, groups: int) -> l
 
 
 def check_regroup(regroup: Any) -> Regroup:
-    """Read what `regroup` was given.
+    """Check the value of `regroup`.
 
     Raises:
         DataError: it is neither a bool nor a number of tokens.
@@ -229,31 +222,27 @@ def check_regroup(regroup: Any) -> Regroup:
     if isinstance(regroup, bool) or (isinstance(regroup, int) and regroup > 0):
         return regroup
     raise DataError(
-        f"regroup={regroup!r}: True sorts the rows of an optimizer step by length; a number, 1 or more, is "
-        "the most tokens that a micro-batch may hold, padding included; False leaves the order alone."
+        f"regroup={regroup!r}: it must be True (group the samples of an optimizer step by length), False, or "
+        "the most tokens of a micro-batch, padding included."
     )
 
 
 def check_regrouped(
     settings: Any, *, loss_normalization: Literal["exact", "native"], is_stream: bool, is_packed: bool
 ) -> None:
-    """See that a run can regroup its rows.
+    """Check that a run can regroup its samples.
 
     Raises:
-        SettingsError: it cannot; all reasons are named.
+        SettingsError: it cannot; it lists all reasons.
     """
-    problems = []
-    if loss_normalization != "exact":
-        text = 'its loss depends on how the rows of a step are cut; regroup needs the default, "exact".'
-        problems.append(Problem(f'loss_normalization="{loss_normalization}"', text))
-    if settings.train_sampling_strategy == "batch_rebalance":
-        text = "it deals rows to micro-batches itself; leave it out, or regroup."
-        problems.append(Problem('train_sampling_strategy="batch_rebalance"', text))
-    if is_stream:
-        text = "its rows are read one after the other; use a set with a length, or leave regroup out."
-        problems.append(Problem("a stream to train on", text))
-    if is_packed:
-        text = "packed rows have nearly one length; leave regroup out."
-        problems.append(Problem("packing", text))
-    if problems:
-        raise_problems(SettingsError, "regroup cannot be honoured. Nothing was started.", problems)
+    is_balanced = settings.train_sampling_strategy == "batch_rebalance"
+    conflicts = {
+        f'loss_normalization="{loss_normalization}"': loss_normalization != "exact"
+        and 'its loss depends on how the rows of a step are grouped; regroup needs the default, "exact".',
+        'train_sampling_strategy="batch_rebalance"': is_balanced
+        and "it assigns rows to micro-batches itself; leave it out, or regroup.",
+        "a stream to train on": is_stream
+        and "its rows are read one after the other; use a set with a length, or leave regroup out.",
+        "packing": is_packed and "packed rows have nearly one length; leave regroup out.",
+    }
+    raise_conflicts("regroup", conflicts)

@@ -1,4 +1,4 @@
-"""The lengths of rows, without reading the rest of them; knows Hugging Face."""
+"""The lengths of samples, without reading their other columns."""
 
 from collections.abc import Callable, Sequence, Sized
 from typing import Any
@@ -14,18 +14,15 @@ _READ = 10_000  # rows at a time
 
 
 def lengths_in(dataset: Any, *, column: str, input_name: str) -> Lengths:
-    """Find out how the lengths of rows are known.
+    """Return a function from sample indices to lengths; of a `datasets.Dataset` it reads one column alone.
 
     Args:
         dataset: the training set, mapped.
-        column: holds the lengths, if the rows have it (`length_column_name`).
-        input_name: the column whose length counts otherwise, "input_ids" mostly.
-
-    Returns:
-        A function of row numbers. Of a `datasets.Dataset` it reads this column alone.
+        column: holds the lengths, if there is such a column (`length_column_name`).
+        input_name: the column whose length counts otherwise, usually "input_ids".
 
     Raises:
-        DataError: the rows have neither.
+        DataError: there is neither column.
     """
     names = getattr(dataset, "column_names", None)
     is_table = isinstance(names, list) and hasattr(dataset, "with_format")
@@ -44,14 +41,13 @@ def lengths_in(dataset: Any, *, column: str, input_name: str) -> Lengths:
     elif name is not None and isinstance(row[name], Sized):
         return lambda rows: [len(dataset[number][name]) for number in rows]
     raise DataError(
-        f"Dealing by length needs that of every row, and they have neither numbers in a column {column!r} "
-        f"(length_column_name) nor lists in {input_name!r}. They have {', '.join(map(str, known))}. Give "
-        "them one of these."
+        f"Grouping by length needs numbers in a column {column!r} (length_column_name), or lists in "
+        f"{input_name!r}; the columns are {', '.join(map(str, known))}. Add one of these."
     )
 
 
 def longest_first(lengths: Lengths, rows: int) -> list[int]:
-    """Order the rows of a set by length; those of one length stay in their order."""
+    """Sort the sample indices of a set by length, stably, the longest first."""
     found: list[int] = []
     for start in range(0, rows, _READ):
         found += lengths(range(start, min(start + _READ, rows)))
@@ -60,29 +56,39 @@ def longest_first(lengths: Lengths, rows: int) -> list[int]:
 
 
 def check_sorted(args: Any, *, loss_normalization: str, is_stream: bool) -> None:
-    """See that evaluations can take their rows by length.
+    """Check that evaluations can take their samples by length.
 
     Args:
         args: the settings.
         loss_normalization: of the run.
-        is_stream: a set to evaluate is one.
+        is_stream: whether a set to evaluate is a stream.
 
     Raises:
-        SettingsError: they cannot; all reasons are named.
+        SettingsError: they cannot; it lists all reasons.
     """
-    problems = []
-    if loss_normalization != "exact":
-        text = 'its mean loss depends on which rows share a batch; use the default, "exact".'
-        problems.append(Problem(f'loss_normalization="{loss_normalization}"', text))
-    if args.batch_eval_metrics:
-        text = "compute_metrics would see batches of other rows; leave one of them out."
-        problems.append(Problem("batch_eval_metrics=True", text))
-    if not args.eval_do_concat_batches:
-        text = "predictions that are not joined cannot be put back in order; leave one of them out."
-        problems.append(Problem("eval_do_concat_batches=False", text))
-    if is_stream:
-        text = "its rows are read one after the other; use a set with a length, or leave it out."
-        problems.append(Problem("a stream to evaluate", text))
+    conflicts = {
+        f'loss_normalization="{loss_normalization}"': loss_normalization != "exact"
+        and 'its mean loss depends on which rows share a batch; use the default, "exact".',
+        "batch_eval_metrics=True": args.batch_eval_metrics
+        and "compute_metrics would see batches of other rows; leave one of them out.",
+        "eval_do_concat_batches=False": not args.eval_do_concat_batches
+        and "predictions that are not joined cannot be put back in order; leave one of them out.",
+        "a stream to evaluate": is_stream
+        and "its rows are read one after the other; use a set with a length, or leave it out.",
+    }
+    raise_conflicts("eval_by_length=True", conflicts)
+
+
+def raise_conflicts(setting: str, conflicts: dict[str, str | bool]) -> None:
+    """Raise if a setting conflicts with others.
+
+    Args:
+        setting: as the user wrote it.
+        conflicts: for each other setting the reason and what to do; `False` where there is no conflict.
+
+    Raises:
+        SettingsError: there are conflicts; it lists them all.
+    """
+    problems = [Problem(name, text) for name, text in conflicts.items() if isinstance(text, str)]
     if problems:
-        headline = "eval_by_length=True cannot be honoured. Nothing was started."
-        raise_problems(SettingsError, headline, problems)
+        raise_problems(SettingsError, f"{setting} cannot be honoured. Nothing was started.", problems)

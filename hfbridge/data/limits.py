@@ -1,11 +1,10 @@
-"""What a model's sizes allow the rows of a dataset to hold, seen before training; knows Hugging Face.
+"""Check before training that the samples of a dataset fit the model.
 
 column                              may hold
-input_ids                           ids that the embedding has, as many as there are positions
-start_positions, end_positions      tokens of the row, the start not behind the end
+input_ids                           ids of the embedding, as many as there are positions
+start_positions, end_positions      tokens of the sample, the end not before the start
 
-Looked at are the first rows of stored datasets that a collator of transformers reads as they are; one of the
-user's may cut them.
+Only the first rows of stored datasets are read, and only for collators of transformers (they never truncate).
 """
 
 from dataclasses import dataclass
@@ -20,17 +19,17 @@ from hfbridge.data.sample_errors import is_known
 from hfbridge.errors import DataError
 
 ROWS_SEEN = 20_000
-"""Rows that are looked at: a fraction of a second."""
+"""Rows that are checked, in a fraction of a second."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a model can take.
+    """What a model accepts.
 
     Attributes:
         name: of its class.
-        vocabulary: ids that its embedding has; `None` if that is not known.
-        positions: tokens that a row may have; `None` if nothing bounds them.
+        vocabulary: number of ids of its embedding; `None` if unknown.
+        positions: most tokens of a sample; `None` if unlimited.
     """
 
     name: str
@@ -39,10 +38,10 @@ class Limits:
 
 
 def check_padding(collator: object, split: str) -> None:
-    """See that a collator of transformers that pads has something to pad with.
+    """Check that a padding collator of transformers has a pad token.
 
     Raises:
-        DataError: its tokenizer has no pad token.
+        DataError: its tokenizer has none.
     """
     tokenizer: Any = getattr(collator, "tokenizer", None)
     pads = is_known(collator) and getattr(collator, "padding", True) not in (False, "do_not_pad")
@@ -50,27 +49,26 @@ def check_padding(collator: object, split: str) -> None:
         raise DataError(
             f"{type(collator).__name__} pads the rows of the {split} set, and its tokenizer "
             f"({type(tokenizer).__name__}) has no pad token. Set tokenizer.pad_token = tokenizer.eos_token, "
-            "say, or add one: tokenizer.add_special_tokens({'pad_token': '[PAD]'}) and "
-            "model.resize_token_embeddings(len(tokenizer))."
+            "or add one and call model.resize_token_embeddings(len(tokenizer))."
         )
 
 
 def check_tensors(collator: object, split: str) -> None:
-    """See that a collator of transformers makes tensors of torch.
+    """Check that a collator of transformers returns torch tensors.
 
     Raises:
-        DataError: it makes others.
+        DataError: it does not.
     """
     kind = getattr(collator, "return_tensors", "pt")
     if is_known(collator) and kind != "pt":
         raise DataError(
-            f"{type(collator).__name__} has return_tensors={kind!r}, and the model takes tensors of "
-            f"torch, of the {split} set, too. Make it with return_tensors='pt', which is its default."
+            f"{type(collator).__name__} of the {split} set has return_tensors={kind!r}; the model takes "
+            "torch tensors. Set return_tensors='pt'."
         )
 
 
 def check_arrays(batch: Any) -> None:
-    """See that a micro-batch does not hold arrays where the model takes tensors.
+    """Check that a micro-batch holds no numpy arrays.
 
     Raises:
         DataError: it does.
@@ -78,28 +76,28 @@ def check_arrays(batch: Any) -> None:
     arrays = [name for name, value in batch.items() if isinstance(value, np.ndarray)]
     if arrays:
         raise DataError(
-            f"The collator makes arrays of numpy ({', '.join(arrays)}), and the model takes tensors of "
-            "torch. Make it with return_tensors='pt', or call torch.as_tensor in it."
+            f"The collator makes arrays of numpy ({', '.join(arrays)}); the model takes torch tensors. Set "
+            "return_tensors='pt', or call torch.as_tensor in it."
         )
 
 
 def check_rows(dataset: Any, limits: Limits, *, split: str) -> str:
-    """See that the first rows fit the model.
+    """Check that the first rows fit the model.
 
     Returns:
-        A note on answers that are not counted; empty if there are none.
+        A note on answers that the loss ignores; empty if there are none.
 
     Raises:
         DataError: an id, a length or an answer does not fit.
     """
     if not isinstance(dataset, datasets.Dataset) or "input_ids" not in dataset.column_names:
         return ""
-    if dataset.format["type"] == "custom":  # a transform of the user's may cut the rows
+    if dataset.format["type"] == "custom":  # the user's transform may truncate the rows
         return ""
     answer = [name for name in ("start_positions", "end_positions") if name in dataset.column_names]
     seen = dataset.select(range(min(len(dataset), ROWS_SEEN))).select_columns(["input_ids", *answer])
     table = seen.with_format("arrow")[:]
-    ids = table["input_ids"]  # in its chunks: of a set in files nothing is copied
+    ids = table["input_ids"]  # in chunks: nothing is copied from a dataset in files
     if not pa.types.is_list(ids.type) and not pa.types.is_large_list(ids.type):
         return ""
     lengths = pc.list_value_length(ids).fill_null(0).to_numpy(zero_copy_only=False)
@@ -117,21 +115,21 @@ def check_rows(dataset: Any, limits: Limits, *, split: str) -> str:
     return _check_answers(starts, ends, lengths, split)
 
 
-def _check_ids(ids: Any, limits: Limits, split: str) -> None:
+def _check_ids(ids: pa.ChunkedArray, limits: Limits, split: str) -> None:
     if limits.vocabulary is None or not pa.types.is_integer(ids.type.value_type):
         return
-    found = [pc.min_max(chunk.flatten()).as_py() for chunk in ids.chunks]
-    for value in (value for of_chunk in found for value in (of_chunk["min"], of_chunk["max"])):
-        if value is not None and not 0 <= value < limits.vocabulary:
-            raise DataError(
-                f"The {split} set holds the id {value} in 'input_ids', and the embedding of {limits.name} "
-                f"has the ids 0 to {limits.vocabulary - 1}. Use the tokenizer that belongs to the model, or, "
-                "for tokens of your own, call model.resize_token_embeddings(len(tokenizer)) before training."
-            )
+    for found in (pc.min_max(chunk.flatten()).as_py() for chunk in ids.chunks):
+        for value in (found["min"], found["max"]):
+            if value is not None and not 0 <= value < limits.vocabulary:
+                raise DataError(
+                    f"The {split} set holds the id {value} in 'input_ids', and the embedding of "
+                    f"{limits.name} has the ids 0 to {limits.vocabulary - 1}. Use the model's own tokenizer, "
+                    "or call model.resize_token_embeddings(len(tokenizer)) before training."
+                )
 
 
 def _check_answers(starts: Any, ends: Any, lengths: Any, split: str) -> str:
-    """Positions beyond every row say that there is no answer; others must lie in their rows."""
+    """Positions beyond the longest sample mean that there is no answer; others must lie in their sample."""
     longest = lengths.max(initial=0)
     beyond = np.maximum(starts, ends) >= longest
     wrong = (ends < starts) & (starts < longest)
@@ -142,8 +140,7 @@ def _check_answers(starts: Any, ends: Any, lengths: Any, split: str) -> str:
         raise DataError(
             f"Row {row} of the {split} set has its answer outside its context: start_positions={starts[row]}"
             f", end_positions={ends[row]}, and 'input_ids' has the tokens 0 to {lengths[row] - 1}. Answers "
-            "are counted in tokens of the row that the tokenizer has made, question included; give both as 0 "
-            "where the answer has been cut off."
+            "are token positions, question included; set both to 0 where the answer was truncated."
         )
     if not beyond.any():
         return ""
@@ -151,5 +148,5 @@ def _check_answers(starts: Any, ends: Any, lengths: Any, split: str) -> str:
     return (
         f"{int(beyond.sum())} of the first {len(lengths)} rows of the {split} set have an answer beyond "
         f"every row, row {first} first (start_positions={starts[first]}, end_positions={ends[first]}). As "
-        "natively, such positions are not counted in the loss."
+        "in transformers, the loss ignores them."
     )

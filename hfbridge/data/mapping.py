@@ -1,12 +1,11 @@
-"""Calling the user's map function on a dataset, once on each node; knows Hugging Face.
+"""Call the user's map function on a dataset, once on each node.
 
-On several ranks one of each node maps (the one of local rank 0) and gives the others the result: a dataset of
-`datasets` pickles as the paths of its files. Where the result would be in memory it is written first:
+Local rank 0 maps and sends the others the result, which pickles as the paths of its files:
 
     the set                                   its mapped rows
     has files (load_dataset, load_from_disk)  in the cache beside them, as on one rank
     is in memory (from_list, from_dict),      in a temporary folder of the node, which is deleted when the
-      or keep_in_memory=True                  mapping rank ends; on one rank in memory, as natively
+      or keep_in_memory=True                  mapping rank ends; on one rank in memory
 """
 
 import hashlib
@@ -22,23 +21,22 @@ from typing import Any
 import datasets
 
 from hfbridge.data.iterable import facts_of_stream, is_stream, map_stream
-from hfbridge.data.sample_errors import naming_columns
+from hfbridge.data.sample_errors import name_missing_column, name_of
 from hfbridge.distributed.consistency import Fact
 from hfbridge.errors import DataError
 
 _SAMPLED = 64
-_CURE = (
-    "Load the same files on every rank, and give a seed to whatever draws: shuffle(seed=...), "
-    "train_test_split(seed=...)."
+_HINT = (
+    "Load the same files on every rank, and set a seed in shuffle(seed=...) and train_test_split(seed=...)."
 )
 
 
 class Mapper:
-    """A map function, and how `datasets.map` is to call it.
+    """A map function and the arguments of `datasets.map`.
 
     Args:
         function: the user's.
-        arguments: further ones of `datasets.map`; `batched=True` unless they say otherwise.
+        arguments: of `datasets.map`; `batched=True` is the default.
 
     Proved by: tests/distributed/test_mapping.py
     """
@@ -49,12 +47,12 @@ class Mapper:
         self._folder: Path | None = None
 
     def map(self, dataset: Any, split: str, *, to_file: bool = False) -> Any:
-        """Map a set; a stream's rows are mapped when they are read.
+        """Map a set; a stream is mapped lazily.
 
         Args:
             dataset: the set.
             split: its name, for messages.
-            to_file: not into memory.
+            to_file: write the result to a file, not to memory.
 
         Raises:
             DataError: it is no datasets.Dataset, or the function returns nothing.
@@ -64,9 +62,9 @@ class Mapper:
         if not isinstance(dataset, datasets.Dataset):
             raise DataError(
                 f"map_function needs a datasets.Dataset, and the {split} set is a {type(dataset).__name__}. "
-                "Map its rows yourself, or build it with datasets.Dataset.from_list."
+                "Build it with datasets.Dataset.from_list, or map it yourself."
             )
-        with naming_columns(self._function, split, dataset.column_names):
+        with name_missing_column(self._function, split, dataset.column_names):
             return self._map(dataset, split, to_file=to_file)
 
     def _map(self, dataset: datasets.Dataset, split: str, *, to_file: bool) -> Any:
@@ -77,26 +75,21 @@ class Mapper:
         mapped: datasets.Dataset = dataset.map(self._function, **arguments)
         if len(mapped) == 0:
             raise DataError(
-                f"No rows of the {split} set are left: map_function ({self._name}) made none of its "
-                f"{len(dataset)} rows."
+                f"No rows of the {split} set are left: map_function ({name_of(self._function)}) returned "
+                f"none for its {len(dataset)} rows."
             )
         return mapped
 
     def _try(self, dataset: datasets.Dataset, split: str) -> None:
-        """Call the function on two rows: `datasets.map` takes None for "no change" and goes on silently."""
-        known = {"input_columns", "with_indices", "with_rank", "fn_kwargs"} & self._arguments.keys()
-        if known:
+        """Call the function on two rows, since `datasets.map` silently takes None for "no change"."""
+        if {"input_columns", "with_indices", "with_rank", "fn_kwargs"} & self._arguments.keys():
             return
         returned = self._function(dataset[:2] if self._arguments["batched"] else dataset[0])
         if returned is None:
             raise DataError(
-                f"map_function ({self._name}) returned None for the first rows of the {split} set; it "
-                "must return a dict of columns. Is its return statement missing?"
+                f"map_function ({name_of(self._function)}) returned None for the first rows of the {split} "
+                "set; it must return a dict of columns. Is its return statement missing?"
             )
-
-    @property
-    def _name(self) -> str:
-        return getattr(self._function, "__qualname__", repr(self._function))
 
     def _make_folder(self) -> Path:
         if self._folder is None:
@@ -120,32 +113,31 @@ def pack(mapped: Mapping[str, datasets.Dataset]) -> bytes | None:
 
 
 def unpack(packed: bytes | None) -> dict[str, datasets.Dataset]:
-    """Open the sets that another rank has mapped; none where its files cannot be reached from here."""
+    """Open the sets that another rank has mapped; none if its files are not accessible from this node."""
     if packed is None:
         return {}
     try:
-        opened: dict[str, datasets.Dataset] = pickle.loads(packed)
+        return dict(pickle.loads(packed))
     except OSError:
         return {}
-    return opened
 
 
 def facts_of(dataset: Any, split: str) -> list[Fact]:
-    """Describe a set for comparing it with those of other ranks: rows, columns, and some of its contents.
+    """Describe a set for comparison across ranks: number of rows, columns, and a digest of some rows.
 
-    Rows of a `datasets.Dataset` are read as they are stored, without transforms that may draw numbers; those
-    of other sets are not read.
+    Stored rows of a `datasets.Dataset` are read without transforms, which may draw numbers; those of other
+    sets are not read.
     """
     subject = f"the {split} set"
     if is_stream(dataset):
         return facts_of_stream(dataset, split)
-    facts = [Fact(f"rows of {subject}", str(len(dataset)), _CURE)]
+    facts = [Fact(f"rows of {subject}", str(len(dataset)), _HINT)]
     if isinstance(dataset, datasets.Dataset):
-        facts.append(Fact(f"columns of {subject}", ", ".join(dataset.column_names), _CURE))
+        facts.append(Fact(f"columns of {subject}", ", ".join(dataset.column_names), _HINT))
         stored = dataset.with_format("arrow")
         step = max(1, len(dataset) // _SAMPLED)
         digest = hashlib.sha256()
         for row in range(0, len(dataset), step):
             digest.update(repr(stored[row].to_pydict()).encode())
-        facts.append(Fact(f"contents of {subject}", f"digest {digest.hexdigest()[:12]}", _CURE))
+        facts.append(Fact(f"contents of {subject}", f"digest {digest.hexdigest()[:12]}", _HINT))
     return facts

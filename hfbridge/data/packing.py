@@ -1,13 +1,11 @@
-"""Several examples in one row, for causal language models, none seeing another; knows Hugging Face.
+"""Pack several examples into one row, for causal language models, without attention between them.
 
-column          holds, of a pack
-input_ids       its examples, whole, one after the other
-labels          theirs, or their input_ids without any; the first of each is ignored, which the end of the
-                example before would predict
-position_ids    0, 1, 2, ... anew for each example: what transformers makes the attention mask of
-
-There is no attention_mask, with which transformers would not look at the positions. What is padded in a
-micro-batch of several packs has the position 0, so that each of its tokens stands for itself.
+column          of a pack
+input_ids       its examples, unsplit, one after the other
+labels          theirs, or else their input_ids; the first label of each example is ignored, since the end of
+                the previous example would predict it
+position_ids    0, 1, 2, ..., restarting with each example; transformers derives the attention mask from it
+                unless there is an attention_mask; padding has position 0, so each of its tokens is isolated
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,25 +25,25 @@ from hfbridge.errors import DataError
 
 IGNORED = -100
 STREAMED_ROWS = 1_000
-"""Examples of a stream that are packed together."""
+"""Examples of a stream that are packed at a time."""
 
 _COLUMNS = ("input_ids", "labels", "attention_mask")
 _SCANNED = 10_000
 
 
 def plan_packs(lengths: NDArray[np.int64], max_tokens: int) -> list[list[int]]:
-    """Deal examples out to packs: best fit, the longest first.
+    """Assign examples to packs: best fit, the longest first.
 
     Args:
         lengths: tokens of each example, [examples], from 1 to `max_tokens`.
-        max_tokens: tokens that a pack may have.
+        max_tokens: most tokens of a pack.
 
     Returns:
-        The examples of each pack, in their order; packs in the order of their first examples.
+        The examples of each pack in order; packs in the order of their first examples.
     """
     packs: list[list[int]] = []
     with_room: dict[int, list[int]] = {}
-    rooms = 0  # bit n says that a pack has room for n tokens
+    rooms = 0  # bit n: a pack has room for n tokens
     for example in np.argsort(-lengths, kind="stable").tolist():
         length, room = int(lengths[example]), max_tokens
         if fitting := rooms >> length:
@@ -64,19 +62,17 @@ def plan_packs(lengths: NDArray[np.int64], max_tokens: int) -> list[list[int]]:
 
 
 class Packed(Dataset[dict[str, list[int]]]):
-    """Rows of several whole examples each; read when they are asked for.
-
-    Of other columns than `input_ids`, `labels` and `attention_mask` nothing is left.
+    """A dataset whose rows are packs of unsplit examples, joined lazily.
 
     Args:
-        dataset: examples, not padded: a datasets.Dataset, or anything with a length and rows.
-        max_tokens: tokens that a row may have.
+        dataset: examples, not padded: a datasets.Dataset, or another sized dataset.
+        max_tokens: most tokens of a row.
         split: name of the set, for messages.
 
     Attributes:
         packs: the examples of each row.
         longest: tokens of the longest example.
-        dropped: columns that packs do not have.
+        dropped: columns other than `input_ids`, `labels` and `attention_mask`, which packs do not have.
 
     Raises:
         DataError: an example is longer than `max_tokens`, empty, padded, or has labels of another length.
@@ -95,7 +91,7 @@ class Packed(Dataset[dict[str, list[int]]]):
         _check_lengths(lengths, max_tokens, split)
         self.packs = plan_packs(lengths, max_tokens)
         self.longest = int(lengths.max(initial=0))
-        self[0]  # a fault that all rows have is found now
+        self[0]  # raises now what all rows would raise
 
     def __len__(self) -> int:
         return len(self.packs)
@@ -110,7 +106,7 @@ def pack_rows(rows: Mapping[str, Sequence[Any]], max_tokens: int) -> dict[str, l
 
     Args:
         rows: columns of the examples.
-        max_tokens: tokens that a pack may have.
+        max_tokens: most tokens of a pack.
 
     Raises:
         DataError: see `Packed`.
@@ -123,10 +119,10 @@ def pack_rows(rows: Mapping[str, Sequence[Any]], max_tokens: int) -> dict[str, l
 
 
 def pack_set(dataset: Any, max_tokens: int) -> Any:
-    """Pack a training set: a whole set at once, a stream a thousand examples at a time.
+    """Pack a training set: a sized one at once, a stream a thousand examples at a time.
 
     Raises:
-        DataError: see `Packed`; or a stream that is no datasets.IterableDataset or does not tell its columns.
+        DataError: see `Packed`; or a stream that is no datasets.IterableDataset with known columns.
     """
     check_max_tokens(max_tokens)
     if not is_stream(dataset):
@@ -134,9 +130,9 @@ def pack_set(dataset: Any, max_tokens: int) -> Any:
     columns = getattr(dataset, "column_names", None)
     if not isinstance(dataset, datasets.IterableDataset) or columns is None:
         raise DataError(
-            f"packing={max_tokens} cannot be applied to the train set, a stream ({type(dataset).__name__}) "
-            "that does not tell its columns. Use a datasets.IterableDataset with features, or pack it "
-            "yourself: map(hfbridge.data.packing.pack_rows, batched=True, remove_columns=[...], "
+            f"packing={max_tokens} needs a datasets.IterableDataset with known columns; the train set is a "
+            f"stream ({type(dataset).__name__}) without. Set its features, or map "
+            "hfbridge.data.packing.pack_rows over it (batched=True, remove_columns=[...], "
             f"fn_kwargs={{'max_tokens': {max_tokens}}})."
         )
     pack = partial(pack_rows, max_tokens=max_tokens)
@@ -144,10 +140,10 @@ def pack_set(dataset: Any, max_tokens: int) -> Any:
 
 
 class PackCollator:
-    """Make a micro-batch of packs: `input_ids`, `labels`, `position_ids`, each [packs, longest].
+    """Collate packs into `input_ids`, `labels`, `position_ids`, each [packs, longest].
 
     Args:
-        pad_token_id: fills shorter packs; any id will do, since nothing sees it and nothing learns it.
+        pad_token_id: pads shorter packs; any id will do, since padding is neither attended to nor learnt.
     """
 
     def __init__(self, pad_token_id: int = 0) -> None:
@@ -156,33 +152,32 @@ class PackCollator:
     def __call__(self, packs: list[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Pad packs to the longest of them."""
         longest = max(len(pack["input_ids"]) for pack in packs)
-        batch = {}
-        for name, fill in self._fills.items():
-            rows = [list(pack[name]) + [fill] * (longest - len(pack[name])) for pack in packs]
-            batch[name] = torch.tensor(rows)
-        return batch
+        return {
+            name: torch.tensor([list(pack[name]) + [fill] * (longest - len(pack[name])) for pack in packs])
+            for name, fill in self._fills.items()
+        }
 
 
 def check_max_tokens(max_tokens: object) -> None:
-    """See that `packing` is a number of tokens.
+    """Check that `packing` is a number of tokens.
 
     Raises:
         DataError: it is not.
     """
     if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 1:
         raise DataError(
-            f"packing={max_tokens!r}; it is the number of tokens that a row may have, 1 or more. Take as "
-            "many as the longest example has, or a few times that."
+            f"packing={max_tokens!r}; it must be the most tokens of a row, 1 or more: those of the longest "
+            "example, or a few times that."
         )
 
 
 def check_packs(packed: Packed, *, positions: int | None, accepted: Sequence[str]) -> None:
-    """See that a model can take the examples, and that packing loses no column it takes.
+    """Check that examples fit the model, and that packing drops no column it accepts.
 
     Args:
-        packed: the rows.
-        positions: tokens that an example may have; `None` if nothing bounds them.
-        accepted: columns that the model takes.
+        packed: the packs.
+        positions: most tokens of an example; `None` if unlimited.
+        accepted: columns that the model accepts.
 
     Raises:
         DataError: an example is longer, or there is such a column.
@@ -190,33 +185,32 @@ def check_packs(packed: Packed, *, positions: int | None, accepted: Sequence[str
     if positions is not None and packed.longest > positions:
         raise DataError(
             f"The longest example of the train set has {packed.longest} tokens, and the model has "
-            f"{positions} positions. A pack may have more, an example may not: tokenize with "
-            f"truncation=True, max_length={positions}."
+            f"{positions} positions. Tokenize with truncation=True, max_length={positions}; a pack may have "
+            "more."
         )
     lost = [name for name in packed.dropped if name in accepted and name not in ("label", "label_ids")]
     if lost:
         raise DataError(
             f"The train set has the columns {', '.join(lost)}, which the model takes and packing does not "
-            f"know: a pack has input_ids, labels and position_ids. Remove them "
+            "support: a pack has input_ids, labels and position_ids. Remove them "
             f"(dataset.remove_columns({lost!r})), or train without packing."
         )
 
 
 def _joined(examples: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, list[int]]:
-    """Join examples, each with how it is called in messages."""
+    """Join examples, each with its name for messages."""
     pack: dict[str, list[int]] = {"input_ids": [], "labels": [], "position_ids": []}
     for name, example in examples:
         ids = _listed(example["input_ids"])
         labels = _listed(example["labels"]) if "labels" in example else ids
         if len(labels) != len(ids):
             raise DataError(
-                f"{name} has {len(ids)} tokens in 'input_ids' and {len(labels)} in 'labels'. A causal "
-                "language model has one label for each token; give -100 to those that are not to be learnt."
+                f"{name} has {len(ids)} tokens in 'input_ids' and {len(labels)} in 'labels'. Packing needs a "
+                "label for each token; set -100 to ignore one."
             )
         if not all(_listed(example.get("attention_mask", ()))):
             raise DataError(
-                f"{name} is padded: its attention_mask has zeros. Packing takes examples as they are; "
-                "tokenize with padding=False."
+                f"{name} is padded: its attention_mask has zeros. For packing, tokenize with padding=False."
             )
         pack["input_ids"] += ids
         pack["labels"] += [IGNORED, *labels[1:]]
@@ -231,16 +225,16 @@ def _listed(values: Any) -> list[int]:
 def _without_format(dataset: datasets.Dataset, split: str) -> datasets.Dataset:
     if dataset.format["type"] == "custom":
         raise DataError(
-            f"The {split} set has a transform (with_transform), and packing has to know how long its rows "
-            "are before they are read. Use map_function, or dataset.map, instead."
+            f"The {split} set has a transform (with_transform), and packing needs the lengths of its rows "
+            "before they are read. Use map_function or dataset.map instead."
         )
-    kept: datasets.Dataset = dataset.select_columns([n for n in _COLUMNS if n in dataset.column_names])
+    kept = dataset.select_columns([name for name in _COLUMNS if name in dataset.column_names])
     plain: datasets.Dataset = kept.with_format(None)
     return plain
 
 
 def _lengths_of(dataset: Any, split: str) -> NDArray[np.int64]:
-    """Count the tokens of each example, of a datasets.Dataset without reading the tokens."""
+    """Count the tokens of each example; of a datasets.Dataset without reading the tokens."""
     if isinstance(dataset, datasets.Dataset):
         if "input_ids" in dataset.column_names:
             ids = dataset.select_columns(["input_ids"]).with_format("arrow")
@@ -248,21 +242,19 @@ def _lengths_of(dataset: Any, split: str) -> NDArray[np.int64]:
             return np.concatenate([part.fill_null(0).to_numpy() for part in parts]).astype(np.int64)
     elif "input_ids" in dataset[0]:
         return np.array([len(dataset[i]["input_ids"]) for i in range(len(dataset))])
-    raise DataError(
-        f"The {split} set has no column 'input_ids' to pack. Give a map_function that makes it: a tokenizer."
-    )
+    raise DataError(f"The {split} set has no column 'input_ids' to pack. Pass a map_function that tokenizes.")
 
 
 def _check_lengths(lengths: NDArray[np.int64], max_tokens: int, split: str) -> None:
     if lengths.max(initial=0) > max_tokens:
         row = int(lengths.argmax())
         raise DataError(
-            f"Row {row} of the {split} set has {lengths[row]} tokens, and packing={max_tokens} allows a row "
-            "that many only. No example is cut: give a larger packing, or tokenize with truncation=True, "
+            f"Row {row} of the {split} set has {lengths[row]} tokens, more than packing={max_tokens}, and no "
+            f"example is split. Set a larger packing, or tokenize with truncation=True, "
             f"max_length={max_tokens}."
         )
     if not lengths.all():
         raise DataError(
-            f"Row {int((lengths == 0).argmax())} of the {split} set has no tokens. Leave such rows out: "
+            f"Row {int((lengths == 0).argmax())} of the {split} set has no tokens. Filter such rows out: "
             "dataset.filter(lambda row: len(row['input_ids']) > 0)."
         )

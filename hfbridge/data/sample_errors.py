@@ -21,22 +21,27 @@ _LABELS = ("label", "labels", "label_ids")
 
 
 def is_known(collator: object) -> bool:
-    """Whether a collator is one of transformers, which leaves the rows their tokens."""
+    """Whether a collator is one of transformers, which never truncates."""
     module = str(getattr(collator, "__module__", None) or type(collator).__module__)
     return module.startswith("transformers.")
 
 
 def listed(names: Any) -> str:
-    """List names, or say that there are none."""
+    """Join names; "none" if there are none."""
     return ", ".join(str(name) for name in names) or "none"
 
 
+def name_of(function: object) -> str:
+    """Return the name of a function of the user's, for messages."""
+    return getattr(function, "__qualname__", repr(function))
+
+
 @contextmanager
-def naming_columns(function: Callable[..., Any], split: str, columns: Sequence[str]) -> Iterator[None]:
-    """Name the columns of a set where a map function finds no value under a name.
+def name_missing_column(function: Callable[..., Any], split: str, columns: Sequence[str]) -> Iterator[None]:
+    """List the columns of a set where its map function raises a KeyError for another one.
 
     Raises:
-        DataError: it finds none.
+        DataError: it does.
     """
     try:
         yield
@@ -44,17 +49,17 @@ def naming_columns(function: Callable[..., Any], split: str, columns: Sequence[s
         if _key_of(error) in columns:
             raise
         raise DataError(
-            f"map_function ({getattr(function, '__qualname__', repr(function))}) found no {_key_of(error)!r}."
-            f" The columns of the {split} set are {listed(columns)}."
+            f"map_function ({name_of(function)}) found no {_key_of(error)!r}. The columns of the {split} set "
+            f"are {listed(columns)}."
         ) from error
 
 
-class NamingColumns:
-    """Call a map function on the samples of a stream, and name their columns where it finds no value.
+class StreamMapFunction:
+    """A map function of a stream, within `name_missing_column`.
 
     Args:
         function: the map function.
-        split: the name of the set.
+        split: name of the set.
     """
 
     def __init__(self, function: Callable[..., Any], split: str) -> None:
@@ -63,21 +68,21 @@ class NamingColumns:
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         """Call the function."""
         columns = list(arguments[0]) if arguments and isinstance(arguments[0], Mapping) else []
-        with naming_columns(self._function, self._split, columns):
+        with name_missing_column(self._function, self._split, columns):
             return self._function(*arguments, **named)
 
 
 @dataclass(frozen=True)
 class Source:
-    """The set that a loader reads, for explaining why that failed.
+    """The set that a loader reads, to explain why reading it failed.
 
     Attributes:
         split: its name.
         samples: the set.
-        collator: makes its micro-batches.
-        dropped: columns that the model does not take.
-        reader: the name of the model's class.
-        needs: the column that the model computes from; `None` if that is not known.
+        collator: of its micro-batches.
+        dropped: columns that the model does not accept.
+        reader: name of the model's class.
+        needs: the model's main input; `None` if unknown.
     """
 
     split: str
@@ -88,23 +93,23 @@ class Source:
     needs: str | None = None
 
     @contextmanager
-    def explaining(self) -> Iterator[None]:
-        """Explain what reading or collating raises.
+    def explain_errors(self) -> Iterator[None]:
+        """Explain an error of reading or collating by the samples.
 
         Raises:
-            DataError: what is wrong with the samples.
+            DataError: something is wrong with them.
         """
         try:
             yield
         except BridgeError:
             raise
         except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
-            found = self._of_dropped(error) or self._of_samples()
+            found = self._explain_dropped(error) or self._explain_samples()
             if not found:
                 raise
             raise DataError(f"The {self.split} set {found}") from error
 
-    def _of_dropped(self, error: Exception) -> str:
+    def _explain_dropped(self, error: Exception) -> str:
         name = _key_of(error)
         if not isinstance(error, KeyError) or name not in self.dropped:
             return ""
@@ -113,7 +118,7 @@ class Source:
             f"{self.reader}.forward does not take it. Set remove_unused_columns=False."
         )
 
-    def _of_samples(self) -> str:
+    def _explain_samples(self) -> str:
         if not is_known(self.collator):
             return ""
         rows: list[Any] = []
@@ -129,14 +134,14 @@ class Source:
         columns = listed([*known, *(name for name in self.dropped if name not in known)])
         if self.needs is not None and not {self.needs, "inputs_embeds"}.intersection(known):
             return (
-                f"has no column {self.needs!r}, from which {self.reader} computes; its columns are {columns}."
-                " Make it by map_function=lambda rows: tokenizer(rows[...], truncation=True), say."
+                f"has no column {self.needs!r}, which {self.reader} needs; its columns are {columns}. Set "
+                "map_function=lambda rows: tokenizer(rows[...], truncation=True), say."
             )
-        found = (self._wrong_in(name, [row.get(name) for row in rows]) for name in known)
+        found = (self._explain_column(name, [row.get(name) for row in rows]) for name in known)
         return next(filter(None, found), "")
 
-    def _wrong_in(self, name: str, values: list[Any]) -> str:
-        """Say why the values of a column make no tensor; empty if they do."""
+    def _explain_column(self, name: str, values: list[Any]) -> str:
+        """Explain why a tensor cannot hold the values of a column; empty if it can."""
         texts, is_label = [value for value in values if isinstance(value, str)], name in _LABELS
         if texts and is_label:
             return (
@@ -171,7 +176,7 @@ class Source:
 
 
 def check_missing_labels(dataset: datasets.Dataset, split: str) -> None:
-    """Check that all samples have a label, or none: collators of transformers do not take both.
+    """Check that all samples have a label, or none: collators of transformers do not support both.
 
     Raises:
         DataError: some have none.
@@ -188,5 +193,5 @@ def _missing(name: str, number: int) -> str:
 
 
 def _key_of(error: Exception) -> str:
-    """Name the key of a KeyError, which a worker's error has at its end."""
+    """Return the key of a KeyError, which stands last in a worker's error."""
     return str(error).rstrip("\n").rsplit("KeyError: ", maxsplit=1)[-1].strip("'\"\n ")

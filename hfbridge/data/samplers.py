@@ -1,4 +1,4 @@
-"""The order of samples, as the native Trainer has it; knows Hugging Face.
+"""The order of samples, as in the HF Trainer.
 
 train_sampling_strategy     sampler of training                                         of evaluation
 random                      accelerate's SeedableRandomSampler: epoch e shuffles with   the dataset's order
@@ -8,9 +8,9 @@ group_by_length             long rows together, drawn from the global generator 
                                                                                         the same each time
 batch_rebalance             micro-batches of equal cost, not of equal size              the dataset's order
 
-With several ranks, rank r of W takes the batches r, r + W, ... of that order, by accelerate's own
-BatchSamplerShard, which fills the last round with rows from the beginning of the pass; batch_rebalance deals
-batches to ranks itself.
+Of several ranks, rank r of W takes the batches r, r + W, ... of that order (accelerate's BatchSamplerShard,
+which pads the last round with the first samples of the epoch); batch_rebalance assigns batches to ranks
+itself.
 """
 
 from collections.abc import Iterable, Iterator, Sequence, Sized
@@ -20,20 +20,19 @@ from typing import Any
 import torch
 from accelerate.data_loader import BatchSamplerShard, SeedableRandomSampler
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sampler, SequentialSampler
-from transformers import Trainer as NativeTrainer
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 from hfbridge.data.length_grouping import Regrouped
 from hfbridge.errors import DataError
 
 
-class NativeSamplers(NativeTrainer):
-    """The native Trainer's methods that choose samplers, without the Trainer around them.
+class HFSamplers(Trainer):
+    """The HF Trainer's methods that choose samplers, without the Trainer.
 
     Args:
-        args: strategy, batch sizes and seeds.
-        processing_class: names the column whose lengths count.
+        args: of the run.
+        processing_class: its first input name is the column whose lengths count.
 
     Mirrors: transformers.Trainer._get_train_sampler
     Mirrors: transformers.Trainer._get_eval_sampler
@@ -43,19 +42,19 @@ class NativeSamplers(NativeTrainer):
     def __init__(self, args: TrainingArguments, processing_class: Any) -> None:
         self.args, self.processing_class = args, processing_class
 
-    def of_training(self, dataset: Sized, batch_size: int, *, in_order: bool = False) -> dict[str, Any]:
+    def train_sampling(self, dataset: Sized, batch_size: int, *, in_order: bool = False) -> dict[str, Any]:
         """Choose the sampler of the training set; call it after the run has been seeded.
 
         Args:
             dataset: the training set.
-            batch_size: rows of a micro-batch.
-            in_order: take the order of the set, whatever the strategy (`overfit_batches`).
+            batch_size: samples of a micro-batch.
+            in_order: keep the order of the set, whatever the strategy (`overfit_batches`).
 
         Returns:
             `batch_sampler`, or `sampler`, `batch_size` and `drop_last`, for a DataLoader.
 
         Raises:
-            DataError: lengths are needed, and the rows do not have them.
+            DataError: the strategy needs lengths, which the samples do not have.
 
         Mirrors: accelerate.data_loader.prepare_data_loader
         """
@@ -67,10 +66,9 @@ class NativeSamplers(NativeTrainer):
         config: Any = self.args.accelerator_config
         if isinstance(sampler, RandomSampler) and config.use_seedable_sampler:
             sampler = SeedableRandomSampler(dataset, data_seed=self.args.data_seed)
-        drop_last = self.args.dataloader_drop_last
-        return self._sharded(sampler, batch_size, drop_last)
+        return self._sharded(sampler, batch_size, self.args.dataloader_drop_last)
 
-    def of_evaluation(
+    def eval_sampling(
         self,
         dataset: Sized,
         split: str,
@@ -85,16 +83,17 @@ class NativeSamplers(NativeTrainer):
         Args:
             dataset: the set.
             split: its name.
-            batch_size: rows of a batch.
-            repeats: rows from the beginning fill up a rank's last batch, as natively; otherwise only a batch
-                that has no others.
-            order: the rows' numbers in the order they are to be read in, in place of the native one.
-            drop_last: leave out a short last batch; `None` is `dataloader_drop_last`.
+            batch_size: samples of a batch.
+            repeats: pad a rank's last batch with the first samples, as the HF Trainer does; otherwise only a
+                batch that would be empty.
+            order: sample indices in the order to read them; `None` is the HF Trainer's.
+            drop_last: drop a short last batch; `None` is `dataloader_drop_last`.
 
         Raises:
-            DataError: lengths are needed, and the rows do not have them.
+            DataError: the strategy needs lengths, which the samples do not have.
         """
-        # Natively, several ranks leave the choice to torch's DataLoader, which takes the dataset's order.
+        # On several ranks the HF Trainer leaves the choice to torch's DataLoader, which keeps the set's
+        # order.
         sampler: Any = order
         if order is None:
             sampler = self._choose(self._get_eval_sampler, dataset, split) or SequentialSampler(dataset)
@@ -104,7 +103,7 @@ class NativeSamplers(NativeTrainer):
     def _sharded(
         self, sampler: Sampler[Any], batch_size: int, drop_last: bool, *, repeats: bool = True
     ) -> dict[str, Any]:
-        """Deal a sampler's batches to the ranks.
+        """Split a sampler's batches between the ranks.
 
         Mirrors: accelerate.data_loader.prepare_data_loader
         """
@@ -113,10 +112,10 @@ class NativeSamplers(NativeTrainer):
             return {"sampler": sampler, "batch_size": batch_size, "drop_last": drop_last}
         config: Any = args.accelerator_config
         if isinstance(sampler, RandomSampler) and not config.use_seedable_sampler:
-            # Drawn in the same state on all ranks, who have just been seeded.
+            # Drawn in the same state on all ranks, which have just been seeded.
             sampler.generator = torch.Generator()
             sampler.generator.manual_seed(int(torch.empty((), dtype=torch.int64).random_().item()))
-        shard = (BatchSamplerShard if repeats else _WithoutRepeats)(
+        shard = (BatchSamplerShard if repeats else _UnpaddedShard)(
             BatchSampler(sampler, batch_size, drop_last),
             num_processes=args.world_size,
             process_index=args.process_index,
@@ -130,17 +129,17 @@ class NativeSamplers(NativeTrainer):
         except ValueError as error:
             strategy, column = self.args.train_sampling_strategy, self.args.length_column_name
             raise DataError(
-                f"train_sampling_strategy={str(strategy)!r} needs the length of every row, and those of the "
-                f"{split} set do not tell it: {error} Give the rows that column, or, with "
-                f"remove_unused_columns=False, a column {column!r} (length_column_name)."
+                f"train_sampling_strategy={str(strategy)!r} needs the length of every row of the {split} "
+                f"set: {error} Add that column, or, with remove_unused_columns=False, a column {column!r} "
+                "(length_column_name)."
             ) from error
         return sampler
 
 
-class _WithoutRepeats(BatchSamplerShard):
-    """A rank's share of the batches, where no row comes twice.
+class _UnpaddedShard(BatchSamplerShard):
+    """A rank's batches, without repeated samples.
 
-    A rank that has no batch of its own in the last round has one of repeated rows all the same: all ranks
+    Only a rank without a batch of its own in the last round has one of repeated samples, so that all ranks
     have the same number of batches.
     """
 
@@ -152,12 +151,12 @@ class _WithoutRepeats(BatchSamplerShard):
 
 
 def own_rows(batches: Any, index: int, *, rows: int) -> int:
-    """Count the rows of one of a rank's batches that are not repeated; a full one's may be counted as more.
+    """Count the samples of a rank's batch that are not repeated; of a full batch possibly more than it has.
 
     Args:
         batches: of this rank.
-        index: number of the batch.
-        rows: of the set.
+        index: of the batch.
+        rows: samples of the set.
     """
     if not isinstance(batches, BatchSamplerShard):
         return rows
@@ -167,13 +166,13 @@ def own_rows(batches: Any, index: int, *, rows: int) -> int:
 
 
 def micro_batches_of(rows: int, size: int, settings: Any, *, world_size: int) -> int:
-    """Count the micro-batches of one pass over the training set, on each rank.
+    """Count the micro-batches of an epoch on each rank.
 
     Args:
-        rows: of the training set.
-        size: rows of a micro-batch.
-        settings: strategy, accumulation and loader options.
-        world_size: ranks that share the pass.
+        rows: samples of the training set.
+        size: samples of a micro-batch.
+        settings: of the run.
+        world_size: ranks that share the epoch.
     """
     accumulation, drop_last = settings.gradient_accumulation_steps, settings.dataloader_drop_last
     if settings.train_sampling_strategy == "batch_rebalance":
@@ -188,22 +187,22 @@ def micro_batches_of(rows: int, size: int, settings: Any, *, world_size: int) ->
     batches = BatchSampler(range(rows), size, drop_last)
     if world_size == 1:
         return len(batches)
-    splits = splits_batches(settings)
-    return len(BatchSamplerShard(batches, num_processes=world_size, split_batches=splits))
+    shard = BatchSamplerShard(batches, num_processes=world_size, split_batches=splits_batches(settings))
+    return len(shard)
 
 
 def splits_batches(settings: Any) -> bool:
-    """Whether a batch size that is set is that of all ranks together."""
+    """Whether the batch size in the settings is that of all ranks together."""
     return bool((settings.accelerator_config or {}).get("split_batches", False))
 
 
 def rows_of_micro_batch(size: int, settings: Any, *, ranks: int) -> int:
-    """Count the rows of a micro-batch on one of some ranks, given the batch size that is set."""
+    """Count the samples of a rank's micro-batch, from the batch size in the settings."""
     return size // ranks if splits_batches(settings) else size
 
 
-def depends_on_the_cut(settings: Any) -> bool:
-    """Whether another number of ranks, or other batches, would give a pass another order of rows."""
+def is_order_layout_dependent(settings: Any) -> bool:
+    """Whether another number of ranks, or other batches, would change the order of samples in an epoch."""
     config = settings.accelerator_config or {}
     seedable = config.get("use_seedable_sampler", True)
     strategy = settings.train_sampling_strategy
@@ -211,14 +210,14 @@ def depends_on_the_cut(settings: Any) -> bool:
 
 
 def batches_from(
-    loader: DataLoader[Any], first_row: int, *, windows: int = 0, accumulation: int = 1
+    loader: DataLoader[Any], first_row: int, *, steps: int = 0, accumulation: int = 1
 ) -> Iterator[list[int]]:
-    """Draw the order of a pass, and deal this rank its batches of what comes behind some rows.
+    """Draw the order of an epoch, and yield this rank's remaining batches.
 
     Args:
         loader: of the micro-batches.
-        first_row: row at which the present cut begins.
-        windows: full optimizer steps behind that row, which are left out now.
+        first_row: sample at which the present layout begins.
+        steps: full optimizer steps after that sample, which are skipped now.
         accumulation: micro-batches of each.
 
     Proved by: tests/properties/test_rest_of_pass.py
@@ -226,66 +225,60 @@ def batches_from(
     batches: Any = loader.batch_sampler
     whole = getattr(batches, "batch_sampler", batches)
     rest = whole
-    if type(whole) is BatchSampler and (first_row > 0 or windows > 1):
-        of_window = whole.batch_size * accumulation * _ranks_of(batches)
-        left_out = max(windows - 1, 0) * of_window
-        order = _Behind(whole.sampler, first_row, kept=of_window, left_out=left_out)
+    if type(whole) is BatchSampler and (first_row > 0 or steps > 1):
+        per_step = whole.batch_size * accumulation * _ranks_of(batches)
+        order = _RemainingOrder(whole.sampler, first_row, kept=per_step, skipped=max(steps - 1, 0) * per_step)
         rest = BatchSampler(order, whole.batch_size, whole.drop_last)
-        windows = min(windows, 1)
+        steps = min(steps, 1)
     if isinstance(batches, Regrouped):
-        return batches.batches_of(rest, behind=windows)
-    share = _share_of(batches, rest)
-    for _ in islice(share, windows * accumulation):
+        return batches.regroup(rest, skipped=steps)
+    shard: Any = rest
+    if rest is whole:
+        shard = batches
+    elif isinstance(batches, BatchSamplerShard):
+        shard = BatchSamplerShard(
+            rest,
+            num_processes=batches.num_processes,
+            process_index=batches.process_index,
+            split_batches=batches.split_batches,
+            even_batches=batches.even_batches,
+        )
+    remaining: Iterator[list[int]] = iter(shard)
+    for _ in islice(remaining, steps * accumulation):
         pass
-    return share
+    return remaining
 
 
-class _Behind:
-    """The order of a pass without the rows that are behind, left out row by row and not batch by batch.
+class _RemainingOrder:
+    """The order of an epoch without its completed samples, skipped sample by sample and not batch by batch.
 
-    The rows of the first window stay: accelerate fills up the last round of several ranks with them.
+    The samples of the first step stay: accelerate pads the last round of several ranks with them.
 
     Args:
-        sampler: the order of the whole pass, drawn when the first row is asked for.
-        first_row: row at which the present cut begins.
-        kept: rows from there on that stay.
-        left_out: rows behind these that do not.
+        sampler: the order of the full epoch, drawn when it is iterated.
+        first_row: sample at which the present layout begins.
+        kept: samples from there that stay.
+        skipped: samples after these that do not.
     """
 
-    def __init__(self, sampler: Iterable[int], first_row: int, *, kept: int, left_out: int) -> None:
-        self._sampler, self._first_row, self._kept, self._left_out = sampler, first_row, kept, left_out
+    def __init__(self, sampler: Iterable[int], first_row: int, *, kept: int, skipped: int) -> None:
+        self._sampler, self._first_row, self._kept, self._skipped = sampler, first_row, kept, skipped
 
     def __iter__(self) -> Iterator[int]:
-        rows = islice(self._sampler, self._first_row, None)
-        yield from islice(rows, self._kept)
-        yield from islice(rows, self._left_out, None)
+        samples = islice(self._sampler, self._first_row, None)
+        yield from islice(samples, self._kept)
+        yield from islice(samples, self._skipped, None)
 
 
 def _ranks_of(batches: Any) -> int:
     """Count the ranks whose micro-batches are batches of their own."""
     shard: Any = batches.batches if isinstance(batches, Regrouped) else batches
-    is_dealt = isinstance(shard, BatchSamplerShard) and not shard.split_batches
-    return int(shard.num_processes) if is_dealt else 1
-
-
-def _share_of(batches: Any, rest: Any) -> Iterator[list[int]]:
-    """Deal a rank its batches of what is left of all."""
-    if rest is getattr(batches, "batch_sampler", batches):
-        return iter(batches)
-    if not isinstance(batches, BatchSamplerShard):
-        return iter(rest)
-    shard = BatchSamplerShard(
-        rest,
-        num_processes=batches.num_processes,
-        process_index=batches.process_index,
-        split_batches=batches.split_batches,
-        even_batches=batches.even_batches,
-    )
-    return iter(shard)
+    is_shard = isinstance(shard, BatchSamplerShard) and not shard.split_batches
+    return int(shard.num_processes) if is_shard else 1
 
 
 def sampler_of(loader: DataLoader[Any]) -> Any:
-    """Return the sampler behind a loader's batches, whether or not they are dealt to ranks."""
+    """Return the sampler of a loader's batches, also where they are split between ranks."""
     batches: Any = loader.batch_sampler
     batches = getattr(batches, "batch_sampler", batches)
     return getattr(batches, "sampler", loader.sampler)

@@ -1,4 +1,4 @@
-"""Span corruption, by which T5 is pre-trained: lengths, blocks of text, collator; knows Hugging Face.
+"""Span corruption, T5's pre-training: lengths, blocks of text, collator.
 
 input   kept tokens, each removed span replaced by one sentinel, end of sequence
 target  each sentinel followed by the span it stands for, end of sequence
@@ -35,7 +35,7 @@ def t5_lengths(
     Args:
         input_length: tokens the encoder may see, end of sequence included; at least 3.
         noise_density: see `span_counts`.
-        mean_span_length: likewise.
+        mean_span_length: see `span_counts`.
 
     Returns:
         Tokens of a raw sequence, and of its target with end of sequence.
@@ -48,8 +48,8 @@ def t5_lengths(
     if input_length < 3 or not 0 < noise_density < 1 or mean_span_length < 1:
         raise DataError(
             f"input_length={input_length}, noise_density={noise_density} and "
-            f"mean_span_length={mean_span_length} cannot be met. input_length is at least 3, noise_density "
-            "between 0 and 1, mean_span_length at least 1. T5 takes 512, 0.15 and 3.0."
+            f"mean_span_length={mean_span_length}: input_length must be at least 3, noise_density between "
+            "0 and 1, mean_span_length at least 1. T5 has 512, 0.15 and 3.0."
         )
     best = target = 0
     # Of n tokens, n * (1 - noise_density) remain at least, but for rounding.
@@ -70,7 +70,7 @@ def cut_blocks(rows: Mapping[str, Sequence[Sequence[int]]], length: int) -> dict
 
 
 class DataCollatorForT5MLM:
-    """Remove random spans of tokens from blocks of text and ask for them, as in T5's pre-training.
+    """Remove random spans of tokens from blocks of text to predict them, as in T5's pre-training.
 
     Draws come from torch's global generator, which a run seeds and its checkpoints keep.
 
@@ -110,9 +110,9 @@ class DataCollatorForT5MLM:
         if missing or tokenizer.eos_token_id is None:
             lacking = missing[0] if missing else "an eos_token"
             raise DataError(
-                f"The tokenizer lacks {lacking}. Span corruption of {self.raw_length} tokens takes an "
+                f"The tokenizer lacks {lacking}. Span corruption of {self.raw_length} tokens needs an "
                 f"eos_token and {self._spans} sentinels, <extra_id_0> to {names[-1]}. Add them with "
-                "tokenizer.add_special_tokens and resize the model's embeddings, or take shorter inputs."
+                "tokenizer.add_special_tokens and resize the model's embeddings, or use shorter inputs."
             )
         self._sentinels = [vocabulary[name] for name in names]
         self._end = int(tokenizer.eos_token_id)
@@ -128,8 +128,8 @@ class DataCollatorForT5MLM:
     def _corrupt(self, tokens: list[int]) -> tuple[list[int], list[int]]:
         if len(tokens) != self.raw_length:
             raise DataError(
-                f"A row has {len(tokens)} tokens. DataCollatorForT5MLM takes rows of {self.raw_length}, its "
-                "raw_length. Cut the text with hfbridge.data.span_corruption.cut_blocks."
+                f"A row has {len(tokens)} tokens; DataCollatorForT5MLM needs its raw_length, "
+                f"{self.raw_length}. Use hfbridge.data.span_corruption.cut_blocks."
             )
         source: list[int] = []
         target: list[int] = []

@@ -147,7 +147,7 @@ def test_shards_of_any_length_are_read_by_the_first_rank(ranks, sizes):
 
 def test_a_stream_without_rows(ranks):
     errors = ranks(2).run(error_of_fit, (0, 0), {})
-    assert all("gave no rows in pass 1" in error for error in errors), errors
+    assert all("has no rows in epoch 1" in error for error in errors), errors
 
 
 def train_on_a_part(normalization: str) -> tuple[str, list[str]]:

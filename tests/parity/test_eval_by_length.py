@@ -109,5 +109,5 @@ def test_rows_without_lengths_are_refused() -> None:
     trainer = hfbridge.Trainer(SETTINGS, logger=False, enable_model_summary=False)
     rows = [{"words": "a b", "label": 0}] * 4
     data = hfbridge.HFDataModule(eval_dataset=rows, data_collator=PadRows(), eval_by_length=True)
-    with pytest.raises(DataError, match=r"neither numbers in a column 'length'"):
+    with pytest.raises(DataError, match=r"needs numbers in a column 'length'"):
         trainer.validate(module, data)

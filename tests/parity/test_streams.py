@@ -175,9 +175,9 @@ def module_and_trainer(**settings: Any) -> tuple[HFModule, Trainer]:
         ({}, Plain, "max_steps=-1"),
         ({"max_steps": 3, "dataloader_drop_last": True}, Plain, "dataloader_drop_last"),
         ({"max_steps": 3, "train_sampling_strategy": "group_by_length"}, Plain, "group_by_length"),
-        ({"max_steps": 3}, lambda rows: Plain([]), "gave no rows in pass 1"),
-        ({"max_steps": 30}, lambda rows: Once(rows), "gave no rows in pass 2"),
-        ({"max_steps": 3, "gradient_accumulation_steps": 5}, Plain, "no optimizer step is ever taken"),
+        ({"max_steps": 3}, lambda rows: Plain([]), "has no rows in epoch 1"),
+        ({"max_steps": 30}, lambda rows: Once(rows), "has no rows in epoch 2"),
+        ({"max_steps": 3, "gradient_accumulation_steps": 5}, Plain, "no optimizer step is taken"),
     ],
 )
 def test_what_cannot_be_done_is_said(settings: dict[str, Any], make: Any, told: str) -> None:

@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, DataLoader
 
-from hfbridge.data.length_grouping import Regrouped, deal
+from hfbridge.data.length_grouping import Regrouped, assign_micro_batches
 from hfbridge.data.samplers import batches_from
 from tests.properties.test_split_law import (
     LAW,
@@ -116,7 +116,7 @@ def test_steps_behind_are_left_out_as_if_they_had_been_read(
         behind = data.draw(st.integers(0, len(whole)), label="behind")
         asked.clear()
         accumulation = given_["accumulation"]
-        rest = list(batches_from(loader, first_row, windows=behind, accumulation=accumulation))
+        rest = list(batches_from(loader, first_row, steps=behind, accumulation=accumulation))
         assert windows_of(rest, share.sizes()) == whole[behind:]
         assert asked == asked_of_all[behind:], "lengths of rows that are behind were read"
 
@@ -131,7 +131,9 @@ def test_padding_never_grows_and_ranks_carry_alike(lengths: list[int], ranks: in
 
     size, micro_batches = 2, 12 // ranks
     as_drawn = [list(range(i, i + size)) for i in range(0, 24, size)]
-    dealt = deal(range(24), lengths, ranks=ranks, micro_batches=micro_batches, max_tokens=None)
+    dealt = assign_micro_batches(
+        range(24), lengths, ranks=ranks, micro_batches=micro_batches, max_tokens=None
+    )
     assert padded([batch for of_rank in dealt for batch in of_rank]) <= padded(as_drawn)
     loads = [padded(of_rank) for of_rank in dealt]
     assert max(loads) - min(loads) <= size * LONGEST
@@ -155,7 +157,7 @@ def test_a_budget_is_kept_with_the_fewest_micro_batches_and_then_the_least_paddi
         parts.append(part)
         if all(len(part) == 1 or len(part) * part[0] <= budget for part in parts):
             ways.append((len(parts), sum(len(part) * part[0] for part in parts)))
-    (dealt,) = deal(range(len(lengths)), lengths, ranks=1, micro_batches=1, max_tokens=budget)
+    (dealt,) = assign_micro_batches(range(len(lengths)), lengths, ranks=1, micro_batches=1, max_tokens=budget)
     found = [[lengths[row] for row in batch] for batch in dealt]
     assert (len(found), sum(len(batch) * max(batch) for batch in found)) == min(ways)
 
@@ -173,7 +175,9 @@ def test_the_gradient_of_a_step_stays_the_same(kind: str, data: st.DataObject) -
     assume(count_items(batch_of(rows), read_traits(model)))
     as_drawn = [rows[i : i + size] for i in range(0, count, size)]
     lengths = [len(row["input_ids"]) for row in rows]
-    (dealt,) = deal(range(count), lengths, ranks=1, micro_batches=len(as_drawn), max_tokens=budget)
+    (dealt,) = assign_micro_batches(
+        range(count), lengths, ranks=1, micro_batches=len(as_drawn), max_tokens=budget
+    )
     expected, loss = gradient_of(model, [batch_of(part) for part in as_drawn])
     found, losses = gradient_of(model, [batch_of([rows[i] for i in part]) for part in dealt])
     assert relative(found, expected) < LAW

@@ -57,7 +57,7 @@ def test_it_is_the_end_of_the_whole_pass(dealing: dict[str, Any], data: st.DataO
     full = len(whole) // accumulation
     behind = data.draw(st.integers(0, full), label="windows behind")
     loader: DataLoader[Any] = DataLoader(range(rows), batch_sampler=share_of(order, dealing))  # type: ignore[arg-type]
-    rest = list(batches_from(loader, first_row, windows=behind, accumulation=accumulation))
+    rest = list(batches_from(loader, first_row, steps=behind, accumulation=accumulation))
     assert rest == whole[behind * accumulation :]
 
 
@@ -87,7 +87,7 @@ def calls_until_the_first(rows: int, *, ranks: int) -> int:
 
     sys.setprofile(note)
     try:
-        first = next(batches_from(loader, 0, windows=behind))
+        first = next(batches_from(loader, 0, steps=behind))
     finally:
         sys.setprofile(None)
     assert first == list(range(behind * SIZE * ranks, behind * SIZE * ranks + SIZE))

@@ -15,14 +15,13 @@ from transformers.trainer_utils import RemoveColumnsCollator
 
 from hfbridge.data.columns import (
     TensorColumnsCollator,
-    accepted_columns,
     check_labels,
     default_collator,
     keep_columns,
     keep_tensor_columns,
-    label_names_of,
 )
 from hfbridge.errors import DataError
+from hfbridge.models.signature import accepted_columns, label_names_of
 from tests.tiny import PadRows, make_model, make_rows
 
 
@@ -146,7 +145,7 @@ def test_right_labels_and_the_ignored_one_pass():
 
 
 def test_nested_labels_are_checked():
-    with pytest.raises(DataError, match=r"holds 5\. With num_labels=5 they may be 0 to 4"):
+    with pytest.raises(DataError, match=r"holds 5\. With num_labels=5 they must be 0 to 4"):
         check("labels", [[0, 4], [5, -100]], make_model("bert-token"))
 
 

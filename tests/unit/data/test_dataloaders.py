@@ -8,7 +8,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 
 from hfbridge.data.dataloaders import EvalLoader, TrainLoader
 from hfbridge.data.factory import RecordedBatches
-from hfbridge.data.samplers import _WithoutRepeats
+from hfbridge.data.samplers import _UnpaddedShard
 
 
 class Rows(torch.utils.data.Dataset):
@@ -151,22 +151,22 @@ def test_after_an_epoch_a_stateful_loader_begins_another():
 
 @pytest.mark.parametrize("rows", range(1, 12))
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-@pytest.mark.parametrize("fills_up", [False, True])
-def test_each_row_is_predicted_by_one_rank_and_once(rows, ranks, fills_up):
+@pytest.mark.parametrize("pads", [False, True])
+def test_each_row_is_predicted_by_one_rank_and_once(rows, ranks, pads):
     seen, lengths = [], []
     for rank in range(ranks):
         whole = BatchSampler(SequentialSampler(range(rows)), 2, False)
-        sampling = {"batch_sampler": _WithoutRepeats(whole, num_processes=ranks, process_index=rank)}
+        sampling = {"batch_sampler": _UnpaddedShard(whole, num_processes=ranks, process_index=rank)}
         if ranks == 1:
             sampling = {"sampler": SequentialSampler(range(rows)), "batch_size": 2, "drop_last": False}
-        batches = RecordedBatches(sampling, rows=rows, fills_up=fills_up)
+        batches = RecordedBatches(sampling, rows=rows, pads=pads)
         found = list(batches)
         assert len(batches) == len(found) == len(batches.seen_batch_indices)
         for batch, recorded in zip(found, batches.seen_batch_indices, strict=True):
             assert batch
             assert recorded in (batch, [])
-            assert recorded or fills_up
+            assert recorded or pads
         seen += [row for recorded in batches.seen_batch_indices for row in recorded]
         lengths.append(len(found))
     assert sorted(seen) == list(range(rows))
-    assert not fills_up or len(set(lengths)) == 1
+    assert not pads or len(set(lengths)) == 1

@@ -8,7 +8,7 @@ from accelerate.data_loader import SeedableRandomSampler
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 from transformers import set_seed
 
-from hfbridge.data.samplers import NativeSamplers, micro_batches_of
+from hfbridge.data.samplers import HFSamplers, micro_batches_of
 from hfbridge.settings import Settings
 
 SIZE = 3  # rows of a micro-batch
@@ -17,7 +17,7 @@ ROWS = list(range(20))
 
 def train_sampler(rows, *, strategy, data_seed, **more):
     settings = Settings(train_sampling_strategy=strategy, data_seed=data_seed, use_cpu=True, **more)
-    return NativeSamplers(settings.as_training_arguments(), None).of_training(rows, 8)["sampler"]
+    return HFSamplers(settings.as_training_arguments(), None).train_sampling(rows, 8)["sampler"]
 
 
 def test_torchs_own_sampler_if_asked_for():
@@ -38,7 +38,7 @@ def test_micro_batches_are_counted_before_there_are_rows_to_look_at(strategy, dr
         dataloader_drop_last=drop_last,
     )
     rows = [{"input_ids": [1] * (1 + i % 5)} for i in range(20)]
-    parts = NativeSamplers(settings.as_training_arguments(), None).of_training(rows, SIZE)
+    parts = HFSamplers(settings.as_training_arguments(), None).train_sampling(rows, SIZE)
     assert micro_batches_of(20, SIZE, settings, world_size=1) == len(DataLoader(rows, **parts))
 
 
@@ -90,7 +90,7 @@ def evaluation_batches(rows, ranks, *, repeats, **config):
                 split_batches=config.get("splits", False), use_seedable_sampler=True
             ),
         )
-        parts = NativeSamplers(args, None).of_evaluation(
+        parts = HFSamplers(args, None).eval_sampling(
             range(rows), "eval", batch_size=args.eval_batch_size, repeats=repeats
         )
         dealt.append(list(parts["batch_sampler"]))
