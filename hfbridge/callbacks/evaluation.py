@@ -27,7 +27,7 @@ from hfbridge.data.dataloaders import EvalLoader
 from hfbridge.data.iterable import StreamEvalLoader
 from hfbridge.evaluation.collector import AnySet, EvalSet, StreamedSet, UserSet, is_list_of_objects
 from hfbridge.evaluation.evaluation_loop import EvalOptions, Evaluation
-from hfbridge.evaluation.generation import Generation, generates
+from hfbridge.evaluation.generation import Generation, is_generating
 from hfbridge.evaluation.memory import MemoryTracker, Stage
 from hfbridge.evaluation.metrics import check_called_by_batch, check_is_computed, metric_name
 from hfbridge.losses.chunked import logits_kept
@@ -103,7 +103,7 @@ class Evaluator:
         """
         if args.batch_eval_metrics and module.compute_metrics is not None:
             check_called_by_batch(module.compute_metrics)
-        crosses = args.eval_use_gather_object and args.world_size > 1 and not generates(args)
+        crosses = args.eval_use_gather_object and args.world_size > 1 and not is_generating(args)
         if crosses and module.loss_normalization == "native":
             module.info_once(f"{_JOINS_CROSSWISE}{module.advice.exact}.")
         if self.is_first_run:
@@ -167,7 +167,7 @@ class Evaluator:
 
     def generation_of(self, module: Any) -> Generation | None:
         """Say how evaluations and predictions generate; `None` if they do not."""
-        if not generates(module.args):
+        if not is_generating(module.args):
             return None
         return Generation.of(
             module.args,

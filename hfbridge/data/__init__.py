@@ -1,1 +1,1 @@
-"""From examples to windows of micro-batches; knows Hugging Face, not Lightning."""
+"""From examples to micro-batches and their optimizer steps."""

@@ -1,1 +1,1 @@
-"""From predictions to metrics; knows Hugging Face, not Lightning."""
+"""From predictions to metrics."""

@@ -1,9 +1,8 @@
-"""Predictions of an evaluation, collected part by part; knows Hugging Face.
+"""Collect the predictions of an evaluation part by part.
 
-per part        losses, one a row; logits, labels and inputs (tensors or tuples of them, first dimension the
-                rows); in "native" a part is a round, the batches that all ranks run at the same time, in
-                "exact" a batch, as in one process
-at the end      numpy arrays over the whole set, padded with -100 where lengths differ, or a list of those
+per part        losses of samples; logits, labels and inputs (tensors or tuples of them, [samples, ...]);
+                in "native" a part is a round, the batches that ranks run at the same time, else a batch
+at the end      numpy arrays over the full set, padded with -100 where lengths differ, or a list of those
                 of each part
 """
 
@@ -18,7 +17,7 @@ from accelerate.utils.operations import recursively_apply
 from torch import Tensor
 from transformers.trainer_pt_utils import EvalLoopContainer, nested_detach, nested_numpify
 
-from hfbridge.evaluation.gather import of_each_rank
+from hfbridge.evaluation.gather import gather_per_rank
 
 _BLOCK = 256  # mean losses in one tensor
 
@@ -28,14 +27,13 @@ class EvalSet:
     """A set to evaluate, in rounds: the batches that all ranks run at the same time.
 
     Attributes:
-        prefix: what its metrics' names begin with: "eval", "eval_<key>" or "test".
-        samples: rows of the set.
-        batches: batches it is read in on each rank, which is the number of rounds; the last round may hold
-            fewer rows than the others.
-        batch_size: rows of a full batch, as the settings have it.
-        ranks: ranks that share the set.
-        splits: the batches of a round are one of that size, split (`split_batches`).
-        order: the rows' numbers in the order they are evaluated in; `None` is that of the set.
+        prefix: of the metrics' names: "eval", "eval_<key>" or "test".
+        samples: of the set.
+        batches: of each rank, which is the number of rounds; the last round may be short.
+        batch_size: samples of a full batch, as in the settings.
+        ranks: that share the set.
+        splits: `batch_size` is that of all ranks together (`split_batches`).
+        order: sample indices in the order they are evaluated in; `None` is that of the set.
     """
 
     prefix: str
@@ -48,7 +46,7 @@ class EvalSet:
 
     @property
     def steps(self) -> int:
-        """Rounds as the native speed counts them: one that is dropped included, and none split."""
+        """Rounds as the HF Trainer counts them for the speed: a dropped one included, and none split."""
         return -(-self.samples // (self.batch_size * self.ranks))
 
     def is_last(self, index: int) -> bool:
@@ -56,35 +54,34 @@ class EvalSet:
         return index + 1 == self.batches
 
     def rows_of(self, index: int) -> int:
-        """Rows of a round, without those that are repeated to fill it up."""
+        """Samples of a round, without repeated ones."""
         size = self._share * self.ranks
         return min(size, self.samples - index * size)
 
     def remainder_of(self, index: int) -> int:
-        """Rows that a round which is filled up is cut to; 0 for any other."""
+        """Samples that a padded round is cut to; 0 for any other."""
         rows = self.rows_of(index)
         return 0 if rows == self._share * self.ranks else rows
 
     def rows_by_rank(self, index: int) -> tuple[int, ...]:
-        """Rows of each batch of a round, without repeated ones; the ranks behind have none."""
+        """Samples of each batch of a round, without repeated ones; further ranks have none."""
         rows, share = self.rows_of(index), self._share
         return tuple(min(share, rows - start) for start in range(0, rows, share))
 
     @property
     def _share(self) -> int:
-        """Rows of a full batch of one rank."""
+        """Samples of a full batch of one rank."""
         return self.batch_size // self.ranks if self.splits else self.batch_size
 
 
 class StreamedSet:
-    """A stream to evaluate, which tells its rounds as they come; in its other words an `EvalSet`.
+    """A stream to evaluate, with the interface of `EvalSet`.
 
     Args:
-        prefix: likewise.
-        batch_size: likewise.
-        source: counts its rounds: `rounds`, each the rows of all ranks and of one, `is_complete`, and
-            `remainder`.
-        ranks: likewise.
+        prefix: see `EvalSet`.
+        batch_size: see `EvalSet`.
+        source: a `StreamEvalLoader`.
+        ranks: see `EvalSet`.
     """
 
     def __init__(self, prefix: str, batch_size: int, source: Any, *, ranks: int = 1) -> None:
@@ -94,17 +91,17 @@ class StreamedSet:
 
     @property
     def samples(self) -> int:
-        """Rows so far."""
+        """Samples so far."""
         return sum(rows for rows, _ in self._source.rounds)
 
     @property
     def batches(self) -> int:
-        """Rounds of the whole stream; -1 while that is not known."""
+        """Rounds of the stream; -1 while unknown."""
         return len(self._source.rounds) if self._source.is_complete else -1
 
     @property
     def steps(self) -> int:
-        """Rounds as the native speed counts them."""
+        """Rounds as the HF Trainer counts them for the speed."""
         return -(-self.samples // (self.batch_size * self.ranks))
 
     def is_last(self, index: int) -> bool:
@@ -112,22 +109,22 @@ class StreamedSet:
         return index + 1 == self.batches
 
     def remainder_of(self, index: int) -> int:
-        """Rows that the last round is cut to; 0 for any other, and if accelerate does not know it."""
+        """Samples that the last round is cut to; 0 for any other, and where accelerate does not know."""
         return int(self._source.remainder) if self.is_last(index) else 0
 
     def rows_by_rank(self, index: int) -> tuple[int, ...]:
-        """Rows of each batch of a round, without repeated ones; the ranks behind have none."""
+        """Samples of each batch of a round, without repeated ones; further ranks have none."""
         rows, share = self._source.rounds[index]
         return tuple(min(share, rows - start) for start in range(0, rows, share))
 
 
 class UserSet:
-    """A loader of the user's to evaluate: its batches are counted as they come; else like an `EvalSet`.
+    """A loader of the user's to evaluate, of unknown length, with the interface of `EvalSet`.
 
     Args:
-        prefix: what its metrics' names begin with.
-        batch_size: samples of a full batch, as the settings have it.
-        ranks: ranks that evaluate, each with batches of its own.
+        prefix: see `EvalSet`.
+        batch_size: see `EvalSet`.
+        ranks: that evaluate, each its own batches.
     """
 
     def __init__(self, prefix: str, batch_size: int, *, ranks: int = 1) -> None:
@@ -136,12 +133,8 @@ class UserSet:
         self._rounds: list[tuple[int, ...]] = []
 
     def add_round(self, samples: int) -> None:
-        """Count a batch of each rank.
-
-        Args:
-            samples: of this rank's batch.
-        """
-        self._rounds.append(tuple(of_each_rank(samples, ranks=self.ranks)))
+        """Add a round, from the number of samples of this rank's batch."""
+        self._rounds.append(tuple(gather_per_rank(samples, ranks=self.ranks)))
 
     @property
     def samples(self) -> int:
@@ -150,7 +143,7 @@ class UserSet:
 
     @property
     def batches(self) -> int:
-        """Rounds: it is not known which one is the last."""
+        """Unknown."""
         return -1
 
     @property
@@ -159,11 +152,11 @@ class UserSet:
         return len(self._rounds)
 
     def is_last(self, index: int) -> bool:
-        """Whether a round is the last one, which is not known."""
+        """Unknown."""
         return False
 
     def remainder_of(self, index: int) -> int:
-        """Samples that the last round is cut to: no round is."""
+        """No round is padded."""
         return 0
 
     def rows_by_rank(self, index: int) -> tuple[int, ...]:
@@ -176,15 +169,15 @@ AnySet = EvalSet | StreamedSet | UserSet
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What a batch, or a round of batches, gave.
+    """The results of a batch, or of a round of batches.
 
     Attributes:
-        losses: the mean loss of a row's batch, for each row; `None` without labels.
+        losses: the batch's mean loss, for each sample; `None` without labels.
         logits: `None` if not kept.
-        labels: `None` if not kept or not there.
-        inputs: what was asked for of the inputs; `None` if nothing.
-        mean: mean loss of a batch that is weighed by its items; `None` if rows weigh.
-        items: items that it is a mean of.
+        labels: `None` if not kept or missing.
+        inputs: `None` if not kept.
+        mean: mean loss of a batch that is weighted by items; `None` if losses are weighted by sample.
+        items: that it is a mean of.
     """
 
     losses: Any
@@ -197,15 +190,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Collected:
-    """What an evaluation has seen.
+    """The results of an evaluation, as arrays, tuples of arrays, or lists of these.
 
     Attributes:
-        predictions: array, tuple of arrays, list of these, or `None` when only losses were kept.
-        label_ids: likewise; `None` without labels.
-        inputs: likewise; `None` if not kept.
-        losses: one a row, or a list of those; `None` without labels.
-        means: mean loss of each batch; `None` without labels, or if rows weigh.
-        items: items that each of these is a mean of.
+        predictions: `None` if only losses were kept.
+        label_ids: `None` without labels.
+        inputs: `None` if not kept.
+        losses: of samples; `None` without labels.
+        means: mean loss of each batch; `None` without labels, or if losses are weighted by sample.
+        items: that each of these is a mean of.
     """
 
     predictions: Any
@@ -215,21 +208,17 @@ class Collected:
     means: np.ndarray[Any, Any] | None
     items: np.ndarray[Any, np.dtype[np.int64]]
 
-    def put_back(self, order: Sequence[int]) -> "Collected":
-        """Put what was collected of the rows into the order of the set.
-
-        Args:
-            order: the row's number in the set, for each row that was collected.
-        """
+    def restore_order(self, order: Sequence[int]) -> "Collected":
+        """Sort by sample indices, given that of each collected sample."""
         places = np.argsort(np.asarray(order), kind="stable")
-        rows = {name: getattr(self, name) for name in ("predictions", "label_ids", "inputs", "losses")}
+        fields = {name: getattr(self, name) for name in ("predictions", "label_ids", "inputs", "losses")}
 
         def ordered(value: Any) -> Any:
             if is_list_of_objects(value):
                 return [value[place] for place in places]
             return recursively_apply(lambda array: array[places], value, test_type=_is_array)
 
-        return replace(self, **{name: ordered(value) for name, value in rows.items() if value is not None})
+        return replace(self, **{name: ordered(value) for name, value in fields.items() if value is not None})
 
 
 def _is_array(value: Any) -> bool:
@@ -242,7 +231,7 @@ def is_list_of_objects(value: Any) -> bool:
 
 
 class _Objects:
-    """Keep a dict of each sample; in other words an `EvalLoopContainer`."""
+    """Keep a dict of each sample, with the interface of `EvalLoopContainer`."""
 
     def __init__(self) -> None:
         self._kept: list[Any] = []
@@ -262,12 +251,10 @@ class Collector:
     """Collect losses, logits, labels and inputs of one evaluation.
 
     Args:
-        move_every: parts after which what is kept moves from the device to numpy; `None` keeps it there
-            until the end.
-        joins: join the parts; otherwise they become a list.
-        keeps: what of a part is collected.
-        lists_objects: join lists of dicts, one of each sample, to a longer list; otherwise as the HF Trainer
-            does, which joins the first dicts of all parts, the second ones, and so on.
+        move_every: parts after which tensors move from the device to numpy; `None`: at the end.
+        joins: join the parts; otherwise list them.
+        keeps: fields of a part that are collected.
+        lists_objects: concatenate lists of dicts; the HF Trainer joins the first dicts of all parts etc.
 
     Mirrors: transformers.Trainer.evaluation_loop
     """
@@ -288,14 +275,13 @@ class Collector:
         self._parts = 0
 
     def add(self, part: Part) -> None:
-        """Take in a part."""
+        """Collect a part."""
         self._parts += 1
         if part.mean is not None:
             place = len(self._items) % _BLOCK
             if place == 0:
                 self._blocks.append(part.mean.new_empty(_BLOCK))
-            # A tensor of its own would take a hundred times the bytes, and on the CPU lie where the logits of
-            # the next batch would else: the heap grows with every batch.
+            # A tensor of its own would take a hundred times the bytes, and fragment the CPU's heap.
             self._blocks[-1][place] = part.mean
             self._items.append(part.items)
         for name, container in self._kept.items():
@@ -308,7 +294,7 @@ class Collector:
                 container.to_cpu_and_numpy()
 
     def finish(self) -> Collected:
-        """Hand over everything as numpy arrays."""
+        """Return everything as numpy arrays."""
         arrays = {name: container.get_arrays() for name, container in self._kept.items()}
         return Collected(
             predictions=arrays.get("logits"),

@@ -1,9 +1,8 @@
-"""What the ranks of an evaluation tell each other; knows Hugging Face.
+"""Gather the batches of an evaluation from all ranks.
 
-loss_normalization    gathered                               rows that fill up the last round
-"native"              a round as a whole, padded with -100   cut off by accelerate; their losses count
-"exact"               each rank's batch in its own shape     left out; a rank that has no others runs them
-                                                             along with the others' batches, and drops them
+loss_normalization    gathered                               samples that pad the last round
+"native"              a round at once, padded with -100      cut off by accelerate; their losses count
+"exact"               each rank's batch in its own shape     dropped
 """
 
 from collections.abc import Mapping
@@ -21,16 +20,13 @@ _PADDING = -100
 
 
 def gather(data: Any, *, ranks: int, is_last: bool, remainder: int, as_objects: bool) -> Any:
-    """Gather a round as accelerate does: the last one is cut to the rows that the set has left.
-
-    In one process that changes nothing, unless something's first dimension is not the rows; and as objects a
-    tuple of tensors is cut like a tensor.
+    """Gather a round as accelerate does: the last one is cut to the remaining samples of the set.
 
     Args:
-        data: what this rank has: tensors or tuples of them, or anything else.
-        ranks: ranks that share the set.
-        is_last: this is the last round.
-        remainder: rows of the set modulo those of a round; 0 if short rounds are dropped.
+        data: of this rank: tensors or tuples of them, or any object.
+        ranks: that share the set.
+        is_last: whether this is the last round.
+        remainder: samples of the set modulo those of a round; 0 if short rounds are dropped.
         as_objects: `eval_use_gather_object`.
 
     Mirrors: accelerate.Accelerator.gather_for_metrics
@@ -53,33 +49,30 @@ def pad(data: Any, *, ranks: int) -> Any:
     return operations.pad_across_processes(data, dim=1, pad_index=_PADDING)
 
 
-def of_each_rank(data: Any, *, ranks: int) -> list[Any]:
-    """Gather what each rank holds, as it is: nothing is padded, joined or cut.
+def gather_per_rank(data: Any, *, ranks: int) -> list[Any]:
+    """Gather the data of each rank, without padding, joining or cutting.
 
     Args:
-        data: what this rank has: tensors of any shapes, tuples, lists and dicts of them, or anything else.
-        ranks: ranks that share the set.
-
-    Returns:
-        The data of each rank.
+        data: of this rank: tensors of any shapes, tuples, lists and dicts of them, or any object.
+        ranks: that share the set.
 
     Proved by: tests/distributed/test_evaluation.py
     """
     if ranks == 1 or data is None:
         return [data] * ranks
     if isinstance(data, Tensor):
-        return _tensors_of_each_rank(data)
+        return _gather_tensors(data)
     if type(data) in (tuple, list):
-        parts = [of_each_rank(part, ranks=ranks) for part in data]
+        parts = [gather_per_rank(part, ranks=ranks) for part in data]
         return [type(data)(part[rank] for part in parts) for rank in range(ranks)]
     if isinstance(data, Mapping) and all(isinstance(value, Tensor) for value in data.values()):
-        named = {name: of_each_rank(value, ranks=ranks) for name, value in data.items()}
+        named = {name: gather_per_rank(value, ranks=ranks) for name, value in data.items()}
         return [{name: values[rank] for name, values in named.items()} for rank in range(ranks)]
     return gather_objects(data)
 
 
-def _tensors_of_each_rank(tensor: Tensor) -> list[Tensor]:
-    """Gather tensors of one number of dimensions, filled up to one shape for the way."""
+def _gather_tensors(tensor: Tensor) -> list[Tensor]:
+    """Gather tensors with equally many dimensions, padded to one shape for the transfer."""
     if tensor.ndim == 0:
         return list(operations.gather(tensor[None]).unbind())
     shapes = operations.gather(torch.tensor([tensor.shape], device=tensor.device)).tolist()
@@ -91,8 +84,8 @@ def _tensors_of_each_rank(tensor: Tensor) -> list[Tensor]:
     ]
 
 
-def known_to_all(names: frozenset[str] | None) -> frozenset[str] | None:
-    """Return the names that all ranks have; `None` if one of them does not know its own."""
+def intersect_across_ranks(names: frozenset[str] | None) -> frozenset[str] | None:
+    """Return the names that all ranks have; `None` if a rank has `None`."""
     found: list[frozenset[str] | None] = gather_objects(names)
     known = [one for one in found if one is not None]
     return frozenset.intersection(*known) if len(known) == len(found) else None

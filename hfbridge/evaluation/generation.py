@@ -1,16 +1,10 @@
-"""Evaluation by generating (`predict_with_generate`), and the texts that come of it; knows Hugging Face.
+"""Evaluate by generating (`predict_with_generate`), and decode the predictions.
 
-setting                    what becomes of it
-generation_config          takes the place of model.generation_config when the model is made ready
-generation_max_length      max_length of each `generate`, unless a call gives max_length or max_new_tokens
-generation_num_beams       num_beams of each `generate`, unless a call gives it
+"native" predicts, gathers and averages like `transformers.Seq2SeqTrainer`: `compute_loss_func` is ignored,
+smoothed labels are not shifted, and samples that pad the last round are kept. "exact" evaluates as ever.
 
-In "native" a batch is predicted, gathered and averaged as by `transformers.Seq2SeqTrainer`: its loss is the
-model's own whatever `compute_loss_func` says, smoothed labels are not shifted, and the rows that fill up the
-last round are not cut off. In "exact" loss and rows are those of any other evaluation.
-
-A decoder alone (GPT-2, Llama) continues its `input_ids`, and predictions begin with them. So evaluation rows
-are prompts without their answers, padded on the left; `labels`, of the same length, give the loss only.
+Predictions of a decoder-only model begin with its `input_ids`, so evaluation samples are prompts without
+answers, padded on the left; `labels`, of the same length, are for the loss only.
 """
 
 import copy
@@ -33,8 +27,8 @@ _PADDING = -100
 _OF_LABELS = frozenset({"decoder_input_ids", "decoder_attention_mask"})
 
 
-def generates(args: TrainingArguments) -> bool:
-    """Tell whether evaluations generate; only `Seq2SeqTrainingArguments` say so."""
+def is_generating(args: TrainingArguments) -> bool:
+    """Whether evaluations generate, which only `Seq2SeqTrainingArguments` can set."""
     return bool(getattr(args, "predict_with_generate", False))
 
 
@@ -44,8 +38,8 @@ class Generation:
 
     Attributes:
         arguments: of `generate`.
-        processing_class: tokenizer or processor, whose pad token fills rows up; `None` for the model's.
-        weight_by_sample: the loss is the native one.
+        processing_class: tokenizer or processor with the pad token; `None` for the model's.
+        weight_by_sample: compute the loss of the HF Trainer.
         smoothing: `label_smoothing_factor`, for that loss.
 
     Proved by: tests/parity/test_generation.py
@@ -60,11 +54,11 @@ class Generation:
     def of(
         cls, args: Any, *, given: Mapping[str, Any], processing_class: Any, weight_by_sample: bool
     ) -> "Generation":
-        """Complete what a call gives by the settings.
+        """Complete the arguments of `generate` by the settings.
 
         Args:
-            args: the settings, `Seq2SeqTrainingArguments`.
-            given: arguments of `generate` that win over them.
+            args: `Seq2SeqTrainingArguments`: `generation_max_length` and `generation_num_beams` are defaults.
+            given: arguments that take precedence.
             processing_class: as above.
             weight_by_sample: as above.
 
@@ -87,18 +81,16 @@ class Generation:
     ) -> Prediction:
         """Generate for one batch, and compute its loss if it has labels.
 
-        On several ranks that hold parts of the weights only, all generate until the last one is done.
-
         Args:
             model: the Hugging Face model, in eval mode.
             batch: inputs and labels, on the model's device.
             loss_of: computes loss, outputs and items of a batch, in "exact".
 
         Returns:
-            The token ids as logits, [batch, length], padded as natively.
+            The token ids as logits, [batch, length].
 
         Raises:
-            DataError: the prompts leave no room below the maximum length.
+            DataError: the prompts are as long as the maximum length.
 
         Mirrors: transformers.Seq2SeqTrainer.prediction_step
         """
@@ -110,19 +102,19 @@ class Generation:
             return {"loss": loss}
 
         smoother = LabelSmoother(epsilon=self.smoothing) if self.weight_by_sample and self.smoothing else None
-        asked: Any = _StandIn(model, self.processing_class, smoother, dict(self.arguments))
+        stand_in: Any = _StandIn(model, self.processing_class, smoother, dict(self.arguments))
         try:
             called: Any = model if self.weight_by_sample else exactly
             found: Any = Seq2SeqTrainer.prediction_step(
-                asked, called, dict(batch), prediction_loss_only=False
+                stand_in, called, dict(batch), prediction_loss_only=False
             )
         except ValueError as error:
             if not str(error).startswith("Input length of"):
                 raise
             raise DataError(
-                f"Nothing can be generated: {str(error).partition('. This')[0]}. A decoder counts its prompt "
-                "in max_length: raise generation_max_length above the longest prompt, or leave it out and "
-                "pass generation_config=GenerationConfig(max_new_tokens=...)."
+                f"Nothing can be generated: {str(error).partition('. This')[0]}. The prompt counts in "
+                "max_length: raise generation_max_length above the longest prompt, or leave it out and pass "
+                "generation_config=GenerationConfig(max_new_tokens=...)."
             ) from error
         loss, tokens, labels = found
         return Prediction(loss, weight, tokens, labels)
@@ -142,10 +134,9 @@ def _no_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Any, int]:
 
 
 class _StandIn(SimpleNamespace):
-    """What `Seq2SeqTrainer.prediction_step` asks of its Trainer.
+    """What `Seq2SeqTrainer.prediction_step` reads of its Trainer.
 
-    It is called as a function rather than written again; the names it looks up are pinned by
-    tests/unit/evaluation/test_generation.py.
+    The names are pinned by tests/unit/evaluation/test_generation.py.
     """
 
     args = SimpleNamespace(predict_with_generate=True, prediction_loss_only=False)
@@ -163,30 +154,29 @@ class _StandIn(SimpleNamespace):
         return inputs
 
 
-def make_ready(model: Any, args: Any, *, processing_class: Any, is_first: bool, saves: bool) -> None:
-    """Give a model the settings' `generation_config`, and see that evaluations can generate.
+def prepare_generation(model: Any, args: Any, *, processing_class: Any, is_first: bool, saves: bool) -> None:
+    """Set the model's `generation_config` from the settings, and check that evaluations can generate.
 
     Args:
         model: the Hugging Face model.
         args: the settings.
         processing_class: tokenizer or processor, or `None`.
-        is_first: nothing has been run with the model; natively it is given its configuration once.
+        is_first: the model was not used in a run before; the HF Trainer sets the configuration once.
         saves: the run writes checkpoints.
 
     Raises:
         SettingsError: `generation_config` cannot be read, or is not valid.
-        ModelError: the model cannot generate, there is no pad token, or its own configuration could not be
-            saved.
+        ModelError: the model cannot generate, there is no pad token, or its configuration cannot be saved.
 
     Mirrors: transformers.Seq2SeqTrainer.load_generation_config
     """
     given = getattr(args, "generation_config", None)
     kind = type(model).__name__
     can_generate = getattr(model, "can_generate", lambda: callable(getattr(model, "generate", None)))
-    if (generates(args) or given is not None) and not can_generate():
-        name = "predict_with_generate=True" if generates(args) else "generation_config"
+    if (is_generating(args) or given is not None) and not can_generate():
+        name = "predict_with_generate=True" if is_generating(args) else "generation_config"
         raise ModelError(
-            f"{name} asks for a model that generates, and {kind} cannot. Use a class with a language model "
+            f"{name} needs a model that generates, and {kind} cannot. Use a class with a language model "
             "head, such as AutoModelForSeq2SeqLM or AutoModelForCausalLM, or leave the setting out."
         )
     if given is not None and is_first:
@@ -194,16 +184,15 @@ def make_ready(model: Any, args: Any, *, processing_class: Any, is_first: bool, 
             model.generation_config = Seq2SeqTrainer.load_generation_config(given)
         except (OSError, ValueError) as error:
             raise SettingsError(
-                f"generation_config={given!r} cannot be used: {error} Give a GenerationConfig, a dictionary, "
-                "or a folder or file that GenerationConfig.save_pretrained has written."
+                f"generation_config={given!r} cannot be used: {error} Pass a GenerationConfig, a dict, or a "
+                "folder or file of GenerationConfig.save_pretrained."
             ) from error
-    if not generates(args):
+    if not is_generating(args):
         return
     if _pad_token_of(model, processing_class) is None:
         raise ModelError(
             f"predict_with_generate=True pads what {kind} generates, and there is no pad token. Set "
-            "tokenizer.pad_token and pass processing_class=tokenizer, or set "
-            "model.config.pad_token_id."
+            "tokenizer.pad_token and pass processing_class=tokenizer, or set model.config.pad_token_id."
         )
     _check_start(model)
     if saves:
@@ -211,27 +200,26 @@ def make_ready(model: Any, args: Any, *, processing_class: Any, is_first: bool, 
             model.generation_config.validate(strict=True)
         except ValueError as error:
             raise ModelError(
-                f"The generation_config of {kind} is not valid, and checkpoints could not be saved after an "
-                f"evaluation: {error} Correct model.generation_config, or pass generation_config= in the "
-                "settings."
+                f"The generation_config of {kind} is not valid, so checkpoints cannot be saved: {error} "
+                "Correct model.generation_config, or set generation_config."
             ) from error
 
 
 def _check_start(model: Any) -> None:
-    """See that a decoder which has an encoder knows what to begin with."""
+    """Check that an encoder-decoder model has a first token for its decoder."""
     config = getattr(model, "generation_config", None)
     if config is None or not getattr(model.config, "is_encoder_decoder", False):
         return
     if config.decoder_start_token_id is None and config.bos_token_id is None:
         raise ModelError(
             f"The generation_config of {type(model).__name__} has neither decoder_start_token_id nor "
-            "bos_token_id. One in the settings takes the place of the model's as a whole: begin with "
-            "copy.deepcopy(model.generation_config), and change what you like."
+            "bos_token_id. The one in the settings replaces the model's: start from "
+            "copy.deepcopy(model.generation_config)."
         )
 
 
 def _pad_token_of(model: Any, processing_class: Any) -> int | None:
-    """Find what fills generated rows up.
+    """Return the pad token of generated samples.
 
     Mirrors: transformers.Seq2SeqTrainer._pad_tensors_to_max_len
     """
@@ -244,8 +232,8 @@ def _pad_token_of(model: Any, processing_class: Any) -> int | None:
 
 
 @contextmanager
-def keeping_config(model: Any) -> Iterator[None]:
-    """Generate, and have the model's generation config, which that completes, as it was."""
+def preserve_generation_config(model: Any) -> Iterator[None]:
+    """Undo changes of `generate` to the model's generation config."""
     config = getattr(model, "generation_config", None)
     before = None if config is None else copy.deepcopy(vars(config))
     try:
@@ -257,17 +245,16 @@ def keeping_config(model: Any) -> Iterator[None]:
 
 
 def decode(predictions: Any, processing_class: Any, *, skip_special_tokens: bool = True) -> list[str]:
-    """Make texts of generated token ids, or of labels.
+    """Decode generated token ids, or labels.
 
     Args:
-        predictions: what `Trainer.predict_dataset`, `Trainer.predict` or an `EvalPrediction` holds: ids as an
-            array or tensor, [rows, length], or a list of these, or a whole `PredictionOutput`. Ids below 0,
-            such as the -100 that fills arrays up, count as padding.
+        predictions: ids as an array or tensor, [samples, length], a list of these, or a `PredictionOutput`.
+            Negative ids, such as -100, are padding.
         processing_class: tokenizer or processor.
-        skip_special_tokens: leave padding and the like out of the texts.
+        skip_special_tokens: leave padding and the like out.
 
     Returns:
-        One text a row.
+        One text a sample.
 
     Raises:
         ModelError: `processing_class` does not decode.
@@ -277,7 +264,7 @@ def decode(predictions: Any, processing_class: Any, *, skip_special_tokens: bool
     """
     if not hasattr(processing_class, "batch_decode"):
         raise ModelError(
-            f"Texts are made by a tokenizer or processor, and processing_class is {processing_class!r}. Pass "
+            f"decode needs a tokenizer or processor, got {processing_class!r}. Pass "
             "processing_class=tokenizer."
         )
     if isinstance(predictions, PredictionOutput):
@@ -288,16 +275,15 @@ def decode(predictions: Any, processing_class: Any, *, skip_special_tokens: bool
     ids = np.asarray(predictions.cpu() if isinstance(predictions, Tensor) else predictions)
     if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
         raise DataError(
-            f"Token ids are whole numbers, [rows, length]; these are {ids.dtype} of shape {list(ids.shape)}. "
-            "Set predict_with_generate=True to have evaluations and predictions generate; of logits take "
-            "logits.argmax(-1)."
+            f"Token ids must be integers, [samples, length]; got {ids.dtype} of shape {list(ids.shape)}. Set "
+            "predict_with_generate=True, or decode logits.argmax(-1)."
         )
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
     pad = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), None)
     if pad is None and (ids < 0).any():
         raise ModelError(
-            f"Rows are filled up with {_PADDING}, which stands for padding, and the tokenizer has neither "
-            "pad nor eos token. Set tokenizer.pad_token."
+            f"Predictions are padded with {_PADDING}, and the tokenizer has neither pad nor eos token. Set "
+            "tokenizer.pad_token."
         )
     ids = np.where(ids < 0, 0 if pad is None else pad, ids)
     texts: list[str] = processing_class.batch_decode(ids, skip_special_tokens=skip_special_tokens)

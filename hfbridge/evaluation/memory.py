@@ -1,4 +1,4 @@
-"""Memory of the stages of a run (`skip_memory_metrics=False`), and its exhaustion; knows Hugging Face."""
+"""Memory metrics of the stages of a run (`skip_memory_metrics=False`), and running out of memory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ Stage = Literal["init", "train", "eval", "test"]
 
 
 class MemoryTracker(TrainerMemoryTracker):
-    """transformers' tracker, told its stage where the original looks for the name of the calling function.
+    """transformers' tracker with explicit stages, where the original reads the name of the calling function.
 
     A stage within another one, such as an evaluation while training, is not measured.
 
@@ -27,7 +27,7 @@ class MemoryTracker(TrainerMemoryTracker):
         self._stage: Stage = "init"
 
     def derive_stage(self) -> str:
-        """Return the stage that was told."""
+        """Return the current stage."""
         return self._stage
 
     def begin(self, stage: Stage) -> None:
@@ -43,14 +43,14 @@ class MemoryTracker(TrainerMemoryTracker):
         self.stop_and_update_metrics(metrics)  # type: ignore[no-untyped-call]
 
     def abandon(self) -> None:
-        """Stop measuring after an error; the original's thread would go on for ever."""
+        """Stop measuring after an error, which would leave the thread of the original running."""
         self.peak_monitoring = False
         self.cur_stage = None
 
 
 @contextmanager
 def explain_eval_oom(args: TrainingArguments) -> Iterator[None]:
-    """Run an evaluation; say which batch size to reduce if memory runs out and another one would be.
+    """Suggest a smaller evaluation batch size if an evaluation runs out of memory.
 
     Raises:
         SettingsError: out of memory, with `auto_find_batch_size`.

@@ -1,7 +1,7 @@
-"""From collected predictions to the metrics the native Trainer reports; knows Hugging Face.
+"""Compute the metrics that the HF Trainer reports from collected predictions.
 
 <prefix>_loss                     weighted mean of the batches' losses
-<prefix>_model_preparation_time   seconds that the model took to be made ready; where no training precedes
+<prefix>_model_preparation_time   seconds of preparing the model, without training before
 <prefix>_<name>                   what compute_metrics returns
 <prefix>_runtime, _samples_per_second, _steps_per_second
 """
@@ -23,12 +23,7 @@ _OWN_NAMES = ("loss", "model_preparation_time", "runtime", "samples_per_second",
 
 
 def prediction_of(collected: Collected, *, includes: Iterable[str]) -> EvalPrediction:
-    """Make what `compute_metrics` is given.
-
-    Args:
-        collected: what the whole set gave.
-        includes: "inputs", "loss", both or neither: what is given beside predictions and labels.
-    """
+    """Make the argument of `compute_metrics`; `includes` may hold "inputs" and "loss"."""
     return EvalPrediction(
         predictions=collected.predictions,
         label_ids=collected.label_ids,
@@ -40,13 +35,13 @@ def prediction_of(collected: Collected, *, includes: Iterable[str]) -> EvalPredi
 def name_metrics(
     computed: dict[str, Any], *, prefix: str, loss: float | None, preparation_s: float | None
 ) -> dict[str, Any]:
-    """Put the metrics of one evaluation together, without its speed.
+    """Return the metrics of one evaluation, without its speed.
 
     Args:
-        computed: what `compute_metrics` returned.
-        prefix: "eval", say; put before every name that does not begin with it.
+        computed: by `compute_metrics`.
+        prefix: such as "eval"; added to every name that does not begin with it.
         loss: mean loss of the set; `None` without labels.
-        preparation_s: how long the model took to be made ready; `None` leaves it out.
+        preparation_s: time of preparing the model; `None` leaves it out.
 
     Mirrors: transformers.Trainer.evaluation_loop
     """
@@ -92,27 +87,23 @@ def check_saved(metrics: dict[str, Any]) -> None:
             ) from error
 
 
-def joined_metrics(computed: dict[str, Any], running: dict[str, float], *, prefix: str) -> dict[str, Any]:
-    """Join what `compute_metrics` and `metrics` gave.
+def join_metrics(computed: dict[str, Any], running: dict[str, float], *, prefix: str) -> dict[str, Any]:
+    """Join the metrics of `compute_metrics` and of `metrics`.
 
     Args:
         computed: the former.
         running: the latter.
-        prefix: of the names of the evaluation.
+        prefix: of the evaluation.
 
     Raises:
-        MetricsError: both give a number of one name, or one goes by a name of the evaluation's own.
+        MetricsError: both have a metric of one name, or one has a name of the evaluation itself.
     """
-
-    def plain(name: str) -> str:
-        return name.removeprefix(f"{prefix}_")
-
-    taken = {*map(plain, computed), *_OWN_NAMES}
-    shared = [name for name in running if plain(name) in taken]
+    taken = {*(name.removeprefix(f"{prefix}_") for name in computed), *_OWN_NAMES}
+    shared = [name for name in running if name.removeprefix(f"{prefix}_") in taken]
     if shared:
         raise MetricsError(
-            f"metrics= has {', '.join(shared)}, a name that compute_metrics or the evaluation itself gives "
-            f'another number ({", ".join(sorted(taken))}). Name it otherwise: metrics={{"name": metric}}.'
+            f"metrics= has {', '.join(shared)}, a name of compute_metrics or of the evaluation itself "
+            f'({", ".join(sorted(taken))}). Rename it: metrics={{"name": metric}}.'
         )
     return {**computed, **running}
 
@@ -121,22 +112,21 @@ def checked_logits(logits: Any, preprocess: Callable[..., Any]) -> Any:
     """Return what `preprocess_logits_for_metrics` made of a batch's logits.
 
     Raises:
-        MetricsError: nothing; natively that leaves `compute_metrics` uncalled, without a word.
+        MetricsError: it is `None`, with which the HF Trainer silently does not call `compute_metrics`.
     """
     if logits is None:
         raise MetricsError(
-            f"preprocess_logits_for_metrics ({_name(preprocess)}) returned None; it must return what "
-            "compute_metrics is to get as predictions: a tensor, or a tuple of tensors. Is its return "
-            "statement missing?"
+            f"preprocess_logits_for_metrics ({_name(preprocess)}) returned None; it must return a tensor "
+            "or a tuple of tensors, the predictions for compute_metrics. Is its return statement missing?"
         )
     return logits
 
 
 def check_called_by_batch(compute_metrics: ComputeMetrics) -> None:
-    """See that `compute_metrics` can be called batch by batch.
+    """Check that `compute_metrics` can be called batch by batch.
 
     Raises:
-        MetricsError: it does not take `compute_result`.
+        MetricsError: it has no parameter `compute_result`.
 
     Mirrors: transformers.Trainer._validate_args
     """
@@ -144,45 +134,43 @@ def check_called_by_batch(compute_metrics: ComputeMetrics) -> None:
     if "compute_result" not in parameters:
         raise MetricsError(
             f"batch_eval_metrics=True, and compute_metrics ({_name(compute_metrics)}) takes "
-            f"{', '.join(parameters) or 'nothing'}. It must take compute_result, too: it is called for every "
-            "batch with tensors, and compute_result=True for the last one, when it returns the metrics of "
-            "all."
+            f"{', '.join(parameters) or 'nothing'}. It must take compute_result, which is True for the last "
+            "batch, when it returns the metrics of all."
         )
 
 
 def check_is_computed(name: str, known: Iterable[str]) -> None:
-    """See that evaluations give the metric that `metric_for_best_model` names.
+    """Check that evaluations have the metric of `metric_for_best_model`.
 
     Args:
         name: the setting.
-        known: names of the metrics of an evaluation.
+        known: metrics of an evaluation.
 
     Raises:
-        MetricsError: they do not.
+        MetricsError: they do not have it.
     """
     wanted, names = metric_name(name), sorted(known)
     if wanted not in names:
         raise MetricsError(
-            f"metric_for_best_model={name!r} is no metric of the evaluation, which gave {', '.join(names)}. "
-            "Choose one of these, or have compute_metrics return it."
+            f"metric_for_best_model={name!r} is no metric of the evaluation, which has {', '.join(names)}. "
+            "Choose one of these, or return it from compute_metrics."
         )
 
 
 def metric_name(name: str) -> str:
-    """Name the metric that `metric_for_best_model` means."""
+    """Return the full name of the metric of `metric_for_best_model`."""
     return name if name.startswith("eval_") else f"eval_{name}"
 
 
 def mean_loss(collected: Collected, *, drop_non_finite: bool) -> float | None:
-    """Average the losses of the rows; or, in float64, those of the batches by what they are means of.
+    """Average the losses of samples, in their own precision, or those of batches by their items, in float64.
 
     Args:
-        collected: without losses there is no mean. Those of rows are averaged in their own precision, as
-            native does, whose rounding is part of its result.
+        collected: without losses the mean is `None`.
         drop_non_finite: leave NaN and infinite losses out, unless all are.
 
     Raises:
-        MetricsError: the losses of a single round were gathered as objects; native fails, too.
+        MetricsError: the losses of a single round were gathered as objects, with which the HF Trainer fails.
 
     Mirrors: transformers.Trainer.evaluation_loop
     """
@@ -195,8 +183,9 @@ def mean_loss(collected: Collected, *, drop_non_finite: bool) -> float | None:
     if isinstance(losses, list):
         if any(part.ndim == 0 for part in losses):
             raise MetricsError(
-                "eval_use_gather_object=True: on several ranks the losses of a set of a single round cannot "
-                'be joined that way. Leave it out, or use loss_normalization="exact".'
+                "eval_use_gather_object=True does not support a set of a single round on several ranks. "
+                "Leave "
+                'it out, or use loss_normalization="exact".'
             )
         losses = np.concatenate(losses)
     (losses,) = _finite(drop_non_finite, losses)
@@ -204,7 +193,7 @@ def mean_loss(collected: Collected, *, drop_non_finite: bool) -> float | None:
 
 
 def _finite(drops: bool, losses: Any, *others: Any) -> tuple[Any, ...]:
-    """Leave losses that are not finite out, and what belongs to them."""
+    """Drop losses that are not finite, and the values that belong to them."""
     finite = np.isfinite(losses)
     if not drops or not finite.any():
         return losses, *others
@@ -212,7 +201,7 @@ def _finite(drops: bool, losses: Any, *others: Any) -> tuple[Any, ...]:
 
 
 def speed_of(prefix: str, *, start_s: float, samples: int, batches: int) -> dict[str, float]:
-    """Report how long an evaluation took and how many samples and batches it did in a second."""
+    """Return runtime, samples per second and batches per second of an evaluation."""
     speed: dict[str, float] = speed_metrics(prefix, start_s, num_samples=samples, num_steps=batches)
     return speed
 

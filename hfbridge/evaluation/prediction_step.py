@@ -1,4 +1,4 @@
-"""One evaluation batch through the model; knows Hugging Face."""
+"""Run one evaluation batch."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -14,20 +14,20 @@ from hfbridge.errors import BridgeWarning
 
 Batch = Mapping[str, Any]
 _OBJECTS = (
-    "Predictions hold the outputs of {} that are tensors; the others, such as caches, are left out. To "
-    "choose, pass preprocess_logits_for_metrics=lambda logits, labels: logits[0], say."
+    "Predictions hold the outputs of {} that are tensors, without others such as caches. To choose, pass "
+    "preprocess_logits_for_metrics=lambda logits, labels: logits[0], say."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What one evaluation batch gave.
+    """The results of one evaluation batch.
 
     Attributes:
         loss: mean loss, scalar; `None` without labels.
-        weight: items the loss is a mean of.
+        weight: items that the loss is a mean of.
         logits: outputs other than the loss: a tensor or a tuple of them; `None` if not kept.
-        labels: a tensor or a tuple of them; `None` if not kept or not there.
+        labels: a tensor or a tuple of them; `None` if not kept or missing.
     """
 
     loss: Tensor | None
@@ -52,16 +52,16 @@ def predict_batch(
     Args:
         model: the Hugging Face model, in eval mode.
         batch: inputs and labels, on the model's device.
-        loss_of: computes loss, outputs and items of a batch that has labels.
-        label_names: the labels the batch must have all of for a loss to be computed.
-        has_own_loss: the model returns a loss without any labels; a batch's `return_loss` wins.
-        keeps_logits: hand logits and labels back.
-        keeps_objects: leave outputs that are no tensors, such as caches, among the logits.
+        loss_of: computes loss, outputs and items of a batch with labels.
+        label_names: a loss is computed if the batch has all of these.
+        has_own_loss: the model returns a loss without labels; a batch's `return_loss` takes precedence.
+        keeps_logits: return logits and labels.
+        keeps_objects: keep outputs that are no tensors, such as caches, among the logits.
 
     Mirrors: transformers.Trainer.prediction_step
     """
-    asked = batch.get("return_loss")
-    has_own_loss = has_own_loss if asked is None else bool(asked)
+    return_loss = batch.get("return_loss")
+    has_own_loss = has_own_loss if return_loss is None else bool(return_loss)
     has_loss = all(batch.get(name) is not None for name in label_names) if label_names else has_own_loss
     labels = nested_detach(tuple(batch.get(name) for name in label_names)) if has_loss else None
     if has_loss:
@@ -88,7 +88,7 @@ def _holds_tensors(value: Any) -> bool:
 
 
 def logits_in(outputs: Any, model: nn.Module, *, has_loss: bool) -> Any:
-    """Take what is neither the loss nor a cache out of a model's outputs, detached.
+    """Return a model's outputs, detached, without the loss and caches.
 
     Returns:
         A tensor if there is only one, else a tuple.
@@ -96,9 +96,8 @@ def logits_in(outputs: Any, model: nn.Module, *, has_loss: bool) -> Any:
     Mirrors: transformers.Trainer.prediction_step
     """
     config = getattr(model, "config", None)
-    ignored = (
-        set() if config is None else set(getattr(config, "keys_to_ignore_at_inference", ["past_key_values"]))
-    )
+    default = [] if config is None else ["past_key_values"]
+    ignored = set(getattr(config, "keys_to_ignore_at_inference", default))
     if isinstance(outputs, Mapping):
         dropped = ignored | {"loss"} if has_loss else ignored
         logits = tuple(value for key, value in outputs.items() if key not in dropped)
@@ -109,9 +108,7 @@ def logits_in(outputs: Any, model: nn.Module, *, has_loss: bool) -> Any:
 
 
 def cast_for_evaluation(model: nn.Module, args: TrainingArguments) -> None:
-    """Cast the weights for `bf16_full_eval` or `fp16_full_eval`; as natively, they are not cast back.
-
-    While training, evaluations leave the weights alone.
+    """Cast the weights for `bf16_full_eval` or `fp16_full_eval`, for good; not called while training.
 
     Mirrors: transformers.Trainer.evaluation_loop
     """

@@ -28,7 +28,7 @@ from hfbridge.data.limits import check_arrays
 from hfbridge.distributed.collectives import gather, raise_on_all_ranks, rank
 from hfbridge.distributed.consistency import compare
 from hfbridge.errors import BridgeWarning, ModelError
-from hfbridge.evaluation.generation import make_ready
+from hfbridge.evaluation.generation import prepare_generation
 from hfbridge.evaluation.prediction_step import cast_for_evaluation
 from hfbridge.losses.chunked import ChunkedLoss
 from hfbridge.losses.criterion import Criterion, criterion_of
@@ -194,7 +194,7 @@ class ModelRun:
         model, is_fit = module.model, module.trainer.state.fn == TrainerFn.FITTING
         if is_fit:
             check_trains(model)
-        make_ready(
+        prepare_generation(
             model,
             args,
             processing_class=module.processing_class,

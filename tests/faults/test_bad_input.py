@@ -249,7 +249,7 @@ def test_columns_the_model_does_not_take(untouched: Any) -> None:
 def test_labels_out_of_range(untouched: Any, label: int) -> None:
     rows = make_dataset("distilbert", 12).to_list()
     rows[5]["label"] = label
-    with pytest.raises(DataError, match=rf"'label' holds {label}.*num_labels=2 they may be 0 to 1"):
+    with pytest.raises(DataError, match=rf"'label' holds {label}.*num_labels=2 they must be 0 to 1"):
         fit(untouched.model, train_dataset=datasets.Dataset.from_list(rows))
 
 

@@ -532,7 +532,7 @@ def test_metrics_by_batch_without_compute_result(strategy: str) -> None:
 def test_a_best_metric_that_is_not_computed(settings: dict[str, Any], given: dict[str, Any]) -> None:
     names = {"metric_for_best_model": "accuracy" if "eval_keys" not in given else "loss"}
     refused(
-        job(settings={**settings, **names}, **given), match="is no metric of the evaluation, which gave eval_"
+        job(settings={**settings, **names}, **given), match="is no metric of the evaluation, which has eval_"
     )
 
 

@@ -332,7 +332,7 @@ def contradicting() -> PreTrainedModel:
 
 
 def test_a_model_that_cannot_generate() -> None:
-    match = "predict_with_generate=True asks for a model that generates, and DistilBert"
+    match = "predict_with_generate=True needs a model that generates, and DistilBert"
     refused(job("distilbert"), kind=ModelError, match=match)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hfbridge.evaluation.gather import gather, known_to_all, of_each_rank, pad
+from hfbridge.evaluation.gather import gather, gather_per_rank, intersect_across_ranks, pad
 
 # accelerate's rule for the last batch.
 
@@ -32,11 +32,11 @@ def test_the_last_batch_is_cut(data, named, expected):
 
 @pytest.mark.parametrize("data", [None, torch.arange(3), PAIR, {"a": "text"}, 3], ids=str)
 def test_one_rank_has_what_it_has(data):
-    (found,) = of_each_rank(data, ranks=1)
+    (found,) = gather_per_rank(data, ranks=1)
     assert found is data
     assert pad(data, ranks=1) is data
 
 
 @pytest.mark.parametrize("names", [None, frozenset(), frozenset({"eval_loss"})])
 def test_one_process_knows_what_it_knows(names):
-    assert known_to_all(names) == names
+    assert intersect_across_ranks(names) == names

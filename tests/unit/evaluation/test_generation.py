@@ -11,7 +11,7 @@ from transformers import EvalPrediction, Seq2SeqTrainer, Seq2SeqTrainingArgument
 from transformers.trainer_utils import PredictionOutput
 
 from hfbridge import DataError, ModelError, decode
-from hfbridge.evaluation.generation import Generation, generates, keeping_config
+from hfbridge.evaluation.generation import Generation, is_generating, preserve_generation_config
 from tests.tiny import make_model, make_tokenizer
 
 IDS = np.array([[3, 4, -100, -100], [5, 0, 6, 7]])
@@ -47,14 +47,14 @@ def test_what_was_given_is_left_alone():
 
 
 def test_logits_are_no_token_ids():
-    with pytest.raises(DataError, match=r"these are float64 of shape \[2, 4\].*predict_with_generate=True"):
+    with pytest.raises(DataError, match=r"got float64 of shape \[2, 4\].*predict_with_generate=True"):
         decode(IDS * 0.5, make_tokenizer())
     with pytest.raises(DataError, match=r"of shape \[4\]"):
         decode(IDS[0], make_tokenizer())
 
 
 def test_nobody_decodes():
-    with pytest.raises(ModelError, match="processing_class is None"):
+    with pytest.raises(ModelError, match="needs a tokenizer or processor, got None"):
         decode(IDS, None)
 
 
@@ -87,14 +87,14 @@ def test_a_call_wins_over_the_settings(settings, given, expected):
 
 
 def test_only_predict_with_generate_generates():
-    assert generates(arguments())
-    assert not generates(Seq2SeqTrainingArguments(use_cpu=True))
+    assert is_generating(arguments())
+    assert not is_generating(Seq2SeqTrainingArguments(use_cpu=True))
 
 
 def test_a_config_is_as_it_was_after_a_rehearsal():
     model = make_model("t5")
     before, config = model.generation_config.to_dict(), model.generation_config
-    with keeping_config(model):
+    with preserve_generation_config(model):
         model.generation_config.max_length = 3
     assert model.generation_config is config
     assert config.to_dict() == before

@@ -19,7 +19,7 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 import hfbridge
 from hfbridge.errors import MetricsError
-from hfbridge.evaluation.metrics import joined_metrics
+from hfbridge.evaluation.metrics import join_metrics
 from hfbridge.evaluation.torchmetrics import RunningMetrics, flattened, numbers_of, pair_of
 from tests.tiny import make_model
 from tests.unit.evaluation.test_evaluation_loop import BATCHES, evaluation, run
@@ -229,12 +229,12 @@ def test_a_metric_that_does_not_take_a_batch_is_named():
     "value", [[torch.tensor(1.0)], "text", None, torch.zeros(1001)], ids=lambda v: type(v).__name__
 )
 def test_a_result_that_is_no_number_is_told(value):
-    with pytest.raises(MetricsError, match="metrics=: m gave"):
+    with pytest.raises(MetricsError, match="metrics=: m returned"):
         numbers_of("m", value)
 
 
 def test_a_curve_is_no_number():
-    with pytest.raises(MetricsError, match="MulticlassROC gave a tuple"):
+    with pytest.raises(MetricsError, match="MulticlassROC returned a tuple"):
         computed(MulticlassROC(2, thresholds=3))
 
 
@@ -246,10 +246,10 @@ def test_numbers_of_every_kind():
 
 
 def test_one_name_for_two_numbers_is_refused():
-    assert joined_metrics({"f1": 1}, {"acc": 2}, prefix="eval") == {"f1": 1, "acc": 2}
+    assert join_metrics({"f1": 1}, {"acc": 2}, prefix="eval") == {"f1": 1, "acc": 2}
     for running_name in ("f1", "eval_f1", "loss", "runtime"):
         with pytest.raises(MetricsError, match=f"metrics= has {running_name}, a name"):
-            joined_metrics({"eval_f1": 1}, {running_name: 2}, prefix="eval")
+            join_metrics({"eval_f1": 1}, {running_name: 2}, prefix="eval")
 
 
 # In an evaluation.
