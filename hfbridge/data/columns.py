@@ -125,12 +125,7 @@ def keep_tensor_columns(dataset: Any, collator: Collator, *, split: str) -> tupl
 
 
 class TensorColumnsCollator:
-    """Collate the columns that tensors can hold; samples that are no mappings stay as they are.
-
-    Args:
-        collator: of the remaining columns.
-        split: name of the set.
-    """
+    """Collate the columns that tensors can hold; samples that are no mappings stay as they are."""
 
     def __init__(self, collator: Collator, split: str) -> None:
         self._collator, self._split = collator, split

@@ -89,6 +89,25 @@ class PersistentWorkersMixin:
             self._inner._iterator = value
 
 
+class _WrappedDataLoader(PersistentWorkersMixin):
+    """A loader around a DataLoader, `batches`."""
+
+    batches: DataLoader[Any]
+
+    @property
+    def dataset(self) -> Any:
+        """The samples, which Lightning's `BatchSizeFinder` counts."""
+        return self.batches.dataset
+
+    @property
+    def _inner(self) -> DataLoader[Any]:
+        return self.batches
+
+    @property
+    def _sampler_generator(self) -> torch.Generator | None:
+        return getattr(sampler_of(self.batches), "generator", None)
+
+
 class ResumableMixin:
     """A training loader that records its states before each optimizer step is fetched.
 
@@ -126,7 +145,7 @@ class ResumableMixin:
         return Start(position, 0, fetched[1], replace(record, prefetch_states=fetched[2]), sampler)
 
 
-class TrainLoader(PersistentWorkersMixin, ResumableMixin):
+class TrainLoader(_WrappedDataLoader, ResumableMixin):
     """Iterate a training DataLoader: micro-batches, each with its optimizer step.
 
     Args:
@@ -185,28 +204,15 @@ class TrainLoader(PersistentWorkersMixin, ResumableMixin):
         self._skipped = int(state.get("micro_batches", 0))
 
     @property
-    def dataset(self) -> Any:
-        """The samples, which Lightning's `BatchSizeFinder` counts."""
-        return self.batches.dataset
-
-    @property
     def accumulation(self) -> int:
         """Micro-batches of a full step."""
         return self._accumulation if isinstance(self._accumulation, int) else self._accumulation()
-
-    @property
-    def _inner(self) -> DataLoader[Any]:
-        return self.batches
 
     @property
     def sampler_state(self) -> torch.Tensor | None:  # type: ignore[override]
         """State of the sampler's own generator; `None` without one."""
         generator = self._sampler_generator
         return None if generator is None else generator.get_state()
-
-    @property
-    def _sampler_generator(self) -> torch.Generator | None:
-        return getattr(sampler_of(self.batches), "generator", None)
 
     def set_epoch(self, epoch: int) -> None:
         """Set the index of the next epoch in sampler and dataset."""
@@ -435,7 +441,7 @@ def first_samples(tensors: Any, count: int | None) -> Any:
     return recursively_apply(lambda tensor: tensor[:count], tensors)
 
 
-class EvalLoader(PersistentWorkersMixin):
+class EvalLoader(_WrappedDataLoader):
     """Iterate an evaluation DataLoader batch by batch.
 
     Like accelerate's loaders it prefetches one batch, which matters for a collator that draws random numbers.
@@ -471,11 +477,6 @@ class EvalLoader(PersistentWorkersMixin):
         sampler: Any = batches.batch_sampler
         self.batch_sampler = sampler if hasattr(sampler, "seen_batch_indices") else None
 
-    @property
-    def dataset(self) -> Any:
-        """The samples, which Lightning's `BatchSizeFinder` counts."""
-        return self.batches.dataset
-
     def own_samples(self, batch_idx: int) -> int | None:
         """Count a batch's samples without repeated ones; `None` for a loader that does not predict."""
         sampler = self.batch_sampler
@@ -486,7 +487,7 @@ class EvalLoader(PersistentWorkersMixin):
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Any]:
-        generator = getattr(sampler_of(self.batches), "generator", None)
+        generator = self._sampler_generator
         if generator is not None and not self.batches.persistent_workers:
             # In the HF Trainer each evaluation has a new loader, unless workers are persistent.
             generator.manual_seed(generator.initial_seed())
@@ -498,10 +499,6 @@ class EvalLoader(PersistentWorkersMixin):
                 # A BatchEncoding, which a tokenizer's collator makes, is no dict.
                 yield dict(batch) if isinstance(batch, UserDict) else batch
                 batch = following
-
-    @property
-    def _inner(self) -> DataLoader[Any]:
-        return self.batches
 
     @property
     def samples(self) -> int:

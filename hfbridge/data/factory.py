@@ -192,16 +192,14 @@ class Loaders:
         return lengths_in(dataset, column=self._settings.length_column_name, input_name=input_name)
 
     def _train_loader(self, dataset: Any, collator: Collator, sampling: dict[str, Any]) -> TrainLoader:
-        settings = self._settings
-        workers = settings.dataloader_num_workers
+        trainer, workers = self._trainer, self._settings.dataloader_num_workers
         loader: DataLoader[Any] = DataLoader(
             dataset,
             **sampling,
             collate_fn=collator,
-            worker_init_fn=partial(seed_worker, num_workers=workers, rank=self._trainer.global_rank),
+            worker_init_fn=partial(seed_worker, num_workers=workers, rank=trainer.global_rank),
             **self._loading(),
         )
-        trainer = self._trainer
         return TrainLoader(
             loader,
             accumulation=lambda: trainer.accumulate_grad_batches,
@@ -269,17 +267,9 @@ class Loaders:
             drop_last=False if keeps_indices else None,
         )
         if keeps_indices:
-            sampling = {
-                "batch_sampler": RecordedBatches(
-                    sampling, rows=len(dataset), pads=needs_equal_batches(self._trainer.strategy)
-                )
-            }
-        batches: DataLoader[Any] = DataLoader(
-            dataset,
-            **sampling,
-            collate_fn=collator,
-            **self._loading(),
-        )
+            pads = needs_equal_batches(self._trainer.strategy)
+            sampling = {"batch_sampler": RecordedBatches(sampling, rows=len(dataset), pads=pads)}
+        batches: DataLoader[Any] = DataLoader(dataset, **sampling, collate_fn=collator, **self._loading())
         resumption = self._consumer.resumption
         loader = EvalLoader(
             batches,
@@ -354,14 +344,11 @@ class Loaders:
 
     def _loading(self) -> dict[str, Any]:
         settings, on_gpu = self._settings, self._trainer.strategy.root_device.type == "cuda"
-        return {
-            "num_workers": settings.dataloader_num_workers,
-            "pin_memory": settings.dataloader_pin_memory and on_gpu,
-            "persistent_workers": settings.dataloader_persistent_workers,
-            "prefetch_factor": settings.dataloader_prefetch_factor,
-            "multiprocessing_context": settings.dataloader_multiprocessing_context,
-            "in_order": settings.dataloader_in_order,
-        }
+        loading = {name: getattr(settings, f"dataloader_{name}") for name in _LOADING}
+        return {**loading, "pin_memory": settings.dataloader_pin_memory and on_gpu}
+
+
+_LOADING = ("num_workers", "persistent_workers", "prefetch_factor", "multiprocessing_context", "in_order")
 
 
 class RecordedBatches(_IndexBatchSamplerWrapper):

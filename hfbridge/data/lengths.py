@@ -56,12 +56,7 @@ def longest_first(lengths: Lengths, rows: int) -> list[int]:
 
 
 def check_sorted(args: Any, *, loss_normalization: str, is_stream: bool) -> None:
-    """Check that evaluations can take their samples by length.
-
-    Args:
-        args: the settings.
-        loss_normalization: of the run.
-        is_stream: whether a set to evaluate is a stream.
+    """Check that evaluations can take their samples by length; `is_stream`: one of the sets is a stream.
 
     Raises:
         SettingsError: they cannot; it lists all reasons.

@@ -55,12 +55,7 @@ def name_missing_column(function: Callable[..., Any], split: str, columns: Seque
 
 
 class StreamMapFunction:
-    """A map function of a stream, within `name_missing_column`.
-
-    Args:
-        function: the map function.
-        split: name of the set.
-    """
+    """A map function of a stream, within `name_missing_column`."""
 
     def __init__(self, function: Callable[..., Any], split: str) -> None:
         self._function, self._split = function, split

@@ -151,13 +151,7 @@ class _UnpaddedShard(BatchSamplerShard):
 
 
 def own_rows(batches: Any, index: int, *, rows: int) -> int:
-    """Count the samples of a rank's batch that are not repeated; of a full batch possibly more than it has.
-
-    Args:
-        batches: of this rank.
-        index: of the batch.
-        rows: samples of the set.
-    """
+    """Count the samples of a rank's batch that are not repeated; of a full batch it may be more."""
     if not isinstance(batches, BatchSamplerShard):
         return rows
     parts = batches.num_processes if batches.split_batches else 1
@@ -166,14 +160,7 @@ def own_rows(batches: Any, index: int, *, rows: int) -> int:
 
 
 def micro_batches_of(rows: int, size: int, settings: Any, *, world_size: int) -> int:
-    """Count the micro-batches of an epoch on each rank.
-
-    Args:
-        rows: samples of the training set.
-        size: samples of a micro-batch.
-        settings: of the run.
-        world_size: ranks that share the epoch.
-    """
+    """Count the micro-batches of `size` samples in an epoch of `rows` samples, on each rank."""
     accumulation, drop_last = settings.gradient_accumulation_steps, settings.dataloader_drop_last
     if settings.train_sampling_strategy == "batch_rebalance":
         sampler = BatchRebalanceSampler(

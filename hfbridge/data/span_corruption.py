@@ -15,13 +15,7 @@ from hfbridge.errors import DataError
 
 
 def span_counts(length: int, *, noise_density: float, mean_span_length: float) -> tuple[int, int]:
-    """Count the tokens that are removed from a sequence, and the spans they form.
-
-    Args:
-        length: tokens of the sequence, at least 2.
-        noise_density: share of tokens that are removed, between 0 and 1.
-        mean_span_length: tokens of a span on average, at least 1.
-    """
+    """Count the tokens that are removed from a sequence of at least 2, and the spans they form."""
     noise = min(max(round(length * noise_density), 1), length - 1)
     spans = min(max(round(noise / mean_span_length), 1), noise, length - noise)
     return noise, spans
@@ -34,8 +28,8 @@ def t5_lengths(
 
     Args:
         input_length: tokens the encoder may see, end of sequence included; at least 3.
-        noise_density: see `span_counts`.
-        mean_span_length: see `span_counts`.
+        noise_density: share of tokens that are removed, between 0 and 1.
+        mean_span_length: tokens of a span on average, at least 1.
 
     Returns:
         Tokens of a raw sequence, and of its target with end of sequence.

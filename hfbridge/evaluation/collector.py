@@ -75,14 +75,7 @@ class EvalSet:
 
 
 class StreamedSet:
-    """A stream to evaluate, with the interface of `EvalSet`.
-
-    Args:
-        prefix: see `EvalSet`.
-        batch_size: see `EvalSet`.
-        source: a `StreamEvalLoader`.
-        ranks: see `EvalSet`.
-    """
+    """A stream to evaluate, read by a `StreamEvalLoader`, with the interface of `EvalSet`."""
 
     def __init__(self, prefix: str, batch_size: int, source: Any, *, ranks: int = 1) -> None:
         self.prefix, self.batch_size, self.ranks = prefix, batch_size, ranks
@@ -119,13 +112,7 @@ class StreamedSet:
 
 
 class UserSet:
-    """A loader of the user's to evaluate, of unknown length, with the interface of `EvalSet`.
-
-    Args:
-        prefix: see `EvalSet`.
-        batch_size: see `EvalSet`.
-        ranks: that evaluate, each its own batches.
-    """
+    """A loader of the user's to evaluate, of unknown length, with the interface of `EvalSet`."""
 
     def __init__(self, prefix: str, batch_size: int, *, ranks: int = 1) -> None:
         self.prefix, self.batch_size, self.ranks = prefix, batch_size, ranks
