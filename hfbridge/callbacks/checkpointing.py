@@ -81,7 +81,7 @@ class RunCheckpoints:
         if args.save_strategy != "no" or args.enable_jit_checkpoint:
             module: Any = trainer.lightning_module
             check_is_saved(module.model, loads_best=args.load_best_model_at_end)
-            self._writer_for(trainer).tell_of_earlier_runs(is_resumed=is_resumed)
+            self._writer_for(trainer).warn_existing_checkpoints(is_resumed=is_resumed)
 
     def begin(self, trainer: pl.Trainer, module: Any) -> None:
         """Save a checkpoint at SIGTERM from now on."""

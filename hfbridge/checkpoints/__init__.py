@@ -1,1 +1,1 @@
-"""`checkpoint-N` directories in the native Trainer's format, and the same content in Lightning's."""
+"""Checkpoints in the layout of `transformers.Trainer`: write, read, convert, resume."""

@@ -1,7 +1,4 @@
-"""Writing a `checkpoint-N`: beside its place, flushed, then renamed; knows Hugging Face.
-
-In the order of `transformers.Trainer._save_checkpoint`, whose files these are.
-"""
+"""Atomic writing of a `checkpoint-N`: beside its place, flushed, then renamed."""
 
 import os
 import shutil
@@ -23,7 +20,7 @@ from transformers.utils.import_utils import is_peft_available
 from hfbridge.checkpoints import layout
 from hfbridge.checkpoints.manifest import make_manifest
 from hfbridge.checkpoints.reader import Checkpoint, RankState
-from hfbridge.checkpoints.weights import prompts_of
+from hfbridge.checkpoints.weights import is_peft_model, prompts_of
 from hfbridge.distributed import collectives
 from hfbridge.errors import CheckpointError
 
@@ -34,13 +31,13 @@ class Content:
 
     Attributes:
         model: the Hugging Face model.
-        weights: its `state_dict`, whole, or a copy of it.
-        args: pickled for the native Trainer.
+        weights: its full `state_dict`, or a copy of it.
+        args: pickled for the HF Trainer.
         processing_class: tokenizer or processor; `None` is not written.
         step: optimizer steps of the run.
         state_text: `TrainerState` as JSON.
-        optimizer: its `state_dict`, whole; `None` with `save_only_model`, as the next one.
-        schedule: its `state_dict`.
+        optimizer: its full `state_dict`; `None` with `save_only_model`.
+        schedule: its `state_dict`; `None` with `save_only_model`.
         ranks: states of all ranks; none with `save_only_model`.
         parts: a directory on the same disk, all of which moves into the checkpoint.
     """
@@ -58,14 +55,13 @@ class Content:
 
 
 def write_checkpoint(folder: Path, content: Content) -> Callable[[], None]:
-    """Write the files of a checkpoint, beside its place.
+    """Write the files of a checkpoint beside its place.
 
     Returns:
-        What flushes them to the disk and gives the checkpoint its name.
+        A function that flushes them to the disk and renames the directory.
 
     Raises:
-        CheckpointError: it cannot be written, by this or by what is returned; the checkpoints that are there
-            stay as they are.
+        CheckpointError: it cannot be written, by this or by what is returned.
 
     Mirrors: transformers.Trainer._save_checkpoint
     Proved by: tests/parity/test_checkpoints.py
@@ -107,7 +103,7 @@ def write_read_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def _write_run(folder: Path, content: Content | Checkpoint, *, step: int) -> None:
-    """Write where a run was, and last, of all files before it, the manifest; in the first rank's states."""
+    """Write the state of a run and, last, in rank 0's states, the manifest of all other files."""
     (folder / layout.TRAINER_STATE_NAME).write_text(content.state_text, encoding="utf-8")
     if content.optimizer is not None:
         torch.save(content.optimizer, folder / layout.OPTIMIZER_NAME)
@@ -117,7 +113,7 @@ def _write_run(folder: Path, content: Content | Checkpoint, *, step: int) -> Non
     for rank, (name, found) in reversed([*enumerate(zip(names, content.ranks, strict=True))]):
         assert found is not None
         states = dict(found.random_states)
-        if found.position is not None:  # else it came from a native checkpoint
+        if found.position is not None:  # else it is a checkpoint of the HF Trainer
             states[layout.OWN] = {"step": step, "rank": rank, "position": found.position}
             if rank == 0:
                 states[layout.OWN]["files"] = make_manifest(folder)
@@ -130,10 +126,10 @@ def save_model(
     """Write weights, configurations, and tokenizer or processor.
 
     Args:
-        model: the Hugging Face model; of any other only the weights are written.
-        folder: where to.
+        model: a Hugging Face model; of any other only the weights are written.
+        folder: an existing directory.
         processing_class: tokenizer or processor; `None` is not written.
-        weights: what to write instead of the model's present weights.
+        weights: written instead of the model's.
 
     Mirrors: transformers.Trainer._save
     """
@@ -142,14 +138,13 @@ def save_model(
         with _saving_on_any_rank(model), prompts_of(model, weights or {}):
             model.save_pretrained(folder, **given)  # type: ignore[operator]
     else:
-        found = model.state_dict() if weights is None else dict(weights)
-        _save_tensors(found, folder / layout.SAFE_WEIGHTS_NAME)
+        _save_tensors(model.state_dict() if weights is None else weights, folder / layout.SAFE_WEIGHTS_NAME)
     if processing_class is not None:
         processing_class.save_pretrained(folder)
 
 
 def _save_tensors(weights: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors by all their names; safetensors takes none that share memory."""
+    """Write tensors by all their names, copied where they share memory, which safetensors does not save."""
     apart, seen = dict[str, Tensor](), set[int]()
     for name, tensor in weights.items():
         memory = tensor.untyped_storage().data_ptr()
@@ -159,43 +154,37 @@ def _save_tensors(weights: Mapping[str, Tensor], path: Path) -> None:
 
 
 def other_files(model: nn.Module, args: TrainingArguments, processing_class: Any) -> dict[str, bytes]:
-    """Make the files of a checkpoint that hold no weights and no state, without writing the weights.
-
-    Returns:
-        Their bytes, by name.
-    """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    """Return the files of a checkpoint that hold neither weights nor state, by name."""
+    with tempfile.TemporaryDirectory() as directory:
+        folder = Path(directory)
         if _saves_itself(model):
-            # PEFT looks the weights of whole layers up by their names.
+            # PEFT looks up the weights of full layers by their names.
             names = model.state_dict() if hasattr(model, "peft_config") else {}
             save_model(model, folder, processing_class, weights={name: torch.empty(1) for name in names})
         elif processing_class is not None:
             processing_class.save_pretrained(folder)
         torch.save(args, folder / layout.TRAINING_ARGS_NAME)
-        files = (path for path in sorted(folder.rglob("*")) if path.is_file())
         return {
-            path.relative_to(folder).as_posix(): path.read_bytes()
-            for path in files
+            name: path.read_bytes()
+            for name, path in layout.files_in(folder).items()
             if path.suffix != ".safetensors" and path.name != layout.SAFE_WEIGHTS_INDEX_NAME
         }
 
 
 @contextmanager
 def replaced(folder: Path) -> Iterator[Path]:
-    """Give a new directory that takes the place of `folder` when it is full and flushed to the disk.
-
-    A file may take the place of the new directory.
+    """Yield a new directory that is flushed and then replaces `folder`; it may be exchanged for a file.
 
     Raises:
-        CheckpointError: it could not be made or filled; nothing of it is left, and `folder` is as it was.
+        CheckpointError: it could not be written; nothing of it is left, and `folder` is as it was.
     """
     unfinished = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=f"{layout.UNFINISHED}{folder.name}-", dir=folder.parent))
         yield unfinished
-        unfinished.chmod((0o777 if unfinished.is_dir() else 0o666) & ~_umask())
+        os.umask(mask := os.umask(0))
+        unfinished.chmod((0o777 if unfinished.is_dir() else 0o666) & ~mask)
         _flush(unfinished)
         _put_in_place(unfinished, folder)
     except BaseException as error:
@@ -207,15 +196,14 @@ def replaced(folder: Path) -> Iterator[Path]:
             raise
         raise CheckpointError(
             f"{str(folder)!r} could not be written: {error}. Nothing of it is left; checkpoints written "
-            "before are whole. Make room, or choose another output_dir, and resume from the last one."
+            "before are complete. Make room, or choose another output_dir, and resume from the last one."
         ) from error
 
 
 def forget_pages(folder: Path) -> None:
-    """Have the system forget what it keeps in memory of files that are on the disk.
+    """Drop files from the page cache, so that the memory is free for the files written next.
 
-    Nobody reads them soon, and the thread that calls this finds the memory at hand for the files that it
-    writes next; a virtual machine would otherwise give it back, and be slow to get it again.
+    A virtual machine would otherwise return it to its host, and be slow to get it again.
     """
     if not hasattr(os, "posix_fadvise"):  # pragma: no cover
         return
@@ -233,7 +221,7 @@ def _is_about_writing(error: BaseException) -> bool:
 
 
 def _put_in_place(unfinished: Path, folder: Path) -> None:
-    """Rename; a directory that has the name already goes away afterwards."""
+    """Rename, then delete a directory that had the name before."""
     before = None
     if folder.exists():
         before = Path(tempfile.mkdtemp(prefix=f"{layout.UNFINISHED}{folder.name}-", dir=folder.parent))
@@ -245,9 +233,9 @@ def _put_in_place(unfinished: Path, folder: Path) -> None:
 
 
 def _flush(folder: Path) -> None:
-    """Wait until all of a directory is on the disk; the files are flushed side by side."""
+    """Wait until all of a directory is on the disk; files are flushed in parallel."""
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(_flush_entry, (path for path in folder.rglob("*") if path.is_file())))
+        list(pool.map(_flush_entry, layout.files_in(folder).values()))
     for path in [*(path for path in folder.rglob("*") if path.is_dir()), folder]:
         _flush_entry(path)
 
@@ -260,15 +248,9 @@ def _flush_entry(path: Path) -> None:
         os.close(descriptor)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 @contextmanager
 def _saving_on_any_rank(model: nn.Module) -> Iterator[None]:
-    """Have a model write its files although this is not the first rank of all (`save_on_each_node`)."""
+    """Have a model write its files on a rank other than 0 (`save_on_each_node`)."""
     name = "should_save_on_this_rank"
     if collectives.rank() == 0 or not hasattr(model, name):
         yield
@@ -281,10 +263,4 @@ def _saving_on_any_rank(model: nn.Module) -> Iterator[None]:
 
 
 def _saves_itself(model: nn.Module) -> bool:
-    if isinstance(model, PreTrainedModel):
-        return True
-    if not is_peft_available():
-        return False
-    from peft import PeftModel
-
-    return isinstance(model, PeftModel)
+    return isinstance(model, PreTrainedModel) or (is_peft_available() and is_peft_model(model))

@@ -1,4 +1,4 @@
-"""From one format to the other, and out of a module; knows both worlds.
+"""Conversion between checkpoint formats, and export of a module.
 
 convert("out/checkpoint-500", "run.ckpt")    for lightning.Trainer.fit(ckpt_path=...)
 convert("run.ckpt", "out/checkpoint-500")    for transformers.Trainer.train(resume_from_checkpoint=...)
@@ -24,17 +24,17 @@ from hfbridge.errors import CheckpointError
 
 
 def convert(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> Path:
-    """Turn a `checkpoint-N` directory into a Lightning `.ckpt`, or back, with all that a run goes on from.
+    """Convert a `checkpoint-N` directory to a Lightning `.ckpt`, or back, with everything needed to resume.
 
     Args:
-        source: a native directory, or a `.ckpt` that a run of HFModule has written.
+        source: a directory, or a `.ckpt` that a run of HFModule has written.
         target: a file for a directory, a directory for a file; it must not exist.
 
     Returns:
         The path of the target.
 
     Raises:
-        CheckpointError: the source is missing, damaged or of another module, or the target is there or cannot
+        CheckpointError: the source is missing, damaged or of another module, or the target exists or cannot
             be written.
 
     Proved by: tests/unit/checkpoints/test_lightning_format.py
@@ -42,29 +42,27 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> P
     source, target = Path(source), Path(target)
     if target.exists():
         raise CheckpointError(f"{str(target)!r} exists. Choose another target, or delete it first.")
-    if not source.exists():
-        raise CheckpointError(f"There is no checkpoint {str(source)!r}.")
-    if layout.is_checkpoint(source):
+    if source.is_dir():
         checkpoint = read_checkpoint(source, keeps_files=True)
         with replaced(target) as unfinished:
             unfinished.rmdir()
             torch.save(to_lightning(checkpoint), unfinished)
-        return target
-    found = NativeCheckpointIO().load_checkpoint(source)
-    write_read_checkpoint(target, from_lightning(found, source=repr(str(source))))
+    else:
+        found = NativeCheckpointIO().load_checkpoint(source)
+        write_read_checkpoint(target, from_lightning(found, source=repr(str(source))))
     return target
 
 
 def save_pretrained(
     model: nn.Module, folder: Path, processing_class: Any, *, weights: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Write a model for `from_pretrained`, and read it again to see that it is all there.
+    """Write a model for `from_pretrained`, and read it back to check it.
 
     Args:
         model: the Hugging Face model.
-        folder: made if it is not there; files of the same names are replaced, others stay.
-        processing_class: tokenizer or processor, written beside it; `None` is not.
-        weights: the whole `state_dict` of a model of which this process holds a part.
+        folder: made if missing; files of the same names are replaced, others stay.
+        processing_class: tokenizer or processor, written beside it; `None` writes none.
+        weights: the full `state_dict` of a sharded model.
 
     Raises:
         CheckpointError: it cannot be written, or what was written is not the model.
@@ -74,16 +72,13 @@ def save_pretrained(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=layout.UNFINISHED, dir=folder.parent) as beside:
-            with replaced(Path(beside) / "model") as unfinished:
+            written = Path(beside) / "model"
+            with replaced(written) as unfinished:
                 save_model(model, unfinished, processing_class, weights=weights)
                 _check_is_saved(model, unfinished, model.state_dict() if weights is None else weights)
-            written = Path(beside) / "model"
-            for path in sorted(written.rglob("*")):
-                place = folder / path.relative_to(written)
-                if path.is_dir():
-                    place.mkdir(exist_ok=True)
-                else:
-                    os.replace(path, place)
+            for name, path in layout.files_in(written).items():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, folder / name)
     except CheckpointError:
         raise
     except OSError as error:
@@ -96,15 +91,11 @@ def _check_is_saved(model: nn.Module, folder: Path, weights: Mapping[str, Tensor
     if writes_adapters(model):
         if adapter_files(model).made:
             return  # there is nothing in the model that the prompts in the file could be compared with
-        # Below an adapter the model is as it was; there is nothing of it in the file.
+        # The base model below an adapter is not in the file.
         is_below = {id(tensor) for tensor in outline_of(model).values()}
     found = complete_weights(model, read, source=name)
-    wrong = [
-        key
-        for key, tensor in weights.items()
-        if id(found[key]) not in is_below and not torch.equal(tensor.cpu(), found[key].cpu())
-    ]
-    if wrong:
-        raise CheckpointError(
-            f"{name} does not hold what the model has: {wrong[0]} differs. Nothing was kept."
-        )
+    for key, tensor in weights.items():
+        if id(found[key]) not in is_below and not torch.equal(tensor.cpu(), found[key].cpu()):
+            raise CheckpointError(
+                f"{name} does not hold what the model has: {key} differs. Nothing was kept."
+            )

@@ -1,10 +1,9 @@
-"""A checkpoint in Lightning's form and back, without a model and without a run; knows Hugging Face.
+"""Conversion of a checkpoint to Lightning's form and back, by the table in checkpoints/layout.py.
 
-checkpoints/layout.py has the table. What Lightning wants beside it (loop counters, above all) depends on the
-data, and is filled in when a run is resumed: checkpoints/resume.py.
+What depends on the data, above all loop counters, is filled in when a run is resumed: checkpoints/resume.py.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,12 +18,7 @@ _LIGHTNING_VERSION = "2.6.0"  # of the form of these dictionaries
 
 
 def to_lightning(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Put a native checkpoint into the form of a Lightning one.
-
-    Returns:
-        A dictionary of tensors and plain data, which `torch.load(weights_only=True)` reads.
-    """
-    has_states = checkpoint.optimizer is not None
+    """Return a checkpoint in Lightning's form, which `torch.load(weights_only=True)` reads."""
     found: dict[str, Any] = {
         "pytorch-lightning_version": _LIGHTNING_VERSION,
         "epoch": 0,
@@ -32,7 +26,7 @@ def to_lightning(checkpoint: Checkpoint) -> dict[str, Any]:
         "loops": {},
         "callbacks": {},
         "state_dict": {f"{layout.PREFIX}{name}": tensor for name, tensor in checkpoint.weights.items()},
-        "optimizer_states": [checkpoint.optimizer] if has_states else [],
+        "optimizer_states": [] if checkpoint.optimizer is None else [checkpoint.optimizer],
         "lr_schedulers": [] if checkpoint.schedule is None else [checkpoint.schedule],
         layout.STATE_KEY: checkpoint.state_text,
         layout.WEIGHTS_KEY: {"names": list(checkpoint.weights), "adapter": checkpoint.has_adapter},
@@ -45,7 +39,7 @@ def to_lightning(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def from_lightning(found: Mapping[str, Any], *, source: str) -> Checkpoint:
-    """Take a native checkpoint out of a Lightning one that a run of HFModule has written.
+    """Read a Lightning checkpoint that a run of HFModule has written.
 
     Args:
         found: what the file holds.
@@ -54,13 +48,12 @@ def from_lightning(found: Mapping[str, Any], *, source: str) -> Checkpoint:
     Raises:
         CheckpointError: another LightningModule has written it.
     """
-    missing = [key for key in ("state_dict", layout.STATE_KEY) if key not in found]
     if reason := found.get(layout.REASON_KEY):
         raise CheckpointError(f"{source} holds no state of a run: {reason}. Load its weights by themselves.")
-    if missing:
+    if missing := [key for key in ("state_dict", layout.STATE_KEY) if key not in found]:
         raise CheckpointError(
-            f"{source} was not written by a run of HFModule: it has no {missing[0]!r}. Load its weights by "
-            "themselves, and begin a new run."
+            f"{source} was not written by a run of HFModule: it has no {missing[0]!r}. Load its weights into "
+            "a new run."
         )
     weights = without_prefix(found["state_dict"])
     kept = found.get(layout.WEIGHTS_KEY) or {"names": list(weights), "adapter": False}
@@ -73,13 +66,13 @@ def from_lightning(found: Mapping[str, Any], *, source: str) -> Checkpoint:
         optimizer=optimizer[0] if optimizer else None,
         schedule=schedule[0] if schedule else None,
         ranks=native_ranks(found),
-        files={name: _unpacked(packed) for name, packed in found.get(layout.FILES_KEY, {}).items()},
+        files={name: packed.numpy().tobytes() for name, packed in found.get(layout.FILES_KEY, {}).items()},
         has_adapter=kept["adapter"],
     )
 
 
 def without_prefix(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take the model's weights, by their names in the model, out of an HFModule's."""
+    """Return the model's weights out of an HFModule's, by their names in the model."""
     return {
         name.removeprefix(layout.PREFIX): tensor
         for name, tensor in state_dict.items()
@@ -88,44 +81,36 @@ def without_prefix(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def pack(files: Mapping[str, bytes]) -> dict[str, Tensor]:
-    """Put the bytes of files into tensors, which are read without trust."""
+    """Put the bytes of files into tensors, which `weights_only=True` reads."""
     return {
         name: torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.empty(0)
         for name, content in files.items()
     }
 
 
-def _unpacked(packed: Tensor) -> bytes:
-    return packed.numpy().tobytes()
-
-
 def plain_ranks(ranks: Sequence[RankState | None]) -> dict[str, Any]:
-    """Make the entries of the ranks' states; they are read without trust in anything but tensors."""
-    plain = rng.to_plain
-    states = [None if state is None else plain(state.random_states) for state in ranks]
+    """Make the entries of the ranks' states, as tensors and plain data."""
     positions = [None if state is None else state.position for state in ranks]
-    found: dict[str, Any] = {layout.RNG_KEY: states}
+    found: dict[str, Any] = {
+        layout.RNG_KEY: [None if state is None else rng.to_plain(state.random_states) for state in ranks]
+    }
     if any(positions):
-        found[layout.POSITION_KEY] = [p if p is None else _with_states(p, plain) for p in positions]
+        found[layout.POSITION_KEY] = [p if p is None else _map_states(p, rng.to_plain) for p in positions]
     return found
 
 
 def native_ranks(found: Mapping[str, Any]) -> list[RankState | None]:
-    """Take the ranks' states out of a Lightning checkpoint; there may be none."""
-    native = rng.from_plain
+    """Read the ranks' states of a Lightning checkpoint; there may be none."""
     states = found.get(layout.RNG_KEY) or []
     positions = found.get(layout.POSITION_KEY) or [None] * len(states)
     return [
         None
         if state is None
-        else RankState(native(state), None if position is None else _with_states(position, native))
+        else RankState(rng.from_plain(state), position and _map_states(position, rng.from_plain))
         for state, position in zip(states, positions, strict=True)
     ]
 
 
-def _with_states(position: Mapping[str, Any], change: Any) -> dict[str, Any]:
-    changed = dict(position)
-    for name in ("pass_states", "in_hand"):
-        if changed.get(name) is not None:
-            changed[name] = change(changed[name])
-    return changed
+def _map_states(position: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
+    states = {name: position.get(name) for name in ("pass_states", "in_hand")}
+    return {**position, **{name: change(state) for name, state in states.items() if state is not None}}

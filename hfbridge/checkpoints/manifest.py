@@ -1,14 +1,16 @@
-"""How the files of a checkpoint are told from damaged or exchanged ones; knows neither engine.
+"""Size and checksum of each checkpoint file, by which damaged and exchanged files are recognized.
 
-The native format has no checksums. The manifest is kept inside rng_state.pth, where the native Trainer does
-not look: of each file its size, and a checksum of its first and last 64 KiB, which is the whole of a small
-one. So it costs next to nothing, and finds a file that was cut off, emptied or exchanged for another step's.
+The format has no checksums. The manifest is stored inside rng_state.pth, where the HF Trainer does not look.
+Its CRC covers the first and last 64 KiB of a file: it costs next to nothing, and finds files that were
+truncated, emptied or exchanged for another step's.
 """
 
 import os
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
+
+from hfbridge.checkpoints.layout import files_in
 
 _END = 64 * 1024
 
@@ -27,16 +29,13 @@ def fingerprint(path: Path) -> list[int]:
     return [size, checksum]
 
 
-def make_manifest(folder: Path, *, without: Iterable[str] = ()) -> Manifest:
-    """Describe all files of a directory but some."""
-    left_out = set(without)
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    names = {path.relative_to(folder).as_posix(): path for path in files}
-    return {name: fingerprint(path) for name, path in names.items() if name not in left_out}
+def make_manifest(folder: Path, *, without: Collection[str] = ()) -> Manifest:
+    """Describe the files of a directory, except those named in `without`."""
+    return {name: fingerprint(path) for name, path in files_in(folder).items() if name not in without}
 
 
 def find_damage(folder: Path, manifest: Mapping[str, list[int]]) -> list[str]:
-    """Say what of a directory is not as it was written: one line a file."""
+    """Return one line for each file that differs from the manifest."""
     problems = []
     for name, (size, checksum) in manifest.items():
         path = folder / name

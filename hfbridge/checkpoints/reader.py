@@ -1,7 +1,7 @@
-"""Reading a `checkpoint-N`, each file by itself and none trusted; knows Hugging Face.
+"""Reading of a `checkpoint-N`, each file checked by itself.
 
-Nothing is unpickled but tensors, numbers, strings and their containers. `training_args.bin`, which natively
-is a pickle of a class, is not opened.
+Only tensors, numbers, strings and their containers are unpickled; `training_args.bin`, the pickle of a class,
+is not opened.
 """
 
 import json
@@ -20,7 +20,7 @@ from transformers import TrainerState
 from transformers.trainer_pt_utils import safe_globals
 
 from hfbridge.checkpoints import layout
-from hfbridge.checkpoints.manifest import find_damage
+from hfbridge.checkpoints.manifest import Manifest, find_damage
 from hfbridge.errors import BridgeWarning, CheckpointError
 
 _RESUMING = (layout.OPTIMIZER_NAME, layout.SCHEDULER_NAME)
@@ -32,7 +32,7 @@ class RankState:
 
     Attributes:
         random_states: of Python's, numpy's and torch's generators.
-        position: what hfbridge keeps beside them; `None` in a native checkpoint.
+        position: what hfbridge stores beside them; `None` in a checkpoint of the HF Trainer.
     """
 
     random_states: dict[str, Any]
@@ -41,14 +41,14 @@ class RankState:
 
 @dataclass
 class Checkpoint:
-    """What a checkpoint holds, whichever format it was in.
+    """What a checkpoint holds, in either format.
 
     Attributes:
-        weights: the model's, by their names in the model without a prefix; tied ones once. Those of an
-            adapter in a folder of its own have its name and a slash in front.
-        state_text: the native `TrainerState`, as JSON.
+        weights: by their names in the model without a prefix; tied ones once. Those of an adapter in a folder
+            of its own have its name and a slash in front.
+        state_text: `TrainerState` as JSON.
         optimizer: `state_dict` of the optimizer; `None` if it was not saved.
-        schedule: `state_dict` of the schedule; likewise.
+        schedule: `state_dict` of the schedule; `None` if it was not saved.
         ranks: of each rank that wrote it; empty if they were not saved, `None` for one that was not read.
         files: the other files, by name.
         has_adapter: the weights are those of a PEFT adapter.
@@ -64,21 +64,21 @@ class Checkpoint:
 
     @property
     def state(self) -> TrainerState:
-        """The native state of the run, made anew."""
+        """A new `TrainerState`, read from `state_text`."""
         return state_from(self.state_text)
 
 
 def read_checkpoint(folder: Path, *, keeps_files: bool = False, rank: int | None = None) -> Checkpoint:
-    """Read a `checkpoint-N` whole, before anything is changed by it.
+    """Read a `checkpoint-N` completely, before anything is changed by it.
 
     Args:
         folder: written by either engine, by any number of ranks.
         keeps_files: read the files that training does not need, too.
-        rank: read the random states of this rank and the first one only; `None` reads those of all.
+        rank: read the random states of this rank and rank 0 only; `None` reads all.
 
     Raises:
-        CheckpointError: no directory, a file that is missing, cut off or is something else than its name
-            says; all of them are named.
+        CheckpointError: the directory is missing, or files are missing, damaged or of another kind; all are
+            named.
 
     Mirrors: transformers.Trainer._load_from_checkpoint
     Proved by: tests/faults/test_broken_checkpoints.py
@@ -94,25 +94,27 @@ def read_checkpoint(folder: Path, *, keeps_files: bool = False, rank: int | None
             return None
 
     has_parts = layout.has_parts(folder)
-    is_whole = not has_parts or any(folder.glob("*.safetensors"))
-    weights = attempt(read_all_weights, ".") if is_whole else {}
+    has_weights = not has_parts or any(folder.glob("*.safetensors"))
+    weights = attempt(read_all_weights, ".") if has_weights else {}
     state = attempt(_read_state, layout.TRAINER_STATE_NAME)
     optimizer = schedule = None
     ranks: list[RankState | None] = []
     first: dict[str, Any] = {}
     random_files = layout.random_files_in(folder)
+    unread = {name for number, name in enumerate(random_files) if rank not in (None, number) and number}
     if any((folder / name).exists() for name in (*_RESUMING, *random_files)):  # else: save_only_model
         optimizer = None if has_parts else attempt(_read_optimizer, layout.OPTIMIZER_NAME)
         if not has_parts or (folder / layout.SCHEDULER_NAME).exists():
             schedule = attempt(_read_schedule, layout.SCHEDULER_NAME)
         for number, name in enumerate(random_files):
-            is_read = rank in (None, number) or number == 0
-            states = (attempt(_read_random_states, name) if is_read else None) or {}
+            states = (None if name in unread else attempt(_read_random_states, name)) or {}
             own = states.pop(layout.OWN, None) or {}
             first = first or own
             ranks.append(RankState(states, own.get("position")) if states else None)
-            problems += _check_own(name, number, own, state)
-    unread = {name for number, name in enumerate(random_files) if rank not in (None, number) and number}
+            if own and state is not None and state_from(state).global_step != own["step"]:
+                problems.append(f"{name} is that of step {own['step']}.")
+            elif own and own.get("rank", 0) != number:
+                problems.append(f"{name} is that of rank {own['rank']}.")
     named = {problem.partition(" ")[0] for problem in problems}
     damage = _check_folder(folder, {k: v for k, v in first.get("files", {}).items() if k not in unread})
     problems += [problem for problem in damage if problem.partition(" ")[0] not in named]
@@ -120,7 +122,7 @@ def read_checkpoint(folder: Path, *, keeps_files: bool = False, rank: int | None
         listed = "\n".join(f"  {problem}" for problem in problems)
         raise CheckpointError(
             f"The checkpoint {str(folder)!r} cannot be read:\n{listed}\nResume from another one; "
-            'ckpt_path="last" takes the newest that is whole.'
+            'ckpt_path="last" takes the newest complete one.'
         )
     return Checkpoint(
         weights=weights,
@@ -134,13 +136,19 @@ def read_checkpoint(folder: Path, *, keeps_files: bool = False, rank: int | None
 
 
 def weights_alone(path: Path) -> str:
-    """Say what to do with a folder or file of weights, from which no run can be resumed."""
+    """Return the message for a folder or file of weights, from which no run can be resumed."""
     return (
-        f"{str(path)!r} holds weights alone, and does not tell where a run was. Begin a new run with them: "
+        f"{str(path)!r} holds weights alone, from which no run can be resumed. Begin a new run with them: "
         "HFModule(folder, auto_class) reads a folder of save_pretrained, PeftModel.from_pretrained(model, "
         "folder, is_trainable=True) an adapter, HFModule.load_from_checkpoint a file of Lightning's, and "
         "model.load_state_dict what torch.load returns."
     )
+
+
+def unreadable(name: str, error: Exception) -> CheckpointError:
+    """Return the error for a file that `torch.load(weights_only=True)` does not load."""
+    first = next(iter(str(error).splitlines()), type(error).__name__)
+    return CheckpointError(f"{name} is damaged, or holds more than tensors and plain data: {first}")
 
 
 def _check_is_of_run(folder: Path) -> None:
@@ -154,13 +162,13 @@ def _check_is_of_run(folder: Path) -> None:
 
 
 def find_last(folder: Path) -> Path | None:
-    """Find the newest whole checkpoint of a run; a broken one in front of it gets a warning.
+    """Find the newest complete checkpoint of a run, and warn of newer damaged ones.
 
     Returns:
-        Its directory; `None` if there is none at all.
+        Its directory; `None` if there is no checkpoint at all.
 
     Raises:
-        CheckpointError: there are some, and none is whole.
+        CheckpointError: all are damaged.
     """
     for path in layout.unfinished_in(folder):
         warnings.warn(
@@ -182,7 +190,7 @@ def find_last(folder: Path) -> Path | None:
 
 
 def state_from(text: str) -> TrainerState:
-    """Make a state of its JSON.
+    """Make a `TrainerState` of its JSON.
 
     Raises:
         CheckpointError: it is not that of a state.
@@ -209,23 +217,19 @@ def read_all_weights(folder: Path) -> dict[str, Tensor]:
         CheckpointError: a file is missing or is no safetensors file.
     """
     root, adapters = layout.weights_in(folder), layout.adapters_in(folder)
-    weights = read_weights(root) if root.exists() or not adapters else {}
+    weights = _read_weights(root) if root.exists() or not adapters else {}
     for adapter in adapters:
-        found = read_weights(folder / adapter / layout.ADAPTER_SAFE_WEIGHTS_NAME)
+        found = _read_weights(folder / adapter / layout.ADAPTER_SAFE_WEIGHTS_NAME)
         weights |= {f"{adapter}/{name}": tensor for name, tensor in found.items()}
     return weights
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file, or the shards that the index beside it lists.
-
-    Raises:
-        CheckpointError: a file is missing or is no safetensors file.
-    """
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file, or the shards that the index beside it lists."""
     index = path.with_name(layout.SAFE_WEIGHTS_INDEX_NAME)
     if path.exists() or not index.exists():
         return _read_shard(path)
-    listed = json.loads(_read_json(index)).get("weight_map")
+    listed = _as_dict(index, _parse_json(index)).get("weight_map")
     if not isinstance(listed, dict):
         raise CheckpointError(f"{index.name} has no weight_map.")
     weights: dict[str, Tensor] = {}
@@ -238,28 +242,26 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return weights
 
 
-def read_tensors(path: Path) -> dict[str, Any]:
-    """Read a file of `torch.save` that holds a dictionary of tensors and plain data.
-
-    Raises:
-        CheckpointError: it is missing, cut off, or holds anything else, which is not run.
-    """
+def _read_tensors(path: Path) -> dict[str, Any]:
+    """Read a dictionary of tensors and plain data, which `torch.save` has written."""
     _check_there(path)
     try:
         with safe_globals():
             found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise CheckpointError(
-            f"{path.name} is damaged, or holds more than tensors and data: {first}"
-        ) from error
+        raise unreadable(path.name, error) from error
+    return _as_dict(path, found)
+
+
+def _as_dict(path: Path, found: Any) -> dict[str, Any]:
     if not isinstance(found, dict):
-        raise CheckpointError(f"{path.name} holds a {type(found).__name__}, where a dictionary belongs.")
+        raise CheckpointError(f"{path.name} must hold a dictionary, and holds a {type(found).__name__}.")
     return found
 
 
 def _read_state(path: Path) -> str:
-    text = _read_json(path)
+    _as_dict(path, _parse_json(path))
+    text = path.read_text(encoding="utf-8")
     state, step = state_from(text), layout.step_of(path.parent)
     if step is not None and state.global_step != step:
         raise CheckpointError(f"{path.name} is that of step {state.global_step}, not {step}.")
@@ -267,14 +269,14 @@ def _read_state(path: Path) -> str:
 
 
 def _read_optimizer(path: Path) -> dict[str, Any]:
-    found = read_tensors(path)
+    found = _read_tensors(path)
     if not {"state", "param_groups"} <= found.keys():
         raise CheckpointError(f"{path.name} is no optimizer's state; it has {sorted(map(str, found))[:5]}.")
     return found
 
 
 def _read_schedule(path: Path) -> dict[str, Any]:
-    found = read_tensors(path)
+    found = _read_tensors(path)
     is_of_torch = bool({"last_epoch", "_last_lr"} & found.keys())  # a user's own may have any keys
     has_tensors = any(isinstance(value, Tensor) for value in found.values())
     if "param_groups" in found or (has_tensors and not is_of_torch):
@@ -283,7 +285,7 @@ def _read_schedule(path: Path) -> dict[str, Any]:
 
 
 def _read_random_states(path: Path) -> dict[str, Any]:
-    found = read_tensors(path)
+    found = _read_tensors(path)
     with zipfile.ZipFile(path) as file:  # whose checksums torch does not compare
         if (part := file.testzip()) is not None:
             raise CheckpointError(f"{path.name} is damaged: {part} in it is not as it was written.")
@@ -298,13 +300,6 @@ def _read_shard(path: Path) -> dict[str, Tensor]:
         return safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{path.name} is damaged: {error}") from error
-
-
-def _read_json(path: Path) -> str:
-    found = _parse_json(path)
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path.name} holds a {type(found).__name__}, where a dictionary belongs.")
-    return path.read_text(encoding="utf-8")
 
 
 def _parse_json(path: Path) -> Any:
@@ -322,43 +317,29 @@ def _check_there(path: Path) -> None:
         raise CheckpointError(f"{path.name} is empty.")
 
 
-def _check_own(name: str, rank: int, own: dict[str, Any], state: str | None) -> list[str]:
-    """See that a file of random states is that of its rank, and of the step of the others."""
-    if not own:
-        return []
-    if state is not None and state_from(state).global_step != own["step"]:
-        return [f"{name} is that of step {own['step']}."]
-    if own.get("rank", 0) != rank:
-        return [f"{name} is that of rank {own['rank']}."]
-    return []
-
-
-def _check_folder(folder: Path, manifest: dict[str, list[int]]) -> list[str]:
-    """Compare all files with the manifest; without one, look at those that training does not read.
-
-    Weights that the user has split into shards since are no damage.
-    """
+def _check_folder(folder: Path, manifest: Manifest) -> list[str]:
+    """Compare all files with the manifest; without one, check those that training does not read."""
     if manifest:
         is_split = (folder / layout.SAFE_WEIGHTS_INDEX_NAME).exists()
         is_split &= layout.SAFE_WEIGHTS_INDEX_NAME not in manifest
-        whole = layout.SAFE_WEIGHTS_NAME if is_split else ""
-        return find_damage(folder, {name: print_ for name, print_ in manifest.items() if name != whole})
+        # Weights that the user has split into shards since are no damage.
+        full = layout.SAFE_WEIGHTS_NAME if is_split else ""
+        return find_damage(folder, {name: print_ for name, print_ in manifest.items() if name != full})
     both = [layout.random_name(0, ranks) for ranks in (1, 2)]
     if all((folder / name).exists() for name in both):
         return [f"{both[0]} and {both[1]} are both there: it was written by one rank, and by several."]
     problems = []
-    for path in sorted(folder.glob("*.json")):
+    arguments = folder / layout.TRAINING_ARGS_NAME
+    for path in [*sorted(folder.glob("*.json")), arguments]:
         try:
-            _parse_json(path)
+            if path != arguments:
+                _parse_json(path)
+                continue
+            _check_there(path)
+            if not zipfile.is_zipfile(path):
+                problems.append(f"{path.name} is damaged.")
         except CheckpointError as error:
             problems.append(str(error))
-    arguments = folder / layout.TRAINING_ARGS_NAME
-    try:
-        _check_there(arguments)
-        if not zipfile.is_zipfile(arguments):
-            problems.append(f"{arguments.name} is damaged.")
-    except CheckpointError as error:
-        problems.append(str(error))
     return problems
 
 
@@ -366,9 +347,8 @@ def _read_other_files(folder: Path) -> dict[str, bytes]:
     """Read what is neither weights nor read by itself."""
     states = {layout.random_name(0, 1), *layout.random_files_in(folder)}
     read = {*_RESUMING, *states, layout.TRAINER_STATE_NAME, layout.SAFE_WEIGHTS_INDEX_NAME}
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in files
+        name: path.read_bytes()
+        for name, path in layout.files_in(folder).items()
         if path.name not in read and path.suffix != ".safetensors"
     }

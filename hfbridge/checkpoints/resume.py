@@ -1,25 +1,25 @@
-"""Going on with a run: what Lightning, the host and the data are told by a checkpoint; knows both worlds.
+"""Resuming of a run: how a checkpoint reaches Lightning, the callback host and the data.
 
     weights                       restored by Lightning, tied ones completed here
     optimizer, schedule           restored by Lightning; a schedule that follows a metric, by the host
-    pass, and place in it         Place: Lightning's loop counters, and TrainLoader.start_at
-    random states                 set by TrainLoader, at the moment the native Trainer sets them
+    epoch, and position in it     DataPosition: Lightning's loop counters, and TrainLoader.start_at
+    random states                 set by TrainLoader, when the HF Trainer sets them
     TrainerState, callbacks       CallbackHost.on_fit_start
-    loss since the last row       LoggedLoss; the native Trainer forgets it
+    loss since the last log       LoggedLoss; the HF Trainer does not save it
 
-With S optimizer steps behind and U to a pass, the place is S // U and S % U, unless the cut is another: the
-number of ranks, the rows of a micro-batch, or the accumulation. Then
+After S optimizer steps of U an epoch, the position is S // U and S % U, unless the batch layout changes
+(ranks, micro-batch size, accumulation). Then
 
-    the pass goes on              behind the rows that were trained; its order does not depend on the cut
-    the step                      stays S, and the pass ends with as many steps as its other rows need
-    later passes                  have the U of the new cut
-    max_steps                     stays, if it is a setting; else it is S, what is left of the pass, and U for
-                                  each pass that num_train_epochs leaves
+    the epoch                     is resumed after the trained samples; its order does not depend on that
+    the step                      stays S, and the epoch ends with as many steps as its other samples need
+    later epochs                  have the U of the new layout
+    max_steps                     stays, if it is a setting; else it is S, the rest of the epoch, and U for
+                                  each epoch left of num_train_epochs
     the schedule                  is that of the new max_steps, entered at step S
-    random states                 are those of a rank's number, or seeded anew for ranks that were not there
+    random states                 are those of the rank's number, or newly seeded for additional ranks
 
-Refused is a cut that changes in mid-pass where the order of the pass depends on it. A native checkpoint tells
-its ranks by its rng_state files, and the rows that are behind by the epoch in its state.
+A layout that changes within an epoch is an error where the order depends on it. A checkpoint of the HF
+Trainer gives its ranks by its rng_state files, and its trained samples by the epoch in its state.
 """
 
 import copy
@@ -64,23 +64,23 @@ from hfbridge.utilities import rng
 
 @dataclass(frozen=True)
 class Resumption:
-    """What a run goes on from.
+    """The state that a run is resumed from; `None` stands for what the checkpoint does not have.
 
     Attributes:
-        state_text: the native state, as JSON.
-        start: place in the data, and random states.
-        in_pass: optimizer steps of the running pass that count as behind for Lightning, to which all passes
-            are equally long.
-        schedule: `state_dict` of the schedule; `None` if the checkpoint has none.
-        optimizer: `state_dict` of the optimizer; likewise.
-        loss: what was summed since the last log row; `None` if the checkpoint does not know.
-        loaders: states of the user's training loaders; `None` if the checkpoint has none.
-        due: what follows the last optimizer step and was not done yet; `None` for nothing.
+        state_text: `TrainerState` as JSON.
+        start: position in the data, and random states.
+        steps_in_epoch: completed optimizer steps of the current epoch, as Lightning counts them, to which all
+            epochs are equally long.
+        schedule: `state_dict` of the schedule.
+        optimizer: `state_dict` of the optimizer.
+        loss: the sum since the last log entry.
+        loaders: states of the user's training loaders.
+        due: what follows the last optimizer step and was not done yet.
     """
 
     state_text: str
     start: Start
-    in_pass: int
+    steps_in_epoch: int
     schedule: dict[str, Any] | None
     optimizer: dict[str, Any] | None
     loss: dict[str, Any] | None
@@ -89,16 +89,16 @@ class Resumption:
 
     @property
     def is_mid_epoch(self) -> bool:
-        """Whether a pass goes on that was begun."""
-        return self.in_pass > 0
+        """Whether the run is resumed within an epoch."""
+        return self.steps_in_epoch > 0
 
     def new_state(self) -> TrainerState:
-        """Make the native state of the run."""
+        """Make a new `TrainerState` of the run."""
         return state_from(self.state_text)
 
     def has_evaluated(self, prefix: str) -> bool:
         """Whether the run has evaluated a set before."""
-        return any(f"{prefix}_loss" in row for row in self.new_state().log_history)
+        return any(f"{prefix}_loss" in entry for entry in self.new_state().log_history)
 
 
 def fill_checkpoint(module: Any, checkpoint: dict[str, Any]) -> Resumption | None:
@@ -106,23 +106,22 @@ def fill_checkpoint(module: Any, checkpoint: dict[str, Any]) -> Resumption | Non
 
     Args:
         module: the HFModule, whose model is built.
-        checkpoint: its weights are completed and, if a run is to go on, its loop counters replaced.
+        checkpoint: its weights are completed and, when fitting, its loop counters replaced.
 
     Returns:
-        What else the run has to be told; `None` if only weights are wanted.
+        What else the run needs; `None` if only weights are loaded.
 
     Raises:
-        CheckpointError: the weights are another model's, or the file does not tell of a run.
+        CheckpointError: the weights are another model's, or no run can be resumed from the file.
     """
-    # Out of memory: the run begins again with the weights as they are.
     is_loaded = "state_dict" not in checkpoint  # by a strategy of Lightning's that shards
     own = {} if is_loaded else checkpoint["state_dict"]
-    if module._reused_optimizer is not None:
+    if module._reused_optimizer is not None:  # out of memory: restarted with the weights as they are
         own = module.state_dict()
     if own or not (is_loaded or layout.PARTS_KEY in checkpoint):
         complete = complete_weights(module.model, without_prefix(own), source="the checkpoint")
         beside = {n: tensor for n, tensor in own.items() if not n.startswith(layout.PREFIX)}
-        beside = beside or _beside_model(module)  # a directory holds the model's weights alone
+        beside = beside or _state_beside_model(module)  # a directory holds the model's weights alone
         checkpoint["state_dict"] = beside | {f"{layout.PREFIX}{n}": tensor for n, tensor in complete.items()}
     trainer = module._trainer
     if trainer is None:
@@ -133,15 +132,13 @@ def fill_checkpoint(module: Any, checkpoint: dict[str, Any]) -> Resumption | Non
         return None
     if (reason := checkpoint.get(layout.REASON_KEY)) and module.has_host:
         raise CheckpointError(cannot_be_resumed(reason))
-    _check_tells_of_run(checkpoint)
+    takes_parts = module.sharing.save_parts is not None
+    _check_is_resumable(checkpoint, takes_parts=takes_parts)
     if layout.STATE_KEY not in checkpoint:
         return None  # written by Lightning outside of a run: its own counters, optimizer and schedule
-    takes_parts = module.sharing.save_parts is not None
-    if takes_parts != (layout.PARTS_KEY in checkpoint):
-        raise CheckpointError(_wrong_strategy(takes_parts))
     module.sharing.resume_from(checkpoint.get(layout.PARTS_KEY))
     is_ours = hasattr(module.data, "lengthen")
-    resumption = _read(module, checkpoint) if is_ours else _read_beside_loaders(module, checkpoint)
+    resumption = _read(module, checkpoint, has_user_loaders=not is_ours)
     schedule = module.data.schedule
     step = resumption.new_state().global_step
     if is_ours or "fit_loop" not in checkpoint.get("loops", {}):
@@ -163,8 +160,8 @@ def fill_checkpoint(module: Any, checkpoint: dict[str, Any]) -> Resumption | Non
     return resumption
 
 
-def _beside_model(module: nn.Module) -> dict[str, Tensor]:
-    """Return the state of what an HFModule has beside its model, which is not asked: ranks may share it."""
+def _state_beside_model(module: nn.Module) -> dict[str, Tensor]:
+    """Return the state of an HFModule without its model's, which ranks may share."""
     own = nn.Module()
     own._parameters, own._buffers = module._parameters, module._buffers
     own._non_persistent_buffers_set = module._non_persistent_buffers_set
@@ -178,16 +175,22 @@ def _beside_model(module: nn.Module) -> dict[str, Tensor]:
 def _counters_of(
     trainer: pl.Trainer, resumption: Resumption, schedule: Schedule, *, step: int
 ) -> dict[str, Any]:
-    """Count for Lightning's loops where a run is resumed, with the states of the user's loaders."""
-    done = resumption.start.done if resumption.in_pass else 0
-    _check_alignment(trainer, done)
+    """Make Lightning's loop counters, with the states of the user's loaders."""
+    done = resumption.start.done if resumption.steps_in_epoch else 0
+    counts_itself = not hasattr(trainer.fit_loop.epoch_loop, "current")  # a plain lightning.Trainer
+    if counts_itself and done % trainer.accumulate_grad_batches:
+        raise CheckpointError(
+            f"The checkpoint was written with another number of ranks, batch size or accumulation, and "
+            f"{done} micro-batches of the epoch are completed, which is no multiple of "
+            f"accumulate_grad_batches={trainer.accumulate_grad_batches}. Resume it under hfbridge.Trainer."
+        )
     epoch = resumption.start.position.epoch
     limit = trainer.max_epochs  # beyond which Lightning restores no run
     counters = loop_counters(
         trainer,
         step=step,
         epoch=epoch if limit in (None, -1) else min(epoch, limit),
-        steps_in_epoch=resumption.in_pass,
+        steps_in_epoch=resumption.steps_in_epoch,
         batches=epoch * schedule.micro_batches_per_epoch + done,
         batches_in_epoch=done,
     )
@@ -196,27 +199,31 @@ def _counters_of(
     return counters
 
 
-def _check_tells_of_run(checkpoint: dict[str, Any]) -> None:
-    """Check that a checkpoint is one that a run can be resumed from.
-
-    Raises:
-        CheckpointError: it holds weights alone, as `ModelCheckpoint(save_weights_only=True)` writes them.
-    """
-    if layout.STATE_KEY in checkpoint:
-        tells = "lr_schedulers" in checkpoint
-    else:
-        tells = bool(checkpoint.get("optimizer_states") and checkpoint.get("loops"))
-    if tells:
-        return
-    raise CheckpointError(
-        "This checkpoint does not tell where its run was: it holds weights alone, without optimizer and "
-        "schedule. Load them by HFModule.load_from_checkpoint, and begin a new run; to resume one, write its "
-        "checkpoints without save_weights_only."
-    )
+def _check_is_resumable(checkpoint: dict[str, Any], *, takes_parts: bool) -> None:
+    """Raise for `ModelCheckpoint(save_weights_only=True)`, and for files of another strategy."""
+    is_of_run = layout.STATE_KEY in checkpoint
+    if not (
+        "lr_schedulers" in checkpoint
+        if is_of_run
+        else checkpoint.get("optimizer_states") and checkpoint.get("loops")
+    ):
+        raise CheckpointError(
+            "This checkpoint cannot be resumed: it holds weights alone, without optimizer and schedule. Load "
+            "them by HFModule.load_from_checkpoint into a new run; to resume a run, write its checkpoints "
+            "without save_weights_only."
+        )
+    if is_of_run and takes_parts != (layout.PARTS_KEY in checkpoint):
+        raise CheckpointError(
+            "This checkpoint was written without DeepSpeed, or with save_only_model. Resume under the "
+            "strategy it was written with, or load its weights into a new run: HFModule(folder, auto_class)."
+            if takes_parts
+            else "This checkpoint was written under DeepSpeed, which alone reads its optimizer and weights. "
+            "Resume with the same deepspeed= in the settings, or load its weights into a new run."
+        )
 
 
 def _warn_of_absent_states(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
-    """Name what a checkpoint of `save_only_model` does not hold, in place of "Restored all states"."""
+    """Warn of what a checkpoint of `save_only_model` lacks, in place of "Restored all states"."""
     if checkpoint["optimizer_states"]:
         return
     held = {
@@ -227,9 +234,8 @@ def _warn_of_absent_states(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> N
     if collectives.rank() == 0:
         warnings.warn(
             "The checkpoint holds weights and state alone (save_only_model), without "
-            f"{', '.join(name for name, is_held in held.items() if not is_held)}: optimizer and schedule "
-            "begin anew, and random numbers are others. For runs that resume exactly, leave save_only_model "
-            "out.",
+            f"{', '.join(name for name, is_held in held.items() if not is_held)}: optimizer, schedule and "
+            "random states are new ones. To resume exactly, leave save_only_model out.",
             BridgeWarning,
             stacklevel=2,
         )
@@ -246,69 +252,65 @@ def _warn_of_absent_states(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> N
 
 
 def cannot_be_resumed(reason: str) -> str:
-    """Say what a checkpoint that was written at no moment between two optimizer steps is good for."""
+    """Return the message for a checkpoint that was not written between two optimizer steps."""
     return (
-        f"This checkpoint cannot be resumed: {reason}. Resume from another one, or load its weights by "
-        "HFModule.load_from_checkpoint, and begin a new run."
+        f"This checkpoint cannot be resumed: {reason}. Resume from another one, or load its weights into a "
+        "new run by HFModule.load_from_checkpoint."
     )
 
 
-def _wrong_strategy(takes_parts: bool) -> str:
-    if takes_parts:
-        return (
-            "This checkpoint holds no states of DeepSpeed's: it was written under another strategy, or by "
-            "save_only_model. Resume under that strategy, or begin a new run with its weights: "
-            "HFModule(folder, auto_class)."
-        )
-    return (
-        "This checkpoint was written under DeepSpeed: optimizer and weights are in parts that only DeepSpeed "
-        "reads. Resume with the same deepspeed= in the settings, or begin a new run with its weights."
-    )
-
-
-def _read(module: Any, checkpoint: dict[str, Any]) -> Resumption:
+def _read(module: Any, checkpoint: dict[str, Any], *, has_user_loaders: bool) -> Resumption:
+    """Read what a run is resumed from; the user's own loaders keep their state themselves."""
     text: str = checkpoint[layout.STATE_KEY]
-    state, found = state_from(text), native_ranks(checkpoint)
+    state, found, number = state_from(text), native_ranks(checkpoint), collectives.rank()
+    own = found[number] if number < len(found) else None
+    position = None if own is None else own.position
+    optimizers, schedules = checkpoint.get("optimizer_states"), checkpoint.get("lr_schedulers")
+    shared: dict[str, Any] = {
+        "state_text": text,
+        "schedule": schedules[0] if schedules else None,
+        "optimizer": optimizers[0] if optimizers else None,
+    }
+    states = None if own is None else own.random_states
     data, args = module.data, module.args
+    accumulation = data.layout.accumulation
+    if has_user_loaders:
+        epoch, steps = divmod(state.global_step, data.schedule.steps_per_epoch)
+        start = Start(position=DataPosition(epoch, steps), done=steps * accumulation, states=states)
+        kept: dict[str, Any] = position or {}
+        shared |= {name: kept.get(name) for name in ("loss", "loaders", "due")}
+        return Resumption(start=start, steps_in_epoch=steps, **shared)
     place, is_as_before = find_place(module, state, found)
     if place.extra:
         data.lengthen(place.extra)
     if args.ignore_data_skip:
         place = replace(place, windows=0, first_row=0)
     left, schedule = data.micro_batches(first_row=place.first_row), data.schedule
-    windows_left = math.ceil(left / data.layout.accumulation)
-    number = collectives.rank()
-    own = found[number] if number < len(found) else None
-    position = None if own is None else own.position
     record = None
     if is_as_before and position is not None and position["pass_states"] is not None:
         record = EpochRecord(position["pass_states"], position["pass_sampler"], position["in_hand"])
-    states = None if own is None else own.random_states
     if found and states is None:
         states = rng.seeded(args.seed + number + state.global_step)
-    optimizers, schedules = checkpoint.get("optimizer_states"), checkpoint.get("lr_schedulers")
     positions = [rank.position for rank in found if rank is not None and rank.position is not None]
     return Resumption(
-        state_text=text,
         start=Start(
             position=place,
-            done=schedule.micro_batches_per_epoch - left + place.windows * data.layout.accumulation,
+            done=schedule.micro_batches_per_epoch - left + place.windows * accumulation,
             states=states,
             record=record,
             sampler=positions[0]["sampler"] if positions else None,
         ),
-        in_pass=schedule.steps_per_epoch - windows_left + place.windows,
-        schedule=schedules[0] if schedules else None,
-        optimizer=optimizers[0] if optimizers else None,
-        loss=_loss_of(positions) if not is_as_before or position is None else position["loss"],
+        steps_in_epoch=schedule.steps_per_epoch - math.ceil(left / accumulation) + place.windows,
+        loss=_mean_loss(positions) if not is_as_before or position is None else position["loss"],
         due=positions[0].get("due") if positions else None,
+        **shared,
     )
 
 
 def find_place(
     module: Any, state: TrainerState, found: Sequence[RankState | None]
 ) -> tuple[DataPosition, bool]:
-    """Find where in the data a run goes on.
+    """Find the position in the data at which a run is resumed.
 
     Args:
         module: the HFModule of the run.
@@ -316,94 +318,95 @@ def find_place(
         found: the states of the ranks that wrote it; none with `save_only_model`.
 
     Returns:
-        The place, and whether the run is cut as before.
+        The position, and whether the batch layout is unchanged.
 
     Raises:
-        CheckpointError: the cut is another, and no place is right, or none is told.
+        CheckpointError: the layout has changed where the order depends on it, or the position is unknown.
 
     Proved by: tests/distributed/test_resume.py
     """
     data = module.data
-    cut, step = data.layout, state.global_step
+    current, step = data.layout, state.global_step
     is_streamed = data.is_streamed("train")
     kept = next((rank.position.get("place") for rank in found if rank is not None and rank.position), None)
     if kept is not None:
         written = BatchLayout(kept["ranks"], kept["rows"], kept["accumulation"])
         place = DataPosition(kept["epoch"], kept["windows"], kept["first_row"], kept["extra"])
-        rows = place.first_row + place.windows * written.rows_per_step
+        trained = place.first_row + place.windows * written.rows_per_step
     elif is_streamed:
-        place = hf_position(state, data.schedule, accumulation=cut.accumulation)
-        written, rows = replace(cut, ranks=len(found) or cut.ranks), place.windows * cut.rows_per_step
+        place = hf_position(state, data.schedule, accumulation=current.accumulation)
+        written = replace(current, ranks=len(found) or current.ranks)
+        trained = place.windows * current.rows_per_step
     else:
-        count = len(found) or cut.ranks
+        count = len(found) or current.ranks
         size = state.train_batch_size or data.train_batch_size
         rows = rows_of_micro_batch(size, data.settings, ranks=count)
-        written = BatchLayout(count, rows, cut.accumulation)
-        place, rows = _native_place(data, state, written, skips_data=not module.args.ignore_data_skip)
-    if written == cut and rows == place.first_row + place.windows * cut.rows_per_step:
+        written = BatchLayout(count, rows, current.accumulation)
+        place, trained = _place_by_state(data, state, written, skips_data=not module.args.ignore_data_skip)
+    if written == current and trained == place.first_row + place.windows * current.rows_per_step:
         return place, True
-    if rows and (is_streamed or is_order_layout_dependent(data.settings)):
+    if trained and (is_streamed or is_order_layout_dependent(data.settings)):
         raise CheckpointError(
-            f"The checkpoint is of the middle of a pass, of a run of {written}; this one has {cut}. With "
-            f"train_sampling_strategy={str(data.settings.train_sampling_strategy)!r} and accelerator_config="
-            f"{data.settings.accelerator_config!r} the order of a pass depends on that, and rows would be "
-            "repeated or left out. Go on as before, or from a checkpoint of the end of a pass."
+            f"The checkpoint is of the middle of an epoch, of a run of {written}; this one has "
+            f"{current}. With train_sampling_strategy={str(data.settings.train_sampling_strategy)!r} and "
+            f"accelerator_config={data.settings.accelerator_config!r} the order of samples depends on that. "
+            "Resume with the layout it was written with, or from a checkpoint of the end of an epoch."
         )
-    epoch, left = place.epoch, data.micro_batches(first_row=rows)
+    epoch, left = place.epoch, data.micro_batches(first_row=trained)
     if left == 0:  # dataloader_drop_last
-        epoch, rows, left = epoch + 1, 0, data.micro_batches()
-    extra = step + math.ceil(left / cut.accumulation) - (epoch + 1) * data.schedule.steps_per_epoch
+        epoch, trained, left = epoch + 1, 0, data.micro_batches()
+    extra = step + math.ceil(left / current.accumulation) - (epoch + 1) * data.schedule.steps_per_epoch
     module.info_once(
-        f"The checkpoint is of a run of {written}; this one has {cut}. Pass {epoch + 1} goes on behind the "
-        f"{rows} rows that were trained, and from here on numbers are others than those of that run."
+        f"The checkpoint is of a run of {written}; this one has {current}. Epoch {epoch + 1} is resumed "
+        f"after its {trained} trained samples, with other numbers than that run would have had."
     )
-    return DataPosition(epoch, first_row=rows, extra=extra), False
+    return DataPosition(epoch, first_row=trained, extra=extra), False
 
 
-def _native_place(
+def _place_by_state(
     data: Any, state: TrainerState, written: BatchLayout, *, skips_data: bool
 ) -> tuple[DataPosition, int]:
-    """Find the place, and how many rows of the pass are behind, of a checkpoint that does not name them.
+    """Derive position and trained samples of the epoch from the `TrainerState` alone.
 
     Raises:
-        CheckpointError: state and number of ranks do not belong together.
+        CheckpointError: state and number of ranks contradict each other.
 
     Mirrors: transformers.Trainer._init_training_state
     """
     step, steps = state.global_step, data.schedule.steps_per_epoch
     place, is_as_before = DataPosition(step // steps, step % steps), written == data.layout
-    rows, of_pass = place.windows * written.rows_per_step, data.micro_batches(layout=written)
+    per_epoch = data.micro_batches(layout=written)
     done = place.windows * written.accumulation
-    expected = place.epoch + done / max(of_pass, 1)
-    is_told = state.epoch is None or math.isclose(state.epoch, expected, abs_tol=1e-6)
-    if is_as_before and (is_told or not skips_data):
-        return place, rows
-    # The accumulation is not told; the micro-batches that are behind are.
+    expected = place.epoch + done / max(per_epoch, 1)
+    is_consistent = state.epoch is None or math.isclose(state.epoch, expected, abs_tol=1e-6)
+    if is_as_before and (is_consistent or not skips_data):
+        return place, place.windows * written.rows_per_step
+    # The state has no accumulation, but the completed micro-batches follow from its epoch.
     epoch = math.floor((state.epoch or 0) + 1e-6)
-    behind = ((state.epoch or 0) - epoch) * of_pass
-    is_whole = state.epoch is not None and math.isclose(behind, round(behind), abs_tol=1e-3)
-    if not is_whole or not (is_as_before or _fits(step, epoch, round(behind), of_pass)):
+    fraction = ((state.epoch or 0) - epoch) * per_epoch
+    done = round(fraction)
+    is_integer = state.epoch is not None and math.isclose(fraction, done, abs_tol=1e-3)
+    if not is_integer or not (is_as_before or _fits(step, epoch, done, per_epoch)):
         raise CheckpointError(
-            f"{layout.TRAINER_STATE_NAME} tells epoch={state.epoch!r} at step {step}, which no run has "
-            f"come to with {written.ranks} rank(s), as its rng_state files tell, and micro-batches of "
-            f"{written.rows}. Are files of other ranks missing, or was the training set another? Go on with "
-            "the ranks and batches it was written with, or begin a new run from its weights."
+            f"{layout.TRAINER_STATE_NAME} has epoch={state.epoch!r} at step {step}, which no run has "
+            f"come to with {written.ranks} rank(s), the number of its rng_state files, and micro-batches of "
+            f"{written.rows}. If no file is missing, resume with the ranks, batches and training set it had, "
+            "or load its weights into a new run."
         )
-    behind = round(behind)
-    windows = behind // written.accumulation if is_as_before else 0
-    return DataPosition(epoch, windows), behind * written.ranks * written.rows
+    steps_done = done // written.accumulation if is_as_before else 0
+    return DataPosition(epoch, steps_done), done * written.ranks * written.rows
 
 
-def _fits(step: int, epoch: int, behind: int, of_pass: int) -> bool:
-    """Whether any accumulation gives that many steps for some passes and full windows of micro-batches."""
+def _fits(step: int, epoch: int, done: int, per_epoch: int) -> bool:
+    """Whether any accumulation leads to that step after some epochs and `done` micro-batches."""
     return any(
-        behind % size == 0 and step == epoch * math.ceil(of_pass / size) + behind // size
-        for size in range(1, of_pass + 1)
+        done % size == 0 and step == epoch * math.ceil(per_epoch / size) + done // size
+        for size in range(1, per_epoch + 1)
     )
 
 
-def _loss_of(positions: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """Make what was summed since the last row, on the average of all ranks; `None` if it is not known."""
+def _mean_loss(positions: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Average the ranks' loss since the last log entry; `None` if it is unknown."""
     if not positions:
         return None
     losses = [position["loss"] for position in positions]
@@ -419,15 +422,15 @@ def loop_counters(
     batches: int,
     batches_in_epoch: int,
 ) -> dict[str, Any]:
-    """Count for Lightning's loops as they would have counted at a step, whenever its checkpoint was written.
+    """Make the counters that Lightning's loops have at a step, from what is completed.
 
     Args:
         trainer: the Trainer whose loops will read it.
         step: optimizer steps of the run.
-        epoch: completed epochs.
-        steps_in_epoch: completed optimizer steps of the current epoch.
-        batches: completed micro-batches of the run.
-        batches_in_epoch: completed micro-batches of the current epoch.
+        epoch: epochs.
+        steps_in_epoch: optimizer steps of the current epoch.
+        batches: micro-batches of the run.
+        batches_in_epoch: micro-batches of the current epoch.
     """
     counters: dict[str, Any] = trainer.fit_loop.state_dict()
     begun = epoch + 1 if steps_in_epoch else epoch
@@ -462,48 +465,8 @@ def loop_counters(
     return counters
 
 
-def _check_alignment(trainer: pl.Trainer, done: int) -> None:
-    """Check that Lightning's own loop would take its steps where the run takes them.
-
-    Raises:
-        CheckpointError: a plain `lightning.Trainer` counts steps from the beginning of the epoch.
-    """
-    counts_itself = not hasattr(trainer.fit_loop.epoch_loop, "current")
-    if counts_itself and done % trainer.accumulate_grad_batches:
-        raise CheckpointError(
-            f"The checkpoint was written with another number of ranks, batch size or accumulation, and "
-            f"{done} micro-batches of the epoch are completed, which is no multiple of "
-            f"accumulate_grad_batches={trainer.accumulate_grad_batches}. Resume it under hfbridge.Trainer."
-        )
-
-
-def _read_beside_loaders(module: Any, checkpoint: dict[str, Any]) -> Resumption:
-    """Read what a run over loaders of the user's is resumed from; the loaders keep their own state."""
-    text: str = checkpoint[layout.STATE_KEY]
-    state, schedule = state_from(text), module.data.schedule
-    found, accumulation = native_ranks(checkpoint), module.data.layout.accumulation
-    epoch, steps = divmod(state.global_step, schedule.steps_per_epoch)
-    number = collectives.rank()
-    own = found[number] if number < len(found) else None
-    optimizers, schedules = checkpoint.get("optimizer_states"), checkpoint.get("lr_schedulers")
-    return Resumption(
-        state_text=text,
-        start=Start(
-            position=DataPosition(epoch, steps),
-            done=steps * accumulation,
-            states=None if own is None else own.random_states,
-        ),
-        in_pass=steps,
-        schedule=schedules[0] if schedules else None,
-        optimizer=optimizers[0] if optimizers else None,
-        loss=None if own is None or own.position is None else own.position["loss"],
-        loaders=None if own is None or own.position is None else own.position.get("loaders"),
-        due=None if own is None or own.position is None else own.position.get("due"),
-    )
-
-
 def position_of(start: Start, loss: dict[str, Any], batch_layout: BatchLayout) -> dict[str, Any]:
-    """Collect what the HF Trainer forgets: draws and position of the current epoch, and the unlogged loss."""
+    """Collect what the HF Trainer does not save: draws and position of the epoch, and the unlogged loss."""
     record = start.record
     return {
         "pass_states": None if record is None else record.states,
@@ -522,13 +485,13 @@ def describe_run(
     processing_class: Any,
     state_dict: Mapping[str, Tensor],
 ) -> dict[str, Any]:
-    """Make the entries of a run's Lightning checkpoint that Lightning does not make; called by all ranks.
+    """Make hfbridge's entries of a Lightning checkpoint; called by all ranks.
 
     Args:
         module: the HFModule.
         state: with what callbacks export.
         rank_state: random states and position of this rank, from `position_of`.
-        processing_class: tokenizer or processor, kept beside the weights.
+        processing_class: tokenizer or processor.
         state_dict: the module's, as Lightning has gathered it.
 
     Returns:
@@ -544,10 +507,14 @@ def describe_run(
 
 
 def _describe_weights(module: Any, state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Make the entries of the weights: with adapters, without what is frozen below them."""
+    """Make the entries of the weights; with adapters, without the frozen base model."""
     model: nn.Module = module.model
     if not writes_adapters(model):
-        names = saved_names(model, _stand_ins(model))
+        made: dict[int, Tensor] = {}
+        stand_ins = {
+            name: made.setdefault(id(tensor), torch.empty(1)) for name, tensor in outline_of(model).items()
+        }
+        names = saved_names(model, stand_ins)
         return {layout.WEIGHTS_KEY: {"names": names, "adapter": False}}
     files = adapter_files(model)
     entries = {layout.WEIGHTS_KEY: {"names": files.names, "adapter": True, "made": files.made}}
@@ -564,30 +531,23 @@ def _describe_weights(module: Any, state_dict: Mapping[str, Tensor]) -> dict[str
     }
 
 
-def _stand_ins(model: nn.Module) -> dict[str, Tensor]:
-    """Make a small tensor for each one in a model's `state_dict`; tied ones have the same."""
-    made: dict[int, Tensor] = {}
-    own = outline_of(model).items()
-    return {name: made.setdefault(id(tensor), torch.empty(1)) for name, tensor in own}
-
-
 def check_optimizer_state(optimizer: Optimizer, found: dict[str, Any], *, is_sharded: bool = False) -> None:
-    """See that the state of an optimizer belongs to the parameters it is put to.
+    """Check that an optimizer's state belongs to its parameters.
 
     Args:
         optimizer: of this run.
-        found: its whole state.
-        is_sharded: parameters are parts, of other shapes than the whole; those who cut see to them.
+        found: its full state.
+        is_sharded: parameters have the shapes of shards, which are not compared.
 
     Raises:
         CheckpointError: it has other groups, or tensors of other shapes.
     """
     own = [len(group["params"]) for group in optimizer.param_groups]
     saved = [len(group["params"]) for group in found["param_groups"]]
-    advice = "Is it the checkpoint of another model, or of other settings?"
+    hint = "Is it the checkpoint of another model, or of other settings?"
     if own != saved:
         raise CheckpointError(
-            f"{layout.OPTIMIZER_NAME} is of groups of {saved} parameters, and this run has {own}. {advice}"
+            f"{layout.OPTIMIZER_NAME} is of groups of {saved} parameters, and this run has {own}. {hint}"
         )
     if is_sharded:
         return
@@ -598,22 +558,22 @@ def check_optimizer_state(optimizer: Optimizer, found: dict[str, Any], *, is_sha
         if moment is not None and moment.shape != parameter.shape and moment.numel() == parameter.numel():
             raise CheckpointError(
                 f"{layout.OPTIMIZER_NAME} has a moment of shape {tuple(moment.shape)} for a parameter of "
-                f"shape {tuple(parameter.shape)}. {advice}"
+                f"shape {tuple(parameter.shape)}. {hint}"
             )
 
 
 def restore_callback_state(state: TrainerState, args: TrainingArguments, handler: Any, control: Any) -> Any:
-    """Let the native Trainer's own methods read a state, and callbacks' states if asked for.
+    """Restore the callbacks' states by the HF Trainer's own methods, if the settings say so.
 
     Returns:
-        The run's `TrainerControl`, which may be the one that was saved.
+        The run's `TrainerControl`, which may be the saved one.
 
     Mirrors: transformers.Trainer._init_training_state
     """
     best = state.best_model_checkpoint
-    if best is not None and not layout.is_checkpoint(Path(best)):
+    if best is not None and not Path(best).is_dir():
         warnings.warn(
-            f"The best checkpoint so far, {best!r}, is not there any more; it is forgotten.",
+            f"The best checkpoint so far, {best!r}, is missing; the best is counted from here on.",
             BridgeWarning,
             stacklevel=2,
         )

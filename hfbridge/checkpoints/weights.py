@@ -1,7 +1,4 @@
-"""Weights of a checkpoint and the model they belong to: tied ones, missing ones, adapters'; Hugging Face.
-
-What PEFT writes of an adapter is decided by its configuration: `adapter_tensors` calls PEFT's own function.
-"""
+"""Match of a checkpoint's weights with a model: tied, missing, and of PEFT adapters."""
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,7 +23,7 @@ class AdapterFiles(NamedTuple):
     """What PEFT writes of a model's adapters.
 
     Attributes:
-        names: by name in the files, with the folder's in front, the name in the model.
+        names: name in the files, with the folder's in front -> name in the model.
         made: tensors that the model does not hold, such as the prompts of an encoder, by name in the files.
     """
 
@@ -35,29 +32,28 @@ class AdapterFiles(NamedTuple):
 
 
 def outline_of(model: nn.Module) -> Mapping[str, Tensor]:
-    """Name a model's tensors as its whole `state_dict` does, and gather nothing; tied ones are one tensor.
+    """Return a model's tensors by the names of its full `state_dict`; tied ones are one tensor.
 
-    A model that FSDP is around has them without data, as they were before.
+    Nothing is gathered. Under FSDP they are those from before wrapping, without data.
     """
     outline: Mapping[str, Tensor] | None = vars(model).get("_outline")
     return model.state_dict(keep_vars=True) if outline is None else outline
 
 
 def complete_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
-    """Name tied weights by all their names, as the model's `state_dict` does.
+    """Complete weights to one entry for each of the model's `state_dict`.
 
     Args:
         model: the model.
-        weights: by their names in the model; tied ones once or by each name. Those of PEFT's adapters may be
-            named as in PEFT's files, with the folder's name and a slash in front, and are without the model
-            below them.
+        weights: tied ones once or by each name. Those of PEFT's adapters may be named as in PEFT's files,
+            with the folder's name and a slash in front, and come without the base model.
         source: the file, for messages.
 
     Returns:
-        One entry for each of the model's; what the model says is never saved stays as it is.
+        One entry for each of the model's; what is never saved (`_keys_to_ignore_on_save`) stays as it is.
 
     Raises:
-        CheckpointError: weights are missing, unknown or of another shape: they are another model's.
+        CheckpointError: weights are missing, unknown or of another shape.
     """
     own = outline_of(model)
     required = set(own)
@@ -87,16 +83,14 @@ def complete_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source:
         if name in found and found[name].shape != shape
     ]
     differences = (("missing", missing), ("unknown", unknown), ("of another shape", misshapen))
-    told = [f"{len(listed)} {what}: {_listed(listed)}" for what, listed in differences if listed]
     if _PROMPTS in unknown:
         raise CheckpointError(
-            f"{source} holds the prompts that an encoder has made, which is all that PEFT saves of "
-            "such adapters, and not the encoder; neither engine can go on with its training. "
-            "PeftModel.from_pretrained reads it."
+            f"{source} holds the prompts that an encoder has made, but not the encoder, which PEFT does not "
+            "save; training cannot be resumed from it. Read it by PeftModel.from_pretrained."
         )
-    if told:
+    if wrong := [f"{len(names)} {what}: {_listed(names)}" for what, names in differences if names]:
         raise CheckpointError(
-            f"{source} does not hold the weights of this {type(model).__name__}; {'; '.join(told)}. Is it "
+            f"{source} does not hold the weights of this {type(model).__name__}; {'; '.join(wrong)}. Is it "
             "the checkpoint of another model, of one with other labels, or of one with added tokens (call "
             "model.resize_token_embeddings before)?"
         )
@@ -104,7 +98,7 @@ def complete_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source:
 
 
 def saved_names(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
-    """Name the weights that a native checkpoint holds: of tied ones the first, and none that is not saved."""
+    """Name the weights that `save_pretrained` writes: of tied ones the first."""
     if not isinstance(model, PreTrainedModel):
         return list(weights)
     kept = remove_tied_weights_from_state_dict(dict(weights), model)
@@ -114,9 +108,7 @@ def saved_names(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
 
 @contextmanager
 def prompts_of(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Have PEFT take learned prompts from weights, as all else, and not from what the model is by now.
-
-    Prompts that an encoder makes are left to PEFT.
+    """Have PEFT save learned prompts from `weights`, unless an encoder makes them.
 
     Args:
         model: any model.
@@ -129,9 +121,11 @@ def prompts_of(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None
     own: Any = getattr(model, name)
 
     def prompts(adapter_name: str) -> Tensor:
-        given = weights.get(f"prompt_encoder.{adapter_name}.embedding.weight")
-        is_encoded = makes_prompts(model, adapter_name)
-        found: Tensor = own(adapter_name) if given is None or is_encoded else given
+        prompt = weights.get(f"prompt_encoder.{adapter_name}.embedding.weight")
+        # An encoder has more weights than the prompts, which are all that PEFT saves of it.
+        encoder = model.get_submodule(f"prompt_encoder.{adapter_name}")
+        is_encoded = [n for n, _ in encoder.named_parameters()] != ["embedding.weight"]
+        found: Tensor = own(adapter_name) if prompt is None or is_encoded else prompt
         return found
 
     setattr(model, name, prompts)
@@ -139,13 +133,6 @@ def prompts_of(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None
         yield
     finally:
         delattr(model, name)
-
-
-def makes_prompts(model: Any, adapter: str | None = None) -> bool:
-    """Whether a prompt encoder has more weights than the prompts, which are all that PEFT saves of it."""
-    encoders: Any = getattr(model, "prompt_encoder", None) or {}
-    names = [adapter] if adapter is not None else list(encoders)
-    return any([n for n, _ in encoders[name].named_parameters()] != ["embedding.weight"] for name in names)
 
 
 def writes_adapters(model: nn.Module) -> bool:
@@ -158,14 +145,14 @@ def writes_adapters(model: nn.Module) -> bool:
 
 
 def adapter_files(model: Any) -> AdapterFiles:
-    """Name what PEFT writes of a model's adapters, by their configurations.
+    """Map what PEFT writes of a model's adapters, by their configurations.
 
     Mirrors: peft.PeftModel.save_pretrained
     """
     found = AdapterFiles({}, {})
-    adapters = list(model.peft_config) if _is_peft_model(model) else model.active_adapters()[:1]
+    adapters = list(model.peft_config) if is_peft_model(model) else model.active_adapters()[:1]
     for adapter in adapters:
-        folder = "" if adapter == "default" or not _is_peft_model(model) else f"{adapter}/"
+        folder = "" if adapter == "default" or not is_peft_model(model) else f"{adapter}/"
         names, made = _adapter_file(model, adapter)
         found.names.update({f"{folder}{saved}": name for saved, name in names.items()})
         found.made.update({f"{folder}{saved}": tensor for saved, tensor in made.items()})
@@ -173,10 +160,7 @@ def adapter_files(model: Any) -> AdapterFiles:
 
 
 def trained_names(model: nn.Module, optimizers: Iterable[Optimizer] = ()) -> set[str]:
-    """Name the tensors of a model's `state_dict` that training changes: trained weights, and buffers.
-
-    Weights that were frozen since an optimizer took them count as trained.
-    """
+    """Name the tensors of a model's `state_dict` that training changes: buffers and trained weights."""
     frozen: set[str] = set()
     trained: set[str] = set()
     optimized = {
@@ -192,14 +176,14 @@ def trained_names(model: nn.Module, optimizers: Iterable[Optimizer] = ()) -> set
 
 
 def check_is_saved(model: nn.Module, *, loads_best: bool) -> None:
-    """Warn before training of trained weights that PEFT leaves out of checkpoints.
+    """Warn before training of trained weights that PEFT does not save.
 
     Args:
         model: any model.
         loads_best: the best checkpoint is loaded at the end.
 
     Raises:
-        CheckpointError: prompts are made by an encoder, and the best of them cannot be loaded.
+        CheckpointError: prompts are made by an encoder, and the best cannot be loaded.
     """
     if not writes_adapters(model):
         return
@@ -210,23 +194,23 @@ def check_is_saved(model: nn.Module, *, loads_best: bool) -> None:
     is_encoded = any(name.rpartition("/")[2] == _PROMPTS for name in files.made)
     if is_encoded and loads_best:
         raise CheckpointError(
-            "load_best_model_at_end=True needs checkpoints that can be loaded, and PEFT saves the prompts "
-            f"that the encoder of this {type(model).__name__} makes, without the encoder. Leave "
-            "load_best_model_at_end out, and read the best checkpoint by PeftModel.from_pretrained."
+            "load_best_model_at_end=True cannot be used: PEFT saves the prompts that the encoder of this "
+            f"{type(model).__name__} makes, without the encoder. Leave it out, and read the best checkpoint "
+            "by PeftModel.from_pretrained."
         )
     if lost:
-        advice = "" if is_encoded else " Name their layers in modules_to_save, or resume from such a file."
+        hint = "" if is_encoded else " Name their layers in modules_to_save, or resume from such a file."
         warnings.warn(
             f"{len(lost)} trained weights are not held by checkpoints of save_strategy, since PEFT does not "
-            f"save them: {_listed(lost)}. No run can be resumed from there exactly; the files of Lightning's "
-            f"ModelCheckpoint hold them.{advice}",
+            f"save them: {_listed(lost)}. Lightning's ModelCheckpoint saves them, for exact resumption."
+            f"{hint}",
             BridgeWarning,
             stacklevel=2,
         )
 
 
 def _adapter_file(model: Any, adapter: str, *, embeddings: Literal["auto", False] = "auto") -> AdapterFiles:
-    """Name what PEFT writes of one adapter; weights of the model below it are among them by configuration."""
+    """Map what PEFT writes of one adapter; by configuration, weights of the base model are among it."""
     from peft import get_peft_model_state_dict
 
     # Tied weights get a tensor for each name, so that one found again has one name.
@@ -238,7 +222,7 @@ def _adapter_file(model: Any, adapter: str, *, embeddings: Literal["auto", False
         found = get_peft_model_state_dict(
             model, dict(own), adapter_name=adapter, save_embedding_layers=embeddings
         )
-    prefix = "" if _is_peft_model(model) else _BASE
+    prefix = "" if is_peft_model(model) else _BASE
     return AdapterFiles(
         {f"{prefix}{name}": names[id(tensor)] for name, tensor in found.items() if id(tensor) in names},
         {f"{prefix}{name}": tensor for name, tensor in found.items() if id(tensor) not in names},
@@ -246,22 +230,16 @@ def _adapter_file(model: Any, adapter: str, *, embeddings: Literal["auto", False
 
 
 def _named_as_in_model(model: Any, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], set[str]]:
-    """Name weights of adapters as the model does; the others are named like that already.
-
-    Returns:
-        The weights, and the names of those that have to be among them: embeddings that PEFT writes beside
-        adapters may be missing.
-    """
+    """Return weights by their names in the model, and the required names: embeddings may be missing."""
     own = outline_of(model)
     folders = {saved.rpartition("/")[0] for saved in weights}
-    active = model.active_adapters if _is_peft_model(model) else model.active_adapters()
+    active = model.active_adapters if is_peft_model(model) else model.active_adapters()
     found: dict[str, Tensor] = {}
     required: set[str] = set()
     for folder in folders:
         adapter = folder or ("default" if len(folders) > 1 else active[0])
-        names: dict[str, str] = {}
-        if adapter in model.peft_config:
-            names = _adapter_file(model, adapter, embeddings=False).names
+        is_known = adapter in model.peft_config
+        names = _adapter_file(model, adapter, embeddings=False).names if is_known else {}
         required |= set(names.values())
         for saved, tensor in weights.items():
             in_folder, _, name = saved.rpartition("/")
@@ -271,7 +249,8 @@ def _named_as_in_model(model: Any, weights: Mapping[str, Tensor]) -> tuple[dict[
     return found, required
 
 
-def _is_peft_model(model: nn.Module) -> bool:
+def is_peft_model(model: nn.Module) -> bool:
+    """Whether a model is a `peft.PeftModel`; peft must be installed."""
     from peft import PeftModel
 
     return isinstance(model, PeftModel)

@@ -1,15 +1,11 @@
-"""CheckpointWriter: the checkpoints of one run, from its first step to its best model; knows Hugging Face.
+"""CheckpointWriter: the checkpoints of one run, from its first step to its best model.
 
-native                                        here
-_save_checkpoint                              CheckpointWriter.save
-_save_checkpoint's best_model_checkpoint      CheckpointWriter.save
-rotate_checkpoints                            called, after the new checkpoint has its name
+HF Trainer                                    here
+_save_checkpoint, best_model_checkpoint       CheckpointWriter.save
+rotate_checkpoints                            called after the new checkpoint is renamed
 _load_best_model, _finalize_training          CheckpointWriter.load_best
-(two runs may write into one directory)       refused while both run
+(two runs may write into one directory)       an error while both run
 each rank writes its random states            the first rank writes those of all, so that one rename ends it
-
-Of several ranks all call the same methods; the first one writes, or with `save_on_each_node` the first of
-each node. What fails on one raises on all.
 """
 
 import json
@@ -47,12 +43,15 @@ _HELD: set[int] = set()  # descriptors of the directories that this process hold
 
 
 class CheckpointWriter:
-    """Write the checkpoints of a run, keep as many as asked for, and load the best at the end.
+    """Write the checkpoints of a run, keep `save_total_limit` of them, and load the best at the end.
+
+    All ranks call the same methods; rank 0 writes, or with `save_on_each_node` the first of each node. An
+    error on one rank is raised on all.
 
     Args:
-        args: where to write, what, and how many to keep.
-        asynchronous: write while training goes on. Weights and states are copied while the next step computes
-            its gradients; the memory of the copies is kept for the next save.
+        args: settings of the run.
+        asynchronous: write during training. Weights and states are copied while the next step computes its
+            gradients; the memory of the copies is reused by the next save.
 
     Raises:
         CheckpointError: the directory cannot be written, or another run is writing into it.
@@ -75,16 +74,16 @@ class CheckpointWriter:
             with collectives.raise_on_all_ranks():
                 self._lock = _claim(self.folder) if self._writes else None
         except CheckpointError:
-            self._let_go()
+            self._release()
             raise
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out of copies what belongs to this run."""
+        """Leave lock, thread and copies out of the pickled state."""
         of_run = dict.fromkeys(("_lock", "_thread", "_copied"))
         return {**self.__dict__, **of_run, "_copies": Copies()}
 
-    def tell_of_earlier_runs(self, *, is_resumed: bool) -> None:
-        """Warn of checkpoints that this run did not write and does not go on from."""
+    def warn_existing_checkpoints(self, *, is_resumed: bool) -> None:
+        """Warn of checkpoints of an earlier run, unless it is resumed, and of unfinished ones."""
         if not self._writes:
             return
         for path in layout.unfinished_in(self.folder):
@@ -119,24 +118,23 @@ class CheckpointWriter:
         is_live: bool,
         save_parts: Callable[[Path], None] | None = None,
     ) -> None:
-        """Write the checkpoint of the step a run has come to.
+        """Write the checkpoint of the current step.
 
-        The files are flushed to the disk, and the checkpoint gets its name, while training goes on, unless
-        somebody wants to see it now. After this, `before_step` has to be called before weights or optimizer
-        change.
+        The files are flushed and the checkpoint is renamed during training, unless `waits`. `before_step` has
+        to be called before weights or optimizer change.
 
         Args:
             model: the Hugging Face model.
-            state: gains `best_model_checkpoint`, and what `exports` hold.
-            weights: the whole `state_dict` of the model; not read on ranks that do not write.
-            optimizer: that of the optimizer; not read either, nor with `save_only_model`.
-            schedule: that of the schedule; likewise.
+            state: gains `best_model_checkpoint`, and the state of `exports`.
+            weights: the full `state_dict` of the model; not read on ranks that do not write.
+            optimizer: its full `state_dict`; not read on such ranks, nor with `save_only_model`.
+            schedule: its `state_dict`; not read on such ranks, nor with `save_only_model`.
             processing_class: tokenizer or processor; `None` is not written.
-            exports: callbacks whose state is kept, and the run's `TrainerControl`.
-            position: what the native Trainer forgets of this rank, for an exact resume.
-            waits: return when the checkpoint has its name, if saving is not asynchronous.
-            is_live: weights and optimizer's state are those that training changes, and not gathered ones.
-            save_parts: writes into a directory what each rank holds, and not with `save_only_model`.
+            exports: callbacks whose state is saved, and the run's `TrainerControl`.
+            position: what the HF Trainer does not save of this rank, for an exact resume.
+            waits: return when the checkpoint is complete, if saving is not asynchronous.
+            is_live: weights and optimizer's state are those that training changes, not gathered ones.
+            save_parts: writes each rank's shards into a directory; not called with `save_only_model`.
 
         Raises:
             CheckpointError: it cannot be written, or the one before could not.
@@ -150,8 +148,8 @@ class CheckpointWriter:
         best = layout.checkpoint_name(state.best_global_step or 0)
         has_best = bool(state.best_global_step) and (best == folder.name or (self.folder / best).exists())
         own = [] if args.save_only_model else [RankState(rng.capture(), position)]
-        told = collectives.gather((own, has_best, waits))
-        if told[0][1]:  # the first rank knows what is there
+        gathered = collectives.gather((own, has_best, waits))
+        if gathered[0][1]:  # as rank 0 sees the directory
             state.best_model_checkpoint = os.path.join(str(args.output_dir), best)
         parts = None
         if save_parts is not None and not args.save_only_model:
@@ -163,20 +161,26 @@ class CheckpointWriter:
         with collectives.raise_on_all_ranks():
             if self._writes:
                 export(state, exports)
+                if weights is None:  # the first rank of a further node
+                    raise CheckpointError(
+                        f"save_on_each_node={args.save_on_each_node}: this rank is to write a checkpoint, "
+                        "and the strategy gathers sharded weights on rank 0 alone. Set "
+                        "save_on_each_node=False, and choose an output_dir that all nodes share."
+                    )
                 content = Content(
                     model,
-                    _only_writers_need(weights, args),
+                    weights,
                     args,
                     processing_class,
                     state.global_step,
                     as_json(state),
-                    ranks=[found for states, _, _ in told for found in states],
+                    ranks=[found for states, _, _ in gathered for found in states],
                     parts=parts,
                 )
                 if not args.save_only_model:
                     content.optimizer, content.schedule = optimizer, schedule
                 self._write(folder, content, state.best_model_checkpoint, is_live=is_live)
-                if any(waits for _, _, waits in told) and not self._asynchronous:
+                if any(waits for _, _, waits in gathered) and not self._asynchronous:
                     self.wait()
 
     def _write(self, folder: Path, content: Content, best: str | None, *, is_live: bool) -> None:
@@ -186,7 +190,8 @@ class CheckpointWriter:
             self._in_background(folder, best, lambda: write_checkpoint(folder, content)())
         else:
             # What the next forward changes is copied now; all else before the next optimizer step.
-            buffers = {name: content.weights[name] for name in _buffers(content)}
+            names = (name for name, _ in content.model.named_buffers(remove_duplicate=False))
+            buffers = {name: content.weights[name] for name in names if name in content.weights}
             content.weights = {**content.weights, **self._copies.of(buffers, "buffers")}
             self._copied = threading.Event()
             self._in_background(folder, best, lambda: self._write_copies(folder, content))
@@ -195,7 +200,7 @@ class CheckpointWriter:
         """Wait for copies that are being made of what the optimizer is about to change.
 
         Raises:
-            CheckpointError: the last checkpoint could not be written; of several ranks, the next `save` or
+            CheckpointError: the last checkpoint could not be written; with several ranks, the next `save` or
                 `load_best` raises it on all.
         """
         if self._copied is not None:
@@ -223,11 +228,11 @@ class CheckpointWriter:
             raise error
 
     def load_best(self, state: TrainerState, *, load: Callable[[Path], None]) -> None:
-        """Put the weights of the best checkpoint into the model; with one to keep, delete the others.
+        """Load the best checkpoint's weights; with `save_total_limit=1`, delete the others.
 
         Args:
-            state: names the best checkpoint.
-            load: puts the weights of a checkpoint into the model; called by all ranks.
+            state: has the name of the best checkpoint.
+            load: loads the weights of a checkpoint into the model; called by all ranks.
 
         Raises:
             CheckpointError: the last checkpoint could not be written.
@@ -249,10 +254,6 @@ class CheckpointWriter:
     def read_best(self, model: nn.Module, best: Path) -> dict[str, Tensor]:
         """Read the weights of the best checkpoint; called by all ranks.
 
-        Args:
-            model: the model.
-            best: the checkpoint.
-
         Raises:
             CheckpointError: this rank cannot read it.
 
@@ -260,14 +261,14 @@ class CheckpointWriter:
         """
         if not best.exists() and not self._writes:
             raise CheckpointError(
-                f"The best checkpoint, {str(best)!r}, is not to be seen from here, and "
-                "load_best_model_at_end=True loads it on all ranks. Give output_dir a place that all nodes "
+                f"The best checkpoint, {str(best)!r}, is not accessible from this node, and "
+                "load_best_model_at_end=True loads it on all ranks. Choose an output_dir that all nodes "
                 "share, or set save_on_each_node=True."
             )
         return complete_weights(model, read_all_weights(best), source=str(layout.weights_in(best)))
 
     def close(self) -> None:
-        """Finish writing, and let other runs have the directory.
+        """Finish writing, and release the directory.
 
         Raises:
             CheckpointError: the last checkpoint could not be written.
@@ -276,9 +277,9 @@ class CheckpointWriter:
             self.wait()
         finally:
             self._copies = Copies()
-            self._let_go()
+            self._release()
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         if self._lock is not None:
             _HELD.discard(self._lock)
             os.close(self._lock)
@@ -295,7 +296,7 @@ class CheckpointWriter:
         write_checkpoint(folder, content)()
 
     def _in_background(self, folder: Path, best: str | None, write: Callable[[], None]) -> None:
-        """Write, then delete what is too old."""
+        """Write, then rotate, in a thread."""
 
         def attempt() -> None:
             try:
@@ -307,7 +308,7 @@ class CheckpointWriter:
                     use_mtime=True,
                 )
             except BaseException as error:
-                self._error = error  # raised by whoever waits
+                self._error = error  # raised by wait()
 
         self._written = folder
         self._thread = threading.Thread(target=attempt, name="hfbridge checkpoint")
@@ -315,7 +316,7 @@ class CheckpointWriter:
 
 
 class Copies:
-    """Copies of nested tensors on the CPU, whose memory is used again; shared memory stays shared."""
+    """Copies of nested tensors on the CPU, whose memory is reused; shared memory stays shared."""
 
     def __init__(self) -> None:
         self._kept: dict[Any, Tensor] = {}
@@ -353,29 +354,8 @@ class Copies:
         return kept
 
 
-def _buffers(content: Content) -> list[str]:
-    """Name the buffers that are saved."""
-    named = content.model.named_buffers(remove_duplicate=False)
-    return [name for name, _ in named if name in content.weights]
-
-
-def _only_writers_need(weights: Mapping[str, Tensor] | None, args: TrainingArguments) -> Mapping[str, Tensor]:
-    """Return the weights that a rank which writes has been given.
-
-    Raises:
-        CheckpointError: it is the first of a further node, and the strategy gathers on one rank alone.
-    """
-    if weights is None:
-        raise CheckpointError(
-            f"save_on_each_node={args.save_on_each_node}: this rank is to write a checkpoint, and the "
-            "strategy gathers sharded weights on the first rank of all. Set save_on_each_node=False, and "
-            "give output_dir a place that all nodes share."
-        )
-    return weights
-
-
 def export(state: TrainerState, exports: Iterable[ExportableState]) -> None:
-    """Take what callbacks hold into the state, each at its place there.
+    """Store the callbacks' states in the `TrainerState`.
 
     Mirrors: transformers.Trainer._save_checkpoint
     """
@@ -389,7 +369,7 @@ def export(state: TrainerState, exports: Iterable[ExportableState]) -> None:
 
 
 def as_json(state: TrainerState) -> str:
-    """Write a state as `TrainerState.save_to_json` does.
+    """Return a state as `TrainerState.save_to_json` writes it.
 
     Raises:
         CheckpointError: a log entry has a value that JSON does not hold.
@@ -398,17 +378,13 @@ def as_json(state: TrainerState) -> str:
         return json.dumps(asdict(state), indent=2, sort_keys=True) + "\n"
     except TypeError as error:
         raise CheckpointError(
-            f"Checkpoints keep the log entries as JSON: {error}. Have compute_metrics and callbacks log "
-            "numbers, texts or lists: array.tolist(), say."
+            f"Log entries must be JSON: {error}. Have compute_metrics and callbacks log numbers, texts or "
+            "lists, such as array.tolist()."
         ) from error
 
 
 def _claim(folder: Path) -> int | None:
-    """See that a directory can be written, and hold it for this run as long as the process lives.
-
-    Raises:
-        CheckpointError: it cannot be written, or another run holds it.
-    """
+    """Check that a directory can be written, and lock it for this run."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -416,8 +392,8 @@ def _claim(folder: Path) -> int | None:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError as error:
         raise CheckpointError(
-            f"output_dir={str(folder)!r} cannot be written, so no checkpoint could be: {error}. Choose "
-            'another output_dir, or set save_strategy="no". Nothing was trained.'
+            f"output_dir={str(folder)!r} cannot be written: {error}. Choose another output_dir, or set "
+            'save_strategy="no". Nothing was trained.'
         ) from error
     try:
         if fcntl is not None:
@@ -425,8 +401,8 @@ def _claim(folder: Path) -> int | None:
     except BlockingIOError as error:
         os.close(descriptor)
         raise CheckpointError(
-            f"output_dir={str(folder)!r}: another run is writing its checkpoints there, and the two would "
-            "mix. Wait for it, or choose another output_dir. Nothing was trained."
+            f"output_dir={str(folder)!r}: another run is writing its checkpoints there. Wait for it, or "
+            "choose another output_dir. Nothing was trained."
         ) from error
     except OSError:  # a file system without locks
         pass
@@ -434,12 +410,12 @@ def _claim(folder: Path) -> int | None:
     return descriptor
 
 
-def _let_go_of_all() -> None:
-    """Have no part in what the parent holds: workers may live a moment longer than a run that was killed."""
+def _release_in_child() -> None:
+    """Close the parent's locks: workers may outlive a run that was killed."""
     for descriptor in _HELD:
         os.close(descriptor)
     _HELD.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go_of_all)
+    os.register_at_fork(after_in_child=_release_in_child)

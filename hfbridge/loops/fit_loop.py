@@ -27,7 +27,7 @@ class FitLoop(_FitLoop):
         if (
             self._restarting and isinstance(module, HFModule) and module.resumption is not None
         ):  # none was run
-            module.resumption = replace(module.resumption, in_pass=0)  # begin no epoch
+            module.resumption = replace(module.resumption, steps_in_epoch=0)  # begin no epoch
             module.host.on_train_start(self.trainer, module)
             module.host.on_train_end(self.trainer, module)
             self._restarting = False

@@ -272,7 +272,7 @@ def load_best_on_nodes(folder: str) -> str:
 
 def test_the_best_model_is_out_of_reach(ranks: PoolOf, tmp_path: Path) -> None:
     told = ranks(2).run(load_best_on_nodes, str(tmp_path))
-    assert all("is not to be seen from here" in text for text in told)
+    assert all("is not accessible from this node" in text for text in told)
 
 
 def read_different_ones(folder: str) -> str:

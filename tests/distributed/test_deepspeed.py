@@ -185,7 +185,7 @@ def test_either_engine_goes_on_from_either_checkpoint(ranks, stage):
     ("written", "resumed", "told"),
     [
         ({"deepspeed": zero(2)}, {}, "was written under DeepSpeed"),
-        ({}, {"deepspeed": zero(2)}, "holds no states of DeepSpeed's"),
+        ({}, {"deepspeed": zero(2)}, "was written without DeepSpeed"),
     ],
 )
 def test_a_checkpoint_of_another_strategy_is_refused(ranks, written, resumed, told):

@@ -186,9 +186,9 @@ def test_no_row_is_repeated_or_left_out(ranks: PoolOf, tmp_path: Path, change: s
         assert of_rank.steps == list(range(step + 1, step + 1 + windows))
         assert (of_rank.max_steps, of_rank.epoch) == (step + windows, 3.0)
         assert len(of_rank.ids) == left + -(-18 // after)
-        told = [note for note in of_rank.notes if "goes on behind" in note]
+        told = [note for note in of_rank.notes if "is resumed after its" in note]
         assert len(told) == 1
-        assert f"Pass 2 goes on behind the {len(behind)} rows" in told[0]
+        assert f"Epoch 2 is resumed after its {len(behind)} trained samples" in told[0]
 
 
 def go_on_twice(folder: str, checkpoint: str) -> None:
@@ -215,7 +215,9 @@ def test_a_run_that_went_on_with_other_ranks_resumes_exactly(ranks: PoolOf, tmp_
 def test_an_order_that_depends_on_the_cut(ranks: PoolOf, tmp_path: Path, settings: dict[str, Any]) -> None:
     ranks(2).run(run, str(tmp_path), "whole", settings)
     again = make_job(str(tmp_path), "again", **settings)
-    with pytest.raises(CheckpointError, match=r"middle of a pass, of a run of 2 ranks.*this one has 1 rank"):
+    with pytest.raises(
+        CheckpointError, match=r"middle of an epoch, of a run of 2 ranks.*this one has 1 rank"
+    ):
         bridge(again, str(tmp_path / "whole/checkpoint-4"))
     bridge(again, str(tmp_path / "whole/checkpoint-3"))  # the end of a pass
 
