@@ -1,4 +1,4 @@
-"""hfbridge.dropin: transformers' Trainer and Seq2SeqTrainer that train on Lightning; knows both worlds."""
+"""transformers' Trainer and Seq2SeqTrainer, trained on Lightning."""
 
 from hfbridge.dropin.script import dry_run, run
 from hfbridge.dropin.trainers import Seq2SeqTrainer, Trainer

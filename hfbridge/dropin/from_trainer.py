@@ -3,7 +3,7 @@
 the object overrides          becomes
 nothing                       HFModule and HFDataModule; migration/convert_trainer.py
 methods or attributes         the same with OwnSteps, OwnData and NativeHost, which call the object
-`train`, or the loop itself   refused by name
+`train`, or the loop itself   an error that names it
 """
 
 from collections.abc import Iterator
@@ -21,11 +21,11 @@ from hfbridge.checkpoints.checkpoint_io import NewestOf, newest_in
 from hfbridge.datamodule import HFDataModule
 from hfbridge.dropin.host import NativeHost, join_host
 from hfbridge.dropin.replaced_methods import EVALUATES, STEPS, Overrides
-from hfbridge.dropin.run_setup import carry_trainer, make_model_anew, ranks_of
+from hfbridge.dropin.run_setup import build_run, ranks_of, reinit_model
 from hfbridge.dropin.steps import OwnSteps
 from hfbridge.errors import Problem, SettingsError
 from hfbridge.losses.advice import Advice
-from hfbridge.migration.convert_trainer import carry_over
+from hfbridge.migration.convert_trainer import convert_trainer
 from hfbridge.migration.trainer_attributes import find_unfit
 from hfbridge.module import HFModule
 from hfbridge.trainer import Trainer
@@ -43,34 +43,31 @@ def from_trainer(
     loss_normalization: Literal["exact", "native"] = "native",
     **trainer_arguments: Any,
 ) -> tuple[Trainer, HFModule, HFDataModule]:
-    """Move a native Trainer over, with all that it holds.
+    """Convert a `transformers.Trainer` object to Trainer, HFModule and HFDataModule.
 
     After `trainer, module, data = from_trainer(native_trainer)`, `trainer.fit(module, data)` does what
-    `native_trainer.train()` would have done next, to the bit. Use one of the two: model, callbacks and
-    datasets are the same objects. A Trainer that has trained goes on as its next `train` would: with the
-    trained weights, its optimizer's state and the random state that is there, counting steps from 0. To go on
-    with the run itself, give its checkpoint: `trainer.fit(module, data, ckpt_path="out/checkpoint-500")`.
+    `native_trainer.train()` would have done next, bit for bit. Use one of the two: model, callbacks and
+    datasets are the same objects. If it has trained, `fit` begins with its weights, optimizer and random
+    state at step 0; to resume the run, `trainer.fit(module, data, ckpt_path="out/checkpoint-500")`.
 
-    Methods that its class, or the object, overrides are called on it when the HF Trainer would call them, and
-    its state, model, optimizer and callbacks are those of the run. `trainer.fit` is what calls them: where
-    evaluation is overridden, call `native_trainer.evaluate()` in the place of `trainer.validate`.
+    `trainer.fit` calls methods that its class or the object overrides when the HF Trainer would. Where
+    evaluation is overridden, call `native_trainer.evaluate()` in place of `trainer.validate`.
 
     Args:
         native_trainer: a `transformers.Trainer` or `Seq2SeqTrainer`, or of a subclass.
-        strategy: as of `hfbridge.Trainer`: "ddp", "fsdp2", "deepspeed_stage_2", ...; "auto" is what the
-            settings say, or one device.
-        loss_normalization: "native": the numbers of the Trainer that is moved. "exact": those that do not
-            depend on how a step's samples are cut into micro-batches, which is HFModule's own default.
-        **trainer_arguments: further ones of `hfbridge.Trainer`, such as `devices=2`; `callbacks` are added to
-            those of the native Trainer.
+        strategy: as of `hfbridge.Trainer`: "ddp", "fsdp2", "deepspeed_stage_2", ...; "auto" is that of the
+            settings, or one device.
+        loss_normalization: "native": the HF Trainer's numbers. "exact", HFModule's default: numbers that do
+            not depend on how a step's samples are split into micro-batches.
+        **trainer_arguments: of `hfbridge.Trainer`, such as `devices=2`; `callbacks` are added.
 
     Returns:
         Trainer, module and data module.
 
     Raises:
-        SettingsError: `train` or the loop itself is overridden, or a setting is not carried; all are named.
-            Or methods are overridden, and the ranks are not those that were started before.
-        DataError: the native Trainer has no dataset.
+        SettingsError: `train` or the loop itself is overridden, or a setting is unsupported; all are named.
+            Or methods are overridden, and the number of ranks differs from that of the Trainer.
+        DataError: the Trainer has no dataset.
         ModelError: the model cannot be trained by hfbridge.
 
     Mirrors: transformers.Trainer.train
@@ -93,17 +90,17 @@ def move(
     hides_progress: bool = False,
     **trainer_arguments: Any,
 ) -> tuple[Trainer, HFModule, HFDataModule]:
-    """Do the work of `from_trainer`, for a tool whose user does otherwise what notes advise.
+    """Convert as `from_trainer` does, with other advice in notes.
 
     Args:
         native_trainer: the object.
         loss_normalization: of the module.
         advice: how the caller's user does what notes tell him to.
-        hides_progress: no bar is shown, whatever the settings say.
+        hides_progress: show no progress bar, whatever the settings are.
         **trainer_arguments: of `hfbridge.Trainer`.
 
     Raises:
-        SettingsError: something cannot be carried to Lightning; all of it is named.
+        SettingsError: something is not supported on Lightning; all of it is named.
     """
     if not isinstance(native_trainer, transformers.Trainer):
         is_class = isinstance(native_trainer, type)
@@ -114,7 +111,7 @@ def move(
         if hides_progress:
             native_trainer.remove_callback(DEFAULT_PROGRESS_CALLBACK)
         return _move_overriding(native_trainer, overrides, loss_normalization, advice, trainer_arguments)
-    return carry_over(
+    return convert_trainer(
         native_trainer,
         refused=find_unfit(native_trainer),
         loss_normalization=loss_normalization,
@@ -127,17 +124,17 @@ def move(
 def _move_overriding(
     native: Any, overrides: Overrides, loss_normalization: Any, advice: Advice, arguments: dict[str, Any]
 ) -> tuple[Trainer, HFModule, HFDataModule]:
-    """Move a Trainer over whose methods are called."""
+    """Convert a Trainer whose overridden methods are called."""
     given = arguments.pop("callbacks", None) or []
     callbacks = list(given) if isinstance(given, list | tuple) else [given]
     bridged = [cb for cb in callbacks if isinstance(cb, TrainerCallback) or _is_class_of_callbacks(cb)]
     refused = [*_refused(overrides, loss_normalization), *find_unfit(native)]
     if not refused:
-        make_model_anew(native)
+        reinit_model(native)
         native.accelerator.free_memory()
         for callback in bridged:
             native.add_callback(callback)
-    trainer, module, data = carry_trainer(
+    trainer, module, data = build_run(
         native,
         overrides=overrides,
         loss_normalization=loss_normalization,
@@ -150,7 +147,7 @@ def _move_overriding(
     )
     if trainer.world_size != native.args.world_size:
         raise SettingsError(
-            f"{', '.join(overrides.where.values())}: called on a Trainer that knows of "
+            f"{', '.join(overrides.where.values())}: called on a Trainer that was made for "
             f"{native.args.world_size} processes, and {trainer.world_size} are to train. Start them before "
             "the Trainer is made, by torchrun --nproc-per-node or `hfbridge run --devices`."
         )
@@ -177,7 +174,7 @@ class MovedSteps(OwnSteps):
     """
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """Begin a run of the native Trainer, before its data are set up."""
+        """Begin a run of the `transformers.Trainer`, before its data are set up."""
         added = super().configure_callbacks()
         if self.trainer.state.fn == TrainerFn.FITTING:
             assert isinstance(self.host, MovedHost)
@@ -193,7 +190,7 @@ class MovedSteps(OwnSteps):
         super().on_load_checkpoint(checkpoint)
 
     def to_native(self, *arguments: Any, **named: Any) -> Any:
-        """Return the Trainer that was moved."""
+        """Return the `transformers.Trainer` that was converted."""
         return self.native
 
 
@@ -206,39 +203,39 @@ class MovedHost(NativeHost):
     _run = ExitStack()
 
     def begin(self) -> None:
-        """Leave the native Trainer as its `train` has it when the loop begins.
+        """Set up the `transformers.Trainer` as its `train` does before the loop.
 
         Mirrors: transformers.Trainer.train
         """
         self._run = ExitStack()
-        self._run.enter_context(self.listening())
+        self._run.enter_context(self.replaced_sigterm_callback())
         self._run.callback(self._end)
         train(self._native)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse an evaluation that would not call what is overridden."""
+        """Raise for an evaluation that would not call what is overridden."""
         super().setup(trainer, pl_module, stage)
         named, function = self._overrides.named(EVALUATES | STEPS), trainer.state.fn
         if function not in (None, TrainerFn.FITTING) and named:
             raise SettingsError(
                 f"trainer.{function.value} would not call {', '.join(named)}. Call evaluate or predict of "
-                "the transformers.Trainer that was moved: it has the model of the run."
+                "the transformers.Trainer, which has the model of the run."
             )
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """End the run of the native Trainer, too."""
+        """End the run of the `transformers.Trainer`, too."""
         self._run.close()
         super().on_exception(trainer, pl_module, exception)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """End the run of the native Trainer, too."""
+        """End the run of the `transformers.Trainer`, too."""
         self._run.close()
         super().teardown(trainer, pl_module, stage)
 
     def _end(self) -> None:
-        """Have evaluations of the native Trainer prepare the model anew, where Lightning leaves it."""
+        """Have evaluations of the `transformers.Trainer` prepare the model again."""
         self._native.is_in_train = False
         self._native.accelerator._models.clear()
 

@@ -1,15 +1,13 @@
-"""NativeHost: the native state of a run, kept on the native Trainer that it belongs to; knows both worlds.
+"""NativeHost: the state of a run, stored on the `transformers.Trainer` that it belongs to.
 
 CallbackHost's own                    here
-state, control, args, callbacks       those of the Trainer, live: callbacks and metrics may look at it
-a row of the history                  Trainer.log
+state, control, args, callbacks       those of the Trainer, live
+a log entry                           Trainer.log
 the best metric so far                Trainer._determine_best_metric
-an evaluation                         the Trainer's own, if its class replaces a part of that
-on_init_end                           has been fired when the Trainer was made
-the loss since the last row           the Trainer's `_tr_loss`; forgotten when a run goes on, as natively
-overridden methods that log, count,
-  save, load the best weights         called in place of the host's own
-memory of the stages                  measured by the Trainer's own tracker
+an evaluation                         the Trainer's own, if its class overrides a part of that
+on_init_end                           was called by Trainer.__init__
+the loss since the last log entry     the Trainer's `_tr_loss`; not resumed
+overridden methods, memory            called in place of the host's own; measured by the Trainer's tracker
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -52,24 +50,24 @@ from hfbridge.models.flops import InputCounter
 from hfbridge.models.optimizers import follows_metric
 
 _SHARED = frozenset({"fsdp", "fsdp2", "deepspeed"})
-"""Strategies whose ranks share the model, whose checkpoints only they can write."""
+"""Strategies that shard the model, whose checkpoints only they can write."""
 
 
 class NativeHost(CallbackHost):
-    """Keep the state of a run on a native Trainer, whose callbacks and methods it calls.
+    """Store the state of a run on a `transformers.Trainer`, and call its callbacks and methods.
 
     Args:
         native: the Trainer.
-        evaluator: what runs the evaluations.
+        evaluator: runs the evaluations.
         evaluates_itself: the Trainer's own methods evaluate.
-        ignore_keys: of the model's outputs, not to be gathered by these.
+        ignore_keys: of the model's outputs, not gathered by these.
         overrides: what the Trainer overrides.
-        is_shared: the ranks share the model.
-        trial: of a search for hyperparameters; `None` outside of one.
+        is_shared: the model is sharded.
+        trial: of a hyperparameter search; `None` outside of one.
 
     Attributes:
-        is_shared: the ranks share the model.
-        row: the last row that was logged, as callbacks have left it.
+        is_shared: the model is sharded.
+        row: the last log entry, as callbacks have left it.
         train_loss: mean loss of the run, once it has ended.
 
     Proved by: tests/dropin/test_train.py
@@ -94,7 +92,7 @@ class NativeHost(CallbackHost):
         kept = native.state, native.control
         super().__init__(evaluator)
         native.state, native.control = kept
-        self._handled_events = EVENTS  # callbacks may be added while the run goes on
+        self._handled_events = EVENTS  # callbacks may be added during the run
         self._evaluates_itself, self._ignore_keys = evaluates_itself, ignore_keys
         self._trainer: pl.Trainer | None = None
         self._shared = [(kind, dict(kind._shared_state)) for kind in (PartialState, AcceleratorState)]
@@ -143,15 +141,15 @@ class NativeHost(CallbackHost):
         """Keep the Trainer's."""
 
     def join(self, trainer: pl.Trainer) -> None:
-        """Stand where the host of a run stands among Lightning's callbacks: before those that save."""
+        """Join Lightning's callbacks before those that save."""
         listed: Iterable[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         others = [cb for cb in listed if not isinstance(cb, Checkpoint)]
         savers = [cb for cb in listed if isinstance(cb, Checkpoint)]
         trainer.callbacks = [*others, self, *savers]  # type: ignore[attr-defined]
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Have SIGTERM heard by hfbridge's callback in place of transformers', which saves within a step."""
+    def replaced_sigterm_callback(self) -> Iterator[None]:
+        """Replace transformers' SIGTERM callback, which saves within a step, by hfbridge's."""
         handler = self.handler
         natives = [cb for cb in handler.callbacks if type(cb) is JITCheckpointCallback]
         others = {id(cb): SigtermCheckpoint() for cb in natives}
@@ -163,13 +161,13 @@ class NativeHost(CallbackHost):
             handler.callbacks = [back.get(id(cb), cb) for cb in handler.callbacks]
 
     @property
-    def saves_natively(self) -> bool:
+    def saves_by_trainer(self) -> bool:
         """Whether transformers' methods write checkpoints, and not the strategy."""
-        return self._asks_to_save and not self.is_shared
+        return self._saves_by_override and not self.is_shared
 
     @property
-    def _asks_to_save(self) -> bool:
-        """Whether the Trainer is asked for checkpoints; each trial of a search has its own folder."""
+    def _saves_by_override(self) -> bool:
+        """Whether overridden methods save; each trial of a search has its own folder."""
         return self._trial is not None or self._overrides.any(SAVES)
 
     def save(self) -> None:
@@ -178,7 +176,7 @@ class NativeHost(CallbackHost):
         self.checkpoints.save(self._trainer, self._trainer.lightning_module, waits=True)
 
     def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not self._asks_to_save:
+        if not self._saves_by_override:
             super()._save(trainer, pl_module)
             return
         self.checkpoints.before_step()
@@ -195,22 +193,18 @@ class NativeHost(CallbackHost):
         return NativeLogged(self._native, device, drop_non_finite=args.logging_nan_inf_filter)
 
     def _make_counter(self, module: Any, args: TrainingArguments) -> InputCounter:
-        """Make what counts operations alone; the Trainer's own method counts tokens, and warns."""
+        """Count operations alone; the Trainer's own method counts tokens, and warns."""
         return InputCounter(module.model, tokens="no", pad_token_id=None, ranks=module.trainer.world_size)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Fire `on_step_begin` where a step begins, and follow what callbacks have changed."""
+        """Fire `on_step_begin`, and apply what callbacks have changed."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         self._follow_changes(pl_module)
 
     def _follow_changes(self, module: Any) -> None:
-        """Call what a callback has set on the Trainer since the last step, as the HF Trainer would.
-
-        Raises:
-            SettingsError: it computes the loss beside "exact", or replaces the loop itself.
-        """
+        """Apply what a callback has set on the Trainer since the last step, as the HF Trainer would."""
         native, changed = self._native, self._watched.find_changed()
         if not changed:
             return
@@ -219,7 +213,7 @@ class NativeHost(CallbackHost):
             module.run.replace_optimizer(innermost(native.optimizer))
         for name in FIXED.intersection(changed):
             module.info_once(
-                f"A callback has changed {name} during the run, which keeps its own. Set it before train."
+                f"A callback has changed {name} during the run, without effect. Set it before train."
             )
         now = Overrides.of(native)
         kept = {"compute_loss_func", "max_grad_norm"}
@@ -243,7 +237,7 @@ class NativeHost(CallbackHost):
         native._track_num_input_tokens(inputs)
 
     def store_flops(self) -> None:
-        """Take the operations counted since the last time into the state."""
+        """Add the operations counted since the last time to the state."""
         if self._overrides.any(COUNTS):
             self._native.store_flos()
         else:
@@ -271,9 +265,9 @@ class NativeHost(CallbackHost):
         )
 
     def attach(self, module: Any, args: TrainingArguments) -> None:
-        """Show the model of the run to the Trainer and its callbacks, and give it its accelerator back.
+        """Set the run's model on the Trainer, and restore its accelerator's state.
 
-        All accelerators of a process share a state, which the `TrainingArguments` of the run have emptied.
+        All accelerators of a process share it, and the `TrainingArguments` of the run have reset it.
         """
         super().attach(module, args)
         for kind, kept in self._shared:
@@ -282,7 +276,7 @@ class NativeHost(CallbackHost):
         self._native.model = self._native.model_wrapped = module.model
 
     def show_state(self, module: Any) -> None:
-        """Show the Trainer the state of the run before optimizer and schedule are made.
+        """Set the run's state on the Trainer, before optimizer and schedule are made.
 
         Mirrors: transformers.Trainer._init_training_state
         """
@@ -293,7 +287,7 @@ class NativeHost(CallbackHost):
         self.state.max_steps, self.state.num_train_epochs = schedule.max_steps, schedule.epochs
 
     def show_model(self, module: Any) -> None:
-        """Show the Trainer the model as the strategy has prepared it: evaluations shall leave it as it is."""
+        """Set the model on the Trainer as the strategy has prepared it, for evaluations."""
         native: Any = self._native
         native.model_wrapped = module.run.sharing.forward_through(module.model)
         if native.is_deepspeed_enabled:
@@ -302,7 +296,7 @@ class NativeHost(CallbackHost):
             native.accelerator._models.append(module.model)
 
     def fire(self, event: str, **extra: Any) -> None:
-        """Tell the callbacks of a native event."""
+        """Call the callbacks' method of an event."""
         if event == "on_train_begin":  # not Lightning's loader, whose batches know their steps
             own = getattr(self._trainer.datamodule, "own_loader", None)  # type: ignore[union-attr]
             with isolate_rng():
@@ -313,7 +307,7 @@ class NativeHost(CallbackHost):
         super().fire(event, **extra)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin a new native state, and show the Trainer what the run works with."""
+        """Begin a new `TrainerState`, and set optimizer, schedule and counters on the Trainer."""
         self._trainer = trainer
         super().on_fit_start(trainer, pl_module)
         module: Any = pl_module
@@ -325,14 +319,14 @@ class NativeHost(CallbackHost):
         native.lr_scheduler = module.lr_schedule
         native.optimizer = native.accelerator.prepare_optimizer(trainer.optimizers[0], device_placement=False)
         self.handler.optimizer = native.optimizer
-        native._train_batch_size = module.data.train_batch_size  # not that of a run that is resumed
+        native._train_batch_size = module.data.train_batch_size  # not that of a resumed run
         native._initial_num_input_tokens_seen = self.state.num_input_tokens_seen
         native._initial_global_step = self.state.global_step
         self.show_model(module)
         self._watched = Watched(native)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Have the Trainer's own methods restore what they override, before training begins."""
+        """Call the overridden methods that restore a checkpoint, before training begins."""
         native, resumed_from = self._native, getattr(pl_module, "resumed_from", None)
         if resumed_from is not None and self._overrides.any(RESUMES - {"_load_from_checkpoint"}):
             native._load_optimizer_and_scheduler(resumed_from)
@@ -353,7 +347,7 @@ class NativeHost(CallbackHost):
     def _evaluate(self, trainer: pl.Trainer, *, ends_epoch: bool = False) -> None:
         if not self._evaluates_itself and not self._watched.has_evaluated_change:
             super()._evaluate(trainer, ends_epoch=ends_epoch)
-            self._native.model.eval()  # as natively, until the next window
+            self._native.model.eval()  # as the HF Trainer does, until the next optimizer step
             return
         self.checkpoints.before_step()
         native, follows = self._native, self._follows_metric
@@ -362,10 +356,7 @@ class NativeHost(CallbackHost):
         self._is_new_best = bool(follows and native._determine_best_metric(metrics, self._trial))
 
     def _follow_metric(self, module: Any) -> None:
-        """Keep the best value of `metric_for_best_model`, and step a schedule that follows it.
-
-        Raises:
-            KeyError: the evaluation did not give that metric.
+        """Record the best value of `metric_for_best_model`, and step a schedule that follows it.
 
         Mirrors: transformers.Trainer._evaluate
         """
@@ -385,19 +376,19 @@ def join_host(
     trial: Any = None,
     kind: type[NativeHost] = NativeHost,
 ) -> Any:
-    """Make the host of a run of a native Trainer, and put it among the callbacks.
+    """Make the host of a `transformers.Trainer`'s run, and add it to Lightning's callbacks.
 
     Args:
         native: the Trainer.
         trainer: Lightning's.
         module: of the run.
         overrides: what the Trainer overrides.
-        ignore_keys: of the model's outputs, not to be gathered by its evaluations.
-        trial: of a search for hyperparameters.
+        ignore_keys: of the model's outputs, not gathered by its evaluations.
+        trial: of a hyperparameter search.
         kind: of the host.
 
     Raises:
-        SettingsError: its own methods would write parts of a checkpoint of a model that the ranks share.
+        SettingsError: its own methods would write parts of a checkpoint of a sharded model.
     """
     has_own = ignore_keys is not None or trial is not None or overrides.any(EVALUATES | STEPS | LOGS)
     is_shared = trainer.plan.strategy.kind in _SHARED
@@ -417,11 +408,7 @@ def join_host(
 
 
 def _check_shared(overrides: Overrides, strategy: str, *, saves: bool) -> None:
-    """See that only the strategy steps, and writes parts of, a model that the ranks share.
-
-    Raises:
-        SettingsError: a method that does is overridden; all are named.
-    """
+    """Check that no overridden method steps or saves a sharded model, which only the strategy does."""
     problems = [
         Problem(
             where, f'strategy="{strategy}" runs the backward and clips; use "ddp", or override training_step'
@@ -436,17 +423,12 @@ def _check_shared(overrides: Overrides, strategy: str, *, saves: bool) -> None:
         written = overrides.named(SAVES - {"_save_checkpoint", "_get_output_dir"})
         problems += [Problem(where, text) for where in written]
     if problems:
-        headline = "The ranks share the model, which methods of the Trainer's own reach; nothing was started."
+        headline = "The model is sharded, and overridden methods would reach it; nothing was started."
         raise_problems(SettingsError, headline, problems)
 
 
 class NativeLogged(LoggedLoss):
-    """Sum the losses where the HF Trainer does, on the Trainer object.
-
-    Args:
-        native: the Trainer.
-        device: where the model computes.
-        drop_non_finite: as of LoggedLoss.
+    """Sum the losses where the HF Trainer does, in attributes of the Trainer.
 
     Mirrors: transformers.Trainer._maybe_log_save_evaluate
     """
@@ -457,7 +439,7 @@ class NativeLogged(LoggedLoss):
 
     @property
     def sum(self) -> torch.Tensor:
-        """The losses since the last row."""
+        """The losses since the last log entry."""
         found: torch.Tensor = self._native._tr_loss
         return found
 
@@ -485,18 +467,14 @@ class NativeLogged(LoggedLoss):
 
 
 class NativeMemory(MemoryTracker):
-    """Measure a run by the tracker of a native Trainer, which `train` has told to begin.
-
-    Args:
-        tracker: of the Trainer.
-    """
+    """Measure a run by the Trainer's tracker, which `train` has started."""
 
     def __init__(self, tracker: TrainerMemoryTracker) -> None:
         super().__init__(True)
         self._tracker: Any = tracker
 
     def begin(self, stage: Stage) -> None:
-        """Do nothing: the tracker has begun, and does not measure evaluations within a run."""
+        """Do nothing: the tracker has started, and does not measure evaluations within a run."""
 
     def end(self, stage: Stage, metrics: dict[str, Any] | None = None) -> None:
         """End the run, and add what was measured to its metrics."""

@@ -1,8 +1,8 @@
 """The training data of a Trainer whose methods make the loader, or collect the batches of a step.
 
 the HF Trainer calls                     here
-get_train_dataloader, once a run         when the run is planned; again with auto_find_batch_size
-set_initial_training_values              likewise
+get_train_dataloader,                    when the run is planned; again with auto_find_batch_size
+  set_initial_training_values
 get_batch_samples, once a step           when the first micro-batch of the step is fetched
 skip_first_batches, _load_rng_state      when a run is resumed within an epoch
 """
@@ -20,11 +20,11 @@ from hfbridge.dropin.replaced_methods import EVALUATES, STEPS, Overrides
 from hfbridge.settings import Settings
 from hfbridge.utilities import rng
 
-_NO_ROWS: tuple[dict[str, Any], ...] = ({},)
+_PLACEHOLDER: tuple[dict[str, Any], ...] = ({},)
 
 
 class OwnLoader:
-    """Iterate the loader that a Trainer's methods make, by the steps that they collect.
+    """Iterate the loader of a Trainer's `get_train_dataloader`, by optimizer steps of `get_batch_samples`.
 
     Args:
         native: the Trainer.
@@ -33,7 +33,7 @@ class OwnLoader:
     Attributes:
         schedule: epochs and steps, as the Trainer counts them.
         loader: what `get_train_dataloader` returned.
-        current: the micro-batch that was handed out last; `None` before the first one of an epoch.
+        current: the last micro-batch; `None` before the first one of an epoch.
         sampler: the object whose `set_epoch` Lightning calls before each epoch: this loader.
 
     Mirrors: transformers.Trainer._run_epoch
@@ -64,19 +64,14 @@ class OwnLoader:
         self._epoch = epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing: checkpoints of HFModule keep the place."""
+        """Return nothing: checkpoints of HFModule store the position."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Do nothing: `start_at` is called."""
 
     def start_at(self, start: Start, *, restores: Callable[[], None] | None = None) -> None:
-        """Begin the next epoch where a checkpoint was written.
-
-        Args:
-            start: the place.
-            restores: restores the random states; `None` restores those of `start`.
-        """
+        """Begin the next epoch at `start`; `restores` replaces its restoring of random states."""
         self._start, self._restores = start, restores
 
     def __iter__(self) -> Iterator[MicroBatch]:
@@ -117,7 +112,6 @@ class OwnLoader:
                 yield self.current
 
     def _restore(self, start: Start) -> None:
-        """Restore the random states of a checkpoint."""
         if self._restores is not None:
             self._restores()
         elif start.states is not None:
@@ -139,12 +133,12 @@ class OwnData(HFDataModule):
     def __init__(self, native: Any, overrides: Overrides, **arguments: Any) -> None:
         self._native, self._overrides = native, overrides
         self.own_loader: OwnLoader | None = None
-        given = arguments.pop("train_dataset", None)
-        is_own = given is None or overrides.any({"get_train_dataloader"})  # which may read what it likes
-        super().__init__(train_dataset=_NO_ROWS if is_own else given, **arguments)
+        train = arguments.pop("train_dataset", None)
+        is_own = train is None or overrides.any({"get_train_dataloader"})  # which may read another set
+        super().__init__(train_dataset=_PLACEHOLDER if is_own else train, **arguments)
 
     def is_streamed(self, split: str) -> bool:
-        """Whether a set gives its rows one after the other only; the Trainer's methods read the train set."""
+        """Whether a set is iterable only; the train set is read by the Trainer's methods."""
         return split != "train" and super().is_streamed(split)
 
     def micro_batches(self, *, first_row: int = 0, layout: Any = None) -> int:
@@ -184,7 +178,7 @@ def _as_micro_batch(batch: Any) -> MicroBatch:
 
 
 def _set_epoch(loader: Any, epoch: int) -> None:
-    """Give a loader the number of its epoch.
+    """Set the epoch of a loader and its batch sampler.
 
     Mirrors: transformers.Trainer._run_epoch
     """

@@ -1,9 +1,4 @@
-"""What the HF Trainer's own logger tells of a run at level INFO, which scripts and suites look for.
-
-logged                                   when
-the run's sizes, and where it goes on    before on_train_begin
-that it has ended                        before the log entry of the whole run
-"""
+"""The INFO messages of `transformers.trainer`'s logger, which scripts and test suites look for."""
 
 import logging
 from typing import Any
@@ -16,12 +11,7 @@ from hfbridge.data.accumulation import Schedule
 
 
 def log_begin(native: Any, loader: Any, schedule: Schedule) -> None:
-    """Log the sizes of a run that begins.
-
-    Args:
-        native: the Trainer.
-        loader: the training loader that its callbacks are given.
-        schedule: epochs and steps of the run.
+    """Log the sizes of a run before `on_train_begin`.
 
     Mirrors: transformers.Trainer._inner_training_loop
     """

@@ -1,10 +1,9 @@
-"""DryRun: the plan of a script's run, made where the script calls `train`, which then ends it.
+"""DryRun: plans a script's run where the script calls `train`, which then ends the script.
 
-part of the plan             is found by
-settings, differences        hfbridge.explain, of the settings that the run would have
-what is overridden           Overrides
-what is refused              these, and making Trainer, module and data: all that a run checks before it opens
-                             devices or process groups
+part of the plan             from
+settings, differences        hfbridge.explain
+overridden methods           Overrides
+what is unsupported          both, and all checks before devices or process groups are opened
 """
 
 from collections.abc import Callable
@@ -26,11 +25,11 @@ from hfbridge.settings import Settings
 
 
 class PlanMade(SystemExit):
-    """Ends a script whose plan is made; `except Exception` does not catch it."""
+    """End a script whose plan is made; `except Exception` does not catch it."""
 
 
 class DryRun:
-    """Plans the first run of a script.
+    """Plan the first run of a script.
 
     Args:
         source: the script.
@@ -47,26 +46,13 @@ class DryRun:
         self.explanation: Explanation | None = None
 
     def ranks(self, args: Any) -> dict[str, Any]:
-        """Return the arguments of `hfbridge.Trainer` for the ranks that are planned for.
-
-        Raises:
-            SettingsError: none were asked for, and several GPUs would share the process.
-        """
+        """Return the arguments of `hfbridge.Trainer` for the planned ranks."""
         return ranks_of(args) if self._devices is None or args.world_size > 1 else {"devices": self._devices}
 
     def plan(
         self, native: Any, overrides: Overrides, make_run: Callable[[], tuple[Any, Any, Any, Any]]
     ) -> PlanMade:
-        """Plan the run that a Trainer was about to begin.
-
-        Args:
-            native: the Trainer.
-            overrides: what it overrides.
-            make_run: makes Trainer, module, data and host of the run.
-
-        Returns:
-            What to raise.
-        """
+        """Plan a Trainer's run, and return the exit to raise."""
         problems, steps = list[Problem](), ""
         try:
             overrides.check(type(native).__name__, native.loss_normalization)
@@ -81,16 +67,19 @@ class DryRun:
             notes=(*([steps] if steps else []), *part.notes),
         )
         refused = {problem.subject: problem.text for problem in problems}
-        listed = [
-            _overridden(native, name, where, refused.get(where)) for name, where in overrides.where.items()
-        ]
+        listed: list[Overridden] = []
+        for name, where in overrides.where.items():
+            if where in refused:
+                listed.append(Overridden(name, where, "refused", refused[where]))
+            else:
+                is_method = callable(attrgetter(name)(native))
+                listed.append(Overridden(name, where, "called" if is_method else "read"))
         self.explanation = Explanation(self._source, (part,), tuple(listed), "Nothing was trained.")
         return PlanMade(int(bool(self.explanation.refused)))
 
     def _explain(self, native: Any) -> Explained:
-        """Explain the settings of a Trainer."""
         source: Any = read_values(native, sort_callbacks(native), advice=ADVICE)[0]
-        with suppress(SettingsError):  # which explain tells of
+        with suppress(SettingsError):  # which explain reports
             source = Settings.of(source, drops_unread=True)
         try:
             ranks = self.ranks(native.args)
@@ -106,7 +95,7 @@ class DryRun:
         return replace(part, where=f"{self._source}: {type(native).__name__}.train()")
 
     def _set_up(self, native: Any, trainer: Any, module: Any, data: Any) -> str:
-        """Set up the data as `fit` does, with all checks, and return what the run comes to."""
+        """Set up the data as `fit` does, with all checks, and describe the run's size."""
         if isinstance(data, OwnData) and trainer.world_size != native.args.world_size:
             return (
                 "The training loader is made by the Trainer's methods on each rank; steps were not counted."
@@ -120,10 +109,3 @@ class DryRun:
             f"{schedule.max_steps} optimizer steps in {schedule.epochs} epochs of "
             f"{schedule.micro_batches_per_epoch} micro-batches on {ranks} rank{'s' if ranks > 1 else ''}."
         )
-
-
-def _overridden(native: Any, name: str, where: str, refused: str | None) -> Overridden:
-    """Say what becomes of something that a Trainer overrides."""
-    if refused is not None:
-        return Overridden(name, where, "refused", refused)
-    return Overridden(name, where, "called" if callable(attrgetter(name)(native)) else "read")

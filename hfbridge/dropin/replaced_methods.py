@@ -1,7 +1,7 @@
 """Which methods of a Trainer are overridden, and what that changes in a run.
 
 A method is overridden in a subclass, on the object, or in transformers' class; attributes that libraries set
-on the object count as what they change.
+on the object count, too.
 """
 
 from collections.abc import Collection, Iterator
@@ -15,7 +15,7 @@ from hfbridge.migration.overrides import find_overridden, find_overridden_settin
 from hfbridge.migration.trainer_attributes import find_changed
 
 _SETTINGS = "args"
-"""Stands for methods and properties of the settings, which all that reads them may follow."""
+"""Stands for overridden methods and properties of the settings."""
 
 STEPS = frozenset(
     {
@@ -154,24 +154,16 @@ class Overrides:
         return not self.where.keys().isdisjoint(names)
 
     def named(self, names: Collection[str]) -> list[str]:
-        """Say how the user wrote what is overridden of these."""
+        """Return the code location of what is overridden of these."""
         return [self.where[name] for name in self.where if name in names]
 
     def check(self, kind: str, loss_normalization: str) -> None:
-        """Check that what is overridden can be called.
-
-        Args:
-            kind: the class of the Trainer.
-            loss_normalization: of the module.
-
-        Raises:
-            SettingsError: the loop itself is overridden, or what computes the loss beside "exact".
-        """
+        """Raise a SettingsError if the loop itself is overridden, or the loss while "exact" is set."""
         if problems := list(self.problems(loss_normalization)):
             raise_problems(SettingsError, f"{kind} cannot be trained on Lightning.", problems)
 
     def problems(self, loss_normalization: str) -> Iterator[Problem]:
-        """Name what would replace the loop itself, or computes the loss beside "exact"."""
+        """Name overrides of the loop itself, or of the loss while "exact" is set."""
         if loss_normalization == "exact" and self.any(STEPS):
             text = f'{", ".join(self.named(STEPS))} computes the loss; leave it "native"'
             yield Problem('loss_normalization = "exact"', text)
@@ -193,18 +185,14 @@ def _of_accelerator(accelerator: Any) -> Iterator[tuple[str, str]]:
 
 
 class Watched:
-    """What callbacks may change while a run goes on, and the HF Trainer reads in each step or evaluation.
-
-    Args:
-        native: the Trainer, when its run begins.
-    """
+    """What callbacks may change during a run, and the HF Trainer reads in each step or evaluation."""
 
     def __init__(self, native: Any) -> None:
         self._native = native
         self._steps, self._evaluations = self._read(), self._read_evaluated()
 
     def find_changed(self) -> list[str]:
-        """Name what a step reads that has changed since the last call; empty is what did not."""
+        """Name what a step reads and has changed since the last call."""
         before, self._steps = self._steps, self._read()
         if before == self._steps:
             return []

@@ -1,11 +1,11 @@
-"""What surrounds a run of a native Trainer on Lightning: its beginning and its end; knows both worlds.
+"""Begin and end of a `transformers.Trainer`'s run on Lightning.
 
-natively, around the loop                         here
-model_init is called, seeded                      make_model_anew
-the checkpoint to go on from is looked for        find_checkpoint
-the optimizer of an earlier `train` goes on,
-  its schedule does not                           carry_trainer
-the model stays prepared for evaluations          take_back
+the HF Trainer, around its loop                   here
+calls model_init, seeded                          reinit_model
+finds the checkpoint to resume from               find_checkpoint
+keeps the optimizer of an earlier `train`,
+  not its schedule                                build_run
+leaves the model prepared for evaluations         restore_trainer
 """
 
 import os
@@ -29,7 +29,7 @@ from hfbridge.dropin.replaced_methods import COUNTS, LOADS, STEPS, Overrides
 from hfbridge.dropin.steps import OwnSteps
 from hfbridge.errors import Problem, SettingsError
 from hfbridge.losses.advice import Advice
-from hfbridge.migration.convert_trainer import carry_over
+from hfbridge.migration.convert_trainer import convert_trainer
 from hfbridge.migration.trainer_attributes import find_unfit
 from hfbridge.trainer import Trainer
 
@@ -42,7 +42,7 @@ ADVICE = Advice(
     resume=None,
     tells_of_fields=False,  # callbacks are given the native object's own arguments
 )
-"""For scripts that go on with their native Trainers: what they do not say is as natively."""
+"""For scripts that keep using their Trainer."""
 
 
 def innermost(optimizer: Any) -> Any:
@@ -52,12 +52,8 @@ def innermost(optimizer: Any) -> Any:
     return optimizer
 
 
-def make_model_anew(native: Any, trial: Any = None) -> None:
-    """Call `model_init`, if there is one.
-
-    Args:
-        native: the Trainer.
-        trial: of a search for hyperparameters.
+def reinit_model(native: Any, trial: Any = None) -> None:
+    """Call `model_init`, if there is one, with the trial of a hyperparameter search.
 
     Mirrors: transformers.Trainer.train
     """
@@ -72,21 +68,17 @@ def make_model_anew(native: Any, trial: Any = None) -> None:
     native.model_wrapped = native.model
 
 
-def find_checkpoint(asked: str | bool | None, output_dir: str) -> str | None:
-    """Find the checkpoint to go on from, with the errors of the native Trainer.
-
-    Args:
-        asked: `resume_from_checkpoint`.
-        output_dir: where True looks for the newest.
+def find_checkpoint(resume_from: str | bool | None, output_dir: str) -> str | None:
+    """Find the checkpoint to resume from, with the errors of the HF Trainer.
 
     Raises:
         ValueError: there is none.
 
     Mirrors: transformers.Trainer.train
     """
-    if asked is None or asked is False:
+    if resume_from is None or resume_from is False:
         return None
-    found = get_last_checkpoint(output_dir) if asked is True else asked
+    found = get_last_checkpoint(output_dir) if resume_from is True else resume_from
     if found is None:
         raise ValueError(f"No valid checkpoint found in output directory ({output_dir})")
     if not Path(found).is_dir():
@@ -94,7 +86,7 @@ def find_checkpoint(asked: str | bool | None, output_dir: str) -> str | None:
     return str(found)
 
 
-def carry_trainer(
+def build_run(
     native: Any,
     *,
     overrides: Overrides,
@@ -109,18 +101,18 @@ def carry_trainer(
     """Make Trainer, module and data of the next run.
 
     Args:
-        native: the native Trainer.
+        native: the `transformers.Trainer`.
         overrides: what it overrides.
         loss_normalization: of the module.
-        output_dir: of the run; a trial of a search has its own.
-        strategy: of the Trainer; "auto" is what the environment names, or the settings.
-        refused: what cannot be carried; `None` is what stands on the object.
+        output_dir: of the run; each trial of a search has its own.
+        strategy: of the Trainer; "auto" is that of the environment, or of the settings.
+        refused: what is unsupported; `None` reads it from the object.
         advice: how the caller's user does what notes tell him to; of its fields the object keeps all.
         module_class: of the module.
-        **trainer_arguments: further ones of `hfbridge.Trainer`, among them the number of processes.
+        **trainer_arguments: of `hfbridge.Trainer`, among them the number of processes.
 
     Raises:
-        SettingsError: something cannot be carried to Lightning; all of it is named.
+        SettingsError: something is not supported on Lightning; all of it is named.
     """
     if native._created_lr_scheduler:
         native.lr_scheduler = None
@@ -131,12 +123,12 @@ def carry_trainer(
     kept = {name: getattr(native, name) for name in hidden}
     vars(native).update(hidden)
     try:
-        trainer, module, data = carry_over(
+        trainer, module, data = convert_trainer(
             native,
             refused=find_unfit(native) if refused is None else refused,
             loss_normalization=loss_normalization,
             advice=replace(advice, tells_of_fields=False),
-            # The native object's own callbacks draw.
+            # The object's own callbacks show progress.
             changed={"disable_tqdm": True, "output_dir": output_dir},
             module_class=module_class,
             make_data=partial(OwnData, native, overrides)
@@ -152,7 +144,7 @@ def carry_trainer(
     module.attach_to(native, overrides)
     native._created_lr_scheduler = makes_schedule
     vars(native.model).pop("_is_accelerate_prepared", None)  # its forward has been unwrapped
-    # Random states are as they stand: the native Trainer seeds when it is made.
+    # Random states are left alone: the HF Trainer seeds in its __init__.
     module.evaluator.follow(
         trainer, skip_memory_metrics=True, preparation_s=getattr(native, "model_preparation_time", None)
     )
@@ -160,21 +152,21 @@ def carry_trainer(
 
 
 def chosen_strategy(strategy: Any) -> Any:
-    """Return the strategy that the environment names where the Trainer says "auto"."""
+    """Resolve "auto" by the environment variable."""
     return os.environ.get(STRATEGY_VARIABLE, "auto") if strategy == "auto" else strategy
 
 
 def ranks_of(args: Any) -> dict[str, Any]:
-    """Say to Lightning how many processes have been started.
+    """Return Lightning's `devices` and `num_nodes` for the processes that have been started.
 
     Raises:
-        SettingsError: natively several GPUs would share one process.
+        SettingsError: several GPUs would share one process (torch's DataParallel).
     """
     if args.n_gpu > 1:
         raise SettingsError(
-            f"{args.n_gpu} GPUs are visible to one process, which natively is torch's DataParallel, and is "
-            "not carried. Start a process for each (torchrun --nproc-per-node, hfbridge run --devices), or "
-            "show one by CUDA_VISIBLE_DEVICES=0."
+            f"{args.n_gpu} GPUs are visible to one process, and torch's DataParallel is not supported. Start "
+            "a process for each (torchrun --nproc-per-node, hfbridge run --devices), or set "
+            "CUDA_VISIBLE_DEVICES=0."
         )
     if args.world_size == 1:
         return {"devices": 1}
@@ -182,8 +174,8 @@ def ranks_of(args: Any) -> dict[str, Any]:
     return {"devices": local, "num_nodes": args.world_size // local}
 
 
-def take_back(native: Any) -> None:
-    """Leave model and accelerator as a native run does."""
+def restore_trainer(native: Any) -> None:
+    """Leave model and accelerator as `transformers.Trainer.train` does."""
     prepared, model = native.accelerator._models, native.model
     if not any(found is model for found in prepared):
         return  # the run has not begun
@@ -195,12 +187,8 @@ def take_back(native: Any) -> None:
 
 
 @contextmanager
-def as_natively() -> Iterator[None]:
-    """Leave signals, environment and exceptions of a run as the native Trainer does.
-
-    Lightning turns KeyboardInterrupt into SystemExit and switches it off, takes WORLD_SIZE out of the
-    environment, and gives advice on loaders by warnings.
-    """
+def preserve_process_state() -> Iterator[None]:
+    """Preserve SIGINT, KeyboardInterrupt and WORLD_SIZE from Lightning, and hide its loader hints."""
     world_size = os.environ.get("WORLD_SIZE")
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:

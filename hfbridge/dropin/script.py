@@ -1,4 +1,4 @@
-"""run: an unmodified script, with hfbridge's classes in place of transformers' Trainer; knows both worlds.
+"""run: an unmodified script, with hfbridge's classes in place of transformers' Trainer.
 
     in the script, while it runs                          is
     transformers.Trainer, transformers.trainer.Trainer    hfbridge.dropin.Trainer
@@ -7,7 +7,7 @@
     __name__, sys.argv, sys.path                          as under `python script.py`
     RANK, WORLD_SIZE, LOCAL_RANK, ...                     with several devices, as under torchrun
 
-So from-imports, subclasses, and libraries that the script imports get them, too.
+From-imports, subclasses, and libraries that the script imports get them, too.
 """
 
 import os
@@ -46,20 +46,20 @@ def run(
 ) -> int:
     """Run a script as `python script.py` does, with its Trainers trained by Lightning.
 
-    Where no launcher has started the ranks, this starts them: each further one runs the command of this
-    process again, so call this where that comes to the same point.
+    Without a launcher, this starts the further ranks by running this process's command again, which must lead
+    to the same call.
 
     Args:
         script: a Python file that uses `transformers.Trainer` or `Seq2SeqTrainer`.
         arguments: its command line.
-        strategy: how ranks share the work, as of `hfbridge.Trainer`; `None` leaves it to the settings.
+        strategy: as of `hfbridge.Trainer`; `None` leaves it to the settings.
         devices: ranks on this machine; `None` is what a launcher has started, or one.
 
     Returns:
-        The script's exit code; 1 if it ends well, and another rank does not. Exceptions of the script pass.
+        The script's exit code; 1 if only another rank fails. The script's exceptions are raised.
 
     Raises:
-        SettingsError: the script is not there, there is no such strategy, or the number of ranks is wrong.
+        SettingsError: script, strategy or number of ranks is wrong.
 
     Proved by: tests/dropin/test_run.py, tests/distributed/test_dropin.py
     """
@@ -76,21 +76,19 @@ def run(
 def dry_run(
     script: Path, arguments: Sequence[str] = (), *, strategy: str | None = None, devices: int | None = None
 ) -> Explanation:
-    """Run a script up to its first `train()`, and plan what that would do.
+    """Run a script up to its first `train()`, end it there by a SystemExit, and plan what that would do.
 
-    The plan is made in this process, for as many ranks as are asked for; none are started. The script is
-    ended there by a SystemExit. What `train` is called on has been made by then, as in a run, and nothing is
-    written but by the script itself.
+    The plan is made in this process for all ranks; none are started.
 
     Args:
-        script: a Python file that uses `transformers.Trainer` or `Seq2SeqTrainer`.
-        arguments: its command line.
-        strategy: how ranks share the work, as for `run`.
-        devices: ranks on this machine, as for `run`.
+        script: as of `run`.
+        arguments: as of `run`.
+        strategy: as of `run`.
+        devices: as of `run`.
 
     Returns:
-        What the settings become, what is overridden, what differs, and what is refused. Exceptions of the
-        script pass.
+        What the settings become, what is overridden, what differs, and what is unsupported. The script's
+        exceptions are raised.
 
     Raises:
         SettingsError: the script ends without calling `train`; and as for `run`.
@@ -112,7 +110,7 @@ def dry_run(
 def _check(script: Path, strategy: str | None, devices: int | None) -> None:
     if not Path(script).is_file():
         raise SettingsError(
-            f"script={str(script)!r}: there is no such file. Give the path of a Python script."
+            f"script={str(script)!r}: there is no such file. Pass the path of a Python script."
         )
     if strategy not in (None, "auto", *NAMES):
         hint = suggest(str(strategy), tuple(NAMES))
@@ -124,8 +122,8 @@ def _check(script: Path, strategy: str | None, devices: int | None) -> None:
     started = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if _are_started() else devices
     if started != devices:
         raise SettingsError(
-            f"devices={devices}, and a launcher has started {started} on this machine: set through both; "
-            "leave devices out, or the launcher."
+            f"devices={devices}, and a launcher has started {started} on this machine. Leave devices out, or "
+            "the launcher."
         )
 
 
@@ -134,30 +132,25 @@ def _are_started() -> bool:
 
 
 def _run_as_main(script: Path, arguments: Sequence[str]) -> int:
-    """Run a script as `__main__`; returns its exit code."""
+    """Run a script as `__main__`, and return its exit code."""
     argv, path = sys.argv, sys.path
     sys.argv, sys.path = [str(script), *arguments], [str(Path(script).resolve().parent), *path]
     try:
         runpy.run_path(str(script), run_name="__main__")
     except SystemExit as error:
-        return _code_of(error)
+        if error.code is None or isinstance(error.code, int):
+            return error.code or 0
+        sys.stderr.write(f"{error.code}\n")  # as the interpreter does
+        return 1
     finally:
         sys.argv, sys.path = argv, path
     return 0
 
 
-def _code_of(error: SystemExit) -> int:
-    """Read an exit code as the interpreter does: a text is written to stderr, and means 1."""
-    if error.code is None or isinstance(error.code, int):
-        return error.code or 0
-    sys.stderr.write(f"{error.code}\n")
-    return 1
-
-
 @contextmanager
 def _in_place(strategy: str | None, planner: DryRun | None = None) -> Iterator[None]:
     """Put hfbridge's classes in the place of transformers'."""
-    _tell_of_earlier_imports()
+    _warn_of_earlier_imports()
     before = [(module, name, vars(module)[name]) for module, name, _ in _PLACES]
     chosen = Trainer.strategy
     Trainer.strategy = chosen if strategy is None else strategy
@@ -172,15 +165,15 @@ def _in_place(strategy: str | None, planner: DryRun | None = None) -> Iterator[N
             setattr(module, name, kind)
 
 
-def _tell_of_earlier_imports() -> None:
-    """Warn of modules that have a native Trainer, or a subclass of it, already."""
+def _warn_of_earlier_imports() -> None:
+    """Warn of modules that have imported `transformers.Trainer`, or a subclass of it, already."""
     holders = set()
     for name, module in list(sys.modules.items()):
         package = name.partition(".")[0]
         if package in ("transformers", "hfbridge", "__main__"):
             continue
         for value in list(getattr(module, "__dict__", {}).values()):
-            # type(value), since asking a value of torch.distributed for its __class__ warns.
+            # type(value), since reading __class__ of a value of torch.distributed warns.
             if not issubclass(type(value), type) or not issubclass(value, _NATIVE):
                 continue
             if not issubclass(value, Trainer):
@@ -188,6 +181,6 @@ def _tell_of_earlier_imports() -> None:
     if holders:
         rank_zero_warn(
             f"hfbridge run: {', '.join(sorted(holders))} had imported transformers.Trainer before; Trainers "
-            "that are made there stay native. Import it in the script.",
+            "made there do not train on Lightning. Import it in the script.",
             category=BridgeWarning,
         )

@@ -1,7 +1,4 @@
-"""SharedRun: a model whose parts lie on several ranks, evaluated and saved where its strategy holds it ready.
-
-Natively, evaluate and save_model ask accelerate, which knows nothing of what Lightning has cut.
-"""
+"""SharedRun: a sharded model, evaluated and saved through the Lightning strategy that has sharded it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,31 +15,21 @@ from hfbridge.trainer import Trainer
 
 
 class SharedRun:
-    """What evaluations, predictions and savings of a shared model go through.
-
-    Args:
-        trainer: of the run.
-        module: of the run.
-        host: of the run.
-    """
+    """Evaluate, predict and save a sharded model through the strategy of its run."""
 
     def __init__(self, trainer: Trainer, module: OwnSteps, host: NativeHost) -> None:
         self._trainer, self._module, self._host = trainer, module, host
         self._is_calling = False
 
     def call(self, method: Callable[[], Any]) -> Any:
-        """Call a method of the HF Trainer's while the strategy has the model ready; all ranks do so together.
-
-        Returns:
-            What it returns.
-        """
+        """Call a method of the HF Trainer within the strategy's `predict`; called by all ranks."""
         if self._is_calling:
             return method()
-        answers: list[Any] = []
+        results: list[Any] = []
 
         def step() -> None:
             self._host.show_model(self._module)
-            answers.append(method())
+            results.append(method())
 
         self._is_calling, self._module.own_predict_step = True, step
         try:
@@ -50,10 +37,10 @@ class SharedRun:
             self._trainer.predict(self._module, DataLoader(once, collate_fn=list), return_predictions=False)
         finally:
             self._is_calling, self._module.own_predict_step = False, None
-        return answers[0]
+        return results[0]
 
     def save(self, native: Any, folder: Path) -> None:
-        """Write the model for `from_pretrained`; all ranks call this together.
+        """Write the model for `from_pretrained`; called by all ranks.
 
         Mirrors: transformers.Trainer.save_model
         """

@@ -1,4 +1,4 @@
-"""An HFModule that calls what a Trainer's subclass overrides, at the moments at which the HF Trainer does.
+"""An HFModule that calls what a Trainer's subclass overrides, when the HF Trainer would call it.
 
 overridden                                    called from
 training_step, compute_loss, _prepare_...     training_step; `accelerator.backward` goes to the strategy if it
@@ -24,13 +24,13 @@ from hfbridge.module import HFModule
 
 
 class OwnSteps(HFModule):
-    """An HFModule whose steps are a Trainer's, as far as its class or the object overrides them.
+    """An HFModule that calls a Trainer's methods, where its class or the object overrides them.
 
     Attributes:
         native: the Trainer.
         overrides_of: what it overrides.
         resumed_from: the checkpoint that its run is resumed from.
-        has_run_backward: `training_step` runs the backward, and Lightning's is to do nothing.
+        has_run_backward: `training_step` runs the backward, and Lightning's does nothing.
         own_predict_step: is called in place of `predict_step`.
 
     Proved by: tests/dropin/test_overrides.py
@@ -59,7 +59,7 @@ class OwnSteps(HFModule):
         assert micro_batch is not None
         step = micro_batch.step
         assert step is not None
-        if step.loss is not native:  # of HFDataModule: what is overridden was set while the run goes on
+        if step.loss is not native:  # of HFDataModule: what is overridden was set during the run
             items = native._get_num_items_in_batch(step.micro_batches, native.args.device)
             step.begin(native, items)
             native.current_gradient_accumulation_steps = len(step.micro_batches)
@@ -74,7 +74,7 @@ class OwnSteps(HFModule):
 
     @contextmanager
     def _routed(self) -> Iterator[None]:
-        """Have `accelerator.backward` go through the strategy and, of a shared model, `clip_grad_norm_`."""
+        """Route `accelerator.backward` and, of a sharded model, `clip_grad_norm_` through the strategy."""
         accelerator, plugin = self.native.accelerator, self.trainer.precision_plugin
         optimizer = next(iter(self.trainer.optimizers), None)
 
@@ -134,21 +134,21 @@ class OwnSteps(HFModule):
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
-        """Take the step and keep the learning rate that the Trainer tells."""
+        """Take the step, and keep the learning rate of the Trainer's method."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.overrides_of.any({"_get_learning_rate"}):
             self.last_step.learning_rate = self.native._get_learning_rate()
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
-        """Predict a batch, or do what is to be done while the model is ready for it."""
+        """Predict a batch, or call `own_predict_step`."""
         if self.own_predict_step is None:
             return super().predict_step(batch, batch_idx, dataloader_idx)
         return self.own_predict_step()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Have the Trainer's method load the weights, if that or the model's `load_state_dict` is overridden.
+        """Load the weights by the Trainer's method, if that or the model's `load_state_dict` is overridden.
 
-        A run that begins again with smaller batches keeps its weights.
+        A run restarted with smaller batches keeps its weights.
         """
         loads_itself = type(self.model).load_state_dict is not nn.Module.load_state_dict
         loads_itself &= not self.sharing.is_sharded
@@ -163,7 +163,7 @@ class OwnSteps(HFModule):
 
 @contextmanager
 def _attributes(owner: Any, **values: Any) -> Iterator[None]:
-    """Set attributes of an object for a while."""
+    """Set attributes of an object temporarily."""
     own = vars(owner)
     before = {name: own[name] for name in values if name in own}
     own.update(values)

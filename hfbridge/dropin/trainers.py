@@ -1,14 +1,11 @@
-"""transformers' Trainer and Seq2SeqTrainer, whose `train` runs on Lightning; knows both worlds.
+"""transformers' Trainer and Seq2SeqTrainer, whose `train` runs on Lightning.
 
 called on the object                   is
-Trainer(...), its arguments            transformers' own; then what is overridden is looked for
-train                                  from_trainer, hfbridge.Trainer.fit, and the state left as natively
-evaluate, predict, save_model          transformers' own; where ranks share the weights, shared.py
-a checkpoint within train              hfbridge's, in the native files
+train                                  hfbridge.Trainer.fit; leaves the object as transformers' own does
+evaluate, predict, save_model          transformers' own; of a sharded model, shared.py
+a checkpoint within train              hfbridge's, in the HF Trainer's files
+an overridden method                   called when the HF Trainer would call it; the loop itself is an error
 all else                               transformers' own
-
-a subclass overrides                   it is called when the HF Trainer would call it; overrides.py
-the loop itself                        refused by name when an object is made
 """
 
 import functools
@@ -23,12 +20,12 @@ from hfbridge.dropin.host import NativeHost, join_host
 from hfbridge.dropin.planning import DryRun
 from hfbridge.dropin.replaced_methods import Overrides
 from hfbridge.dropin.run_setup import (
-    as_natively,
-    carry_trainer,
+    build_run,
     find_checkpoint,
-    make_model_anew,
+    preserve_process_state,
     ranks_of,
-    take_back,
+    reinit_model,
+    restore_trainer,
 )
 from hfbridge.dropin.shared import SharedRun
 from hfbridge.errors import SettingsError
@@ -37,19 +34,17 @@ from hfbridge.errors import SettingsError
 class Trainer(transformers.Trainer):
     """`transformers.Trainer`, trained by Lightning: the same arguments, methods, numbers, files and errors.
 
-    `train` does what it does natively, to the bit, and leaves the object as natively: `state`, `model`,
-    `optimizer`, `lr_scheduler`, `callback_handler` and `control` are those of the run, while it goes on, too.
-    Two things are as hfbridge does them: checkpoints are whole or not there, and errors about data, model or
-    settings may come earlier and say more (they are ValueErrors, or what else `hfbridge.errors` says).
+    `train` computes the same numbers, bit for bit, and keeps `state`, `model`, `optimizer`, `lr_scheduler`,
+    `callback_handler` and `control` of the object up to date. Two things differ: checkpoints are written
+    atomically, and errors about data, model or settings may be raised earlier (`hfbridge.errors`).
 
-    The ranks of a run are the processes that torchrun, `accelerate launch`, SLURM or `hfbridge run` has
-    started; without one of these it is one.
+    The ranks are the processes that torchrun, `accelerate launch`, SLURM or `hfbridge run` has started.
 
     Attributes:
-        strategy: how ranks share the work, by a name of `hfbridge.Trainer(strategy=)`. "auto" is what the
-            environment variable HFBRIDGE_STRATEGY names; without it, what the settings say (`fsdp`,
-            `deepspeed`); else one device, or DDP. Set it on the class or on an object, before `train`.
-        loss_normalization: "native", or "exact": HFModule says what that is.
+        strategy: as of `hfbridge.Trainer`. "auto" is that of the environment variable HFBRIDGE_STRATEGY, or
+            of the settings (`fsdp`, `deepspeed`), or one device, or DDP. Set it on the class or on an object,
+            before `train`.
+        loss_normalization: "native" or "exact", as of HFModule.
 
     Raises:
         SettingsError: the loop itself is overridden.
@@ -62,7 +57,7 @@ class Trainer(transformers.Trainer):
     loss_normalization: Literal["native", "exact"] = "native"
 
     dry_run: DryRun | None = None
-    """Plans the run in the place of `train`; set by `hfbridge run --dry-run`."""
+    """Plans the run in place of `train`; set by `hfbridge run --dry-run`."""
 
     _run: NativeHost | None = None
     _shared: SharedRun | None = None
@@ -70,7 +65,7 @@ class Trainer(transformers.Trainer):
     @functools.wraps(transformers.Trainer.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._see_overrides()
+        self._find_overrides()
 
     def train(
         self,
@@ -83,23 +78,23 @@ class Trainer(transformers.Trainer):
         Args:
             resume_from_checkpoint: a `checkpoint-N` directory of either engine, or True for the newest.
             trial: of `hyperparameter_search`.
-            ignore_keys_for_eval: outputs of the model that evaluations while training do not gather.
+            ignore_keys_for_eval: outputs of the model that evaluations within `train` do not gather.
 
         Returns:
             Steps, training loss and metrics.
 
         Raises:
-            SettingsError: something cannot be carried to Lightning; all of it is named.
-            ValueError: nothing to train on, or the checkpoint is not there.
+            SettingsError: something is not supported on Lightning; all of it is named.
+            ValueError: there is no training set, or no checkpoint.
 
         Mirrors: transformers.Trainer.train
         """
         self._memory_tracker.start()
         self.is_in_train = True
-        make_model_anew(self, trial)
+        reinit_model(self, trial)
         self._hp_search_setup(trial)
         checkpoint = find_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
-        overrides = self._see_overrides()
+        overrides = self._find_overrides()
         if self.train_dataset is None and not overrides.any({"get_train_dataloader"}):
             raise ValueError("Trainer: training requires a train_dataset.")
         if self.dry_run is not None:
@@ -111,11 +106,11 @@ class Trainer(transformers.Trainer):
         module.resumed_from = checkpoint
         self._run = host
         try:
-            with as_natively(), host.listening():
+            with preserve_process_state(), host.replaced_sigterm_callback():
                 trainer.fit(module, data, ckpt_path=checkpoint)
         finally:
             self._run = None
-            take_back(self)
+            restore_trainer(self)
         self.is_in_train = False
         return TrainOutput(self.state.global_step, host.train_loss, host.row)
 
@@ -126,21 +121,18 @@ class Trainer(transformers.Trainer):
         metric_key_prefix: str = "eval",
         **gen_kwargs: Any,
     ) -> dict[str, float]:
-        """Evaluate, as natively; where the ranks share the model, all of them call this together.
+        """Evaluate as `transformers.Trainer` does; of a sharded model, all ranks call this.
 
         Args:
-            eval_dataset: a set, several by name, or the name of one; the Trainer's without it.
-            ignore_keys: of the model's outputs, not to be gathered.
-            metric_key_prefix: what the metrics' names begin with.
+            eval_dataset: a set, several by name, or the name of one; `None` is the Trainer's.
+            ignore_keys: of the model's outputs, not gathered.
+            metric_key_prefix: of the metrics' names.
             **gen_kwargs: of `Seq2SeqTrainer` alone: arguments of `generate`.
-
-        Returns:
-            The metrics.
 
         Mirrors: transformers.Trainer.evaluate
         """
         evaluate = functools.partial(super().evaluate, eval_dataset, ignore_keys, metric_key_prefix)
-        return dict(self._where_the_model_is(functools.partial(evaluate, **gen_kwargs)))
+        return dict(self._call_on_model(functools.partial(evaluate, **gen_kwargs)))
 
     def predict(
         self,
@@ -149,28 +141,22 @@ class Trainer(transformers.Trainer):
         metric_key_prefix: str = "test",
         **gen_kwargs: Any,
     ) -> PredictionOutput:
-        """Predict, as natively; where the ranks share the model, all of them call this together.
+        """Predict as `transformers.Trainer` does; of a sharded model, all ranks call this.
 
         Args:
             test_dataset: the set.
-            ignore_keys: of the model's outputs, not to be gathered.
-            metric_key_prefix: what the metrics' names begin with.
+            ignore_keys: of the model's outputs, not gathered.
+            metric_key_prefix: of the metrics' names.
             **gen_kwargs: of `Seq2SeqTrainer` alone: arguments of `generate`.
-
-        Returns:
-            Predictions, label ids and metrics.
 
         Mirrors: transformers.Trainer.predict
         """
         predict = functools.partial(super().predict, test_dataset, ignore_keys, metric_key_prefix)
-        found: PredictionOutput = self._where_the_model_is(functools.partial(predict, **gen_kwargs))
+        found: PredictionOutput = self._call_on_model(functools.partial(predict, **gen_kwargs))
         return found
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the model, as natively; where the ranks share it, all of them call this together.
-
-        Args:
-            output_dir: the folder; that of the settings without it.
+        """Write the model to `output_dir`, or that of the settings; of a sharded model, all ranks call this.
 
         Mirrors: transformers.Trainer.save_model
         """
@@ -180,39 +166,29 @@ class Trainer(transformers.Trainer):
             super().save_model(output_dir, _internal_call)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Save a checkpoint of a run, for a callback that asks for it by this name."""
-        if self._run is None or self._run.saves_natively:
+        """Save a checkpoint of a run, for callbacks that call this."""
+        if self._run is None or self._run.saves_by_trainer:
             super()._save_checkpoint(model, trial)
         else:
             self._run.save()
 
-    # Parts of the above.
-
-    def _see_overrides(self) -> Overrides:
-        """Find what is overridden.
-
-        Raises:
-            SettingsError: the loop itself, which Lightning runs.
-        """
+    def _find_overrides(self) -> Overrides:
+        """Find what is overridden; the loop itself raises a SettingsError."""
         overrides = Overrides.of(self)
-        if self.dry_run is None:  # which lists what is refused
+        if self.dry_run is None:  # which lists it
             overrides.check(type(self).__name__, self.loss_normalization)
         return overrides
 
     def _make_run(
         self, overrides: Overrides, ignore_keys: list[str] | None = None, trial: Any = None
     ) -> tuple[Any, Any, Any, NativeHost]:
-        """Make Trainer, module, data and host of a run.
-
-        Raises:
-            SettingsError: something cannot be carried to Lightning, or the ranks share the model already.
-        """
+        """Make Trainer, module, data and host of a run."""
         if self._shared is not None:
             raise SettingsError(
-                "train: the ranks share the model since the last run, and cannot share it anew. Save it, "
-                "load it into a new Trainer, and train that."
+                "train: the last run has sharded the model, which cannot be sharded again. Save it, and load "
+                "it into a new Trainer."
             )
-        trainer, module, data = carry_trainer(
+        trainer, module, data = build_run(
             self,
             overrides=overrides,
             strategy=self.strategy,
@@ -227,22 +203,22 @@ class Trainer(transformers.Trainer):
 
     @property
     def _is_shared(self) -> bool:
-        """Whether the model has to be reached through the strategy of a run."""
+        """Whether the model is reached through the strategy of a run only."""
         return self._shared is not None or bool(self.is_deepspeed_enabled)
 
     def _shared_run(self) -> SharedRun:
         if self._shared is None:
-            self._make_run(self._see_overrides())
+            self._make_run(self._find_overrides())
         assert self._shared is not None
         return self._shared
 
-    def _where_the_model_is(self, method: Callable[[], Any]) -> Any:
+    def _call_on_model(self, method: Callable[[], Any]) -> Any:
         """Call a method that evaluates or predicts."""
         return method() if self._run is not None or not self._is_shared else self._shared_run().call(method)
 
 
 class Seq2SeqTrainer(Trainer, transformers.Seq2SeqTrainer):
-    """`transformers.Seq2SeqTrainer`, trained by Lightning; all that is said of `Trainer` holds.
+    """`transformers.Seq2SeqTrainer`, trained by Lightning as `Trainer` is.
 
     Raises:
         SettingsError: the loop itself is overridden.

@@ -1,1 +1,1 @@
-"""What a `transformers.Trainer` object holds: methods, attributes, callbacks; knows both worlds."""
+"""What a `transformers.Trainer` object holds: methods, attributes, callbacks."""

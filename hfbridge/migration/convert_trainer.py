@@ -1,19 +1,13 @@
-"""A native Trainer object -> hfbridge's Trainer, HFModule and HFDataModule; knows both worlds.
+"""`transformers.Trainer` object -> hfbridge's Trainer, HFModule and HFDataModule.
 
-attributes.py says what is read of the object. What `Trainer.__init__` has done to what it was given:
-
-    done natively                                     here
-    the model moved to args.device                    Lightning moves it where the run is
-    model.config.use_cache, model.generation_config   set again, from the same settings
-    the default collator chosen                       taken as it is
-    accelerate's autocast around the forward          taken off again; HFModule has its own
-    num_steps=1 put into accelerator_config           taken out again
-    callbacks made of report_to and disable_tqdm      left behind; the host makes its own
-    on_init_end fired                                 not fired again for the same objects
-    random states seeded                              seeded again before the first run
-
-Two settings are read by nobody natively: resume_from_checkpoint, which is for scripts, and what a subclass of
-TrainingArguments adds. They are left behind, and told of.
+done by transformers.Trainer.__init__             here
+the model moved to args.device                    Lightning moves it
+model.config.use_cache, model.generation_config   set again, from the same settings
+accelerate's autocast around the forward          removed; HFModule has its own
+num_steps=1 put into accelerator_config           removed
+callbacks made of report_to and disable_tqdm      left out; the host makes its own
+on_init_end fired                                 not fired again for the same objects
+random states seeded                              seeded again before the first run
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -28,14 +22,14 @@ from hfbridge.datamodule import HFDataModule
 from hfbridge.errors import Problem, SettingsError, raise_problems
 from hfbridge.losses.advice import Advice
 from hfbridge.migration.trainer_attributes import changed_settings, has_trained
-from hfbridge.migration.trainer_callbacks import CarriedCallbacks, sort_callbacks
+from hfbridge.migration.trainer_callbacks import SortedCallbacks, sort_callbacks
 from hfbridge.module import HFModule
 from hfbridge.settings import Settings, training_arguments
 from hfbridge.settings.rules import DEFAULTS, SEQ2SEQ_FIELDS
 from hfbridge.trainer import Trainer
 
 
-def carry_over(
+def convert_trainer(
     native_trainer: NativeTrainer,
     *,
     refused: Iterable[Problem],
@@ -47,21 +41,21 @@ def carry_over(
     drops_unread: bool = False,
     **trainer_arguments: Any,
 ) -> tuple[Trainer, HFModule, HFDataModule]:
-    """Make Trainer, module and data of what a native Trainer holds.
+    """Make Trainer, module and data of a `transformers.Trainer`.
 
     Args:
         native_trainer: the object.
-        refused: what cannot be carried of it; callbacks and settings that cannot are added.
+        refused: what is unsupported of it, without callbacks and settings.
         loss_normalization: of HFModule.
         advice: how the caller's user does what notes tell him to.
-        changed: settings that are others than the object's.
+        changed: settings that replace the object's.
         module_class: of the module.
         make_data: makes the data module of arguments that HFDataModule takes.
-        drops_unread: leave settings out that nothing reads, instead of refusing them.
+        drops_unread: leave out settings that nothing reads, in place of an error.
         **trainer_arguments: of `hfbridge.Trainer`.
 
     Raises:
-        SettingsError: something of the native Trainer cannot be carried; all of it is named.
+        SettingsError: something is not supported on Lightning; all of it is named.
     """
     found = sort_callbacks(native_trainer)
     problems = [*refused, *found.problems]
@@ -69,11 +63,9 @@ def carry_over(
         native_trainer, found, problems, changed=changed, advice=advice, drops_unread=drops_unread
     )
     if problems:
-        kind, noun = type(native_trainer).__name__, "part" if len(problems) == 1 else "parts"
-        headline = (
-            f"{len(problems)} {noun} of this {kind} cannot be carried to Lightning; nothing was started."
-        )
-        raise_problems(SettingsError, headline, problems)
+        noun, verb = ("part", "is") if len(problems) == 1 else ("parts", "are")
+        what = f"{len(problems)} {noun} of this {type(native_trainer).__name__} {verb} not supported"
+        raise_problems(SettingsError, f"{what} on Lightning; nothing was started.", problems)
     given = trainer_arguments.pop("callbacks", None) or []
     callbacks = [*found.users, *(given if isinstance(given, list | tuple) else [given])]
     trainer = Trainer(settings, callbacks=callbacks, **trainer_arguments)
@@ -93,14 +85,14 @@ def carry_over(
 
 def _settings_of(
     native_trainer: NativeTrainer,
-    callbacks: CarriedCallbacks,
+    callbacks: SortedCallbacks,
     problems: list[Problem],
     *,
     changed: Mapping[str, Any],
     advice: Advice,
     drops_unread: bool,
 ) -> tuple[Settings, list[str]]:
-    """Read the settings, with what was changed on the object; problems are added to those known."""
+    """Read the settings, with what was changed on the object, and add their problems to `problems`."""
     values, notes = read_values(native_trainer, callbacks, advice=advice)
     try:
         return Settings.of({**values, **changed}, drops_unread=drops_unread), notes
@@ -110,18 +102,9 @@ def _settings_of(
 
 
 def read_values(
-    native_trainer: Any, callbacks: CarriedCallbacks, *, advice: Advice
+    native_trainer: Any, callbacks: SortedCallbacks, *, advice: Advice
 ) -> tuple[dict[str, Any], list[str]]:
-    """Read the settings of a native Trainer, without judging them.
-
-    Args:
-        native_trainer: the object.
-        callbacks: its callbacks, whose removal some settings tell.
-        advice: how the caller's user does what notes tell him to.
-
-    Returns:
-        Values by name, and notes on what is left behind.
-    """
+    """Read the settings of a `transformers.Trainer` by name, with notes on what is left out."""
     args, notes = native_trainer.args, list[str]()
     values = training_arguments.read(args)
     for name in [field.name for field in fields(args) if field.name in values and field.name not in DEFAULTS]:
@@ -135,7 +118,7 @@ def read_values(
         values = {name: value for name, value in values.items() if name not in SEQ2SEQ_FIELDS}
     if values.pop("resume_from_checkpoint", None) and advice.resume is not None:
         notes.append(
-            f"resume_from_checkpoint is read by scripts, not by the native Trainer: {advice.resume}."
+            f"resume_from_checkpoint is read by scripts, not by transformers.Trainer: {advice.resume}."
         )
     values |= {**changed_settings(native_trainer), **callbacks.settings}
     _take_out_steps(values)
@@ -143,7 +126,7 @@ def read_values(
 
 
 def _take_out_steps(values: dict[str, Any]) -> None:
-    """Undo what the Trainer has written into `accelerator_config`; the steps themselves are a setting.
+    """Undo what the Trainer has written into `accelerator_config`.
 
     Mirrors: transformers.Trainer.create_accelerator_and_postprocess
     """
@@ -160,7 +143,7 @@ def _module_of(
     model_init, optimizer = native_trainer.model_init, native_trainer.optimizer
     schedule = None if native_trainer._created_lr_scheduler else native_trainer.lr_scheduler
     optimizer = getattr(optimizer, "optimizer", optimizer)  # of accelerate's, the one within
-    if model_init is not None:  # natively made anew, and optimizer and schedule with it
+    if model_init is not None:  # `train` makes the model again, and optimizer and schedule with it
         optimizer = schedule = None
     else:
         _take_wrapper_off(native_trainer.model)
@@ -177,16 +160,16 @@ def _module_of(
 
 
 def _take_wrapper_off(model: Any) -> None:
-    """Give a model the forward back that accelerate has put under autocast, in `train` or `evaluate`.
+    """Restore a model's forward, which accelerate has put under autocast in `train` or `evaluate`.
 
-    `Accelerator.unwrap_model` would take transformers' own decorators off, too.
+    `Accelerator.unwrap_model` would remove transformers' own decorators, too.
 
     Mirrors: accelerate.Accelerator.prepare_model
     """
     if vars(model).pop("_original_forward", None) is None:
         return
     forward = vars(model).pop("forward")
-    vars(model).pop("_is_accelerate_prepared", None)  # or a native Trainer would not put autocast back
+    vars(model).pop("_is_accelerate_prepared", None)  # or a transformers.Trainer would not restore autocast
     is_method = isinstance(forward, MethodType)
     while _home_of(forward := getattr(forward, "__func__", forward)) in ("accelerate", "torch"):
         forward = forward.__wrapped__
@@ -195,7 +178,7 @@ def _take_wrapper_off(model: Any) -> None:
 
 
 def _home_of(function: Any) -> str:
-    """Name the package that a function, or an object that is called, was written in."""
+    """Name the package that a function or callable object comes from."""
     module = getattr(function, "__globals__", {}).get("__name__", type(function).__module__)
     return str(module).partition(".")[0]
 
@@ -210,7 +193,6 @@ def _data_of(native_trainer: Any, make_data: Callable[..., HFDataModule]) -> HFD
 
 
 def _train_batch_size(native_trainer: Any) -> int:
-    """Rows of a micro-batch on one device; `auto_find_batch_size` may have made them fewer."""
-    size: int = native_trainer._train_batch_size
-    devices: int = native_trainer.args.n_gpu
-    return size // max(1, devices)
+    """Micro-batch size of one device, which `auto_find_batch_size` may have reduced."""
+    size: int = native_trainer._train_batch_size // max(1, native_trainer.args.n_gpu)
+    return size

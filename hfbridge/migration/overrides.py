@@ -1,11 +1,11 @@
-"""Methods of a native Trainer that are overridden; knows Hugging Face.
+"""Methods of a `transformers.Trainer` that are overridden.
 
-where                                                is found as
+overridden                                           is named
 in a subclass, or a mixin of it                      Mine.compute_loss
 on the object: trainer.compute_loss = ...            Mine object: compute_loss = ...
 in transformers' class: Trainer.compute_loss = ...   transformers' Trainer.compute_loss = ...
-by transformers' or hfbridge's own subclasses        not: they are no user's
-a new method                                         not: the HF Trainer does not call it
+by transformers' or hfbridge's own subclasses        not
+a new method, which the HF Trainer does not call     not
 """
 
 import inspect
@@ -24,10 +24,7 @@ _ORIGINALS = {
 
 
 def find_overridden(native_trainer: NativeTrainer) -> Iterator[tuple[str, str]]:
-    """Name the methods and switches that are not as transformers has them, and where they were overridden.
-
-    Args:
-        native_trainer: the object.
+    """Name the methods and switches that differ from transformers', and where they were overridden.
 
     Proved by: tests/unit/migration/test_overrides.py
     """
@@ -35,18 +32,14 @@ def find_overridden(native_trainer: NativeTrainer) -> Iterator[tuple[str, str]]:
 
 
 def find_overridden_settings(args: TrainingArguments) -> Iterator[str]:
-    """Name the methods and properties of settings that are not as transformers has them.
-
-    Args:
-        args: of a Trainer.
-    """
+    """Name the methods and properties of settings that differ from transformers'."""
     for name, where in _replaced(args, TrainingArguments, Seq2SeqTrainingArguments):
         if name != "_VALID_DICT_FIELDS":  # which fields a text may be read into
             yield where
 
 
 def _replaced(given: object, *natives: type) -> Iterator[tuple[str, str]]:
-    """Name what is not as transformers' classes have it, and where it was replaced."""
+    """Name what differs from transformers' classes, and where it was replaced."""
     kind = type(given)
     of_upstream = [ancestor for ancestor in natives if isinstance(given, ancestor)]
     names = dict.fromkeys(name for ancestor in of_upstream for name in _methods_of(ancestor))
@@ -62,7 +55,7 @@ def _replaced(given: object, *natives: type) -> Iterator[tuple[str, str]]:
 
 
 def _methods_of(kind: type) -> list[str]:
-    """Methods, properties and switches of a class of transformers; fields of a dataclass are none."""
+    """List methods, properties and switches of a class, without fields of a dataclass."""
     is_data = set(getattr(kind, "__dataclass_fields__", ()))
     return [
         name for name in vars(kind) if not name.startswith("__") and name not in is_data and "__" not in name

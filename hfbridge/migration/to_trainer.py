@@ -1,18 +1,18 @@
-"""The way back: an HFModule, its data and settings -> the native Trainer; knows both worlds.
+"""HFModule, HFDataModule and settings -> `transformers.Trainer`.
 
-here                                            natively
+here                                            transformers.Trainer
 Settings                                        TrainingArguments, or Seq2SeqTrainingArguments
 strategy="deepspeed_stage_2", ...               deepspeed={...}, if the settings do not say it
 strategy="fsdp", "fsdp2"                        fsdp=True and the version in fsdp_config
 a model, or a trained one                       model=
-a model by its name, peft_config=               seeded, built, and given as model=
+a model by its name, peft_config=               seeded, built, and passed as model=
 a factory                                       model_init=
 train_dataset, eval_dataset, map_function       the sets, mapped
 data_collator, processing_class, compute_...,
 optimizers, TrainerCallbacks                  arguments of the same names
-loss_normalization="exact"                      told: the native Trainer knows its own only
+loss_normalization="exact"                      no counterpart; a note says so
 metrics=, packing=, Lightning callbacks and
-loggers, replaced methods of HFModule         refused by name
+loggers, replaced methods of HFModule         an error that names them
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,7 +40,7 @@ from hfbridge.settings.deepspeed_config import preset
 
 # Callbacks that are hfbridge's own, or only show something.
 _SHOWING = (CallbackHost, RunSetup, ModelSummary, ProgressBar)
-# What only Lightning does, and the values that say nothing; all else is a setting, too, or shows something.
+# Arguments that only Lightning has, with their values without effect; others are settings.
 _LIGHTNING_ALONE: Mapping[str, tuple[object, ...]] = {
     "detect_anomaly": (None, False),
     "limit_predict_batches": (None, 1.0),
@@ -52,31 +52,31 @@ _LIGHTNING_ALONE: Mapping[str, tuple[object, ...]] = {
     "sync_batchnorm": (None, False),
 }
 _EXACT = (
-    'loss_normalization="exact" stays behind: the native Trainer divides the loss as in "native", so for '
-    "models that ignore num_items_in_batch loss and gradient are larger by the micro-batches of a step."
+    'loss_normalization="exact" is not supported by transformers.Trainer: as with "native", loss and '
+    "gradient of models that ignore num_items_in_batch are larger, by the number of micro-batches of a step."
 )
 
 
 def make_native(
     module: Any, data: HFDataModule, source: Any = None, *, callbacks: Sequence[Any] = ()
 ) -> NativeTrainer:
-    """Make the native Trainer that trains the same: `module.to_native(data, trainer)`; there is no lock-in.
+    """Make the `transformers.Trainer` that trains the same: `module.to_native(data, trainer)`.
 
-    Model, sets and callbacks are the same objects. A run is not carried: the native Trainer begins at step 0
-    with the weights that there are, or goes on by `native.train(resume_from_checkpoint=...)`.
+    Model, sets and callbacks are the same objects. The Trainer begins at step 0 with the present weights, or
+    resumes by `train(resume_from_checkpoint=...)`.
 
     Args:
         module: the HFModule, whose method `to_native` this is.
         data: its data.
         source: settings, or the `hfbridge.Trainer` that has them and TrainerCallbacks; `None` takes the
-            Trainer that the module was last run by, or the settings of the module or the data.
+            Trainer of the module's last run, or the settings of the module or the data.
         callbacks: further TrainerCallbacks.
 
     Returns:
-        A Trainer; a Seq2SeqTrainer where the settings are those of `Seq2SeqTrainingArguments`.
+        A Trainer; a Seq2SeqTrainer for `Seq2SeqTrainingArguments`.
 
     Raises:
-        SettingsError: there are no settings, or something has no native counterpart; all of it is named.
+        SettingsError: there are no settings, or something has no counterpart; all of it is named.
         DataError: the data is no HFDataModule.
 
     Mirrors: transformers.Trainer.__init__
@@ -90,32 +90,32 @@ def make_native(
     settings = _settings_of(module, data, trainer if source is None else source)
     problems = [*_without_counterpart(module, data), *([] if trainer is None else _of_lightning(trainer))]
     if problems:
-        headline = f"{len(problems)} of what is to go native the native Trainer does not have."
+        headline = f"transformers.Trainer does not support {len(problems)} of what is to be converted."
         raise_problems(SettingsError, headline, problems)
     if module.loss_normalization == "exact":
         module.info_once(_EXACT)
     args = settings.as_training_arguments(keeps_deepspeed=True)
     is_seq2seq = isinstance(args, Seq2SeqTrainingArguments)
     given = _given(module, data, args)
-    heard = [*getattr(trainer, "trainer_callbacks", ()), *callbacks]
+    hf_callbacks = [*getattr(trainer, "trainer_callbacks", ()), *callbacks]
     by_class = module.optimizer_cls_and_kwargs
     if is_seq2seq:
-        native: NativeTrainer = Seq2SeqTrainer(args=args, callbacks=heard, **given)
+        native: NativeTrainer = Seq2SeqTrainer(args=args, callbacks=hf_callbacks, **given)
         native.optimizer_cls_and_kwargs = by_class  # which its __init__ does not take
     else:
-        native = NativeTrainer(args=args, callbacks=heard, optimizer_cls_and_kwargs=by_class, **given)
+        native = NativeTrainer(args=args, callbacks=hf_callbacks, optimizer_cls_and_kwargs=by_class, **given)
     if args.disable_tqdm and not getattr(trainer, "print_logs", True):
         native.remove_callback(PrinterCallback)
     return native
 
 
 def _settings_of(module: Any, data: Any, source: Any) -> Settings:
-    """Find the settings, with what the name of the strategy says."""
+    """Find the settings, with those of the strategy's name."""
     if source is None:
         source = module.given_settings or data.given_settings
     if source is None:
         raise SettingsError(
-            "to_native needs settings, and neither the module nor the data has any. Give them, or the "
+            "to_native needs settings, and neither the module nor the data has any. Pass them, or the "
             "hfbridge.Trainer: module.to_native(data, trainer)."
         )
     if not isinstance(source, pl.Trainer):
@@ -137,19 +137,19 @@ def _settings_of(module: Any, data: Any, source: Any) -> Settings:
 
 
 def _without_counterpart(module: Any, data: Any) -> Iterator[Problem]:
-    """Name what module and data hold that the native Trainer does not have."""
+    """Name what of module and data `transformers.Trainer` does not have."""
     if module.running_metrics is not None:
         yield Problem("HFModule(metrics=...)", "is of torchmetrics; pass compute_metrics=... instead")
     if data.packing is not None:
-        text = "the native Trainer packs nothing; pack the rows before, or leave it out"
+        text = "transformers.Trainer does not pack; pack the examples before, or leave it out"
         yield Problem(f"HFDataModule(packing={data.packing})", text)
     if module._run is not None and module.sharing.is_sharded:
-        text = "the ranks hold parts of the weights; save_pretrained writes them whole, for a new model"
+        text = "the weights are sharded; save_pretrained writes them in full, for a new model"
         yield Problem(type(module.model).__name__, text)
     for given, kind in ((module, "HFModule"), (data, "HFDataModule")):
         for name, owner in _replaced(given, kind):
             yield Problem(
-                f"{owner}.{name}", "is not called by the native Trainer; use its arguments or callbacks"
+                f"{owner}.{name}", "is not called by transformers.Trainer; use its arguments or callbacks"
             )
 
 
@@ -165,7 +165,7 @@ def _replaced(given: Any, kind: str) -> Iterator[tuple[str, str]]:
 
 def _of_lightning(trainer: pl.Trainer) -> Iterator[Problem]:
     """Name the callbacks and arguments of a Trainer that only Lightning has."""
-    instead = "or give the settings and TrainerCallbacks alone: module.to_native(data, settings, callbacks=)"
+    instead = "or pass the settings and TrainerCallbacks alone: module.to_native(data, settings, callbacks=)"
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if not isinstance(callback, _SHOWING):
             yield Problem(type(callback).__name__, f"is a callback of Lightning; leave it out, {instead}")
@@ -177,7 +177,7 @@ def _of_lightning(trainer: pl.Trainer) -> Iterator[Problem]:
 
 
 def _given(module: Any, data: HFDataModule, args: Any) -> dict[str, Any]:
-    """Put together what both native Trainers take."""
+    """Collect the arguments of both Trainer and Seq2SeqTrainer."""
     processing_class = module.processing_class
     collator = data.data_collator
     if processing_class is None:
@@ -201,7 +201,7 @@ def _given(module: Any, data: HFDataModule, args: Any) -> dict[str, Any]:
 
 
 def _mapped(data: Any, split: str) -> Any:
-    """Return a set as the native Trainer is to be given it; `None` if there is none."""
+    """Return a set with `map_function` applied; `None` if there is none."""
     if split in data._mapped or split not in data._raw:
         return data._mapped.get(split)
     raw = data._raw[split]
@@ -209,7 +209,7 @@ def _mapped(data: Any, split: str) -> Any:
 
 
 def _model_of(module: Any, args: Any) -> tuple[nn.Module | None, Any]:
-    """Return a model, or what makes one; a named one is built, seeded as a run of hfbridge would."""
+    """Return a model or a factory; a named model is built, seeded as for a run of hfbridge."""
     if module.is_built:
         return module.model, None
     build = module._build

@@ -1,4 +1,4 @@
-"""Every attribute of a native Trainer: what becomes of it; knows Hugging Face.
+"""Every attribute of a `transformers.Trainer`, and what becomes of it.
 
     attribute                                          becomes
     args                                               Settings, read field by field
@@ -11,8 +11,8 @@
     train_dataset, eval_dataset, data_collator         arguments of HFDataModule of the same names
     callback_handler                                   Trainer(callbacks=); migration/trainer_callbacks.py
     label_names, neftune_noise_alpha                   the settings of these names, if changed on the object
-    what __init__ concludes from model and settings    concluded again; if changed on the object, read there
-    the state of a run                                 begins anew, as in the next `train`
+    what __init__ derives from model and settings      derived again; if changed on the object, read there
+    the state of a run                                 new, as in the next `train`
     what belongs to its engine                         nothing: Lightning has its own
 
 `KINDS` names each of them; a test fails when transformers has one more.
@@ -33,9 +33,9 @@ from hfbridge.losses.item_counts import read_traits
 from hfbridge.models.signature import label_names_of
 from hfbridge.settings.rules import show
 
-Kind = Literal["carried", "concluded", "state", "engine"]
+Kind = Literal["converted", "derived", "state", "engine"]
 
-_CARRIED = (
+_CONVERTED = (
     "args",
     "callback_handler",
     "compute_loss_func",
@@ -53,7 +53,7 @@ _CARRIED = (
     "processing_class",
     "train_dataset",
 )
-_CONCLUDED = (
+_DERIVED = (
     "_loss_shifts_labels",
     "_signature_columns",
     "_train_batch_size",
@@ -105,22 +105,16 @@ _ENGINE = (
     "place_model_on_device",
 )
 KINDS: Mapping[str, Kind] = {
-    **dict.fromkeys(_CARRIED, "carried"),
-    **dict.fromkeys(_CONCLUDED, "concluded"),
+    **dict.fromkeys(_CONVERTED, "converted"),
+    **dict.fromkeys(_DERIVED, "derived"),
     **dict.fromkeys(_STATE, "state"),
     **dict.fromkeys(_ENGINE, "engine"),
 }
-"""What becomes of each attribute of a native Trainer."""
+"""What becomes of each attribute of a `transformers.Trainer`."""
 
 
 def find_unfit(native_trainer: NativeTrainer) -> Iterator[Problem]:
-    """Find attributes with values that only the native Trainer's own engine could follow.
-
-    Args:
-        native_trainer: the object.
-
-    Yields:
-        A problem for each.
+    """Find attributes with values that only the HF Trainer supports.
 
     Mirrors: transformers.Trainer.__init__
     Proved by: tests/unit/migration/test_trainer_attributes.py
@@ -148,7 +142,7 @@ def _model_of(native_trainer: NativeTrainer) -> nn.Module:
 
 
 def has_trained(native_trainer: NativeTrainer) -> bool:
-    """Tell whether `train` has been called before."""
+    """Whether `train` has been called before."""
     return native_trainer.state.global_step > 0
 
 
@@ -165,17 +159,17 @@ def _is_wrapped(native_trainer: NativeTrainer) -> bool:
 
 _WRONG: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "is_in_train": (
-        "it is training. Move over before, or when train() has returned",
+        "it is training. Convert it before, or when train() has returned",
         lambda native: native.is_in_train,
     ),
     "model_init": (
-        "would build the model anew, and this Trainer has trained one. To go on with that, make a new "
+        "would build the model anew, and this Trainer has trained one. To train that further, make a new "
         "Trainer(model=trainer.model, ...); to begin again, one that has not trained",
         _is_restarted,
     ),
     "model_wrapped": (
         "the Trainer has trained on several ranks, which share the model. Make a new Trainer with the model, "
-        "or go on from a checkpoint by ckpt_path=",
+        "or resume from a checkpoint by ckpt_path=",
         _is_wrapped,
     ),
     "is_model_parallel": (
@@ -189,17 +183,14 @@ _WRONG: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
         lambda native: native.is_distributed_loading_by_transformers,
     ),
     "hp_search_backend": (
-        "a search for hyperparameters is running. Move over when it has ended",
+        "a hyperparameter search is running. Convert the Trainer when it has ended",
         lambda native: native.hp_search_backend is not None,
     ),
 }
 
 
 def find_changed(native: Any) -> Iterator[str]:
-    """Name attributes whose values are not those that follow from model and settings.
-
-    Args:
-        native: a native Trainer.
+    """Name attributes whose values differ from those that `__init__` derives from model and settings.
 
     Mirrors: transformers.Trainer.__init__
     """

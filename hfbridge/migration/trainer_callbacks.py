@@ -1,14 +1,12 @@
-"""The callbacks of a native Trainer, sorted: what hfbridge does itself, and what is the user's.
+"""The callbacks of a `transformers.Trainer`, sorted into the HF Trainer's own and the user's.
 
-    in the native list                                 becomes
-    DefaultFlowCallback                                the host's own; missing or replaced, it is refused
-    a reporter that report_to names                    the host's own; removed, report_to loses its name
-    JITCheckpointCallback                              enable_jit_checkpoint; likewise
-    ProgressCallback, NotebookProgressCallback         hfbridge's bar; removed, disable_tqdm=True
-    PrinterCallback                                    the host's own; removed, rows are not printed
-    all others, in their order                         the same objects, which have heard on_init_end
-
-Knows Hugging Face.
+in the callback list                               becomes
+DefaultFlowCallback                                the host's own; missing or replaced, it is an error
+a reporter that report_to names                    the host's own; removed, report_to loses its name
+JITCheckpointCallback                              enable_jit_checkpoint; removed, False
+ProgressCallback, NotebookProgressCallback         hfbridge's bar; removed, disable_tqdm=True
+PrinterCallback                                    the host's own; removed, log entries are not printed
+all others, in their order                         the same objects, without another on_init_end
 """
 
 from dataclasses import dataclass, field
@@ -28,20 +26,20 @@ from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from hfbridge.errors import Problem
 
 _FLOW = (
-    "hfbridge asks it when to log, evaluate, save and stop. Leave it where it is, and change its flags in a "
+    "it decides when to log, evaluate, save and stop. Leave it in place, and change its flags in a "
     "TrainerCallback, or in the settings"
 )
 
 
 @dataclass
-class CarriedCallbacks:
-    """What a native Trainer's callbacks become.
+class SortedCallbacks:
+    """What the callbacks of a `transformers.Trainer` become.
 
     Attributes:
         users: the user's own objects, in their order.
-        settings: settings that say what was removed.
-        print_logs: rows are printed where no bar is shown.
-        problems: what cannot be carried.
+        settings: settings that express what was removed.
+        print_logs: log entries are printed where no bar is shown.
+        problems: what is unsupported.
 
     Proved by: tests/unit/migration/test_trainer_callbacks.py
     """
@@ -52,12 +50,12 @@ class CarriedCallbacks:
     problems: list[Problem] = field(default_factory=list)
 
 
-def sort_callbacks(native_trainer: NativeTrainer) -> CarriedCallbacks:
-    """Tell the user's callbacks from those that the native Trainer has added itself.
+def sort_callbacks(native_trainer: NativeTrainer) -> SortedCallbacks:
+    """Separate the user's callbacks from those that the HF Trainer has added.
 
     Mirrors: transformers.Trainer.__init__
     """
-    args, found = native_trainer.args, CarriedCallbacks()
+    args, found = native_trainer.args, SortedCallbacks()
     report_to = _reporters_in(args.report_to)
     reporters = get_reporting_integration_callbacks(report_to)
     shown: type[TrainerCallback] = PrinterCallback if args.disable_tqdm else DEFAULT_PROGRESS_CALLBACK

@@ -196,7 +196,7 @@ class Whole(transformers.Trainer):
 def test_train_and_the_loop_are_refused_by_name_with_all_else() -> None:
     native = make(Whole, arguments={"optim": "adalomo"})
     native.hp_search_backend = "optuna"
-    with pytest.raises(SettingsError, match="5 parts of this Whole cannot be carried") as caught:
+    with pytest.raises(SettingsError, match="5 parts of this Whole are not supported on Lightning") as caught:
         hfbridge.from_trainer(native, loss_normalization="exact")
     problems = {problem.subject: problem.text for problem in caught.value.problems}
     assert set(problems) == {
@@ -214,6 +214,6 @@ def test_train_and_the_loop_are_refused_by_name_with_all_else() -> None:
 def test_more_ranks_than_were_started_are_refused() -> None:
     native = make(overriding("compute_loss: super"))
     with pytest.raises(
-        SettingsError, match=r"ScaledLoss\.compute_loss: called on a Trainer that knows of 1 proc"
+        SettingsError, match=r"ScaledLoss\.compute_loss: called on a Trainer that was made for 1 proc"
     ):
         hfbridge.from_trainer(native, strategy="ddp", devices=2)

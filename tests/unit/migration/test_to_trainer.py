@@ -74,7 +74,7 @@ def test_settings_of_seq2seq_make_a_seq2seq_trainer() -> None:
     assert type(native) is Seq2SeqTrainer
     assert isinstance(native.create_optimizer(), torch.optim.SGD)
     (note,) = module.notes
-    assert 'loss_normalization="exact" stays behind' in note
+    assert 'loss_normalization="exact" is not supported by transformers.Trainer' in note
 
 
 def test_sets_are_mapped_and_a_collator_follows_the_datas_tokenizer() -> None:

@@ -39,7 +39,7 @@ CHANGES: dict[str, tuple[Any, str]] = {
     "is_in_train": (True, "it is training"),
     "is_model_parallel": (True, "device_map"),
     "is_distributed_loading_by_transformers": (True, "distributed_config"),
-    "hp_search_backend": ("optuna", "search for hyperparameters"),
+    "hp_search_backend": ("optuna", "hyperparameter search is running"),
     "model_wrapped": (make_model("distilbert"), "several ranks"),
 }
 
