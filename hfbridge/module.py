@@ -56,12 +56,10 @@ from hfbridge.evaluation.memory import explain_eval_oom
 from hfbridge.evaluation.metrics import ComputeMetrics
 from hfbridge.evaluation.prediction_step import logits_in
 from hfbridge.evaluation.torchmetrics import MetricsSource, RunningMetrics
-from hfbridge.losses.advice import OF_MODULE
 from hfbridge.losses.chunked import check_chunked
 from hfbridge.losses.criterion import LossFunction
 from hfbridge.losses.step_loss import scale_for_accumulation
 from hfbridge.migration.to_trainer import make_native
-from hfbridge.models.built import backbone, built_model, is_built
 from hfbridge.models.forward_errors import explain_no_gradient
 from hfbridge.models.hyperparameters import (
     LEFT_OUT_KEY,
@@ -72,7 +70,15 @@ from hfbridge.models.hyperparameters import (
     make_plain,
     store_arguments,
 )
-from hfbridge.models.loading import ModelSource, build_model, check_function, check_source
+from hfbridge.models.loading import (
+    ModelSource,
+    backbone,
+    build_model,
+    built_model,
+    check_function,
+    check_source,
+    is_built,
+)
 from hfbridge.models.model_run import ModelRun
 from hfbridge.models.optimizers import (
     OptimizerClass,
@@ -127,7 +133,6 @@ class HFModule(pl.LightningModule):
         compile_context: what a model that was passed compiled was compiled by; `None` for any other.
         label_names: names under which labels reach the model; known once the run is set up.
         notes: what the run had to tell, once each.
-        advice: how the user of the tool that made the module does what notes tell him to.
 
     Raises:
         ModelError: `model` and `auto_class` do not name a model with a head, the folder does not exist, or
@@ -205,7 +210,7 @@ class HFModule(pl.LightningModule):
             self.model = model
         self.given_settings = None if settings is None else Settings.of(settings)
         self.evaluator = Evaluator()
-        self.notes, self.advice = list[str](), OF_MODULE
+        self.notes = list[str]()
         self.label_names: list[str] = []
         self.processing_class: Any = make_processor(processing_class)
         self.compute_metrics = compute_metrics

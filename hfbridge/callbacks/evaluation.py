@@ -37,11 +37,11 @@ OF_LOADER = "/dataloader_idx_"
 """What Lightning appends to metric names, with a number, where there are several loaders."""
 _JOINS_CROSSWISE = (
     "eval_use_gather_object=True: as in transformers.Trainer, the first evaluation on several ranks reorders "
-    "and drops samples. Leave it out, or "
+    'and drops samples. Leave it out, or pass loss_normalization="exact".'
 )
 _JOINS_OBJECTS = (
-    "Labels are dicts: as in transformers.Trainer, compute_metrics does not get those of all samples. For "
-    "all of them "
+    "Labels are dicts: as in transformers.Trainer, compute_metrics does not get those of all samples; "
+    'loss_normalization="exact" gives it all of them.'
 )
 
 
@@ -105,7 +105,7 @@ class Evaluator:
             check_called_by_batch(module.compute_metrics)
         crosses = args.eval_use_gather_object and args.world_size > 1 and not is_generating(args)
         if crosses and module.loss_normalization == "native":
-            module.info_once(f"{_JOINS_CROSSWISE}{module.advice.exact}.")
+            module.info_once(_JOINS_CROSSWISE)
         if self.is_first_run:
             self.memory = MemoryTracker(args.skip_memory_metrics)
             self.memory.begin("init")
@@ -163,7 +163,7 @@ class Evaluator:
     def _warn_of_objects(self, batch: Any) -> None:
         module = self._module
         if module.compute_metrics is not None and is_list_of_objects(batch.get("labels")):
-            module.info_once(f"{_JOINS_OBJECTS}{module.advice.exact}.")
+            module.info_once(_JOINS_OBJECTS)
 
     def generation_of(self, module: Any) -> Generation | None:
         """Say how evaluations and predictions generate; `None` if they do not."""

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 from hfbridge.errors import JobError, MissingDependencyError, Problem, raise_problems, suggest
-from hfbridge.losses.advice import Advice
 from hfbridge.settings.strategy_choice import NAMES, NAMES_IN_SHORT
 
 Kind = Literal["native", "accelerate", "lightning"]
@@ -60,12 +59,6 @@ class Engine:
     def needs_deepspeed(self) -> bool:
         """Whether its strategy is DeepSpeed's."""
         return (self.strategy or "").startswith("deepspeed")
-
-    @property
-    def advice(self) -> Advice:
-        """What its user does where an HFModule's would choose the loss, or resume from a checkpoint."""
-        name = self.name.partition("@")[0]
-        return Advice(f"compare the engine {name}@exact", f"compare the engine {name}", None)
 
     @classmethod
     def parse(cls, name: str) -> "Engine":

@@ -175,7 +175,6 @@ def _train_lightning(engine: Engine, native: NativeTrainer, recorder: Recorder) 
     trainer, module, data = move(
         native,
         loss_normalization=engine.normalization,
-        advice=engine.advice,
         hides_progress=True,  # the comparison shows it
         strategy=engine.strategy or "auto",
         logger=False,

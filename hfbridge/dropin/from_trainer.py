@@ -24,16 +24,10 @@ from hfbridge.dropin.replaced_methods import EVALUATES, STEPS, Overrides
 from hfbridge.dropin.run_setup import build_run, ranks_of, reinit_model
 from hfbridge.dropin.steps import OwnSteps
 from hfbridge.errors import Problem, SettingsError
-from hfbridge.losses.advice import Advice
 from hfbridge.migration.convert_trainer import convert_trainer
 from hfbridge.migration.trainer_attributes import find_unfit
 from hfbridge.module import HFModule
 from hfbridge.trainer import Trainer
-
-ADVICE = Advice(
-    exact='pass loss_normalization="exact" to from_trainer',
-    native='pass loss_normalization="native" to from_trainer',
-)
 
 
 def from_trainer(
@@ -73,29 +67,29 @@ def from_trainer(
     Mirrors: transformers.Trainer.train
     Proved by: tests/parity/test_migrate.py, tests/dropin/test_from_trainer.py
     """
-    return move(
-        native_trainer,
-        loss_normalization=loss_normalization,
-        advice=ADVICE,
-        strategy=strategy,
-        **trainer_arguments,
+    trainer, module, data = move(
+        native_trainer, loss_normalization=loss_normalization, strategy=strategy, **trainer_arguments
     )
+    if native_trainer.args.resume_from_checkpoint:
+        module.info_once(
+            "resume_from_checkpoint is read by scripts, not by transformers.Trainer: pass it to trainer.fit "
+            "as ckpt_path=."
+        )
+    return trainer, module, data
 
 
 def move(
     native_trainer: transformers.Trainer,
     *,
     loss_normalization: Literal["exact", "native"],
-    advice: Advice,
     hides_progress: bool = False,
     **trainer_arguments: Any,
 ) -> tuple[Trainer, HFModule, HFDataModule]:
-    """Convert as `from_trainer` does, with other advice in notes.
+    """Do the work of `from_trainer`.
 
     Args:
         native_trainer: the object.
         loss_normalization: of the module.
-        advice: how the caller's user does what notes tell him to.
         hides_progress: show no progress bar, whatever the settings are.
         **trainer_arguments: of `hfbridge.Trainer`.
 
@@ -110,19 +104,18 @@ def move(
     if overrides.where:
         if hides_progress:
             native_trainer.remove_callback(DEFAULT_PROGRESS_CALLBACK)
-        return _move_overriding(native_trainer, overrides, loss_normalization, advice, trainer_arguments)
+        return _move_overriding(native_trainer, overrides, loss_normalization, trainer_arguments)
     return convert_trainer(
         native_trainer,
         refused=find_unfit(native_trainer),
         loss_normalization=loss_normalization,
-        advice=advice,
         changed={"disable_tqdm": True} if hides_progress else {},
         **trainer_arguments,
     )
 
 
 def _move_overriding(
-    native: Any, overrides: Overrides, loss_normalization: Any, advice: Advice, arguments: dict[str, Any]
+    native: Any, overrides: Overrides, loss_normalization: Any, arguments: dict[str, Any]
 ) -> tuple[Trainer, HFModule, HFDataModule]:
     """Convert a Trainer whose overridden methods are called."""
     given = arguments.pop("callbacks", None) or []
@@ -140,7 +133,6 @@ def _move_overriding(
         loss_normalization=loss_normalization,
         output_dir=native.args.output_dir,
         refused=refused,
-        advice=advice,
         module_class=MovedSteps,
         callbacks=[cb for cb in callbacks if cb not in bridged],
         **{**ranks_of(native.args), **arguments},

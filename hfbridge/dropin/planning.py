@@ -16,7 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from hfbridge.dropin.loader import OwnData
 from hfbridge.dropin.replaced_methods import Overrides
-from hfbridge.dropin.run_setup import ADVICE, chosen_strategy, ranks_of
+from hfbridge.dropin.run_setup import chosen_strategy, ranks_of
 from hfbridge.errors import BridgeError, Problem, SettingsError
 from hfbridge.explain import Explained, Explanation, Overridden, explain
 from hfbridge.migration.convert_trainer import read_values
@@ -78,7 +78,7 @@ class DryRun:
         return PlanMade(int(bool(self.explanation.refused)))
 
     def _explain(self, native: Any) -> Explained:
-        source: Any = read_values(native, sort_callbacks(native), advice=ADVICE)[0]
+        source: Any = read_values(native, sort_callbacks(native))[0]
         with suppress(SettingsError):  # which explain reports
             source = Settings.of(source, drops_unread=True)
         try:

@@ -13,7 +13,6 @@ import signal
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,21 +27,12 @@ from hfbridge.dropin.loader import OwnData
 from hfbridge.dropin.replaced_methods import COUNTS, LOADS, STEPS, Overrides
 from hfbridge.dropin.steps import OwnSteps
 from hfbridge.errors import Problem, SettingsError
-from hfbridge.losses.advice import Advice
 from hfbridge.migration.convert_trainer import convert_trainer
 from hfbridge.migration.trainer_attributes import find_unfit
 from hfbridge.trainer import Trainer
 
 STRATEGY_VARIABLE = "HFBRIDGE_STRATEGY"
 """Environment variable that names a strategy where the class says "auto"."""
-
-ADVICE = Advice(
-    exact='set loss_normalization = "exact" on the Trainer, before train',
-    native='set loss_normalization = "native" on the Trainer, before train',
-    resume=None,
-    tells_of_fields=False,  # callbacks are given the native object's own arguments
-)
-"""For scripts that keep using their Trainer."""
 
 
 def innermost(optimizer: Any) -> Any:
@@ -94,7 +84,6 @@ def build_run(
     output_dir: str,
     strategy: Any = "auto",
     refused: Iterable[Problem] | None = None,
-    advice: Advice = ADVICE,
     module_class: type[OwnSteps] = OwnSteps,
     **trainer_arguments: Any,
 ) -> tuple[Trainer, OwnSteps, HFDataModule]:
@@ -107,7 +96,6 @@ def build_run(
         output_dir: of the run; each trial of a search has its own.
         strategy: of the Trainer; "auto" is that of the environment, or of the settings.
         refused: what is unsupported; `None` reads it from the object.
-        advice: how the caller's user does what notes tell him to; of its fields the object keeps all.
         module_class: of the module.
         **trainer_arguments: of `hfbridge.Trainer`, among them the number of processes.
 
@@ -127,7 +115,6 @@ def build_run(
             native,
             refused=find_unfit(native) if refused is None else refused,
             loss_normalization=loss_normalization,
-            advice=replace(advice, tells_of_fields=False),
             # The object's own callbacks show progress.
             changed={"disable_tqdm": True, "output_dir": output_dir},
             module_class=module_class,

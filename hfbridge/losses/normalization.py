@@ -17,12 +17,10 @@ from torch import Tensor, nn
 from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import unwrap_peft_model
 
-from hfbridge.losses.advice import OF_MODULE, Advice
 from hfbridge.losses.criterion import OWN_LOSS, Criterion
 from hfbridge.losses.item_counts import LossTraits, count_items, native_items
-from hfbridge.losses.splitting import describe_split
 from hfbridge.losses.step_loss import ExactLoss, Loss, NativeLoss
-from hfbridge.models.probing import Inputs, asking, device_of, halves
+from hfbridge.models.probing import Inputs, asking, device_of, halves, noise_of
 
 
 @dataclass(frozen=True)
@@ -221,14 +219,13 @@ class Normalization:
             return self._make(divides=False)
         return self.loss_for(model, [batch])
 
-    def compare(self, micro_batches: Sequence[Inputs], *, advice: Advice = OF_MODULE) -> str:
+    def compare(self, micro_batches: Sequence[Inputs]) -> str:
         """Say by which factor native's gradient of a window differs from the exact one, if it does.
 
         Where the loss is no mean over items, that is said as well.
 
         Args:
             micro_batches: the window; only labels and sizes are read.
-            advice: how the user chooses the other loss.
         """
         if self._probe is None:
             return ""
@@ -236,11 +233,9 @@ class Normalization:
         if abs(least - 1) < 1e-9 and abs(most - 1) < 1e-9:
             return self._split
         factor = f"{most:.4g}" if most - least < 1e-9 else f"{least:.4g} to {most:.4g} (by micro-batch)"
-        choosing = advice.choosing("native" if self.name == "exact" else "exact")
         return (
             f'loss_normalization="{self.name}" is used. In "native" the loss and gradient of the first '
-            f'window are {factor} times those of "exact", which is the mean over all its items. '
-            f"For the other {choosing}."
+            f'optimizer step are {factor} times those of "exact", which is the mean over all its items.'
             f"{' ' if self._split else ''}{self._split}"
         )
 
@@ -284,3 +279,59 @@ def _from_rank(rank: int, ranks: int, found: Probe) -> Probe:
     dist.broadcast_object_list(told, src=rank)
     agreed: Probe = told[0]
     return agreed
+
+
+def matches_objects(inputs: Inputs) -> bool:
+    """Whether rows have objects of their own, with losses divided by the number of objects in a batch."""
+    return "class_labels" in inputs or isinstance(inputs.get("labels"), (list, tuple))
+
+
+def describe_split(
+    model: nn.Module, inputs: Inputs, parts: tuple[Inputs, Inputs] | None, loss: ExactLoss
+) -> str:
+    """Say that the loss of a micro-batch is not the mean of those of its halves; empty if it is.
+
+    Objects that are matched are known by their labels. Other losses are computed: whole and in halves.
+
+    Args:
+        model: the Hugging Face model on its device.
+        inputs: the micro-batch.
+        parts: its halves; `None` if it cannot be cut.
+        loss: how the run counts and divides.
+    """
+    whose = _name_of(model, loss)
+    if loss.criterion.function is None and matches_objects(inputs):
+        return _note(whose, "it is divided by the number of objects in the batch")
+    if parts is None:
+        return ""
+    try:
+        with asking(model):
+            whole, again, *cut = (
+                (float(value), held)
+                for value, _, held in (loss.evaluate(model, given) for given in (inputs, inputs, *parts))
+            )
+    except Exception:  # if not for the size of the batch, it is raised again in training
+        return ""
+    items = sum(held for _, held in cut)
+    if not items or whole != again:  # a forward that draws in eval mode cannot be compared
+        return ""
+    mean = sum(value * held for value, held in cut) / items
+    distance = abs(mean - whole[0]) / max(abs(whole[0]), 1e-12)
+    if not distance > noise_of(model):
+        return ""
+    return _note(whose, f"here they differ by {distance:.2g} of it")
+
+
+def _name_of(model: nn.Module, loss: ExactLoss) -> str:
+    if loss.criterion.function is None:
+        return type(unwrap_peft_model(model)).__name__
+    return f"compute_loss_func ({loss.criterion.function_name})"
+
+
+def _note(whose: str, how: str) -> str:
+    return (
+        f"The loss of {whose} over a batch is not the mean of the losses of its parts; {how}. It compares "
+        "rows with each other, matches objects, or adds means over different items, so that the gradient "
+        'depends on the cut into micro-batches also in "exact". Where that matters, use one micro-batch: '
+        "gradient_accumulation_steps=1 with a larger per_device_train_batch_size."
+    )

@@ -20,7 +20,6 @@ from transformers import Trainer as NativeTrainer
 
 from hfbridge.datamodule import HFDataModule
 from hfbridge.errors import Problem, SettingsError, raise_problems
-from hfbridge.losses.advice import Advice
 from hfbridge.migration.trainer_attributes import changed_settings, has_trained
 from hfbridge.migration.trainer_callbacks import SortedCallbacks, sort_callbacks
 from hfbridge.module import HFModule
@@ -34,7 +33,6 @@ def convert_trainer(
     *,
     refused: Iterable[Problem],
     loss_normalization: Literal["exact", "native"],
-    advice: Advice,
     changed: Mapping[str, Any] = MappingProxyType({}),
     module_class: type[HFModule] = HFModule,
     make_data: Callable[..., HFDataModule] = HFDataModule,
@@ -47,7 +45,6 @@ def convert_trainer(
         native_trainer: the object.
         refused: what is unsupported of it, without callbacks and settings.
         loss_normalization: of HFModule.
-        advice: how the caller's user does what notes tell him to.
         changed: settings that replace the object's.
         module_class: of the module.
         make_data: makes the data module of arguments that HFDataModule takes.
@@ -60,7 +57,7 @@ def convert_trainer(
     found = sort_callbacks(native_trainer)
     problems = [*refused, *found.problems]
     settings, notes = _settings_of(
-        native_trainer, found, problems, changed=changed, advice=advice, drops_unread=drops_unread
+        native_trainer, found, problems, changed=changed, drops_unread=drops_unread
     )
     if problems:
         noun, verb = ("part", "is") if len(problems) == 1 else ("parts", "are")
@@ -74,10 +71,10 @@ def convert_trainer(
     trainer.train_batch_size = _train_batch_size(native_trainer)
     module = _module_of(native_trainer, loss_normalization, module_class)
     data = _data_of(native_trainer, make_data)
-    module.advice = advice
     module.evaluator.keep_padded_samples = isinstance(native_trainer, Seq2SeqTrainer)
-    for note in notes:
-        module.info_once(note)
+    if not drops_unread:  # else callbacks get the arguments of the user's object
+        for note in notes:
+            module.info_once(note)
     if has_trained(native_trainer):
         module.evaluator.follow(trainer, skip_memory_metrics=settings.skip_memory_metrics)
     return trainer, module, data
@@ -89,11 +86,10 @@ def _settings_of(
     problems: list[Problem],
     *,
     changed: Mapping[str, Any],
-    advice: Advice,
     drops_unread: bool,
 ) -> tuple[Settings, list[str]]:
     """Read the settings, with what was changed on the object, and add their problems to `problems`."""
-    values, notes = read_values(native_trainer, callbacks, advice=advice)
+    values, notes = read_values(native_trainer, callbacks)
     try:
         return Settings.of({**values, **changed}, drops_unread=drops_unread), notes
     except SettingsError as error:
@@ -101,25 +97,19 @@ def _settings_of(
         return Settings(), notes
 
 
-def read_values(
-    native_trainer: Any, callbacks: SortedCallbacks, *, advice: Advice
-) -> tuple[dict[str, Any], list[str]]:
+def read_values(native_trainer: Any, callbacks: SortedCallbacks) -> tuple[dict[str, Any], list[str]]:
     """Read the settings of a `transformers.Trainer` by name, with notes on what is left out."""
     args, notes = native_trainer.args, list[str]()
     values = training_arguments.read(args)
     for name in [field.name for field in fields(args) if field.name in values and field.name not in DEFAULTS]:
         del values[name]
-        if advice.tells_of_fields:
-            notes.append(
-                f"{name} is a field of {type(args).__name__} that transformers.TrainingArguments does not "
-                "have; neither Trainer reads it, and the arguments that callbacks are given are without it."
-            )
+        notes.append(
+            f"{name} is a field of {type(args).__name__} that transformers.TrainingArguments does not "
+            "have; neither Trainer reads it, and the arguments that callbacks get are without it."
+        )
     if not isinstance(native_trainer, Seq2SeqTrainer):  # which alone reads them
         values = {name: value for name, value in values.items() if name not in SEQ2SEQ_FIELDS}
-    if values.pop("resume_from_checkpoint", None) and advice.resume is not None:
-        notes.append(
-            f"resume_from_checkpoint is read by scripts, not by transformers.Trainer: {advice.resume}."
-        )
+    values.pop("resume_from_checkpoint", None)
     values |= {**changed_settings(native_trainer), **callbacks.settings}
     _take_out_steps(values)
     return values, notes

@@ -363,7 +363,7 @@ class ModelRun:
                 self.chunked.check(self.prepare_inputs(step.micro_batches[0]))
         if self._compares and normalization.is_settled:
             self._compares = False
-            self._module.info_once(normalization.compare(step.micro_batches, advice=self._module.advice))
+            self._module.info_once(normalization.compare(step.micro_batches))
 
     def _check_first(self, step: AccumulationStep) -> None:
         """Check that the first step has labels, and that the model keeps the samples of packed rows apart."""

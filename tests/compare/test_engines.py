@@ -91,16 +91,6 @@ def test_each_engine_is_judged_beside_the_first_and_the_native_one_of_its_strate
     assert [(theirs.name, ours.name) for theirs, ours in pairs_of(parse_engines(names))] == pairs
 
 
-def test_advice_is_for_those_who_name_engines() -> None:
-    advice = Engine.parse("lightning:fsdp2").advice
-    assert advice.choosing("exact") == "compare the engine lightning:fsdp2@exact"
-    assert (
-        Engine.parse("lightning:fsdp2@exact").advice.choosing("native")
-        == "compare the engine lightning:fsdp2"
-    )
-    assert advice.resume is None
-
-
 def test_a_string_is_no_list() -> None:
     with pytest.raises(JobError, match=r"give a list of names: \['native', 'lightning'\]"):
         parse_engines("native,lightning")

@@ -52,7 +52,7 @@ def test_notes_are_for_those_who_compare() -> None:
     assert work(text=SCRIPT.format(settings=settings), engine="lightning") == 0
     notes = json.loads(Path("out/result-0.json").read_text())["notes"]
     (about_loss,) = [note for note in notes if "loss_normalization" in note]
-    assert about_loss.endswith("For the other compare the engine lightning@exact.")
+    assert about_loss.endswith('of "exact", which is the mean over all its items.')
     others = ("HFModule", "Trainer(", "ckpt_path", "disable_tqdm")
     assert not [note for note in notes for other in others if other in note]
 

@@ -471,6 +471,8 @@ def test_a_note_says_how_the_normalisations_differ(
 def numbers_in(note: str) -> list[float]:
     """Return the factor or the range that a note tells."""
     words = (
-        note.partition("first window are ")[2].partition(" times those")[0].replace("(by micro-batch)", "")
+        note.partition("first optimizer step are ")[2]
+        .partition(" times those")[0]
+        .replace("(by micro-batch)", "")
     )
     return [float(word) for word in words.split(" to ")]

@@ -36,10 +36,9 @@ def notes_of(kind: str, name: Any, accumulation: int, *, rows: int = 16) -> list
 @pytest.mark.parametrize("name", ["exact", "native"])
 def test_a_model_that_ignores_the_number_of_items_gets_a_note_with_the_factor(name: str) -> None:
     (note,) = notes_of("distilbert", name, 4)
-    other = "native" if name == "exact" else "exact"
     assert f'loss_normalization="{name}" is used' in note
     assert "are 4 times those" in note
-    assert note.endswith(f'For the other pass loss_normalization="{other}" to HFModule.')
+    assert note.endswith('of "exact", which is the mean over all its items.')
 
 
 def test_a_model_whose_micro_means_hold_different_numbers_of_items_gets_a_range() -> None:
@@ -80,7 +79,7 @@ def test_who_moves_a_trainer_over_is_told_what_from_trainer_takes() -> None:
     trainer, module, data = hfbridge.from_trainer(make_native(transformers.Trainer), **asked)
     trainer.fit(module, data)
     assert any(
-        note.endswith('For the other pass loss_normalization="exact" to from_trainer.')
+        note.endswith('are 2 times those of "exact", which is the mean over all its items.')
         for note in module.notes
     )
     assert any("pass it to trainer.fit as ckpt_path=." in note for note in module.notes)
@@ -91,6 +90,6 @@ def test_who_moves_a_trainer_over_is_told_what_from_trainer_takes() -> None:
 def test_who_has_a_drop_in_is_told_what_that_takes(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     make_native(hfbridge.dropin.Trainer).train()
-    assert 'For the other set loss_normalization = "exact" on the Trainer, before train.' in caplog.text
+    assert 'are 2 times those of "exact", which is the mean over all its items.' in caplog.text
     for other in ("HFModule", "Trainer(...)", "ckpt_path", "was taken over", "length"):
         assert other not in caplog.text

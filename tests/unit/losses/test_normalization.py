@@ -212,8 +212,8 @@ def test_the_note_names_the_factor_and_the_other_choice():
         notes[name] = normalization.compare(window)
     assert 'loss_normalization="exact" is used' in notes["exact"]
     assert "2 times" in notes["exact"]
-    assert 'pass loss_normalization="native"' in notes["exact"]
-    assert 'pass loss_normalization="exact"' in notes["native"]
+    assert 'times those of "exact"' in notes["exact"]
+    assert 'times those of "exact"' in notes["native"]
 
 
 def test_no_note_where_both_agree():
