@@ -1,4 +1,4 @@
-"""The loss of a language model without its logits; knows Hugging Face.
+"""The loss of a language model without its logits.
 
 Logits have as many values as tokens times words: with a large vocabulary they are what fills the memory.
 Here the head hands its hidden states on, and the loss function, which gets them in the logits' place,
@@ -176,10 +176,7 @@ class ChunkedLoss:
         shift_labels: Tensor | None = None,
         **named: Any,
     ) -> Any:
-        """Compute the model's own loss, or the same in chunks.
-
-        Mirrors: transformers.loss.loss_utils.ForCausalLMLoss
-        """
+        """Compute the model's own loss, or the same in chunks."""
         if self._mode != "own" and logits is not self._passed:
             raise self._refusal("its forward changes the logits (caps, scales or cuts them) before the loss")
         if self._mode != "chunks":

@@ -1,4 +1,4 @@
-"""Where a loss comes from: the model, smoothed labels, or the user's function or method; knows Hugging Face.
+"""Where a loss comes from: the model, smoothed labels, or the user's function or method.
 
 A subclass's `HFModule.compute_loss` gets the outputs and the batch, and returns the loss. Without one:
 

@@ -1,4 +1,4 @@
-"""What a loss counts: the items of a micro-batch and of its window; knows Hugging Face.
+"""What a loss counts: the items of a micro-batch and of its window.
 
 labels                                          items
 integers, one or more a row                     those that are not ignored (-100)

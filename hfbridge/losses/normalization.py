@@ -1,4 +1,4 @@
-"""Which normalisation a run's losses need, found out on its first window; knows Hugging Face.
+"""Which normalisation a run's losses need, found out on its first window.
 
 A class's signature does not tell whether a model divides by `num_items_in_batch`: BERT accepts the number and
 ignores it. So the model is asked.

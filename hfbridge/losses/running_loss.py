@@ -1,4 +1,4 @@
-"""What a log row of training tells: the loss since the last row, and the last step; knows Hugging Face."""
+"""What a log row of training tells: the loss since the last row, and the last step."""
 
 import math
 from collections.abc import Mapping
@@ -98,10 +98,7 @@ class LoggedLoss:
 
 
 def _mean_over_ranks(value: Tensor) -> float:
-    """Average a scalar over the ranks.
-
-    Mirrors: transformers.trainer_pt_utils.nested_gather
-    """
+    """Average a scalar over the ranks."""
     if not dist.is_available() or not dist.is_initialized():
         return value.item()
     found = [torch.empty_like(value) for _ in range(dist.get_world_size())]

@@ -1,4 +1,4 @@
-"""The loss of a micro-batch within its window, in two normalisations; knows Hugging Face.
+"""The loss of a micro-batch within its window, in two normalisations.
 
 "exact"    the gradient of a window is that of the mean over all its items, however it is cut
 "native"   what `transformers.Trainer` 5.23 computes, to the bit
@@ -73,10 +73,7 @@ class NativeLoss:
         return loss, outputs, sum(items.per_micro_batch)
 
     def _scaled(self, model: nn.Module, inputs: Inputs, items: WindowItems) -> tuple[Tensor, Any]:
-        """Compute loss and outputs; a loss divided by the items of all ranks counts for all of them.
-
-        Mirrors: transformers.Trainer.compute_loss
-        """
+        """Compute loss and outputs; a loss divided by the items of all ranks counts for all of them."""
         loss, outputs = self.criterion(model, inputs, items.total, traits=self.traits)
         if self._counts_all and items.total is not None:
             loss = loss * self._ranks
@@ -165,10 +162,9 @@ def scale_for_accumulation(loss: Tensor, accumulation: int) -> Tensor:
 
 
 class _ScaledLoss(torch.autograd.Function):
-    """A product whose gradient, divided by the factor before, is rounded to the number that it came from.
+    """A product whose gradient, divided by the factor before, is rounded to the number that it came from."""
 
-    That is 1, or the scale of a gradient scaler: a number of few binary digits.
-    """
+    # That is 1, or the scale of a gradient scaler: a number of few binary digits.
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, factor: int) -> Tensor:

@@ -1,1 +1,1 @@
-"""The model and the arithmetic of one optimizer step; knows Hugging Face, not Lightning."""
+"""The model and the arithmetic of one optimizer step."""

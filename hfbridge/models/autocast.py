@@ -1,4 +1,4 @@
-"""Mixed precision around the Hugging Face forward and nothing else; knows Hugging Face.
+"""Mixed precision around the Hugging Face forward and nothing else.
 
     setting      while a model's forward runs                    outside of it
     bf16=True    autocast to bfloat16 on the model's device      everything in float32, outputs included

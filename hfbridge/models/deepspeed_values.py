@@ -1,4 +1,4 @@
-"""The configuration of DeepSpeed as transformers and accelerate complete it; knows Hugging Face.
+"""The configuration of DeepSpeed as transformers and accelerate complete it.
 
 when                            what
 the run is set up               "auto" is filled from the settings; from now on `from_pretrained` and
@@ -88,10 +88,7 @@ class ZeroConfig:
         unset_hf_deepspeed_config()
 
     def _completed(self, model: nn.Module) -> dict[str, Any]:
-        """Do what accelerate does before it makes an engine.
-
-        Mirrors: accelerate.Accelerator._prepare_deepspeed
-        """
+        """Do what accelerate does before it makes an engine."""
         plugin, args = self._plugin, self._args
         plugin.fill_match(
             "gradient_accumulation_steps",

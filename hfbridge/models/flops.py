@@ -1,4 +1,4 @@
-"""What passes through the model: floating-point operations and input tokens; knows Hugging Face."""
+"""What passes through the model: floating-point operations and input tokens."""
 
 import logging
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Why a forward failed, by what the user gave: which column, which value, which limit; knows Hugging Face.
+"""Why a forward failed, by what the user gave: which column, which value, which limit.
 
 the forward raised                        because
 IndexError, RuntimeError, ValueError      an id is beyond the embedding, a row beyond the positions, a label

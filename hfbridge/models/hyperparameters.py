@@ -155,12 +155,7 @@ def _kind_of(value: Any) -> str:
 
 
 def _outermost_arguments(module: Any, frame: FrameType | None) -> dict[str, Any]:
-    """Read the arguments that the constructor of a module's own class was called with.
-
-    Args:
-        module: that is being made.
-        frame: of a base class's constructor, called by it.
-    """
+    """Read the arguments that the constructor of a module's own class was called with."""
     found: dict[str, Any] = {}
     while frame is not None:
         if frame.f_code.co_name == "__init__":

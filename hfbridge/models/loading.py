@@ -1,4 +1,4 @@
-"""Any `AutoModelFor*`, from a name, a folder or a factory; knows Hugging Face.
+"""Any `AutoModelFor*`, from a name, a folder or a factory.
 
 model=                     built                       random state in which training starts
 a model object             by the user                 just seeded

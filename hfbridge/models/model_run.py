@@ -1,4 +1,4 @@
-"""ModelRun: what one run does with an HFModule's model; knows both worlds.
+"""ModelRun: what one run does with an HFModule's model.
 
 built            seeded, and put into the random state in which natively training starts
 prepared         models/preparation.py

@@ -1,4 +1,4 @@
-"""Parameter groups, optimizer and schedule: the methods the native Trainer calls; knows Hugging Face.
+"""Parameter groups, optimizer and schedule: the methods the native Trainer calls.
 
 schedule                                stepped
 all others                              after each optimizer step, by Lightning

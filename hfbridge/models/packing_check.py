@@ -1,4 +1,4 @@
-"""Whether a model keeps the examples of a packed row apart; knows Hugging Face.
+"""Whether a model keeps the examples of a packed row apart.
 
 A packed row tells where examples begin by positions that begin anew. transformers makes an attention mask of
 them for the models that hand them to it; others attend across the border, and recurrent ones carry their

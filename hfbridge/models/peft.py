@@ -1,4 +1,4 @@
-"""PEFT's adapters: made from a configuration, counted, merged; knows Hugging Face.
+"""PEFT's adapters: made from a configuration, counted, merged.
 
 peft_config=                         natively
 a PeftConfig                         peft.get_peft_model(model, config), before the Trainer is made

@@ -1,4 +1,4 @@
-"""What the native Trainer does to a model between its construction and the first step; knows Hugging Face.
+"""What the native Trainer does to a model between its construction and the first step.
 
 setting                       what is done, in this order                            undone after the run
 use_liger_kernel              layers are given Liger's kernels                       no, as natively

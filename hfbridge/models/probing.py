@@ -1,4 +1,4 @@
-"""Asking a model something, by a few forwards that leave no trace; knows Hugging Face."""
+"""Asking a model something, by a few forwards that leave no trace."""
 
 import random
 from collections.abc import Iterator, Mapping

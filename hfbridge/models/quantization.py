@@ -1,4 +1,4 @@
-"""Models that are loaded quantised; knows Hugging Face.
+"""Models that are loaded quantised.
 
 `quantization_config`, of `model_kwargs` or of a saved model, is from_pretrained's own. What it cannot do here
 is told with the name of the method; what cannot be trained natively is refused alike.

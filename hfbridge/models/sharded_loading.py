@@ -1,4 +1,4 @@
-"""A named model read in parts: no rank ever holds it whole; knows Hugging Face.
+"""A named model read in parts: no rank ever holds it whole.
 
 `from_pretrained` builds a model without weights and reads for each of them what its rank needs, if the model
 was sharded in between, which is the place where transformers' own parallel plans are applied. Weights that no

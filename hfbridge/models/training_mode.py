@@ -1,4 +1,4 @@
-"""Training mode, set where it is not; knows Hugging Face."""
+"""Training mode, set where it is not."""
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel

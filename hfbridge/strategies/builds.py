@@ -1,4 +1,4 @@
-"""Extensions that torch compiles when first needed, and the locks that killed builds leave; no Lightning."""
+"""Extensions that torch compiles when first needed, and the locks that killed builds leave."""
 
 import os
 import time

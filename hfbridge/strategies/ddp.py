@@ -1,4 +1,4 @@
-"""DDP: every rank holds the whole model and sees its share of the samples; knows Lightning.
+"""DDP: every rank holds the whole model and sees its share of the samples.
 
 As natively, what DDP wraps is the Hugging Face model and not the LightningModule: training calls the wrapper
 for each micro-batch, evaluation the model itself, and gradients are exchanged once a window.

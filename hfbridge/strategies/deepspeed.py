@@ -1,4 +1,4 @@
-"""DeepSpeed: optimizer, gradients and weights are shared out among the ranks (ZeRO); knows Lightning.
+"""DeepSpeed: optimizer, gradients and weights are shared out among the ranks (ZeRO).
 
 As natively, the engine wraps the Hugging Face model and not the LightningModule, and it takes the optimizer
 step inside the backward of a window's last micro-batch. Clipping and step, which Lightning calls afterwards,

@@ -1,4 +1,4 @@
-"""DeepSpeed's engine, seen from a loop that clips and steps after each backward; knows Lightning.
+"""DeepSpeed's engine, seen from a loop that clips and steps after each backward.
 
 As natively the engine steps inside the backward of a window's last micro-batch, and what the loop calls
 afterwards finds everything done.
@@ -195,10 +195,7 @@ class EngineSharing(Sharing):
             raise CheckpointError(f"DeepSpeed could not read {folder!r}; its messages say why.")
 
     def _save_parts(self, folder: Path) -> None:
-        """Have the engine write what each rank holds.
-
-        Mirrors: transformers.Trainer._save_optimizer_and_scheduler
-        """
+        """Have the engine write what each rank holds."""
         self.engine.save_checkpoint(str(folder), exclude_frozen_parameters=_has_adapter(self.engine.module))
 
     @property

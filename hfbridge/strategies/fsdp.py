@@ -1,4 +1,4 @@
-"""FSDP, the first version: every rank holds a part of each unit's flattened weights; knows Lightning.
+"""FSDP, the first version: every rank holds a part of each unit's flattened weights.
 
 when                  what
 shard                 FullyShardedDataParallel around the Hugging Face model, and around its units inside;
@@ -372,10 +372,7 @@ def _plain(name: str) -> str:
 
 
 def _trained_layers(model: nn.Module) -> Iterator[nn.Module]:
-    """Find the adapter layers of a PEFT model: frozen weights are not gathered with trained ones.
-
-    Mirrors: transformers.integrations.fsdp.update_fsdp_plugin_peft
-    """
+    """Find the adapter layers of a PEFT model: frozen weights are not gathered with trained ones."""
     if not hasattr(model, "peft_config"):
         return
     for module in model.modules():
@@ -386,10 +383,7 @@ def _trained_layers(model: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def _whole_states(wrapper: FullyShardedDataParallel, *, on_all_ranks: bool) -> Iterator[None]:
-    """Have `state_dict` and its like gather whole tensors, on all ranks or on the first.
-
-    In CPU memory FSDP must not be asked to move them there: it would free what it has not copied.
-    """
+    """Have `state_dict` and its like gather whole tensors, on all ranks or on the first."""
     device = next(wrapper.parameters()).device
     to_cpu, first_only = device.type != "cpu", not on_all_ranks
     with FullyShardedDataParallel.state_dict_type(

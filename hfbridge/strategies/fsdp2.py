@@ -1,4 +1,4 @@
-"""FSDP2: every rank holds a slice of each weight, gradient and optimizer state; knows Lightning.
+"""FSDP2: every rank holds a slice of each weight, gradient and optimizer state.
 
 when                  what
 shard                 layers, then the input embedding, then final norm and head together, then the rest:
@@ -243,10 +243,7 @@ def let_go(model: nn.Module) -> None:
 
 
 def _shard_ends(model: nn.Module, *, reshards: bool, given: Mapping[str, Any]) -> None:
-    """Have the embedding, and what runs last, gathered alone.
-
-    Not where they share weights with others, nor where they lie in a unit: BERT's embedding does.
-    """
+    """Have the embedding, and what runs last, gathered alone."""
     first, last = ([m for m in group if not _is_cut(m)] for group in _ends(model))
     if first and shares_with_none(model, first):
         fully_shard(first, reshard_after_forward=reshards, **given)
@@ -259,10 +256,7 @@ def _is_cut(module: nn.Module) -> bool:
 
 
 def _ends(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
-    """Find the input embedding, and what runs last: final norm and head; a tied embedding is with them.
-
-    Mirrors: accelerate.utils.fsdp_utils.fsdp2_prepare_model
-    """
+    """Find the input embedding, and what runs last: final norm and head; a tied embedding is with them."""
     embedding = getattr(model, "get_input_embeddings", lambda: None)()
     head = getattr(model, "get_output_embeddings", lambda: None)()
     prefix: str = getattr(model, "base_model_prefix", "")

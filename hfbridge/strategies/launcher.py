@@ -1,4 +1,4 @@
-"""Processes and process groups: Lightning's launcher and DDP's connection, completed; knows Lightning.
+"""Processes and process groups: Lightning's launcher and DDP's connection, completed.
 
 what                                        why
 children get RANK and LOCAL_WORLD_SIZE      a TrainingArguments at the top of a script asks for them
@@ -104,10 +104,7 @@ class ScriptLauncher(_SubprocessScriptLauncher):
         return int(self._children.have_failed)
 
     def _call_children_scripts(self) -> None:
-        """Start this script again for each further rank of this node; `RANK` is the global rank.
-
-        Mirrors: lightning.pytorch.strategies.launchers._SubprocessScriptLauncher._call_children_scripts
-        """
+        """Start this script again for each further rank of this node; `RANK` is the global rank."""
         self._check_can_spawn_children()
         environment = self.cluster_environment
         first = environment.node_rank() * self.num_processes
@@ -348,10 +345,7 @@ def agree_on_attempt(store: Any, rank: int, world_size: int) -> int:
 
 
 def _warn_of_restarts() -> None:
-    """Say what keeps torchrun from restarting a script that opens its process group by itself.
-
-    It opens it at torchrun's own store, where the addresses of a dead attempt still are.
-    """
+    """Say what keeps torchrun from restarting a script that opens its process group by itself."""
     restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
     if restarts and os.environ.get(_OF_AGENT) == "True" and dist.get_rank() == 0:
         warnings.warn(

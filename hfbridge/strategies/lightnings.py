@@ -1,4 +1,4 @@
-"""How ranks share the model of an HFModule under any strategy, Lightning's own among them; knows Lightning.
+"""How ranks share the model of an HFModule under any strategy, Lightning's own among them.
 
 Lightning's             what it does with an HFModule
 SingleDeviceStrategy    nothing: each rank holds the whole model, as under DDPStrategy

@@ -1,4 +1,4 @@
-"""From a choice of strategy to the object that Lightning is given; knows Lightning."""
+"""From a choice of strategy to the object that Lightning is given."""
 
 from typing import Any
 

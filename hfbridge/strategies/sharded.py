@@ -1,4 +1,4 @@
-"""What FSDP and FSDP2 have in common as strategies of Lightning's; knows Lightning.
+"""What FSDP and FSDP2 have in common as strategies of Lightning's.
 
 The Hugging Face model is sharded by HFModule.configure_model, through `Sharing.shard`, and nothing else is:
 steps are called directly, and each micro-batch's forward goes through the sharded model. States are gathered

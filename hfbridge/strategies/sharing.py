@@ -1,4 +1,4 @@
-"""What a strategy of hfbridge adds to one of Lightning's: how ranks share a model; knows Lightning.
+"""What a strategy of hfbridge adds to one of Lightning's: how ranks share a model.
 
 HFModule asks its strategy's `Sharing` wherever it matters who holds what:
 
