@@ -57,7 +57,7 @@ from hfbridge.data.dataloaders import ResumableMixin
 from hfbridge.evaluation.memory import explain_eval_oom
 from hfbridge.evaluation.metrics import check_is_computed, metric_name
 from hfbridge.losses.running_loss import LoggedLoss
-from hfbridge.models.flops import InputCounter
+from hfbridge.models.flops import FlopsCounter
 from hfbridge.models.optimizers import follows_metric, learning_rate_of
 from hfbridge.utilities import rng
 
@@ -173,7 +173,7 @@ class CallbackHost(EvaluationHooks):
         self.state.max_steps, self.state.num_train_epochs = schedule.max_steps, schedule.epochs
         if self.counter is None:  # a run that begins again keeps what was counted, as in the HF Trainer
             self.counter = self._make_counter(pl_module, args)
-            self.end_micro_batch = self.counter.settle
+            self.end_micro_batch = self.counter.finish_backward
         data = pl_module.data
         by_lightning = pl_module.resumption is None or isinstance(data, UserData)
         if trainer.ckpt_path is not None and by_lightning and has_whole_epochs(data.settings):
@@ -196,8 +196,8 @@ class CallbackHost(EvaluationHooks):
     def _make_logged(self, device: torch.device, args: TrainingArguments) -> LoggedLoss:
         return LoggedLoss(device, drop_non_finite=args.logging_nan_inf_filter)
 
-    def _make_counter(self, module: Any, args: TrainingArguments) -> InputCounter:
-        return InputCounter(
+    def _make_counter(self, module: Any, args: TrainingArguments) -> FlopsCounter:
+        return FlopsCounter(
             module.model,
             tokens=args.include_num_input_tokens_seen,  # type: ignore[arg-type]
             pad_token_id=getattr(module.processing_class, "pad_token_id", None),

@@ -204,7 +204,7 @@ def _measure_shared(sharing: Sharing, model: nn.Module) -> tuple[str, float] | N
     if sharing.is_sharded and sharing.zero_config is None:
         weights = sharing.weights(model)
         return None if weights is None else of_parameters(_once(weights, model), is_first=True)
-    with sharing.whole(model):
+    with sharing.full_params(model):
         return measure(model)
 
 

@@ -46,7 +46,7 @@ from hfbridge.errors import Problem, SettingsError, raise_problems
 from hfbridge.evaluation.memory import MemoryTracker, Stage
 from hfbridge.evaluation.metrics import metric_name
 from hfbridge.losses.running_loss import LoggedLoss
-from hfbridge.models.flops import InputCounter
+from hfbridge.models.flops import FlopsCounter
 from hfbridge.models.optimizers import follows_metric
 
 _SHARED = frozenset({"fsdp", "fsdp2", "deepspeed"})
@@ -192,9 +192,9 @@ class NativeHost(CallbackHost):
     def _make_logged(self, device: torch.device, args: TrainingArguments) -> LoggedLoss:
         return NativeLogged(self._native, device, drop_non_finite=args.logging_nan_inf_filter)
 
-    def _make_counter(self, module: Any, args: TrainingArguments) -> InputCounter:
+    def _make_counter(self, module: Any, args: TrainingArguments) -> FlopsCounter:
         """Count operations alone; the Trainer's own method counts tokens, and warns."""
-        return InputCounter(module.model, tokens="no", pad_token_id=None, ranks=module.trainer.world_size)
+        return FlopsCounter(module.model, tokens="no", pad_token_id=None, ranks=module.trainer.world_size)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int

@@ -28,7 +28,7 @@ from hfbridge.distributed.collectives import raise_on_all_ranks
 from hfbridge.errors import ModelError
 from hfbridge.losses.item_counts import IGNORED
 from hfbridge.models.forward_errors import FAILURES
-from hfbridge.models.probing import Inputs, asking, halves, noise_of
+from hfbridge.models.probing import Inputs, halves, noise_of, probe_mode
 
 CHUNK_VALUES = 2**22
 """Logits that exist at a time, at least: fewer make no faster chunks, and 16 MiB are no burden."""
@@ -134,7 +134,7 @@ class ChunkedLoss:
         inputs = {name: value for name, value in inputs.items() if name != "num_items_in_batch"}
         while (parts := halves(inputs)) is not None:
             inputs = max(parts, key=lambda part: int(part["labels"].ne(IGNORED).sum()))
-        with asking(self._model):
+        with probe_mode(self._model):
             own = float(_loss_in(self._run(lambda: self._model(**inputs), "listens")))
             try:
                 chunked = float(_loss_in(self._run(lambda: self._model(**inputs), "chunks")))

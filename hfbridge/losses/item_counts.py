@@ -97,7 +97,7 @@ def read_traits(model: nn.Module, *, has_function: bool = False) -> LossTraits:
 
 
 @dataclass(frozen=True, slots=True)
-class WindowItems:
+class StepItems:
     """What the losses of one window are divided by.
 
     Attributes:
@@ -110,7 +110,7 @@ class WindowItems:
     total: Tensor | None
 
 
-def over_ranks(items: WindowItems) -> WindowItems:
+def over_ranks(items: StepItems) -> StepItems:
     """Sum a window's items over all ranks: one collective, and none in a single process."""
     if items.total is None or not dist.is_available() or not dist.is_initialized():
         return items
@@ -118,21 +118,21 @@ def over_ranks(items: WindowItems) -> WindowItems:
     return items
 
 
-def native_items(micro_batches: Sequence[Inputs], traits: LossTraits, device: torch.device) -> WindowItems:
+def native_items(micro_batches: Sequence[Inputs], traits: LossTraits, device: torch.device) -> StepItems:
     """Count a window as the native Trainer does.
 
     Mirrors: transformers.Trainer._get_num_items_in_batch
     """
     if not micro_batches or "labels" not in micro_batches[0] or not traits.counts_natively:
-        return WindowItems((), None)
+        return StepItems((), None)
     try:
         counts = tuple(_count_kept(_native_labels(b, traits), IGNORED) for b in micro_batches)
     except (
         TypeError,
         AttributeError,
     ):  # labels that are lists of dicts (detection): native does not count them
-        return WindowItems((), None)
-    return WindowItems(counts, torch.full((), float(sum(counts)), device=device))
+        return StepItems((), None)
+    return StepItems(counts, torch.full((), float(sum(counts)), device=device))
 
 
 def _count_kept(labels: Tensor, ignored: int) -> int:
@@ -150,10 +150,10 @@ def _native_labels(inputs: Inputs, traits: LossTraits) -> Tensor:
     return labels[..., 1:] if traits.native_shift and "shift_labels" not in inputs else labels
 
 
-def true_items(micro_batches: Sequence[Inputs], traits: LossTraits, device: torch.device) -> WindowItems:
+def true_items(micro_batches: Sequence[Inputs], traits: LossTraits, device: torch.device) -> StepItems:
     """Count the items that the model's own mean averages over, micro-batch by micro-batch."""
     counts = tuple(count_items(inputs, traits) for inputs in micro_batches)
-    return WindowItems(counts, torch.full((), float(sum(counts)), device=device))
+    return StepItems(counts, torch.full((), float(sum(counts)), device=device))
 
 
 def count_items(inputs: Inputs, traits: LossTraits) -> int:

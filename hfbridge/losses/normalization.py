@@ -20,7 +20,7 @@ from transformers.trainer_utils import unwrap_peft_model
 from hfbridge.losses.criterion import OWN_LOSS, Criterion
 from hfbridge.losses.item_counts import LossTraits, count_items, native_items
 from hfbridge.losses.step_loss import ExactLoss, Loss, NativeLoss
-from hfbridge.models.probing import Inputs, asking, device_of, halves, noise_of
+from hfbridge.models.probing import Inputs, device_of, halves, noise_of, probe_mode
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _ask(
 
     firsts, shift = _first_labels_alone(inputs, traits), traits.shift
     once = twice = 1.0
-    with asking(model):
+    with probe_mode(model):
         if traits.counts_natively:
             once, twice = loss_of(number, inputs), loss_of(2 * number, inputs)
         if firsts is not None or not alone:  # several ranks run the same forwards
@@ -305,7 +305,7 @@ def describe_split(
     if parts is None:
         return ""
     try:
-        with asking(model):
+        with probe_mode(model):
             whole, again, *cut = (
                 (float(value), held)
                 for value, _, held in (loss.evaluate(model, given) for given in (inputs, inputs, *parts))

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from hfbridge.losses.criterion import OWN_LOSS, Criterion
-from hfbridge.losses.item_counts import LossTraits, WindowItems, native_items, over_ranks, true_items
+from hfbridge.losses.item_counts import LossTraits, StepItems, native_items, over_ranks, true_items
 from hfbridge.models.probing import Inputs, device_of
 
 _FEW_DIGITS, _ROUNDING = 2**12, 2.0**-21  # of a scale, and the errors of a division and a product in float32
@@ -46,12 +46,12 @@ class NativeLoss:
         self.traits, self.criterion = traits, criterion
         self._ranks, self._counts_all = ranks, counts_all and ranks > 1
 
-    def count(self, micro_batches: Sequence[Inputs], device: torch.device) -> WindowItems:
+    def count(self, micro_batches: Sequence[Inputs], device: torch.device) -> StepItems:
         """Count what the losses of a window are divided by; micro-batches may still be on the CPU."""
         items = native_items(micro_batches, self.traits, device)
         return over_ranks(items) if self._counts_all else items
 
-    def train(self, model: nn.Module, inputs: Inputs, items: WindowItems, index: int, size: int) -> Tensor:
+    def train(self, model: nn.Module, inputs: Inputs, items: StepItems, index: int, size: int) -> Tensor:
         """Compute the share of micro-batch `index` in its window's loss, scalar.
 
         Mirrors: transformers.Trainer.training_step
@@ -72,7 +72,7 @@ class NativeLoss:
         loss, outputs = self._scaled(model, inputs, items)
         return loss, outputs, sum(items.per_micro_batch)
 
-    def _scaled(self, model: nn.Module, inputs: Inputs, items: WindowItems) -> tuple[Tensor, Any]:
+    def _scaled(self, model: nn.Module, inputs: Inputs, items: StepItems) -> tuple[Tensor, Any]:
         """Compute loss and outputs; a loss divided by the items of all ranks counts for all of them."""
         loss, outputs = self.criterion(model, inputs, items.total, traits=self.traits)
         if self._counts_all and items.total is not None:
@@ -100,11 +100,11 @@ class ExactLoss:
         self.traits, self.criterion = traits, criterion
         self.divides, self._ranks = divides, ranks
 
-    def count(self, micro_batches: Sequence[Inputs], device: torch.device) -> WindowItems:
+    def count(self, micro_batches: Sequence[Inputs], device: torch.device) -> StepItems:
         """Count what the losses of a window are divided by; micro-batches may still be on the CPU."""
         return over_ranks(true_items(micro_batches, self.traits, device))
 
-    def train(self, model: nn.Module, inputs: Inputs, items: WindowItems, index: int, size: int) -> Tensor:
+    def train(self, model: nn.Module, inputs: Inputs, items: StepItems, index: int, size: int) -> Tensor:
         """Compute the share of micro-batch `index` in its window's loss, scalar.
 
         A micro-batch without items contributes 0, where the model's own mean would be NaN.

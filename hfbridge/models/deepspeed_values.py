@@ -114,7 +114,7 @@ class ZeroConfig:
         return completed
 
 
-def on_the_host(optimizer: Optimizer, config: dict[str, Any]) -> Optimizer:
+def to_cpu_optimizer(optimizer: Optimizer, config: dict[str, Any]) -> Optimizer:
     """Exchange an optimizer whose state is to live in the host's memory for DeepSpeed's own.
 
     Args:
@@ -156,7 +156,7 @@ def build_engine(
     model: Any = parts.model
     config = zero.for_training(model, max_steps=max_steps)
     has_optimizer, has_schedule = "optimizer" in config, "scheduler" in config
-    optimizer = None if has_optimizer else on_the_host(make_optimizer(parts), config)
+    optimizer = None if has_optimizer else to_cpu_optimizer(make_optimizer(parts), config)
 
     def make_schedule(of: Optimizer) -> Any:
         return parts.create_scheduler(num_training_steps=max_steps, optimizer=of)

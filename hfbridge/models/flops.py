@@ -12,7 +12,7 @@ from hfbridge.models.probing import device_of
 logger = logging.getLogger(__name__)
 
 
-class InputCounter:
+class FlopsCounter:
     """Count each micro-batch's operations and tokens as the native Trainer does.
 
     Args:
@@ -75,7 +75,7 @@ class InputCounter:
             self._tell("Neither attention mask nor padding token tell padding: all input tokens are counted.")
         return main.numel()
 
-    def settle(self) -> None:
+    def finish_backward(self) -> None:
         """Take note that the backward of the last micro-batch is over."""
         if self._unsettled:
             self.flops += self._count_parameters() * self._unsettled

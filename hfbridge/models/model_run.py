@@ -114,7 +114,7 @@ class ModelRun:
             self.args: TrainingArguments = settings.as_training_arguments(use_cpu=self._device.type == "cpu")
         self.sharing: Sharing = sharing_of(trainer.strategy)
         self._prepares_forward = type(self.sharing).before_forward is not Sharing.before_forward
-        self._engines: Any = self.sharing  # of DeepSpeed's, with `train` and `serve`
+        self._engines: Any = self.sharing  # of DeepSpeed's, with `train` and `init_inference`
         self._zero: ZeroConfig | None = None
         if self.sharing.zero_config is not None:
             self.args.deepspeed = settings.deepspeed  # for those who look at the arguments
@@ -223,7 +223,7 @@ class ModelRun:
                 "weights pass dtype=torch.float32 to from_pretrained, or to HFModule."
             )
         if not is_fit and self._zero is not None and self._zero.is_sharded:
-            self._engines.serve(model, self._zero.for_evaluation(model))
+            self._engines.init_inference(model, self._zero.for_evaluation(model))
         elif not is_fit:
             cast_for_evaluation(model, args)
         self.sharing.shard(model, dtype=self._mixed)

@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.trainer_utils import unwrap_peft_model
 
 from hfbridge.errors import ModelError
-from hfbridge.models.probing import Inputs, asking
+from hfbridge.models.probing import Inputs, probe_mode
 
 _TOKENS = 8
 _CAUSAL_LM_NAMES = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
@@ -88,7 +88,7 @@ def check_packing_isolation(model: nn.Module, input_ids: Tensor, *, packed_by: s
     Proved by: tests/unit/models/test_packing_check.py
     """
     base, logits_of = unwrap_peft_model(model), _logits_of(model)
-    with asking(model):
+    with probe_mode(model):
         first = logits_of(input_ids[:1, :_TOKENS], None)
         if first is None or first.dim() != 3 or first.shape[1] != input_ids[:1, :_TOKENS].shape[1]:
             return

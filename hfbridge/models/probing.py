@@ -17,7 +17,7 @@ _COARSE = 3e-2
 
 
 @contextmanager
-def asking(model: nn.Module) -> Iterator[None]:
+def probe_mode(model: nn.Module) -> Iterator[None]:
     """Run a model in eval mode; random generators and modes are as before afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     devices = [device_of(model)] if device_of(model).type == "cuda" else []

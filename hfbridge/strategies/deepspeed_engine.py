@@ -74,7 +74,7 @@ class EngineSharing(Sharing):
         )
         return EngineOptimizer(engine.optimizer), engine.lr_scheduler
 
-    def serve(self, model: nn.Module, config: dict[str, Any]) -> None:
+    def init_inference(self, model: nn.Module, config: dict[str, Any]) -> None:
         """Make an engine that evaluates, where each rank has a part of the weights only and none is there."""
         if self.is_sharded and (self.engine is None or self.engine.module is not model):
             self._make(model, config)
@@ -125,7 +125,7 @@ class EngineSharing(Sharing):
         return norm if norm is None or isinstance(norm, Tensor) else torch.tensor(norm, dtype=torch.float64)
 
     @contextmanager
-    def whole(self, model: nn.Module) -> Iterator[None]:
+    def full_params(self, model: nn.Module) -> Iterator[None]:
         """Hold all weights on each rank for a while, where forwards find them; all ranks enter and leave."""
         if not is_in_parts(model):
             yield

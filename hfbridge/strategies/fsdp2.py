@@ -32,7 +32,7 @@ from torch.optim import Optimizer
 
 from hfbridge.strategies.sharded import ShardedStrategy
 from hfbridge.strategies.sharing import Sharing, is_shared_module
-from hfbridge.strategies.wrap_policy import TRANSFORMER_BASED, find_units, recompute, shares_with_none
+from hfbridge.strategies.wrap_policy import TRANSFORMER_BASED, find_units, has_no_tied_parameters, recompute
 
 
 class FSDP2Strategy(ShardedStrategy, strategies.ModelParallelStrategy):
@@ -96,7 +96,7 @@ class FSDP2Strategy(ShardedStrategy, strategies.ModelParallelStrategy):
         """Give the model back with nothing gathered."""
         module: Any = self.lightning_module
         if is_shared_module(module) and module.is_built:
-            let_go(module.model)
+            reshard(module.model)
         super().teardown()
 
     def _get_process_group_backend(self) -> str:
@@ -138,7 +138,7 @@ class FSDP2Sharing(Sharing):
     def shard(self, model: nn.Module, *, dtype: torch.dtype | None = None) -> None:
         """Cut the model into slices, in place; one that is cut already is left as it is."""
         if isinstance(model, FSDPModule):
-            let_go(model)
+            reshard(model)
             if not self._offloads:
                 model.to(self._strategy.root_device)  # from where it was read to
             return
@@ -235,7 +235,7 @@ class FSDP2Sharing(Sharing):
         optimizer.load_state_dict({**state, "state": sliced})
 
 
-def let_go(model: nn.Module) -> None:
+def reshard(model: nn.Module) -> None:
     """Let go of what a forward without a backward has left gathered: head, norm, and what is in no unit."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -245,9 +245,9 @@ def let_go(model: nn.Module) -> None:
 def _shard_ends(model: nn.Module, *, reshards: bool, given: Mapping[str, Any]) -> None:
     """Have the embedding, and what runs last, gathered alone."""
     first, last = ([m for m in group if not _is_cut(m)] for group in _ends(model))
-    if first and shares_with_none(model, first):
+    if first and has_no_tied_parameters(model, first):
         fully_shard(first, reshard_after_forward=reshards, **given)
-    if last and shares_with_none(model, last):
+    if last and has_no_tied_parameters(model, last):
         fully_shard(last, reshard_after_forward=False, **given)
 
 

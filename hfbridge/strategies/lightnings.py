@@ -48,7 +48,7 @@ class WrappedSharing(GatheredSharing):
         return wrapper
 
     @contextmanager
-    def whole(self, model: nn.Module) -> Iterator[None]:
+    def full_params(self, model: nn.Module) -> Iterator[None]:
         """Hold all weights on each rank for a while; all ranks enter and leave."""
         with FullyShardedDataParallel.summon_full_params(self.wrapper(model), writeback=False):
             yield

@@ -5,7 +5,7 @@ HFModule asks its strategy's `Sharing` wherever it matters who holds what:
     when                            asked
     the run is set up               zero_config
     the model is built              shard, autocasts
-    the optimizer is made           train, serve (DeepSpeed's)
+    the optimizer is made           train, init_inference (DeepSpeed's)
     the run begins                  forward_through
     each micro-batch                before_forward; backward
     each but a step's last          no_sync, around its forward and backward
@@ -113,7 +113,7 @@ class Sharing:
         return torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
 
     @contextmanager
-    def whole(self, model: nn.Module) -> Iterator[None]:
+    def full_params(self, model: nn.Module) -> Iterator[None]:
         """Hold all weights on each rank for a while; all ranks enter and leave."""
         yield
 
@@ -146,7 +146,7 @@ def is_shared_module(module: Any) -> bool:
 
 
 def for_hfmodule(*names: str) -> Callable[[type[S]], type[S]]:
-    """Have methods and properties of a strategy serve an HFModule, and Lightning's own any other module.
+    """Use methods and properties of a strategy for an HFModule, and Lightning's own for any other module.
 
     Args:
         *names: of the methods, and of properties that are only read.

@@ -53,10 +53,10 @@ def find_units(
         found = [m for m in inner if _size(m) > min_num_params and not isinstance(m, containers)]
     else:
         found = []
-    return [module for module in found if shares_with_none(model, [module])]
+    return [module for module in found if has_no_tied_parameters(model, [module])]
 
 
-def shares_with_none(model: nn.Module, group: Sequence[nn.Module]) -> bool:
+def has_no_tied_parameters(model: nn.Module, group: Sequence[nn.Module]) -> bool:
     """Whether no weight in a group of modules is also one of a module outside of it.
 
     Args:

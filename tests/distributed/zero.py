@@ -143,7 +143,7 @@ def save_and_generate(config: dict[str, Any]) -> dict[str, Any]:
     length = {"max_new_tokens": 3 + 4 * rank, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     in_parts = module.model.generate(prompt, synced_gpus=True, **length)
     held = sum(p.numel() for p in module.model.parameters())
-    with module.sharing.whole(module.model):
+    with module.sharing.full_params(module.model):
         at_once = module.model.generate(prompt, **length)
         logits = module.model(prompt).logits
     again = module.model(torch.tensor([[5, 6, 7]])).logits  # the engine's hooks are back
