@@ -1,15 +1,10 @@
 """The loss of a language model without its logits.
 
-Logits have as many values as tokens times words: with a large vocabulary they are what fills the memory.
-Here the head hands its hidden states on, and the loss function, which gets them in the logits' place,
-multiplies them by the head's weights a few rows at a time and keeps gradients instead. All else in a forward
-is the model's own, and runs where it ran: a router's loss, hooks, what a strategy has put around it.
+The head returns its hidden states, and the loss function multiplies them by the head's weights in chunks. The
+rest of the forward is the model's own: a router's loss, hooks, the strategy's wrapper.
 
-a model                                                     is
-whose loss function is that of causal or masked LMs, and
-  gets what a linear head returned, as it is                taken, tied or with a bias
-that caps or scales its logits, or adds to their loss       refused, by a forward of one row
-whose head is anything else, adapters of PEFT included      refused
+Supported are models whose loss function is transformers' for causal or masked LMs and gets the output of an
+`nn.Linear` head unchanged; a forward of one sample checks that.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -31,25 +26,25 @@ from hfbridge.models.forward_errors import FAILURES
 from hfbridge.models.probing import Inputs, halves, noise_of, probe_mode
 
 CHUNK_VALUES = 2**22
-"""Logits that exist at a time, at least: fewer make no faster chunks, and 16 MiB are no burden."""
+"""Logits that exist at a time, at least: 16 MiB in float32; smaller chunks are slower."""
 
 _SHIFTS = {ForCausalLMLoss: True, ForMaskedLMLoss: False}
 _INSTEAD = "Leave chunked_loss out."
 
 
 class ChunkedLoss:
-    """Put in the place of a model's head and loss function, until `undo`; used only while `run` runs.
+    """Replace a model's head and loss function until `undo`; active only inside `run`.
 
     Args:
-        model: the Hugging Face model, not yet cut into the ranks' parts.
-        args: the settings, some of which change what the loss is.
-        is_sharded: no rank holds the head's weights outside of its forward (ZeRO-3).
+        model: the Hugging Face model, not yet sharded.
+        args: the settings.
+        is_sharded: the head's weights exist only during its forward (ZeRO-3).
 
     Attributes:
-        keeps_logits: somebody asks for them, so that the model is left to itself.
+        keeps_logits: logits are needed, so the model's own forward runs.
 
     Raises:
-        ModelError: the loss of this model, or with these settings, is another.
+        ModelError: the model or a setting uses another loss.
 
     Proved by: tests/properties/test_chunked_loss.py
     """
@@ -58,7 +53,7 @@ class ChunkedLoss:
         self._model = model
         self._base: Any = unwrap_peft_model(model)
         self._name = type(self._base).__name__
-        self._refuse_settings(args, is_sharded=is_sharded)
+        self._check_settings(args, is_sharded=is_sharded)
         self._own_loss: Callable[..., Any] = getattr(self._base, "loss_function", None)  # type: ignore[assignment]
         if self._own_loss not in _SHIFTS:
             raise self._refusal("its loss is not transformers' own for causal or masked language models")
@@ -66,24 +61,23 @@ class ChunkedLoss:
         self._own_forward = self._head.forward
         self._undo = _replaced(self._head, "forward", self._forward_of_head)
         self._undo_loss = _replaced(self._base, "_loss_function", self._loss)
-        self._mode: Literal["own", "listens", "chunks"] = "own"
+        self._mode: Literal["own", "record", "chunks"] = "own"
         self._is_tried = self.keeps_logits = False
         self._passed: Tensor | None = None
         self._sum: Tensor | None = None
 
     def run(self, forward: Callable[[], Any], inputs: Inputs) -> Any:
-        """Run a forward so that its loss is computed in chunks.
+        """Run a forward with its loss computed in chunks.
 
         Args:
-            forward: calls the model, or what is around it, with labels.
-            inputs: the micro-batch; the first one is what the model is tried with.
+            forward: calls the model, or its wrapper, with labels.
+            inputs: the micro-batch; the model is checked with the first one.
 
         Returns:
-            The model's outputs, if `keeps_logits`; else "loss", the sum that it is a part of, and the hidden
-            states, by their names.
+            The model's outputs with `keeps_logits`; else a dict of "loss", "summed_loss" and "hidden_states".
 
         Raises:
-            ModelError: the loss is not computed of what the head returns.
+            ModelError: the loss is not computed from the head's output.
         """
         if self.keeps_logits or inputs.get("labels") is None:
             return forward()
@@ -94,10 +88,10 @@ class ChunkedLoss:
         return found
 
     def check(self, inputs: Inputs) -> None:
-        """Try the model with a micro-batch; a second call does nothing.
+        """Check the model with a micro-batch, once.
 
         Raises:
-            ModelError: the loss is not computed of what the head returns.
+            ModelError: the loss is not computed from the head's output.
         """
         if not self._is_tried and inputs.get("labels") is not None:
             with raise_on_all_ranks():
@@ -105,11 +99,11 @@ class ChunkedLoss:
             self._is_tried = True
 
     def undo(self) -> None:
-        """Give the model its head and loss function back; a second call does nothing."""
+        """Restore the model's head and loss function; a second call does nothing."""
         self._undo()
         self._undo_loss()
 
-    def _refuse_settings(self, args: TrainingArguments, *, is_sharded: bool) -> None:
+    def _check_settings(self, args: TrainingArguments, *, is_sharded: bool) -> None:
         reason = ""
         if args.label_smoothing_factor:
             reason = f"label_smoothing_factor={args.label_smoothing_factor} smooths over all logits"
@@ -130,12 +124,12 @@ class ChunkedLoss:
         return head
 
     def _try(self, inputs: Inputs) -> None:
-        """See that loss and logits of one row are connected as they have to be, and the loss is the same."""
+        """Check on one sample that the loss in chunks equals the model's own."""
         inputs = {name: value for name, value in inputs.items() if name != "num_items_in_batch"}
         while (parts := halves(inputs)) is not None:
             inputs = max(parts, key=lambda part: int(part["labels"].ne(IGNORED).sum()))
         with probe_mode(self._model):
-            own = float(_loss_in(self._run(lambda: self._model(**inputs), "listens")))
+            own = float(_loss_in(self._run(lambda: self._model(**inputs), "record")))
             try:
                 chunked = float(_loss_in(self._run(lambda: self._model(**inputs), "chunks")))
             except ModelError:
@@ -144,9 +138,9 @@ class ChunkedLoss:
                 raise self._refusal("its forward does more with the logits than compute a loss") from error
         tolerance = max(noise_of(self._model), 1e-5) * max(abs(own), 1.0)
         if own == own and not abs(own - chunked) <= tolerance:  # without any labels both are NaN
-            raise self._refusal(f"the loss of a row would be {chunked:.6g}, and its own is {own:.6g}")
+            raise self._refusal(f"the loss of a sample would be {chunked:.6g}, and its own is {own:.6g}")
 
-    def _run(self, forward: Callable[[], Any], mode: Literal["listens", "chunks"]) -> Any:
+    def _run(self, forward: Callable[[], Any], mode: Literal["record", "chunks"]) -> Any:
         self._mode, self._sum, self._passed = mode, None, None
         try:
             outputs = forward()
@@ -157,12 +151,11 @@ class ChunkedLoss:
         return outputs
 
     def _forward_of_head(self, hidden: Tensor) -> Tensor:
-        """Return what the head returns, or the hidden states themselves."""
         if self._mode == "chunks":
             self._passed = hidden
             return hidden
         logits: Tensor = self._own_forward(hidden)
-        if self._mode == "listens":
+        if self._mode == "record":
             self._passed = logits
         return logits
 
@@ -182,7 +175,7 @@ class ChunkedLoss:
         if self._mode != "chunks":
             named |= {"ignore_index": ignore_index, "shift_labels": shift_labels}
             loss = self._own_loss(logits, labels, vocab_size, *more, **named)
-            self._sum = loss if self._mode == "listens" else None
+            self._sum = loss if self._mode == "record" else None
             return loss
         if _SHIFTS[self._own_loss]:
             padded = pad(labels, (0, 1), value=ignore_index)
@@ -228,24 +221,18 @@ class ChunkedLoss:
 
 
 def rows_at_a_time(rows: int, features: int, *, classes: int) -> int:
-    """Choose how many rows have logits at a time: as many as take the memory of the hidden states, or more.
-
-    Args:
-        rows: of the hidden states.
-        features: of each.
-        classes: words of the vocabulary.
-    """
+    """Choose how many rows have logits at a time: these take at least the memory of the hidden states."""
     return max(1, min(rows, max(CHUNK_VALUES // classes, rows * features // classes)))
 
 
 def check_chunked(chunked_loss: object, *, has_function: bool) -> None:
-    """See that HFModule's `chunked_loss` may be used with its other arguments.
+    """Check `chunked_loss` against HFModule's other arguments.
 
     Raises:
-        ModelError: it is no bool, or the loss is another than the model's own.
+        ModelError: it is no bool, or the loss is not the model's own.
     """
     if not isinstance(chunked_loss, bool):
-        raise ModelError(f"chunked_loss={chunked_loss!r}; it may be True or False.")
+        raise ModelError(f"chunked_loss={chunked_loss!r}; it must be True or False.")
     if chunked_loss and has_function:
         raise ModelError(
             "chunked_loss=True computes the model's own loss without logits, and compute_loss_func is given "
@@ -255,12 +242,7 @@ def check_chunked(chunked_loss: object, *, has_function: bool) -> None:
 
 @contextmanager
 def logits_kept(chunked: ChunkedLoss | None, *, keeps: bool) -> Iterator[None]:
-    """Have losses computed with logits, for those who ask for these.
-
-    Args:
-        chunked: of the run; `None` where losses have logits anyway.
-        keeps: somebody asks.
-    """
+    """Set `keeps_logits` for a while; `chunked` is `None` in a run with logits."""
     if chunked is None:
         yield
         return
@@ -277,7 +259,7 @@ def _loss_in(outputs: Any) -> Tensor:
 
 
 def _replaced(owner: nn.Module, name: str, value: Any) -> Callable[[], None]:
-    """Set an attribute of an instance; returns what gives it back what it had, once."""
+    """Set an attribute of an instance, and return a function that restores it."""
     held = vars(owner)
     before = {name: held[name]} if name in held else {}
     held[name] = value

@@ -41,8 +41,7 @@ class Criterion:
             `num_items_in_batch`.
         smoother: of transformers; used where there is no function.
         shifts: the smoother compares logits with the next token's label.
-        forgets_shift: not while a compiled model trains, as natively, where the compiled model is asked for
-            its name.
+        forgets_shift: not while a compiled model trains: the HF Trainer looks up the wrapper's name.
         hook: a subclass's `compute_loss`; wins over all the others, which it may call.
         drops_labels: the model does not take the labels that the hook gets.
         is_own: the loss is the one that the model returns.
@@ -60,23 +59,20 @@ class Criterion:
     is_own: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        """Find out whether the loss is the model's: it is asked at every micro-batch."""
+        """Compute `is_own` once: every micro-batch reads it."""
         is_own = self.function is None and self.smoother is None and self.hook is None
         object.__setattr__(self, "is_own", is_own)
 
     def __call__(
         self, model: nn.Module, inputs: Inputs, number: Tensor | None, *, traits: LossTraits
     ) -> tuple[Tensor, Any]:
-        """Run the model on a micro-batch.
+        """Return the loss (scalar) and the model's outputs of a micro-batch.
 
         Args:
             model: the Hugging Face model.
             inputs: the micro-batch; not changed.
-            number: what sums are divided by, scalar; `None` for the micro-batch's own mean.
+            number: `num_items_in_batch`; `None` for the micro-batch's own mean.
             traits: whether the model takes the number.
-
-        Returns:
-            The loss, scalar, and the model's outputs.
 
         Raises:
             ModelError: there is no loss, or the class does not train.
@@ -101,13 +97,7 @@ class Criterion:
         return loss, outputs
 
     def loss_of(self, model: nn.Module, outputs: Any, batch: Inputs, number: Tensor | None = None) -> Tensor:
-        """Compute the loss that settings and arguments name, scalar.
-
-        Args:
-            model: the Hugging Face model.
-            outputs: of its forward.
-            batch: the micro-batch, with its labels.
-            number: what sums are divided by, scalar; `None` for the micro-batch's own mean.
+        """Compute the loss, scalar, from a forward's outputs and the micro-batch with its labels.
 
         Raises:
             ModelError: there is none.
@@ -133,7 +123,7 @@ class Criterion:
         return str(getattr(self.function, "__qualname__", repr(self.function)))
 
     def check(self, loss: Tensor, outputs: Any, model: nn.Module) -> None:
-        """See that a training loss is one number.
+        """Check that a training loss is one number.
 
         Raises:
             ModelError: it is not, or the model returned a bare tensor, whose first value is no loss.
@@ -168,15 +158,15 @@ def criterion_of(
     chunked: ChunkedLoss | None = None,
     hook: LossHook | None = None,
 ) -> Criterion:
-    """Choose where a run's losses come from.
+    """Choose a run's criterion; see the table at the top of this file.
 
     Args:
-        model: the Hugging Face model; the name of its class tells whether smoothing shifts the labels.
+        model: the Hugging Face model; smoothing shifts the labels of causal LMs.
         smoothing: `label_smoothing_factor`.
-        function: `compute_loss_func`; wins over smoothing.
+        function: `compute_loss_func`.
         forgets_shift: of the criterion.
-        chunked: of the criterion; goes with neither of the first two.
-        hook: of the criterion; wins over all of them.
+        chunked: of the criterion.
+        hook: of the criterion.
 
     Raises:
         ModelError: smoothing for a multi-label classifier, whose labels are no class ids.
@@ -188,8 +178,8 @@ def criterion_of(
         return Criterion(function=function, chunked=chunked, hook=hook, drops_labels=drops)
     if getattr(getattr(model, "config", None), "problem_type", None) == "multi_label_classification":
         raise ModelError(
-            f"label_smoothing_factor={smoothing} does not fit a multi-label classifier, for which the native "
-            "Trainer switches it off with a warning. Leave it out, or pass compute_loss_func."
+            f"label_smoothing_factor={smoothing} does not fit a multi-label classifier; the HF Trainer "
+            "switches it off with a warning. Leave it out, or pass compute_loss_func."
         )
     shifts = type(unwrap_peft_model(model)).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
     smoother = LabelSmoother(epsilon=smoothing)
@@ -199,12 +189,10 @@ def criterion_of(
 
 
 def _takes_labels(model: nn.Module) -> bool:
-    """Whether a model's forward has an argument for labels; models without a head have none."""
     return "labels" in inspect.signature(unwrap_peft_model(model).forward).parameters
 
 
 def _forward(model: nn.Module, inputs: Inputs) -> Any:
-    """Run the forward, and explain its failure where that can be told."""
     try:
         return model(**inputs)
     except FAILURES as error:

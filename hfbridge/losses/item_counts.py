@@ -1,10 +1,10 @@
-"""What a loss counts: the items of a micro-batch and of its window.
+"""What a loss counts: the items of a micro-batch and of its optimizer step.
 
 labels                                          items
-integers, one or more a row                     those that are not ignored (-100)
-integers of a causal language model             the same, without the first of each row
-floats, regression targets, or no "labels"      rows
-of CTC and TDT, the mean of the rows' losses    rows
+integers                                        those that are not ignored (-100)
+integers of a causal language model             the same, without the first of each sample
+floats, regression targets, or no "labels"      samples
+of CTC and TDT                                  samples
 no labels, but masked patches                   masked patches
 no labels, but answers                          answers within the batch's length
 """
@@ -44,12 +44,12 @@ class LossTraits:
 
     Attributes:
         takes_items: `forward` accepts `num_items_in_batch`; nearly every class does, not every one uses it.
-        counts_natively: the native Trainer counts items: for the forward, or for `compute_loss_func`.
-        native_shift: the native Trainer counts `labels[..., 1:]`.
-        shift: the loss predicts the next token, so the first label of a row is never counted.
-        rows_only: integer labels are regression targets, so rows are counted and not labels.
+        counts_natively: the HF Trainer counts items, for the forward or for `compute_loss_func`.
+        native_shift: the HF Trainer counts `labels[..., 1:]`.
+        shift: the loss predicts the next token, so a sample's first label is never counted.
+        rows_only: samples are counted, not labels.
         ignore_index: label value that is not counted.
-        returns_loss_alone: the model gives a loss without any labels.
+        returns_loss_alone: the model returns a loss without any labels.
     """
 
     takes_items: bool
@@ -62,7 +62,7 @@ class LossTraits:
 
 
 def read_traits(model: nn.Module, *, has_function: bool = False) -> LossTraits:
-    """Read off a model's class and config how its loss is counted.
+    """Read from a model's class and config how its loss is counted.
 
     Args:
         model: the Hugging Face model.
@@ -98,11 +98,11 @@ def read_traits(model: nn.Module, *, has_function: bool = False) -> LossTraits:
 
 @dataclass(frozen=True, slots=True)
 class StepItems:
-    """What the losses of one window are divided by.
+    """What the losses of one optimizer step are divided by.
 
     Attributes:
         per_micro_batch: items of each micro-batch.
-        total: items of the window on all ranks, float32 scalar on the model's device; `None` where the native
+        total: items of the step on all ranks, float32 scalar on the model's device; `None` where the HF
             Trainer does not count.
     """
 
@@ -111,7 +111,7 @@ class StepItems:
 
 
 def over_ranks(items: StepItems) -> StepItems:
-    """Sum a window's items over all ranks: one collective, and none in a single process."""
+    """Sum a step's items over all ranks, by one collective."""
     if items.total is None or not dist.is_available() or not dist.is_initialized():
         return items
     dist.all_reduce(items.total)
@@ -119,7 +119,7 @@ def over_ranks(items: StepItems) -> StepItems:
 
 
 def native_items(micro_batches: Sequence[Inputs], traits: LossTraits, device: torch.device) -> StepItems:
-    """Count a window as the native Trainer does.
+    """Count an optimizer step's items as the HF Trainer does.
 
     Mirrors: transformers.Trainer._get_num_items_in_batch
     """
@@ -127,10 +127,7 @@ def native_items(micro_batches: Sequence[Inputs], traits: LossTraits, device: to
         return StepItems((), None)
     try:
         counts = tuple(_count_kept(_native_labels(b, traits), IGNORED) for b in micro_batches)
-    except (
-        TypeError,
-        AttributeError,
-    ):  # labels that are lists of dicts (detection): native does not count them
+    except (TypeError, AttributeError):  # lists of dicts (detection), which the HF Trainer does not count
         return StepItems((), None)
     return StepItems(counts, torch.full((), float(sum(counts)), device=device))
 
@@ -157,7 +154,7 @@ def true_items(micro_batches: Sequence[Inputs], traits: LossTraits, device: torc
 
 
 def count_items(inputs: Inputs, traits: LossTraits) -> int:
-    """Count the items of one micro-batch: labels that are not ignored, or rows."""
+    """Count the items of one micro-batch: labels that are not ignored, or samples."""
     if "shift_labels" in inputs:
         return _count_kept(inputs["shift_labels"], IGNORED)
     labels = inputs.get("labels")
@@ -169,7 +166,7 @@ def count_items(inputs: Inputs, traits: LossTraits) -> int:
 
 
 def _count_without_labels(inputs: Inputs) -> int:
-    """Count masked patches, answers, or rows; models ignore answers beyond the batch's length."""
+    """Count masked patches, answers, or samples; models ignore answers beyond the batch's length."""
     patches, starts, ids = (inputs.get(n) for n in ("bool_masked_pos", "start_positions", "input_ids"))
     if isinstance(patches, Tensor):
         return int(patches.sum())
@@ -179,5 +176,5 @@ def _count_without_labels(inputs: Inputs) -> int:
 
 
 def loss_is_ctc(model: nn.Module) -> bool:
-    """Whether a class's loss is a mean of its rows' losses, each divided by its own length."""
+    """Whether a class's loss is a mean of its samples' losses, each divided by its own length."""
     return any(kind.__name__ in _CTC_NAMES for kind in type(model).__mro__)

@@ -1,7 +1,8 @@
-"""Which normalisation a run's losses need, found out on its first window.
+"""Which normalization a run's losses need, measured on the first optimizer step.
 
-A class's signature does not tell whether a model divides by `num_items_in_batch`: BERT accepts the number and
-ignores it. So the model is asked.
+A class's signature does not say whether a model divides by `num_items_in_batch`: BERT ignores it.
+Nor does it say whether the loss is a mean over items at all, which "exact" needs: contrastive losses, object
+detection and sums of means over different items are not.
 """
 
 import dataclasses
@@ -12,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import unwrap_peft_model
 
+from hfbridge.distributed.collectives import gather
 from hfbridge.losses.criterion import OWN_LOSS, Criterion
 from hfbridge.losses.item_counts import LossTraits, count_items, native_items
 from hfbridge.losses.step_loss import ExactLoss, Loss, NativeLoss
@@ -28,8 +29,8 @@ class Probe:
     """What a model does with `num_items_in_batch`, measured.
 
     Attributes:
-        divides: it returns its summed loss divided by the number it is given.
-        shift: it does not count the first label of a row.
+        divides: it divides its summed loss by that number.
+        shift: it does not count the first label of a sample.
     """
 
     divides: bool
@@ -44,42 +45,39 @@ def probe(
     *,
     alone: bool = False,
 ) -> Probe:
-    """Find out by two forwards whether a loss uses `num_items_in_batch`, and by a third what it counts.
+    """Measure by two forwards whether a loss uses `num_items_in_batch`, and by a third what it counts.
 
-    A class's signature does not tell: BERT accepts the number and ignores it. A `compute_loss_func` must
-    accept it, and may ignore it as well. The model runs in eval mode on one micro-batch; random generators,
-    gradients and train modes are as before. A `compute_loss_func` gets what training gives it, and its errors
-    are left to training.
+    The model runs in eval mode; random generators, gradients and train modes are restored. Errors are left
+    to training.
 
     Args:
         model: the Hugging Face model on its device.
-        inputs: one micro-batch on the model's device; one without items tells nothing, and runs all the same.
+        inputs: one micro-batch on the model's device.
         traits: what the class says.
-        criterion: where the loss comes from.
-        alone: no other rank has to run the same forwards, so that two or three rows are asked first, and
-            no more than is needed.
+        criterion: computes the loss.
+        alone: no other rank runs the same forwards, so two or three samples come first.
     """
     guessed = Probe(divides=False, shift=traits.shift)
     if "labels" not in inputs:
         return guessed
-    found, few = None, _few_rows(inputs, traits) if alone else inputs
+    found, few = None, _few_samples(inputs, traits) if alone else inputs
     for given in (inputs,) if few is inputs else (few, inputs):
         with suppress(Exception):  # if not for the size of the batch, it is raised again in training
-            found = found or _ask(model, given, traits, criterion, alone=alone)
+            found = found or _measure(model, given, traits, criterion, alone=alone)
     return found or guessed
 
 
-def _few_rows(inputs: Inputs, traits: LossTraits) -> Inputs:
-    """Halve a micro-batch down to two rows or three, those with the most items."""
+def _few_samples(inputs: Inputs, traits: LossTraits) -> Inputs:
+    """Halve a micro-batch down to two or three samples, those with the most items."""
     while (find_batch_size(inputs) or 0) > 3 and (parts := halves(inputs)) is not None:
         inputs = max(parts, key=lambda part: count_items(part, traits))
     return inputs
 
 
-def _ask(
+def _measure(
     model: nn.Module, inputs: Inputs, traits: LossTraits, criterion: Criterion, *, alone: bool
 ) -> Probe | None:
-    """Compare the losses for one number and for twice as much; `None` if they are 0, which tells nothing."""
+    """Compare the losses for one number and for twice as much; `None` if they are 0."""
     number = torch.tensor(float(max(count_items(inputs, traits), 1)), device=device_of(model))
 
     def loss_of(given: Tensor, inputs: Inputs) -> float:
@@ -113,13 +111,13 @@ def _first_labels_alone(inputs: Inputs, traits: LossTraits) -> Inputs | None:
 def native_factor(
     probed: Probe, micro_batches: Sequence[Inputs], traits: LossTraits, *, world_size: int
 ) -> tuple[float, float]:
-    """Say how many times too large native's weights of a window's micro-batches are, least and most.
+    """Return the least and the largest factor of "native" over "exact" among a step's micro-batches.
 
     Args:
         probed: what the model does with the number of items.
-        micro_batches: the window; only labels and sizes are read.
+        micro_batches: of the step; only labels and sizes are read.
         traits: how the model counts.
-        world_size: ranks; native sums the means of models that ignore the number over these, too.
+        world_size: ranks.
     """
     counts = [count_items(inputs, traits) for inputs in micro_batches]
     total, size = sum(counts), len(counts)
@@ -135,14 +133,14 @@ def native_factor(
 
 
 class Normalization:
-    """Settle a run's loss on the first window that has labels, and say what the other choice would do.
+    """Choose a run's loss on the first optimizer step that has labels, and compare the two normalizations.
 
     Args:
         name: "exact" or "native".
         traits: what the model's class says of its loss.
-        criterion: where the loss comes from.
+        criterion: computes the loss.
         ranks: ranks that share the optimizer step.
-        counts_all: `average_tokens_across_devices`, which "native" alone asks.
+        counts_all: `average_tokens_across_devices`, for "native".
     """
 
     def __init__(
@@ -170,62 +168,42 @@ class Normalization:
 
         Args:
             model: the Hugging Face model on its device.
-            micro_batches: a window, or one evaluation batch, on the model's device.
+            micro_batches: of a step, or one evaluation batch, on the model's device.
         """
         if self._loss is not None:
             return self._loss
         if self.name == "native" and not self._calls_transformers_alone(model):
             self._loss = self._make(divides=False)
             return self._loss
-        telling = next((inputs for inputs in micro_batches if count_items(inputs, self.traits)), None)
-        found = _agreed(telling is not None, self._ranks, device_of(model))
-        if found is None:
+        counted = next((inputs for inputs in micro_batches if count_items(inputs, self.traits)), None)
+        having = gather(counted is not None)
+        if True not in having:
             return self._make(divides=False)
-        self._probe = _from_rank(
-            found,
-            self._ranks,
-            probe(
-                model,
-                telling or micro_batches[0],
-                self.traits,
-                self._criterion,
-                alone=self._ranks == 1,
-            ),
-        )
+        inputs = counted or micro_batches[0]  # all ranks run the same forwards
+        probed = probe(model, inputs, self.traits, self._criterion, alone=self._ranks == 1)
+        self._probe = gather(probed)[having.index(True)]
         self.traits = dataclasses.replace(self.traits, shift=self._probe.shift)
         self._loss = self._make(divides=self._probe.divides)
         is_compared = self._criterion.hook is None and (len(micro_batches) > 1 or self._ranks > 1)
         if isinstance(self._loss, ExactLoss) and is_compared:
-            inputs = telling or micro_batches[0]
             parts = halves(inputs)
-            if not _all_have(parts is not None, self._ranks, device_of(model)):
+            if not all(gather(parts is not None)):
                 parts = None
-            self._split = describe_split(model, inputs, parts, self._loss)
+            self._split = _describe_split(model, inputs, parts, self._loss)
         return self._loss
 
     def loss_for_evaluation(self, model: nn.Module, batch: Inputs) -> Loss:
-        """Return the loss to use for an evaluation batch.
-
-        Nobody is asked where it cannot matter: in "native", and where a model's own loss has one label a row,
-        so that it is a mean over rows.
-
-        Args:
-            model: the Hugging Face model on its device.
-            batch: on the model's device.
-        """
+        """Return the loss to use for an evaluation batch, probing the model only where it can matter."""
         labels = batch.get("labels")
-        one_a_row = isinstance(labels, Tensor) and labels.dim() == 1
-        if self._loss is None and (self.name == "native" or (one_a_row and self._criterion.is_own)):
+        one_a_sample = isinstance(labels, Tensor) and labels.dim() == 1
+        if self._loss is None and (self.name == "native" or (one_a_sample and self._criterion.is_own)):
             return self._make(divides=False)
         return self.loss_for(model, [batch])
 
     def compare(self, micro_batches: Sequence[Inputs]) -> str:
-        """Say by which factor native's gradient of a window differs from the exact one, if it does.
+        """Describe by which factor the two normalizations differ, and a loss that is no mean over items.
 
-        Where the loss is no mean over items, that is said as well.
-
-        Args:
-            micro_batches: the window; only labels and sizes are read.
+        Empty where they are the same.
         """
         if self._probe is None:
             return ""
@@ -251,87 +229,48 @@ class Normalization:
         return ExactLoss(self.traits, divides=divides, criterion=self._criterion, ranks=self._ranks)
 
 
-def _agreed(has_items: bool, ranks: int, device: torch.device) -> int | None:
-    """Find the first rank whose window has items; all ranks run the same forwards, or none does."""
-    if ranks == 1:
-        return 0 if has_items else None
-    told = torch.zeros(ranks, device=device)
-    told[dist.get_rank()] = float(has_items)
-    dist.all_reduce(told)
-    having = told.nonzero().flatten().tolist()
-    return int(having[0]) if having else None
-
-
-def _all_have(has: bool, ranks: int, device: torch.device) -> bool:
-    """Whether something holds on all ranks, which then run the same forwards."""
-    if ranks == 1:
-        return has
-    told = torch.tensor(float(has), device=device)
-    dist.all_reduce(told, op=dist.ReduceOp.MIN)
-    return bool(told)
-
-
-def _from_rank(rank: int, ranks: int, found: Probe) -> Probe:
-    """Take over what one rank has found."""
-    if ranks == 1:
-        return found
-    told: list[Any] = [found]
-    dist.broadcast_object_list(told, src=rank)
-    agreed: Probe = told[0]
-    return agreed
-
-
-def matches_objects(inputs: Inputs) -> bool:
-    """Whether rows have objects of their own, with losses divided by the number of objects in a batch."""
-    return "class_labels" in inputs or isinstance(inputs.get("labels"), (list, tuple))
-
-
-def describe_split(
+def _describe_split(
     model: nn.Module, inputs: Inputs, parts: tuple[Inputs, Inputs] | None, loss: ExactLoss
 ) -> str:
-    """Say that the loss of a micro-batch is not the mean of those of its halves; empty if it is.
-
-    Objects that are matched are known by their labels. Other losses are computed: whole and in halves.
+    """Describe that the loss of a micro-batch is not the mean of those of its halves; empty if it is.
 
     Args:
         model: the Hugging Face model on its device.
         inputs: the micro-batch.
-        parts: its halves; `None` if it cannot be cut.
-        loss: how the run counts and divides.
+        parts: its halves; `None` if it cannot be split.
+        loss: counts and divides.
     """
-    whose = _name_of(model, loss)
-    if loss.criterion.function is None and matches_objects(inputs):
+    whose = type(unwrap_peft_model(model)).__name__
+    if loss.criterion.function is not None:
+        whose = f"compute_loss_func ({loss.criterion.function_name})"
+    if loss.criterion.function is None and (
+        "class_labels" in inputs or isinstance(inputs.get("labels"), (list, tuple))
+    ):
         return _note(whose, "it is divided by the number of objects in the batch")
     if parts is None:
         return ""
     try:
         with probe_mode(model):
-            whole, again, *cut = (
+            full, again, *halved = (
                 (float(value), held)
                 for value, _, held in (loss.evaluate(model, given) for given in (inputs, inputs, *parts))
             )
     except Exception:  # if not for the size of the batch, it is raised again in training
         return ""
-    items = sum(held for _, held in cut)
-    if not items or whole != again:  # a forward that draws in eval mode cannot be compared
+    items = sum(held for _, held in halved)
+    if not items or full != again:  # a forward with random numbers in eval mode cannot be compared
         return ""
-    mean = sum(value * held for value, held in cut) / items
-    distance = abs(mean - whole[0]) / max(abs(whole[0]), 1e-12)
+    mean = sum(value * held for value, held in halved) / items
+    distance = abs(mean - full[0]) / max(abs(full[0]), 1e-12)
     if not distance > noise_of(model):
         return ""
     return _note(whose, f"here they differ by {distance:.2g} of it")
 
 
-def _name_of(model: nn.Module, loss: ExactLoss) -> str:
-    if loss.criterion.function is None:
-        return type(unwrap_peft_model(model)).__name__
-    return f"compute_loss_func ({loss.criterion.function_name})"
-
-
 def _note(whose: str, how: str) -> str:
     return (
         f"The loss of {whose} over a batch is not the mean of the losses of its parts; {how}. It compares "
-        "rows with each other, matches objects, or adds means over different items, so that the gradient "
-        'depends on the cut into micro-batches also in "exact". Where that matters, use one micro-batch: '
+        "samples with each other, matches objects, or adds means over different items, so that the gradient "
+        'depends on the split into micro-batches also in "exact". Where that matters, use one micro-batch: '
         "gradient_accumulation_steps=1 with a larger per_device_train_batch_size."
     )

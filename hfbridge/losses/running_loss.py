@@ -1,4 +1,4 @@
-"""What a log row of training tells: the loss since the last row, and the last step."""
+"""The loss of training's log entries."""
 
 import math
 from collections.abc import Mapping
@@ -10,15 +10,14 @@ from torch import Tensor
 
 
 class LoggedLoss:
-    """Sum the micro-batches' losses on their device, as the native Trainer does between two log rows.
+    """Sum the micro-batches' losses on their device, as the HF Trainer does between two log entries.
 
     Args:
-        device: where the model computes; on a GPU nothing waits for it until a row is due.
-        drop_non_finite: count NaN and infinite losses as the mean of those before them
-            (`logging_nan_inf_filter`).
+        device: of the model; a GPU is synchronized only when an entry is due.
+        drop_non_finite: `logging_nan_inf_filter`: replace NaN and infinity by the mean loss so far.
 
     Attributes:
-        sum: the losses since the last row; never changed in place.
+        sum: the losses since the last entry; never changed in place.
 
     Mirrors: transformers.Trainer._run_epoch
     Proved by: tests/unit/losses/test_running_loss.py
@@ -32,11 +31,11 @@ class LoggedLoss:
         self._first_step = 0
 
     def resume(self, global_step: int, record: Mapping[str, Any] | None) -> None:
-        """Go on at a step of a run that was stopped.
+        """Resume at a completed optimizer step.
 
         Args:
-            global_step: optimizer steps that are behind.
-            record: what `record` returned; without one, as natively, nothing of the steps behind is counted.
+            global_step: completed optimizer steps.
+            record: what `record` returned; without one, as in the HF Trainer, earlier losses are not counted.
         """
         if record is None:
             self._last_logged_step = self._first_step = global_step
@@ -46,11 +45,7 @@ class LoggedLoss:
         self._first_step = record["first_step"]
 
     def record(self, total: Tensor | None = None) -> dict[str, Any]:
-        """Return what has to be known to go on.
-
-        Args:
-            total: an earlier `sum` since the last row, to go on from there.
-        """
+        """Return what `resume` needs; `total` is an earlier `sum` since the last entry to resume from."""
         return {
             "sum": (self.sum if total is None else total).detach().cpu().clone(),
             "drained": self._drained,
@@ -59,12 +54,7 @@ class LoggedLoss:
         }
 
     def add(self, loss: Tensor, *, global_step: int) -> None:
-        """Take in the loss of one micro-batch.
-
-        Args:
-            loss: scalar, already divided as its gradient is.
-            global_step: optimizer steps completed before this micro-batch.
-        """
+        """Add the loss of one micro-batch, divided as its gradient is; `global_step` steps are completed."""
         before = self.sum
         if self._drop_non_finite:
             steps = 1 + global_step - self._last_logged_step
@@ -72,14 +62,14 @@ class LoggedLoss:
                 loss = loss if math.isfinite(loss.item()) else before / steps
             else:  # the same values without waiting for the device
                 loss = torch.where(torch.isfinite(loss), loss, before / steps)
-        self.sum = (before + loss).to(before.dtype)  # a new tensor: a save may need that of the step's begin
+        self.sum = (before + loss).to(before.dtype)  # a new tensor: a save may need that of the step's start
 
     def is_due(self, global_step: int) -> bool:
-        """Tell whether a step has been taken since the last row."""
+        """Return whether a step was completed since the last entry."""
         return global_step > self._last_logged_step
 
     def drain(self, global_step: int) -> float:
-        """Return the mean loss per optimizer step and rank since the last row, and begin anew."""
+        """Return the mean loss per optimizer step and rank since the last entry, and reset it."""
         value = _mean_over_ranks(self.sum)
         self.sum = self.sum - self.sum
         mean = value / (global_step - self._last_logged_step)
@@ -88,9 +78,7 @@ class LoggedLoss:
         return mean
 
     def mean(self, global_step: int) -> float:
-        """Return the mean loss per optimizer step of the whole run, as far as it is known.
-
-        Of the steps since the last row only this rank's loss counts, as natively.
+        """Return the mean loss per optimizer step of the run; since the last entry only this rank's counts.
 
         Mirrors: transformers.Trainer._finalize_training
         """

@@ -1,7 +1,4 @@
-"""The loss of a micro-batch within its window, in two normalisations.
-
-"exact"    the gradient of a window is that of the mean over all its items, however it is cut
-"native"   what `transformers.Trainer` 5.23 computes, to the bit
+"""The loss of a micro-batch within its optimizer step.
 
 how the model's class computes its loss      "native"                   "exact"
 divides its sum by num_items_in_batch        items as native counts     items as the model counts
@@ -9,8 +6,8 @@ divides its sum by num_items_in_batch        items as native counts     items as
 mean, ignores num_items_in_batch (BERT)      sum of the micro-means     micro-means weighted by items
 mean, does not take it, or no "labels"       mean of the micro-means    micro-means weighted by items
 
-Strategies average gradients over the ranks. So in both, a share of what is counted on all ranks is multiplied
-by their number.
+Strategies average gradients over the ranks, so a loss divided by what all ranks count is multiplied by their
+number.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,13 +24,13 @@ _FEW_DIGITS, _ROUNDING = 2**12, 2.0**-21  # of a scale, and the errors of a divi
 
 
 class NativeLoss:
-    """The native Trainer's normalisation, with the factors it has for some models.
+    """The loss of `transformers.Trainer` 5.23, to the bit.
 
     Args:
         traits: how the model counts.
-        criterion: where the loss comes from.
+        criterion: computes the loss.
         ranks: ranks whose gradients are averaged.
-        counts_all: items are counted on all ranks (`average_tokens_across_devices`), and not on each.
+        counts_all: `average_tokens_across_devices`.
 
     Proved by: tests/parity/test_steps.py
     """
@@ -47,12 +44,12 @@ class NativeLoss:
         self._ranks, self._counts_all = ranks, counts_all and ranks > 1
 
     def count(self, micro_batches: Sequence[Inputs], device: torch.device) -> StepItems:
-        """Count what the losses of a window are divided by; micro-batches may still be on the CPU."""
+        """Count what a step's losses are divided by; micro-batches may still be on the CPU."""
         items = native_items(micro_batches, self.traits, device)
         return over_ranks(items) if self._counts_all else items
 
     def train(self, model: nn.Module, inputs: Inputs, items: StepItems, index: int, size: int) -> Tensor:
-        """Compute the share of micro-batch `index` in its window's loss, scalar.
+        """Compute the share of micro-batch `index` in its step's loss, scalar.
 
         Mirrors: transformers.Trainer.training_step
         """
@@ -63,11 +60,7 @@ class NativeLoss:
         return loss if is_scaled else loss / size
 
     def evaluate(self, model: nn.Module, inputs: Inputs) -> tuple[Tensor, Any, int]:
-        """Compute the loss of an evaluation batch.
-
-        Returns:
-            The loss (scalar), the model's outputs, and the items the loss is a mean of.
-        """
+        """Return an evaluation batch's loss (scalar), the model's outputs, and the items of the loss."""
         items = self.count([inputs], device_of(model))
         loss, outputs = self._scaled(model, inputs, items)
         return loss, outputs, sum(items.per_micro_batch)
@@ -81,12 +74,12 @@ class NativeLoss:
 
 
 class ExactLoss:
-    """The mean over all items of a window, however it is cut into micro-batches.
+    """The mean over all items of an optimizer step, however it is split into micro-batches.
 
     Args:
         traits: how the model counts.
         divides: the loss is a sum divided by `num_items_in_batch`; found by `probe`.
-        criterion: where the loss comes from.
+        criterion: computes the loss.
         ranks: ranks whose gradients are averaged.
 
     Proved by: tests/properties/test_split_law.py
@@ -101,11 +94,11 @@ class ExactLoss:
         self.divides, self._ranks = divides, ranks
 
     def count(self, micro_batches: Sequence[Inputs], device: torch.device) -> StepItems:
-        """Count what the losses of a window are divided by; micro-batches may still be on the CPU."""
+        """Count what a step's losses are divided by; micro-batches may still be on the CPU."""
         return over_ranks(true_items(micro_batches, self.traits, device))
 
     def train(self, model: nn.Module, inputs: Inputs, items: StepItems, index: int, size: int) -> Tensor:
-        """Compute the share of micro-batch `index` in its window's loss, scalar.
+        """Compute the share of micro-batch `index` in its step's loss, scalar.
 
         A micro-batch without items contributes 0, where the model's own mean would be NaN.
         """
@@ -121,12 +114,7 @@ class ExactLoss:
         return loss if self._ranks == 1 else loss * self._ranks
 
     def evaluate(self, model: nn.Module, inputs: Inputs) -> tuple[Tensor, Any, int]:
-        """Compute the mean loss over the items of an evaluation batch.
-
-        Returns:
-            The loss (scalar; 0 for a batch without items), the model's outputs, and the items it is a mean
-            of.
-        """
+        """Return an evaluation batch's mean loss (0 without items), the model's outputs, and the items."""
         items = true_items([inputs], self.traits, device_of(model))
         held = items.per_micro_batch[0]
         number = items.total if self._takes_number(held) else None
@@ -142,16 +130,12 @@ Loss = NativeLoss | ExactLoss
 
 
 def scale_for_accumulation(loss: Tensor, accumulation: int) -> Tensor:
-    """Multiply a loss so that its gradient, after Lightning's division, is that of the loss to the bit.
+    """Multiply a loss so that Lightning's division by `accumulation` restores its gradient to the bit.
 
-    Lightning divides by `accumulate_grad_batches`. In float32 `(1 / n) * n` is not always 1, first at n = 41.
-
-    Args:
-        loss: scalar.
-        accumulation: what Lightning divides by.
+    In float32 `(1 / n) * n` is not always 1, first at n = 41.
 
     Returns:
-        The product: of a loss in float32 or float64 in its dtype, of others in float64.
+        The product, in the dtype of a loss in float32 or float64, else in float64.
 
     Proved by: tests/unit/losses/test_step_loss.py
     """

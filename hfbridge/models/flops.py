@@ -1,4 +1,4 @@
-"""What passes through the model: floating-point operations and input tokens."""
+"""Count what a model processes: floating-point operations and input tokens."""
 
 import logging
 from collections.abc import Mapping
@@ -13,12 +13,12 @@ logger = logging.getLogger(__name__)
 
 
 class FlopsCounter:
-    """Count each micro-batch's operations and tokens as the native Trainer does.
+    """Count each micro-batch's operations and tokens as the HF Trainer does.
 
     Args:
-        model: the Hugging Face model; names its main input.
+        model: the Hugging Face model.
         tokens: `include_num_input_tokens_seen`.
-        pad_token_id: of the tokenizer; tells padding where there is no attention mask.
+        pad_token_id: marks padding where there is no attention mask.
         ranks: ranks that count.
 
     Attributes:
@@ -40,16 +40,16 @@ class FlopsCounter:
         self._ranks, self._device = ranks, device_of(model)
         self._main = getattr(model, "main_input_name", "input_ids")
         self._model = model
-        # Under ZeRO-3 a parameter counts, natively, if it is whole when a micro-batch's backward is over.
+        # Under ZeRO-3 the HF Trainer counts the parameters that are gathered after a backward.
         self._changes = any(hasattr(parameter, "ds_id") for parameter in model.parameters())
-        self._unsettled = 0
+        self._pending = 0
         self._flops_per_element = self._count_parameters()
         self._tokens, self._pad_token_id = tokens, pad_token_id
-        self._has_told = False
+        self._has_warned = False
         self.flops = 0
 
     def add(self, inputs: Mapping[str, Any]) -> int:
-        """Take in a micro-batch and return its tokens on all ranks; 0 if they are not counted."""
+        """Count a micro-batch and return its tokens on all ranks; 0 if tokens are not counted."""
         tokens = self._count(inputs)
         if self._tokens == "no" or self._ranks == 1:
             return tokens
@@ -59,10 +59,10 @@ class FlopsCounter:
         main = inputs.get(self._main)
         if not isinstance(main, Tensor):
             if self._tokens != "no":
-                self._tell(f"The micro-batches hold no {self._main!r}: input tokens are not counted.")
+                self._warn_once(f"The micro-batches hold no {self._main!r}: input tokens are not counted.")
             return 0
         if self._changes:
-            self._unsettled += main.numel()
+            self._pending += main.numel()
         else:
             self.flops += self._flops_per_element * main.numel()
         if self._tokens == "no":
@@ -72,22 +72,24 @@ class FlopsCounter:
                 return int(inputs["attention_mask"].sum())
             if self._pad_token_id is not None:
                 return int((main != self._pad_token_id).sum())
-            self._tell("Neither attention mask nor padding token tell padding: all input tokens are counted.")
+            self._warn_once(
+                "There is neither attention mask nor padding token: all input tokens are counted."
+            )
         return main.numel()
 
     def finish_backward(self) -> None:
-        """Take note that the backward of the last micro-batch is over."""
-        if self._unsettled:
-            self.flops += self._count_parameters() * self._unsettled
-            self._unsettled = 0
+        """Count the operations of the micro-batch whose backward is finished."""
+        if self._pending:
+            self.flops += self._count_parameters() * self._pending
+            self._pending = 0
 
     def drain_flops(self) -> float:
-        """Return the operations of all ranks since the last call, which all of them make."""
+        """Return all ranks' operations since the last call; called by all ranks."""
         flops, self.flops = float(self.flops), 0
         return self.of_all_ranks(flops)
 
     def of_all_ranks(self, flops: float) -> float:
-        """Add up the operations of all ranks, which all of them call."""
+        """Sum the operations over all ranks; called by all ranks."""
         return flops if self._ranks == 1 else float(self._over_ranks(flops))
 
     def _over_ranks(self, number: float) -> float:
@@ -97,7 +99,7 @@ class FlopsCounter:
         has_count = hasattr(self._model, "num_parameters")
         return 6 * self._model.num_parameters(exclude_embeddings=True) if has_count else 0
 
-    def _tell(self, text: str) -> None:
-        if not self._has_told:
-            self._has_told = True
+    def _warn_once(self, text: str) -> None:
+        if not self._has_warned:
+            self._has_warned = True
             logger.warning(text)

@@ -1,11 +1,4 @@
-"""Why a forward failed, by what the user gave: which column, which value, which limit.
-
-the forward raised                        because
-IndexError, RuntimeError, ValueError      an id is beyond the embedding, a row beyond the positions, a label
-                                          beyond the classes, a segment id beyond the segments
-ValueError                                rows have no end without a pad token
-NotImplementedError, ValueError           the class computes, and transformers has no loss for it
-"""
+"""Explain why a forward failed: which column, which value, which limit."""
 
 import re
 from collections.abc import Mapping
@@ -26,14 +19,10 @@ _NO_TRAINING = re.compile(r"train\w*\b.*\bnot\b|\bnot\b.*\btrain", re.IGNORECASE
 
 
 def explain_no_gradient(model: nn.Module, total: int) -> NoReturn:
-    """Say why a loss has no gradient.
-
-    Args:
-        model: the Hugging Face model.
-        total: how many parameters it has.
+    """Explain a loss without gradient: all `total` parameters are frozen, or it does not depend on them.
 
     Raises:
-        ModelError: always: the model is frozen, or the loss does not depend on it.
+        ModelError: always.
     """
     if any(p.requires_grad for p in model.parameters()):
         raise ModelError(
@@ -49,14 +38,14 @@ def explain_no_gradient(model: nn.Module, total: int) -> NoReturn:
 
 
 def check_vocabulary(model: nn.Module, processing_class: object) -> None:
-    """See that the tokenizer's own words are ones the model has; added tokens may be ones that do not occur.
+    """Check that the model's embedding covers the tokenizer's vocabulary, without added tokens.
 
     Args:
         model: the Hugging Face model.
         processing_class: a tokenizer, or a processor that has one.
 
     Raises:
-        ModelError: the tokenizer has more.
+        ModelError: it does not.
     """
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
     rows, words = vocabulary_of(model), getattr(tokenizer, "vocab_size", None)
@@ -70,7 +59,7 @@ def check_vocabulary(model: nn.Module, processing_class: object) -> None:
 
 
 def unfit(model: nn.Module, inputs: Mapping[str, Any]) -> str:
-    """Say what of a micro-batch the model cannot take; empty if nothing is found."""
+    """Describe what of a micro-batch the model cannot take; empty if nothing is found."""
     base: Any = unwrap_peft_model(model)
     needs = base.main_input_name if isinstance(base, PreTrainedModel) else None
     if needs is not None and not {needs, "inputs_embeds"}.intersection(inputs):
@@ -90,7 +79,7 @@ def unfit(model: nn.Module, inputs: Mapping[str, Any]) -> str:
     ids, positions = inputs.get("input_ids"), positions_of(model)
     if isinstance(ids, Tensor) and positions is not None and ids.shape[-1] > positions:
         return (
-            f"column 'input_ids' has rows of {ids.shape[-1]} tokens, and {_name(model)} has {positions} "
+            f"column 'input_ids' has {ids.shape[-1]} tokens a sample, and {_name(model)} has {positions} "
             f"positions. Truncate: tokenizer(..., truncation=True, max_length={positions})."
         )
     misshapen = _misshapen_labels(model, inputs)
@@ -114,7 +103,7 @@ def unfit(model: nn.Module, inputs: Mapping[str, Any]) -> str:
 
 
 def _misshapen_labels(model: nn.Module, inputs: Mapping[str, Any]) -> str:
-    """Say what is wrong with the shape or type of labels; empty if nothing is found."""
+    """Describe a wrong shape or type of labels; empty if nothing is found."""
     labels, ids, name = inputs.get("labels"), inputs.get("input_ids"), _name(model)
     if not isinstance(labels, Tensor):
         return ""
@@ -142,13 +131,7 @@ def _misshapen_labels(model: nn.Module, inputs: Mapping[str, Any]) -> str:
 
 
 def explain(error: Exception, model: nn.Module, inputs: Mapping[str, Any]) -> BridgeError | None:
-    """Say why a forward failed; `None` if it cannot be told, and the error has to speak for itself.
-
-    Args:
-        error: what the forward raised.
-        model: the Hugging Face model.
-        inputs: the micro-batch.
-    """
+    """Explain an error of a forward over a micro-batch; `None` if no reason is found."""
     text = str(error)
     if _NO_TRAINING.search(text):
         return ModelError(
@@ -158,13 +141,13 @@ def explain(error: Exception, model: nn.Module, inputs: Mapping[str, Any]) -> Br
         )
     if "padding token" in text or "pad token" in text:
         return ModelError(
-            f"{_name(model)} needs to know the pad token to find the end of a row, and its config has "
+            f"{_name(model)} needs to know the pad token to find the end of a sequence, and its config has "
             "pad_token_id=None. Set model.config.pad_token_id, or pass as processing_class a "
             "tokenizer that has a pad_token."
         )
     try:
         found = unfit(model, inputs)
-    except RuntimeError:  # a GPU whose kernel has failed does not answer any more
+    except RuntimeError:  # a GPU whose kernel has failed accepts no more calls
         return None
     return DataError(f"A batch does not fit the model: {found}") if found else None
 

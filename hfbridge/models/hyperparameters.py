@@ -43,15 +43,12 @@ class _NotPlainError(TypeError):
 
 
 def store_arguments(module: Any, frame: FrameType | None, names: Collection[str]) -> None:
-    """Keep the arguments of a module's constructor as its hyperparameters.
-
-    Those of a subclass's constructor are kept where they have the names of HFModule's: by these names
-    `load_from_checkpoint` passes them to it.
+    """Store the arguments of a module's constructor, or of its subclass's, as its hyperparameters.
 
     Args:
-        module: that is being made.
+        module: the module under construction.
         frame: of HFModule's constructor.
-        names: of HFModule's arguments.
+        names: of HFModule's arguments, by which `load_from_checkpoint` passes them.
     """
     passed = _outermost_arguments(module, frame)
     module._set_hparams(make_plain({name: value for name, value in passed.items() if name in names}, names))
@@ -60,12 +57,7 @@ def store_arguments(module: Any, frame: FrameType | None, names: Collection[str]
 
 
 def make_plain(hyperparameters: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """Replace arguments of HFModule by what is stored of them.
-
-    Args:
-        hyperparameters: by name; those that are not arguments of HFModule stay.
-        names: of HFModule's arguments.
-    """
+    """Replace arguments of HFModule, whose `names` are passed, by what is stored of them; others stay."""
     found = {}
     for name, value in hyperparameters.items():
         if name not in names:
@@ -80,13 +72,10 @@ def make_plain(hyperparameters: Mapping[str, Any], names: Collection[str]) -> di
 
 
 def check_stored(**arguments: Any) -> None:
-    """Check that a checkpoint could store what a model is built of.
-
-    Args:
-        **arguments: of HFModule.
+    """Check that a checkpoint stored the arguments of HFModule that a model is built from.
 
     Raises:
-        ModelError: it could not.
+        ModelError: one was an object.
     """
     for name, value in arguments.items():
         if isinstance(value, Mapping) and value.keys() == {_NOT_STORED}:
@@ -126,13 +115,12 @@ def describe_left_out(module: Any, checkpoint: Mapping[str, Any]) -> list[str]:
 def logged_hyperparameters(
     own: Mapping[str, Any], settings: Settings | None, of_data: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Put together what loggers get of a module: its hyperparameters and the settings of the run.
+    """Combine a module's hyperparameters and the settings of the run, for loggers.
 
     Args:
         own: hyperparameters of the module.
         settings: of the run; `None` before it is set up.
-        of_data: hyperparameters of the data module, which Lightning logs, too. It refuses a name that both
-            have with different values.
+        of_data: hyperparameters of the data module; Lightning raises for a name with two values.
     """
     found = dict(own)
     if settings is not None and settings.given:

@@ -1,10 +1,4 @@
-"""ModelRun: what one run does with an HFModule's model.
-
-built            seeded, and put into the random state in which natively training starts
-prepared         models/preparation.py
-shared           cut into the ranks' parts, if the strategy does that: strategies/sharing.py
-optimised        optimizer and schedule, or the DeepSpeed engine that holds them: models/deepspeed_values.py
-"""
+"""ModelRun: an HFModule's model in one run: built, prepared, sharded, optimized."""
 
 import time
 import warnings
@@ -54,8 +48,8 @@ from hfbridge.strategies import Sharing, rank_variables, sharing_of
 from hfbridge.utilities import rng
 
 _BUILT_WHOLE = (
-    "The model is built whole on every rank, and cut afterwards; one that is given by its name or folder, "
-    "with an auto class and without peft_config, is read in parts."
+    "The model is built in full on every rank, and sharded afterwards. Pass its name or folder with an auto "
+    "class and without peft_config to load it sharded."
 )
 _FOLDERS = (
     "output_dir differs between ranks; all use that of rank 0, {!r}. Leave times, ranks and random names out "
@@ -81,22 +75,21 @@ class ModelRun:
         settings: of the run.
 
     Attributes:
-        args: the settings as native TrainingArguments.
-        is_built: the model is there.
-        label_names: names under which labels reach it; known once it is built.
+        args: the settings as TrainingArguments.
+        is_built: the model exists.
+        label_names: names of the labels in a batch; set once the model is built.
         has_tried: a finder of Lightning's has trained the model, and the run has not begun.
         sharing: how the ranks share the model.
-        normalization: how losses are normalised; known once the model is built.
-        criterion: where they come from; likewise.
-        preparation: what was done to the model, to be undone; likewise.
-        preparation_s: how long what is put around the model took, with the ranks' shares; natively the
-            evaluation of a model that has not trained tells of it.
-        parameters: how many the model has, and how many of them are trained; likewise.
-        chunked: what computes losses without logits, if asked for; likewise.
-        notes_update: the optimizer notes itself when it begins to change the weights.
+        normalization: chooses the loss; set by `prepare`, as are the next five.
+        criterion: computes the loss.
+        preparation: changes to the model, to be undone.
+        preparation_s: seconds that wrapping and sharding took.
+        parameters: numbers of parameters, all and trained.
+        chunked: computes losses without logits.
+        notes_update: the optimizer records when it begins to change the weights.
 
     Raises:
-        ModelError: `optimizers` was given, and the strategy replaces the parameters in it.
+        ModelError: `optimizers` was passed, and the strategy replaces the parameters in it.
     """
 
     normalization: Normalization
@@ -117,7 +110,7 @@ class ModelRun:
         self._engines: Any = self.sharing  # of DeepSpeed's, with `train` and `init_inference`
         self._zero: ZeroConfig | None = None
         if self.sharing.zero_config is not None:
-            self.args.deepspeed = settings.deepspeed  # for those who look at the arguments
+            self.args.deepspeed = settings.deepspeed
             self._zero = ZeroConfig(self.sharing.zero_config, self.args)
         if self.sharing.replaces_parameters and module._user_optimizers != (None, None):
             raise ModelError(
@@ -133,12 +126,12 @@ class ModelRun:
         self._compares = False
 
     def build(self, build: Any, *, in_parts: bool, seeds_again: bool) -> nn.Module:
-        """Seed, build the model if it is not there, see that all ranks have the same, and return it.
+        """Seed, build the model if needed, compare it across ranks, and return it.
 
         Args:
-            build: makes a model that is not there yet.
-            in_parts: it can be read in parts.
-            seeds_again: what it draws is natively drawn before the Trainer is made, which seeds again.
+            build: makes the model.
+            in_parts: it can be loaded sharded.
+            seeds_again: seed again after building, as `transformers.Trainer` does.
 
         Raises:
             RankError: the ranks' models differ.
@@ -175,7 +168,7 @@ class ModelRun:
         return []
 
     def build_early(self) -> None:
-        """Build the model as Lightning would later, unless the strategy cuts it into parts."""
+        """Build the model before Lightning does, unless the strategy shards it."""
         sharing, trainer = self.sharing, self._module.trainer
         if sharing.reads_loader_first:
             self._module.ensure_ready()
@@ -189,7 +182,7 @@ class ModelRun:
             self._module.ensure_ready()
 
     def prepare(self) -> None:
-        """Make the model ready: its loss, its forward, and each rank's part of it."""
+        """Prepare the model's loss and forward, and shard it."""
         args, module = self.args, self._module
         model, is_fit = module.model, module.trainer.state.fn == TrainerFn.FITTING
         if is_fit:
@@ -230,7 +223,7 @@ class ModelRun:
         self.preparation_s = time.perf_counter() - began_s
 
     def _normalize(self) -> Normalization:
-        """Choose where losses come from and how they are normalised."""
+        """Choose criterion and normalization."""
         args, module, model = self.args, self._module, self._module.model
         hook = module.compute_loss if module.overrides("compute_loss") else None
         self.criterion = criterion_of(
@@ -254,15 +247,15 @@ class ModelRun:
 
     @property
     def casts_inputs(self) -> bool:
-        """Whether micro-batches are brought to the dtype that DeepSpeed computes in."""
+        """Whether micro-batches are cast to DeepSpeed's dtype."""
         return self._zero is not None
 
     def configure_optimizers(self, *, max_steps: int, parts: Any = None) -> Any:
-        """Make optimizer and schedule as the HF Trainer does; returns what Lightning wants of them.
+        """Make optimizer and schedule as the HF Trainer does, in the form that Lightning expects.
 
         Args:
             max_steps: optimizer steps of the run.
-            parts: has the methods that make them; by default the HF Trainer's own.
+            parts: makes them; by default the HF Trainer's own methods.
         """
         module, self._planned = self._module, (max_steps, self._module.learning_rate)
         self.args.learning_rate = module.learning_rate
@@ -290,7 +283,7 @@ class ModelRun:
         }
 
     def replace_optimizer(self, optimizer: Any) -> None:
-        """Step another optimizer from now on; the schedule stays that of the first."""
+        """Replace the optimizer; the schedule stays."""
         self._module.trainer.optimizers = [optimizer]
         self._run_closures_first(optimizer)
 
@@ -300,7 +293,7 @@ class ModelRun:
         self._undo_closures = run_closures_first(optimizer, self._module.last_step)
 
     def begin_training(self) -> None:
-        """Train through what the strategy has put around the model; of a part of it, tell how large."""
+        """Train through the strategy's wrapper; if some parameters are frozen, log how many are trained."""
         optimizers = self._module.trainer.optimizers
         self.optimizers_to_training = [o.train for o in optimizers if hasattr(o, "train")]
         if self._trains:
@@ -312,18 +305,18 @@ class ModelRun:
         self.preparation.train_through(self.sharing.forward_through(module.model), module.compile_context)
 
     def expect_trials(self, trainer: pl.Trainer) -> None:
-        """Keep the random states in which training is to start, where a finder of Lightning's comes first."""
+        """Save the random states if a finder of Lightning's trains before the run."""
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         if any(isinstance(cb, BatchSizeFinder | LearningRateFinder) for cb in callbacks):
             self._random_states = rng.capture()
 
     def begin_trial(self) -> None:
-        """Train for a finder of Lightning's, which comes before the run and without callbacks."""
+        """Train for a finder of Lightning's."""
         self.has_tried = True
         self.begin_training()
 
     def end_trials(self, trainer: pl.Trainer) -> None:
-        """Begin as without trials, but with the batch size and the learning rate that they have found."""
+        """Restore the state before the trials, with the batch size and learning rate that they found."""
         if not self.has_tried:
             return
         module, self.has_tried = self._module, False
@@ -337,14 +330,13 @@ class ModelRun:
             rng.restore(self._random_states)
 
     def begin_step(self, step: AccumulationStep) -> None:
-        """Count what the loss divides by in an optimizer step, before its first micro-batch is trained.
+        """Count a step's items, and on the first step check batches, packing and loss.
 
         Args:
             step: its micro-batches are still on the CPU.
 
         Raises:
-            ModelError: the model does not keep the samples of packed rows apart, or its loss cannot be
-                computed in chunks.
+            ModelError: the model does not isolate packed samples, or its loss cannot be computed in chunks.
 
         Mirrors: transformers.Trainer.get_batch_samples
         """
@@ -366,7 +358,7 @@ class ModelRun:
             self._module.info_once(normalization.compare(step.micro_batches))
 
     def _check_first(self, step: AccumulationStep) -> None:
-        """Check that the first step has labels, and that the model keeps the samples of packed rows apart."""
+        """Check that the first step has labels, and that the model isolates packed samples."""
         module, micro_batches = self._module, step.micro_batches
         if not any(count_items(inputs, self.normalization.traits) for inputs in micro_batches):
             warnings.warn(_NO_LABELS, BridgeWarning, stacklevel=2)
@@ -377,7 +369,7 @@ class ModelRun:
         if not is_ours and set(packed) == {None}:
             return
         first = self.prepare_inputs(micro_batches[packed[rank()] or 0])
-        by = "packing=" if is_ours else "A collator that puts several samples into a row"
+        by = "packing=" if is_ours else "A collator that packs several samples into one"
         try:
             with raise_on_all_ranks():
                 check_packing_isolation(module.model, first["input_ids"], packed_by=by)
@@ -387,7 +379,7 @@ class ModelRun:
             module.info_once(f"{error} It is trained all the same, as by transformers.Trainer.")
 
     def warn_of_mean(self) -> None:
-        """Note what Lightning's mean over the micro-batches of a step means, where items differ."""
+        """Log what the mean over a user's micro-batches means."""
         module = self._module
         accumulation = module.trainer.accumulate_grad_batches
         if accumulation > 1 and module.automatic_optimization:
@@ -402,30 +394,28 @@ class ModelRun:
         """Compute a micro-batch's share of its optimizer step's loss, scalar.
 
         Args:
-            inputs: columns by name.
-            step: that it belongs to; `None` for one whose step is not known, which gets its own mean loss.
+            inputs: the micro-batch.
+            step: its optimizer step; `None` for its own mean loss.
             index: its number in the step.
 
         Mirrors: transformers.Trainer.training_step
         """
-        loss: Tensor
         inputs = self.prepare_inputs(inputs)
         if self._prepares_forward:
             self.sharing.before_forward()
         if step is None:
             alone = self.normalization.loss_for(self._module.model, [inputs])
             items = alone.count([inputs], self._device)
-            loss = alone.train(self.preparation.trained, inputs, items, 0, 1)
-        else:
-            size = len(step.micro_batches)
-            loss = step.loss.train(self.preparation.trained, inputs, step.items, index, size)
+            return alone.train(self.preparation.trained, inputs, items, 0, 1)
+        size = len(step.micro_batches)
+        loss: Tensor = step.loss.train(self.preparation.trained, inputs, step.items, index, size)
         return loss
 
     def prepare_inputs(self, inputs: Any) -> Any:
-        """Copy a micro-batch to the device, and cast it to what DeepSpeed computes in.
+        """Copy a micro-batch to the device, and cast it to DeepSpeed's dtype.
 
         Raises:
-            DataError: the first one is no dict, or holds arrays.
+            DataError: the first one is no dict, or contains arrays.
         """
         if not self._has_looked:
             check_batch(inputs)
@@ -436,7 +426,7 @@ class ModelRun:
         return inputs if self._zero is None else self._zero.cast(inputs)
 
     def close(self) -> None:
-        """Give the model, and an optimizer of the user's, back as they were; a second call does nothing."""
+        """Undo changes to the model and the user's optimizer; a second call does nothing."""
         if "preparation" in vars(self):
             self.preparation.undo()
         if self.chunked is not None:

@@ -1,8 +1,7 @@
-"""Parameter groups, optimizer and schedule: the methods the native Trainer calls.
+"""Parameter groups, optimizer and schedule, by the HF Trainer's own methods.
 
-schedule                                stepped
-all others                              after each optimizer step, by Lightning
-reduce_lr_on_plateau, greedy            after each evaluation, with its metric, by CallbackHost
+Lightning steps the schedule after each optimizer step; CallbackHost steps reduce_lr_on_plateau and greedy
+after each evaluation, with its metric.
 """
 
 import functools
@@ -29,7 +28,7 @@ class StepRecord:
 
     Attributes:
         grad_norm: 2-norm of all gradients before clipping, scalar; `None` before the first step.
-        learning_rate: the rate the step was taken with; `None` before the first step.
+        learning_rate: of the step; `None` before the first.
         is_updating: the optimizer is changing the weights.
         is_updated: it has changed them, and the step is not counted yet.
     """
@@ -40,20 +39,17 @@ class StepRecord:
     is_updated: bool = False
 
     def forget(self) -> None:
-        """Know of no step."""
+        """Forget the last step."""
         self.grad_norm = self.learning_rate = None
 
 
 class NativeParts(NativeTrainer):
-    """The native Trainer's methods that make optimizer and schedule, without the Trainer around them.
-
-    They are called as they are, since what agrees today may not tomorrow. What they read of the Trainer is
-    set here.
+    """The HF Trainer's methods that make optimizer and schedule, without the rest of it.
 
     Args:
         model: the Hugging Face model.
-        args: names and numbers.
-        optimizers: optimizer and schedule of the user's; either may be `None`.
+        args: the settings.
+        optimizers: the user's optimizer and schedule; either may be `None`.
         optimizer_cls_and_kwargs: an optimizer class with arguments, in place of `optim` and `optim_args`.
 
     Mirrors: transformers.Trainer.create_optimizer
@@ -79,10 +75,10 @@ class NativeParts(NativeTrainer):
 
 
 def check_optimizers(model: object, optimizers: Any, optimizer_cls_and_kwargs: Any) -> None:
-    """See that what was given to make the optimizer of fits together.
+    """Check HFModule's arguments for the optimizer.
 
     Raises:
-        ModelError: it does not.
+        ModelError: they do not fit together.
 
     Mirrors: transformers.Trainer._validate_args
     """
@@ -103,14 +99,10 @@ def check_optimizers(model: object, optimizers: Any, optimizer_cls_and_kwargs: A
 
 
 def build_optimizer(parts: NativeParts, *, max_steps: int) -> tuple[Optimizer, Any]:
-    """Make the optimizer, or take the user's, and its schedule.
-
-    Returns:
-        The optimizer, whose `step` runs a closure it is given before anything else (some optimizers look at
-        their parameters first, or never call it), and the schedule.
+    """Make or take over optimizer and schedule.
 
     Raises:
-        SettingsError: the optimizer refuses the settings.
+        SettingsError: the optimizer does not accept the settings.
     """
     optimizer = make_optimizer(parts)
     if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
@@ -123,12 +115,7 @@ def build_optimizer(parts: NativeParts, *, max_steps: int) -> tuple[Optimizer, A
 
 
 class OwnSchedule(LRScheduler):
-    """A schedule of the user's that is none of torch's, as Lightning steps and saves it.
-
-    Args:
-        schedule: has `step`, `get_last_lr` and `state_dict`.
-        optimizer: whose rates it sets.
-    """
+    """A user's schedule with `step`, `get_last_lr` and `state_dict` that is no torch `LRScheduler`."""
 
     def __init__(self, schedule: Any, optimizer: Optimizer) -> None:
         self.schedule, self.optimizer = schedule, optimizer
@@ -173,7 +160,7 @@ def make_optimizer(parts: NativeParts) -> Optimizer:
     """Make the optimizer, or take the user's.
 
     Raises:
-        SettingsError: the optimizer refuses the settings.
+        SettingsError: the optimizer does not accept the settings.
     """
     args, is_given = parts.args, parts.optimizer is not None
     try:
@@ -192,14 +179,9 @@ def make_optimizer(parts: NativeParts) -> Optimizer:
 
 
 def run_closures_first(optimizer: Optimizer, record: StepRecord) -> Callable[[], None]:
-    """Have an optimizer run the closure of a step before the step, and note that.
+    """Run a step's closure before the step and set `record.is_updating`; returns a function that undoes it.
 
-    Args:
-        optimizer: the optimizer.
-        record: of the steps.
-
-    Returns:
-        Undoes it.
+    Some optimizers read their parameters first, or never call the closure.
     """
 
     def begin(optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -230,7 +212,7 @@ def run_closures_first(optimizer: Optimizer, record: StepRecord) -> Callable[[],
 
 
 def follows_metric(schedule: object) -> bool:
-    """Tell whether a schedule is stepped by an evaluation's metric and not by optimizer steps."""
+    """Return whether a schedule is stepped with an evaluation's metric."""
     return isinstance(schedule, (ReduceLROnPlateau, GreedyLR))
 
 

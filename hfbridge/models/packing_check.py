@@ -1,15 +1,9 @@
-"""Whether a model keeps the examples of a packed row apart.
+"""Check that a model isolates the samples of a packed sequence.
 
-A packed row tells where examples begin by positions that begin anew. transformers makes an attention mask of
-them for the models that hand them to it; others attend across the border, and recurrent ones carry their
-state over it. A class's signature does not tell, so the model is asked.
-
-asked                                                   must be
-logits of an example behind two different ones          equal, but for rounding
-logits of an example behind another, and alone          equal, but for rounding
-logits of an example with and without its positions     equal, but for rounding
-
-Rounding is what an example's logits change by when another is put behind it, which no causal model can see.
+Positions that restart at 0 mark where samples begin. Some models make an attention mask of them; others
+attend across the border, and recurrent ones keep their state. A few forwards measure it: a sample's logits
+must be equal, but for rounding, after two samples, and with and without another sample or its positions.
+Rounding is what they change by when another sample follows, which no causal model can see.
 """
 
 import inspect
@@ -29,15 +23,14 @@ _CAUSAL_LM_NAMES = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
 
 
 def check_class(model: nn.Module, *, packs_per_batch: int) -> None:
-    """See that a model's class and attention may be given packs at all.
+    """Check that a model's class and attention support packing.
 
     Args:
         model: the Hugging Face model.
-        packs_per_batch: rows of a micro-batch.
+        packs_per_batch: packed sequences of a micro-batch.
 
     Raises:
-        ModelError: no causal language model; one that does not take positions; a cache; prompts of PEFT; or
-            flash attention with several packs.
+        ModelError: they do not.
     """
     base = unwrap_peft_model(model)
     name, config = type(base).__name__, getattr(base, "config", None)
@@ -48,39 +41,39 @@ def check_class(model: nn.Module, *, packs_per_batch: int) -> None:
         )
     if "position_ids" not in inspect.signature(base.forward).parameters:
         raise ModelError(
-            _refusal(name, "its forward takes no position_ids, by which examples are told apart")
+            _unsupported(name, "its forward takes no position_ids, which separate packed samples")
         )
     if getattr(config, "use_cache", False):
         raise ModelError(
-            f"packing= was given, and use_cache=True: with a cache {name} does not look at the positions "
-            "that tell packed examples apart. Leave the setting use_cache out."
+            f"packing= was given, and use_cache=True: with a cache {name} ignores the positions "
+            "that separate packed samples. Leave the setting use_cache out."
         )
     peft: Any = getattr(model, "active_peft_config", None)
     if getattr(peft, "is_prompt_learning", False):
         raise ModelError(
-            _refusal(
-                name, "PEFT puts its prompt before each row, and not each example, and drops position_ids"
+            _unsupported(
+                name, "PEFT puts its prompt before each sequence, not each sample, and drops position_ids"
             )
         )
     attention = str(getattr(config, "_attn_implementation", ""))
     if "flash" in attention and packs_per_batch > 1:
         raise ModelError(
-            f"attn_implementation={attention!r} tells packed examples apart in micro-batches of one row "
-            f"only. Set per_device_train_batch_size=1 and {packs_per_batch} times the "
+            f"attn_implementation={attention!r} separates packed samples only in micro-batches of one "
+            f"sequence. Set per_device_train_batch_size=1 and {packs_per_batch} times the "
             "gradient_accumulation_steps, or attn_implementation='sdpa'."
         )
 
 
 def check_packing_isolation(model: nn.Module, input_ids: Tensor, *, packed_by: str = "packing=") -> None:
-    """Check that the model keeps packed examples apart, by a few forwards of a few tokens in eval mode.
+    """Check by a few forwards in eval mode that the model isolates packed samples.
 
-    Random generators, gradients and train modes are as before. A model without logits of tokens is not
+    Random generators, gradients and train modes are restored. Models without token logits are not
     checked.
 
     Args:
         model: the Hugging Face model on its device.
-        input_ids: of a micro-batch, [packs, tokens]; ids for the examples are taken from it.
-        packed_by: what packs the rows, for the message.
+        input_ids: of a micro-batch, [packs, tokens].
+        packed_by: what packs, for the message.
 
     Raises:
         ModelError: it does not.
@@ -93,16 +86,16 @@ def check_packing_isolation(model: nn.Module, input_ids: Tensor, *, packed_by: s
         if first is None or first.dim() != 3 or first.shape[1] != input_ids[:1, :_TOKENS].shape[1]:
             return
         influence, distance, shift, noise, scale = measure(logits_of, input_ids)
-    if not is_causal_lm(base):  # which sees what is behind an example, too
+    if not is_causal_lm(base):  # which sees what follows a sample, too
         noise = 0.0
     rounding, reason = 16 * (noise + scale * torch.finfo(torch.float32).eps), ""
     # Other lengths are other sums: more than one rounding. A wrong position shows as a tenth of the scale.
     if influence > rounding:
-        reason = f"an example's logits change by {influence:.1e} with the example before it"
+        reason = f"a sample's logits change by {influence:.1e} with the sample before it"
     elif max(distance, shift) > rounding + 1e-3 * scale:
-        reason = f"an example's logits differ by {max(distance, shift):.1e} from those it has alone"
+        reason = f"a sample's logits differ by {max(distance, shift):.1e} from those it has alone"
     if reason:
-        raise ModelError(_refusal(type(base).__name__, reason, packed_by))
+        raise ModelError(_unsupported(type(base).__name__, reason, packed_by))
 
 
 def is_causal_lm(model: nn.Module) -> bool:
@@ -111,7 +104,7 @@ def is_causal_lm(model: nn.Module) -> bool:
 
 
 def is_packed(inputs: Inputs) -> bool:
-    """Whether a micro-batch has several samples in a row: positions that begin anew, and no padding."""
+    """Whether a micro-batch is packed: its positions restart, and it has no padding."""
     positions = inputs.get("position_ids")
     if not isinstance(positions, Tensor) or positions.dim() != 2 or "attention_mask" in inputs:
         return False
@@ -121,10 +114,10 @@ def is_packed(inputs: Inputs) -> bool:
 def measure(
     logits_of: Callable[[Tensor, Tensor | None], Any], input_ids: Tensor
 ) -> tuple[float, float, float, float, float]:
-    """Measure by how much the logits of an example change, at most, for each of the reasons above.
+    """Measure by how much a sample's logits change, at most.
 
     Returns:
-        By another example before it; by being packed; by its positions; by rounding; and the largest logit.
+        By another sample before it; by being packed; by its positions; by rounding; and the largest logit.
     """
     ids = input_ids.flatten()
     places = torch.arange(2 * _TOKENS, device=ids.device) % len(ids)
@@ -132,16 +125,16 @@ def measure(
     positions = torch.arange(_TOKENS, device=ids.device)[None]
     twice = positions.repeat(1, 2)
     alone = logits_of(example, positions)
-    behind = logits_of(torch.cat([first, example], 1), twice)[:, _TOKENS:]
-    behind_other = logits_of(torch.cat([_others(first), example], 1), twice)[:, _TOKENS:]
+    after = logits_of(torch.cat([first, example], 1), twice)[:, _TOKENS:]
+    after_other = logits_of(torch.cat([_others(first), example], 1), twice)[:, _TOKENS:]
     before = logits_of(torch.cat([example, first], 1), twice)[:, :_TOKENS]
-    pairs = ((behind, behind_other), (behind, alone), (logits_of(example, None), alone), (before, alone))
+    pairs = ((after, after_other), (after, alone), (logits_of(example, None), alone), (before, alone))
     influence, distance, shift, noise = (float((one - other).abs().max()) for one, other in pairs)
     return influence, distance, shift, noise, float(alone.abs().max())
 
 
 def _others(ids: Tensor) -> Tensor:
-    """Return other ids the model knows: the tokens moved by one place, or the least id if all are equal."""
+    """Return other ids that the model has."""
     moved = ids.roll(1, dims=1)
     return torch.where(moved == ids, ids.min(), moved) if bool((ids != ids[:, :1]).any()) else ids * 0
 
@@ -156,7 +149,7 @@ def _logits_of(model: nn.Module) -> Callable[[Tensor, Tensor | None], Any]:
     return logits
 
 
-def _refusal(name: str, reason: str, packed_by: str = "packing=") -> str:
+def _unsupported(name: str, reason: str, packed_by: str = "packing=") -> str:
     return (
         f"{packed_by} cannot be used with {name}: {reason}. Leave it out, or use a model whose attention "
         "mask follows its positions, as those of Llama, GPT-2, Mistral, Qwen, Gemma, Phi and GPT-NeoX do."

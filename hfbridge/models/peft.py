@@ -1,9 +1,4 @@
-"""PEFT's adapters: made from a configuration, counted, merged.
-
-peft_config=                         natively
-a PeftConfig                         peft.get_peft_model(model, config), before the Trainer is made
-a dict of its fields, "peft_type"    peft.get_peft_config(config), and likewise
-"""
+"""PEFT's adapters: made from a configuration or a dict of its fields, counted, merged."""
 
 import copy
 import difflib
@@ -47,17 +42,17 @@ class ParameterCounts:
     total: int
 
     def __str__(self) -> str:
-        """Say it as `print_trainable_parameters` of PEFT does."""
+        """Format as PEFT's `print_trainable_parameters` does."""
         share = 100 * self.trained / max(self.total, 1)
         return f"trainable params: {self.trained:,} || all params: {self.total:,} || trainable%: {share:.4f}"
 
 
 def count_parameters(model: nn.Module, whole: Mapping[str, Tensor] | None = None) -> ParameterCounts:
-    """Count a model's parameters, as a whole if this process holds a part of them.
+    """Count a model's parameters, those on other ranks included.
 
     Args:
         model: the model.
-        whole: its parameters as they are without a strategy, if that has put others in their place.
+        whole: its parameters before a strategy replaced them.
 
     Mirrors: peft.PeftModel.get_nb_trainable_parameters
     Proved by: tests/unit/models/test_peft.py
@@ -89,12 +84,12 @@ def has_adapters(model: object) -> bool:
 
 
 def read_peft_config(given: Any, model: object, auto_class: object) -> Any:
-    """Make a PEFT configuration of what the user gave, a copy of it, and see that it fits what is known.
+    """Copy or make a PEFT configuration, and check it against the model as far as that is known.
 
     Args:
         given: a `PeftConfig`, or a dict of its fields with "peft_type".
-        model: what HFModule was given as a model.
-        auto_class: likewise; a class or its name.
+        model: HFModule's `model`.
+        auto_class: a class or its name.
 
     Raises:
         ModelError: it is not a configuration, or the model has adapters already or is for another task.
@@ -120,13 +115,13 @@ def read_peft_config(given: Any, model: object, auto_class: object) -> Any:
             "peft_config has inference_mode=True: its adapters would not be trained. Leave it out."
         )
     if isinstance(model, nn.Module):
-        _refuse_adapters(model)
+        _check_no_adapters(model)
         _check_task(config, type(model).__name__)
     elif isinstance(model, (str, Path)):
         if (Path(model).expanduser() / ADAPTER_CONFIG_NAME).is_file():
             raise ModelError(
-                f"{str(model)!r} holds an adapter, and peft_config would put another one on it. To go on "
-                "training that adapter, pass PeftModel.from_pretrained(model, folder, is_trainable=True) as "
+                f"{str(model)!r} holds an adapter, and peft_config would put another one on it. To train "
+                "that adapter, pass PeftModel.from_pretrained(model, folder, is_trainable=True) as "
                 "the model; for a new one, give the folder of the model below it."
             )
         _check_task(config, getattr(auto_class, "__name__", str(auto_class)))
@@ -148,30 +143,27 @@ def with_adapters(model: nn.Module, config: Any) -> nn.Module:
     """
     from peft import get_peft_model
 
-    _refuse_adapters(model)
+    _check_no_adapters(model)
     _check_task(config, type(model).__name__)
-    asked = copy.deepcopy(config)
+    original = copy.deepcopy(config)
     names = [name for name, _ in model.named_modules() if name]
     try:
         adapted: nn.Module = get_peft_model(model, config)
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise ModelError(
-            f"The adapters of {_told(asked)} could not be put on {type(model).__name__}: {error}\n"
+            f"The adapters of {_name_of(original)} could not be put on {type(model).__name__}: {error}\n"
             f"Layers that it has: {', '.join(_layers_of(model))}."
         ) from error
-    _warn_of_unmatched(asked, names, type(model).__name__)
-    _warn_of_frozen_head(asked, adapted)
+    _warn_of_unmatched(original, names, type(model).__name__)
+    _warn_of_frozen_head(original, adapted)
     return adapted
 
 
 def merged(model: nn.Module) -> nn.Module:
-    """Make a copy of the model below the adapters, with what they do put into its weights.
-
-    Args:
-        model: a model with adapters, whole; it is left as it is.
+    """Copy the base model with its adapters merged into the weights.
 
     Raises:
-        ModelError: it has no adapters, or such as cannot be put into weights.
+        ModelError: it has no adapters, or they cannot be merged.
 
     Mirrors: peft.tuners.tuners_utils.BaseTuner.merge_and_unload
     Proved by: tests/parity/test_adapters.py
@@ -208,14 +200,7 @@ def _tuner_of(model: Any) -> Any:
 
 
 def check_reentrant(model: Any, arguments: Mapping[str, Any]) -> None:
-    """Refuse recomputation that would give adapters no gradient.
-
-    The older kind of checkpointing, with `use_reentrant=True`, gives no gradients to what is inside unless
-    something outside needs one, which frozen embeddings do not.
-
-    Args:
-        model: the model.
-        arguments: those of `torch.utils.checkpoint.checkpoint`.
+    """Raise if reentrant checkpointing would give the adapters no gradient: the embeddings are frozen.
 
     Raises:
         ModelError: that is so.
@@ -254,7 +239,7 @@ def _from_fields(given: Mapping[str, Any]) -> Any:
         raise ModelError(f"peft_config: {error}") from error
 
 
-def _refuse_adapters(model: nn.Module) -> None:
+def _check_no_adapters(model: nn.Module) -> None:
     if has_adapters(model):
         raise ModelError(
             f"peft_config goes with a model without adapters, and this {type(model).__name__} has some "
@@ -288,27 +273,27 @@ def _task_of(config: Any) -> str | None:
 
 
 def _warn_of_unmatched(config: Any, names: list[str], class_name: str) -> None:
-    """Tell of layers that are named beside others and are not there; PEFT passes them over."""
+    """Warn of named layers that do not exist, which PEFT ignores."""
     for field in ("target_modules", "modules_to_save", "feedforward_modules"):
-        asked = getattr(config, field, None)
-        if not isinstance(asked, (list, set, tuple)):
+        layers = getattr(config, field, None)
+        if not isinstance(layers, (list, set, tuple)):
             continue
-        absent = sorted(a for a in asked if not any(n == a or n.endswith(f".{a}") for n in names))
+        absent = sorted(a for a in layers if not any(n == a or n.endswith(f".{a}") for n in names))
         if absent:
             warnings.warn(
                 f"peft_config: {field} names {', '.join(absent)}, which {class_name} does not have; PEFT "
-                f"passes over such names. Leave them out of {field}.",
+                f"ignores them. Leave them out of {field}.",
                 BridgeWarning,
                 stacklevel=2,
             )
 
 
 def _warn_of_frozen_head(config: Any, adapted: nn.Module) -> None:
-    """Tell of a head that nothing will train: without a task PEFT freezes it as it was drawn."""
+    """Warn of a head that is not trained: PEFT freezes it without a task."""
     base: Any = unwrap_peft_model(adapted)
-    is_asked = _task_of(config) is not None or getattr(config, "modules_to_save", None) is not None
+    has_task = _task_of(config) is not None or getattr(config, "modules_to_save", None) is not None
     head = [task for task in _tasks_of(type(base).__name__) if task in _HEADED]
-    if is_asked or not head:
+    if has_task or not head:
         return
     below = f"{base.base_model_prefix}."
     rest = [parameter for name, parameter in base.named_parameters() if not name.startswith(below)]
@@ -321,7 +306,7 @@ def _warn_of_frozen_head(config: Any, adapted: nn.Module) -> None:
         )
 
 
-def _told(config: Any) -> str:
+def _name_of(config: Any) -> str:
     targets = getattr(config, "target_modules", None)
     return f"{type(config).__name__}" + (f" (target_modules={targets!r})" if targets is not None else "")
 

@@ -1,14 +1,13 @@
-"""What the native Trainer does to a model between its construction and the first step.
+"""Changes to a model between its construction and the first step, in the order of the HF Trainer.
 
-setting                       what is done, in this order                            undone after the run
-use_liger_kernel              layers are given Liger's kernels                       no, as natively
-use_cache                     model.config.use_cache                                 no, as natively
-activation_checkpointing      activations are computed again in the backward pass    no, as natively
-(a tokenizer or processor)    special tokens of config and generation config         no, as natively
+setting                       what is done                                           undone after the run
+use_liger_kernel              layers get Liger's kernels                             no
+use_cache                     model.config.use_cache                                 no
+activation_checkpointing      activations are recomputed in the backward             no
+(a tokenizer or processor)    special tokens of config and generation config         no
 neftune_noise_alpha           noise on the input embeddings while training           yes
-debug="underflow_overflow"    every module's inputs and outputs are looked at        yes
-bf16                          autocast around the forward                            yes
-torch_compile                 a compiled model beside the plain one, for training    yes
+debug="underflow_overflow"    every module's inputs and outputs are checked          yes
+bf16, torch_compile           autocast around the forward; a compiled model          yes
 """
 
 import inspect
@@ -31,22 +30,22 @@ from hfbridge.models.peft import check_reentrant
 
 
 class Preparation:
-    """A model made ready for a run, and given back after it.
+    """Prepare a model for a run, and undo it afterwards.
 
     Args:
         model: the Hugging Face model, on its device.
         args: the settings.
-        processing_class: tokenizer or processor; special tokens are aligned with it.
+        processing_class: tokenizer or processor, for special tokens.
         device_type: "cpu" or "cuda".
-        autocasts: `bf16` is for autocast to do.
-        sets_cache: `use_cache` goes into the configuration of the model.
-        trains: the run trains; for evaluation and prediction only the first and the forward are touched.
+        trains: the run trains; otherwise only `use_cache` and autocast apply.
+        autocasts: `bf16` is done by autocast.
+        sets_cache: set `use_cache` in the model's config.
 
     Attributes:
-        trained: what training calls: the model, what its strategy put around it, or the compiled twin of it.
+        trained: what training calls: the model, its strategy's wrapper, or that compiled.
 
     Raises:
-        ModelError: a setting asks for something the model does not have.
+        ModelError: the model does not support a setting.
 
     Mirrors: transformers.Trainer.train
     Proved by: tests/parity/test_model_options.py
@@ -77,12 +76,7 @@ class Preparation:
         self.trained: Any = model
 
     def train_through(self, wrapped: Any, context: Any = None) -> None:
-        """Train by what wraps the model, compiled if the settings say so or the model was passed compiled.
-
-        Args:
-            wrapped: the model, or what its strategy put around it.
-            context: by what the model was compiled that was passed.
-        """
+        """Train through the model or its wrapper, compiled by `context` or by the settings."""
         self.trained = wrapped
         if self._trains and context is not None:
             self.trained = OptimizedModule(wrapped, context)
@@ -90,7 +84,7 @@ class Preparation:
             self.trained = compiled(wrapped, self._args)
 
     def undo(self) -> None:
-        """Give the model back; a second call does nothing."""
+        """Undo the changes; a second call does nothing."""
         while self._undo:
             self._undo.pop()()
         unwrap_forward(self._model)
@@ -119,15 +113,14 @@ class Preparation:
 
 
 def enable_recomputation(model: Any, arguments: dict[str, Any]) -> None:
-    """Switch activation checkpointing on.
+    """Enable activation checkpointing.
 
     Args:
         model: the Hugging Face model.
-        arguments: `activation_checkpointing_kwargs`: every_n_layers, offload, and those of
-            `torch.utils.checkpoint.checkpoint`.
+        arguments: `activation_checkpointing_kwargs`.
 
     Raises:
-        ModelError: the model cannot.
+        ModelError: the model does not support it.
 
     Mirrors: transformers.Trainer.train
     """
@@ -143,7 +136,7 @@ def enable_recomputation(model: Any, arguments: dict[str, Any]) -> None:
 
 
 def takes_skip_logits(model: nn.Module) -> bool:
-    """Tell whether Liger's kernels give this model a loss without logits.
+    """Return whether Liger's kernels give this model a loss without logits.
 
     Mirrors: transformers.Trainer.prediction_step
     """

@@ -29,4 +29,4 @@ def test_shared_weights_go_the_way_of_ddp(ranks, strategy):
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "deepspeed_stage_3"])
 def test_a_leak_is_seen_on_every_rank(ranks, strategy):
     told = ranks(2).run(refuse, strategy)
-    assert all("LlamaForCausalLM: an example's logits change by" in one for one in told), told
+    assert all("LlamaForCausalLM: a sample's logits change by" in one for one in told), told

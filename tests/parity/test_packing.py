@@ -178,9 +178,7 @@ def test_a_leak_is_seen_before_the_first_step() -> None:
         lambda layer, given_, out: out + out.cumsum(1) * 1e-3
     )
     before = {name: value.clone() for name, value in module.model.state_dict().items()}
-    with pytest.raises(
-        ModelError, match=r"LlamaForCausalLM: an example's logits change by .* example before"
-    ):
+    with pytest.raises(ModelError, match=r"LlamaForCausalLM: a sample's logits change by .* sample before"):
         trainer.fit(module, data)
     mixes.remove()
     assert all(value.equal(before[name]) for name, value in module.model.state_dict().items())

@@ -103,8 +103,8 @@ TRIED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "granite": (of(hf.GraniteForCausalLM, hf.GraniteConfig(**_SIZES)), "Granite.*: its forward changes the"),
     "t5": (lambda: make_model("t5"), "T5.*: its forward does not call its loss_function"),
     "bert": (lambda: make_model("bert-mlm"), "BertForMaskedLM: its forward does not call its loss_function"),
-    "in place": (lambda: llama(Bent), "Bent: the loss of a row would be"),
-    "penalised": (lambda: llama(Penalised), "Penalised: the loss of a row would be"),
+    "in place": (lambda: llama(Bent), "Bent: the loss of a sample would be"),
+    "penalised": (lambda: llama(Penalised), "Penalised: the loss of a sample would be"),
 }
 
 
@@ -141,7 +141,7 @@ def test_refused_for_settings(settings: Any, is_sharded: bool, reason: str) -> N
 
 
 def test_refused_as_an_argument() -> None:
-    with pytest.raises(ModelError, match="chunked_loss=4; it may be True or False"):
+    with pytest.raises(ModelError, match="chunked_loss=4; it must be True or False"):
         check_chunked(4, has_function=False)
     with pytest.raises(ModelError, match="and compute_loss_func is given logits"):
         check_chunked(True, has_function=True)

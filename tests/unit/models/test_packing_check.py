@@ -40,10 +40,10 @@ APART: dict[str, hf.PreTrainedConfig] = {
 LEAKING: dict[str, tuple[hf.PreTrainedConfig, str]] = {
     "opt": (
         hf.OPTConfig(**{**_SIZES, "ffn_dim": 32, "word_embed_proj_dim": 16}),
-        "change by .* with the example before",
+        "change by .* with the sample before",
     ),
-    "falcon": (hf.FalconConfig(**_SIZES), "change by .* with the example before"),
-    "bert": (hf.BertConfig(**_SIZES, is_decoder=True), "change by .* with the example before"),
+    "falcon": (hf.FalconConfig(**_SIZES), "change by .* with the sample before"),
+    "bert": (hf.BertConfig(**_SIZES, is_decoder=True), "change by .* with the sample before"),
     "lfm2": (hf.Lfm2Config(**_GROUPED, layer_types=["conv", "full_attention"]), "change by"),
     "recurrent_gemma": (
         hf.RecurrentGemmaConfig(**_GROUPED, lru_width=16, attention_window_size=4),
@@ -109,7 +109,7 @@ def test_rounding_in_other_dtypes_is_no_leak(dtype: torch.dtype) -> None:
     if dtype != torch.float64:  # of which torch multiplies no groups
         check(model_of(APART["mixtral"], "sdpa").to(dtype))
     check(model_of(APART["gpt2"], "sdpa").to(dtype))
-    with pytest.raises(ModelError, match="with the example before"):
+    with pytest.raises(ModelError, match="with the sample before"):
         check(model_of(LEAKING["falcon"][0]).to(dtype))
 
 
@@ -129,9 +129,7 @@ def test_a_model_that_counts_its_positions_otherwise_is_refused() -> None:
 
     hf.set_seed(7)
     model = Shifted(hf.GPT2Config(**_GPT, use_cache=False))
-    with pytest.raises(
-        ModelError, match=r"Shifted: an example's logits differ by .* from those it has alone"
-    ):
+    with pytest.raises(ModelError, match=r"Shifted: a sample's logits differ by .* from those it has alone"):
         check(model)
 
 
@@ -169,5 +167,5 @@ def test_flash_attention_takes_one_pack_at_a_time() -> None:
 def test_prompts_of_peft_are_refused() -> None:
     config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     prompted = peft.get_peft_model(model_of(APART["llama"]), config)
-    with pytest.raises(ModelError, match="PEFT puts its prompt before each row"):
+    with pytest.raises(ModelError, match="PEFT puts its prompt before each sequence"):
         check(prompted)
