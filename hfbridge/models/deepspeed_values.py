@@ -2,7 +2,7 @@
 
 when                            what
 the run is set up               "auto" is filled from the settings; from now on `from_pretrained` and
-                                `from_config` build a model in parts, if ZeRO-3 is asked for
+                                `from_config` build a sharded model under ZeRO-3
 the engine is made              what depends on model and steps
 the run ends                    models are built whole again
 """

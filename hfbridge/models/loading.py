@@ -208,8 +208,8 @@ def check_head(model: nn.Module) -> None:
     """Refuse a bare encoder or decoder: without a head it has no loss.
 
     Raises:
-        ModelError: the class is one of transformers' base models only, takes no labels and cannot be asked
-            for a loss.
+        ModelError: the class is one of transformers' base models only, takes no labels and returns no
+            loss.
     """
     kind = type(model)
     name = kind.__name__

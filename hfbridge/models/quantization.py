@@ -1,7 +1,6 @@
 """Models that are loaded quantised.
 
-`quantization_config`, of `model_kwargs` or of a saved model, is from_pretrained's own. What it cannot do here
-is told with the name of the method; what cannot be trained natively is refused alike.
+`quantization_config`, of `model_kwargs` or of a saved model, is from_pretrained's own.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,13 +31,14 @@ def naming_quantization(arguments: Mapping[str, Any]) -> Iterator[None]:
         if config is None:
             raise
         raise MissingDependencyError(
-            f"The model cannot be loaded with quantization_config={_told(config)}: {error}", name=error.name
+            f"The model cannot be loaded with quantization_config={_method_of(config)}: {error}",
+            name=error.name,
         ) from error
     except (RuntimeError, ValueError, NotImplementedError) as error:
         if config is None:
             raise
         raise ModelError(
-            f"The model cannot be loaded here with quantization_config={_told(config)}: {error}"
+            f"The model cannot be loaded here with quantization_config={_method_of(config)}: {error}"
         ) from error
 
 
@@ -59,12 +59,12 @@ def check_trains(model: nn.Module) -> None:
     except ValueError as error:
         config: Any = getattr(model.config, "quantization_config", None)
         raise ModelError(
-            f"This {type(model).__name__} is quantised by {_told(config)}, and its weights are not trained: "
-            f"{error} HFModule puts adapters on it with peft_config=, such as peft.LoraConfig(r=8)."
+            f"This {type(model).__name__} is quantised by {_method_of(config)}, and its weights are not "
+            f"trained: {error} HFModule puts adapters on it with peft_config=, such as peft.LoraConfig(r=8)."
         ) from error
 
 
-def _told(config: Any) -> str:
+def _method_of(config: Any) -> str:
     method = (
         config.get("quant_method") if isinstance(config, Mapping) else getattr(config, "quant_method", None)
     )

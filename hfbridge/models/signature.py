@@ -15,7 +15,7 @@ _SAME_MODEL = "Build the same model on every rank."
 
 
 def label_names_of(model: nn.Module) -> list[str]:
-    """Name the forward parameters that carry labels, in the order of the signature.
+    """Name the forward parameters for labels, in the order of the signature.
 
     Mirrors: transformers.utils.generic.find_labels
     """
@@ -35,7 +35,7 @@ def accepted_columns(model: nn.Module, label_names: Sequence[str]) -> list[str]:
     """List the dataset columns that the model's forward can take, labels included.
 
     Args:
-        model: the Hugging Face model, not wrapped or compiled; for a PEFT model its base model is asked.
+        model: the Hugging Face model, not wrapped or compiled; of a PEFT model its base model is used.
         label_names: the names under which labels reach the model.
 
     Mirrors: transformers.Trainer._set_signature_columns_if_needed

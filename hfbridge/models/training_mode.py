@@ -12,7 +12,7 @@ _is_plain: dict[type, bool] = {}
 def set_training(model: nn.Module) -> None:
     """Call `model.train()`, unless it would change nothing: looking costs an eighth of setting.
 
-    A part that somebody has put into evaluation mode is in training mode at the next step again, as natively.
+    A part in evaluation mode is in training mode at the next step again, as in the HF Trainer.
 
     Mirrors: transformers.Trainer.training_step
     Proved by: tests/unit/models/test_training_mode.py

@@ -1,8 +1,4 @@
-"""DDP: every rank holds the whole model and sees its share of the samples.
-
-As natively, what DDP wraps is the Hugging Face model and not the LightningModule: training calls the wrapper
-for each micro-batch, evaluation the model itself, and gradients are exchanged once a window.
-"""
+"""DDP around the Hugging Face model instead of the LightningModule, as in the HF Trainer."""
 
 from datetime import timedelta
 from typing import Any
@@ -16,17 +12,12 @@ from hfbridge.strategies.sharing import DirectSteps, Sharing, is_shared_module
 
 
 class DDPStrategy(DirectSteps, strategies.DDPStrategy):
-    """Lightning's DDP with the arguments that the native Trainer gives it.
-
-    A LightningModule of the user's is trained as under Lightning's own.
+    """Lightning's DDP with the HF Trainer's arguments; other modules than HFModule get Lightning's own.
 
     Args:
-        find_unused_parameters: look for parameters that a forward has not used; `None` decides as natively,
-            which is yes, unless activations are recomputed; for any other module than HFModule no, as
-            Lightning does.
-        timeout: what a collective waits for the other ranks.
-        **arguments: those of `lightning.pytorch.strategies.DDPStrategy`; `bucket_cap_mb`,
-            `broadcast_buffers`, `static_graph` and `process_group_backend` among them.
+        find_unused_parameters: `None` decides as the HF Trainer: yes, unless activations are recomputed.
+        timeout: of collectives.
+        **arguments: those of `lightning.pytorch.strategies.DDPStrategy`.
 
     Attributes:
         sharing: how the ranks share the model.

@@ -1,20 +1,7 @@
-"""What a strategy of hfbridge adds to one of Lightning's: how ranks share a model.
+"""Sharing: how ranks share a model, called by HFModule at each point of a run.
 
-HFModule asks its strategy's `Sharing` wherever it matters who holds what:
-
-    when                            asked
-    the run is set up               zero_config
-    the model is built              shard, autocasts
-    the optimizer is made           train, init_inference (DeepSpeed's)
-    the run begins                  forward_through
-    each micro-batch                before_forward; backward
-    each but a step's last          no_sync, around its forward and backward
-    a step's last backward          clip
-    a checkpoint is written         weights, optimizer_state: whole, on the first rank; save_parts
-    a run goes on                   load_weights, load_optimizer_state; parts_to_load
-    a model generates               whole
-
-A `Sharing` by itself is that of a single device and of DDP, where every rank holds everything.
+Checkpoints hold full states, gathered on the first rank (`weights`, `optimizer_state`), or the ranks' own
+files (`save_parts`).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -33,25 +20,23 @@ S = TypeVar("S", bound=Strategy)
 
 
 class Sharing:
-    """How the ranks of a run share the model; here each rank holds all of it.
+    """How ranks share the model; here, as on a single device and in DDP, each rank has all of it.
 
     Args:
         strategy: the strategy that it belongs to.
 
     Attributes:
-        is_sharded: each rank holds a part of the weights only.
-        replaces_parameters: an optimizer made before `shard` holds parameters that are no longer the model's.
-        keeps_optimizer: its state can only be saved by the strategy itself.
-        reads_loader_first: the strategy asks for the training loader, which asks the model, before
-            `configure_model`.
+        is_sharded: weights are sharded.
+        replaces_parameters: `shard` replaces parameters that an earlier optimizer holds.
+        keeps_optimizer: only the strategy itself can save the optimizer's state.
+        reads_loader_first: the strategy needs training loader and model before `configure_model`.
         divides_again: a backward divides by `accumulate_grad_batches`, as Lightning has done.
-        loads_sharded: `shard` also takes a model without weights, and the ranks' parts are loaded into it.
-        zero_config: what DeepSpeed was told, if it is used.
-        save_parts: writes what each rank holds into a directory, in files of its own; called by all ranks.
-            `None` where checkpoints hold whole states.
-        parts_to_load: the directory of such files that a run goes on from.
-        keeps_schedule: those files hold the state of the schedule, too.
-        reads_weights: the strategy itself reads the weights of a Lightning checkpoint, all of them.
+        loads_sharded: `shard` also takes a model without weights, which are loaded sharded.
+        zero_config: DeepSpeed's configuration.
+        save_parts: writes each rank's own files into a directory, on all ranks; `None` for full states.
+        parts_to_load: the directory of such files to resume from.
+        keeps_schedule: those files contain the schedule's state.
+        reads_weights: the strategy itself reads all weights of a Lightning checkpoint.
     """
 
     is_sharded = replaces_parameters = loads_sharded = False
@@ -65,25 +50,23 @@ class Sharing:
         self._strategy = strategy
 
     def resume_from(self, folder: str | None) -> None:
-        """Take the directory of the ranks' files that a run goes on from; `None` for whole states."""
+        """Set the directory of the ranks' files to resume from; `None` for full states."""
         self.parts_to_load = folder
 
     def shard(self, model: nn.Module, *, dtype: torch.dtype | None = None) -> None:
-        """Cut a model into the ranks' parts, in place, before it has an optimizer.
-
-        It stays what HFModule holds, and what users call, on all ranks together.
+        """Shard a model in place, before it has an optimizer; an earlier run's is left as it is.
 
         Args:
-            model: the model; one that an earlier run has cut is left so.
-            dtype: in which a forward computes under mixed precision; `None` without.
+            model: the model.
+            dtype: of the forward under mixed precision; `None` without.
         """
 
     def autocasts(self, model: nn.Module, *, trains: bool) -> bool:
-        """Whether bf16 is for autocast to do, in a run that trains or in one that does not."""
+        """Whether bf16 is done by autocast."""
         return True
 
     def forward_through(self, model: nn.Module) -> Any:
-        """Return what the forward of a training micro-batch is called on: the model, or what wraps it."""
+        """Return what training calls: the model, or its wrapper."""
         wrapped = self._strategy.model
         is_wrapper = isinstance(wrapped, DistributedDataParallel) and wrapped.module is model
         return wrapped if is_wrapper else model
@@ -92,14 +75,12 @@ class Sharing:
         """Prepare for the forward of a training micro-batch."""
 
     def no_sync(self) -> AbstractContextManager[Any]:
-        """Make the context of a micro-batch that is not its step's last: gradients are not exchanged."""
+        """Skip the reduction of gradients, for all but a step's last micro-batch."""
         wrapped = self._strategy.model
         return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext()
 
     def clip(self, model: nn.Module, max_norm: float) -> Tensor | None:
-        """Clip by the global 2-norm of all gradients and return that norm as it was before, scalar.
-
-        `None` if nobody has computed it.
+        """Clip by the global 2-norm of all gradients and return that norm, scalar; `None` if it is unknown.
 
         Args:
             model: its parameters' gradients are scaled in place.
@@ -114,29 +95,26 @@ class Sharing:
 
     @contextmanager
     def full_params(self, model: nn.Module) -> Iterator[None]:
-        """Hold all weights on each rank for a while; all ranks enter and leave."""
+        """Gather all weights on each rank for a while; all ranks enter and leave."""
         yield
 
     def weights(self, model: nn.Module) -> Mapping[str, Tensor] | None:
-        """Gather the whole `state_dict` of the model; called by all ranks, `None` on all but the first.
+        """Gather the full `state_dict` on the first rank; called by all ranks, `None` on others.
 
         Where nothing is sharded these are the live tensors.
         """
         return model.state_dict()
 
     def load_weights(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-        """Put whole weights, which every rank has read, into the model."""
+        """Load full weights, which every rank has read."""
         model.load_state_dict(weights)
 
     def optimizer_state(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Any] | None:
-        """Gather the whole `state_dict` of the optimizer, in the form it has on a single device.
-
-        Called by all ranks; `None` on all but the first.
-        """
+        """Gather the optimizer's full `state_dict` on the first rank, `None` on others."""
         return optimizer.state_dict()
 
     def load_optimizer_state(self, model: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
-        """Put a whole optimizer state, which every rank has read, into the optimizer."""
+        """Load a full optimizer state, which every rank has read."""
         optimizer.load_state_dict(state)
 
 
