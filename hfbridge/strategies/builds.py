@@ -1,4 +1,4 @@
-"""Extensions that torch compiles when first needed, and the locks that killed builds leave."""
+"""Locks that killed builds of torch extensions leave."""
 
 import os
 import time
@@ -13,14 +13,16 @@ _LONG_S = 600.0  # the longest of DeepSpeed's builds take a few minutes
 
 
 def warn_of_old_locks() -> None:
-    """Warn of locks that builds of extensions have left: torch waits for them without a word and for ever.
+    """Warn of old locks of extension builds, for which torch waits without a message and forever.
 
-    A lock is old if nothing beside it has changed for a while either.
+    A lock is old if no file beside it has changed for a while.
 
     Mirrors: torch.utils.cpp_extension._jit_compile
     """
-    told = os.environ.get("TORCH_EXTENSIONS_DIR")
-    folder, pattern = (Path(told), "*/lock") if told else (Path(get_default_build_root()), "*/*/lock")
+    folder_set = os.environ.get("TORCH_EXTENSIONS_DIR")
+    folder, pattern = (
+        (Path(folder_set), "*/lock") if folder_set else (Path(get_default_build_root()), "*/*/lock")
+    )
     for lock in sorted(folder.glob(pattern)):
         still_s = time.time() - max(
             (path.stat().st_mtime for path in lock.parent.iterdir() if path.is_file()), default=time.time()
@@ -28,7 +30,7 @@ def warn_of_old_locks() -> None:
         if still_s >= _LONG_S:
             warnings.warn(
                 f"{lock} has been there for {still_s / 60:.0f} minutes: something compiles {lock.parent.name}"
-                ", or was killed at it, and whoever needs it waits for ever. If no other run is "
+                ", or was killed at it, and other runs wait for it forever. If no other run is "
                 f"compiling, delete it: rm '{lock}'",
                 BridgeWarning,
                 stacklevel=2,
