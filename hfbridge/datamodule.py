@@ -1,6 +1,6 @@
-"""HFDataModule: Hugging Face datasets as Lightning wants them; knows both worlds.
+"""HFDataModule: Hugging Face datasets for Lightning.
 
-given                            becomes
+passed                           becomes
 a DatasetDict                    its splits train, validation (or eval, dev) and test; without a validation
                                  split, all validation_... splits, each evaluated by itself
 train_dataset=, eval_dataset=,   used as they are; they win over a split; the test split serves
@@ -10,10 +10,10 @@ eval_dataset={"a": ..., ...}     sets that are evaluated one after the other: ev
 map_function                     datasets.map, once on each node; data/mapping.py
 the columns                      those the model's forward takes; under any other LightningModule all that
                                  tensors can hold
-data_collator                    the native default without one
-packing                          rows of the train set become rows of several; data/packing.py
-regroup                          rows of an optimizer step are dealt by length; data/length_grouping.py
-eval_by_length                   evaluations take the longest rows first; data/lengths.py
+data_collator                    transformers' default without one
+packing                          several examples of the train set become one; data/packing.py
+regroup                          samples of a step are assigned by length; data/length_grouping.py
+eval_by_length                   evaluations take the longest samples first; data/lengths.py
 """
 
 import warnings
@@ -86,29 +86,29 @@ _SPLIT_TWICE = (
 
 
 class HFDataModule(pl.LightningDataModule):
-    """Feed Hugging Face datasets to Lightning in the native Trainer's order.
+    """Feed Hugging Face datasets to Lightning in the order of `transformers.Trainer`.
 
     Args:
-        dataset: a DatasetDict, or one Dataset to train on. A function that returns one does for each set.
-        train_dataset: anything with a length and rows, or a stream; wins over `dataset`.
+        dataset: a DatasetDict, or one Dataset to train on. Each set may be a function that returns it.
+        train_dataset: anything with a length and indexed samples, or a stream; wins over `dataset`.
         eval_dataset: evaluated when the settings say so, and by `trainer.validate`; or several by name.
         test_dataset: for `trainer.test`, whose metrics begin with `test_`.
         predict_dataset: for `trainer.predict` and `trainer.predict_dataset`.
         batch_size: samples of a micro-batch of each loader, on each rank; without it the settings'
             `per_device_train_batch_size` and `per_device_eval_batch_size`.
-        map_function: given to `datasets.map` for every split: rows to columns, a tokenizer's call, say. On
-            several ranks one of each node maps, and the others are given what it has made.
-        map_kwargs: further arguments of `datasets.map`; `batched=True` unless you say otherwise.
+        map_function: function of `datasets.map` for every split, such as a tokenizer's call. One rank of each
+            node maps, and the others read its result.
+        map_kwargs: further arguments of `datasets.map`; `batched=True` by default.
         processing_class: tokenizer or processor, or the name or folder of one; chooses the default collator.
-            HFModule's without one.
-        data_collator: makes a micro-batch (a mapping of tensors) from a list of rows.
-        packing: tokens of a row, into which whole examples of the train set are packed, for causal language
-            models. `data_collator` then makes the batches of the other sets only, whose rows stay examples.
-        regroup: deal the rows of each optimizer step to its micro-batches by length, for less padding: the
-            same rows and steps. A number is the most tokens that a micro-batch may hold, padding included,
-            in place of a fixed number of rows.
-        eval_by_length: evaluate the longest rows first, for less padding, and put predictions back in order.
-            Sums are taken in another order, and padding changes the last digits of logits.
+            By default HFModule's.
+        data_collator: makes a micro-batch (a mapping of tensors) from a list of samples.
+        packing: length in tokens into which full examples of the train set are packed, for causal language
+            models. `data_collator` then makes the batches of the other sets only.
+        regroup: assign the samples of each optimizer step to its micro-batches by length, for less padding:
+            the same samples and steps. A number is the most tokens of a micro-batch, padding included, in
+            place of a fixed number of samples.
+        eval_by_length: evaluate the longest samples first, for less padding, and restore the order of
+            predictions. Another order of sums, and padding, change the last digits.
         settings: only under a plain `lightning.Trainer`, unless HFModule has them.
 
     Raises:
@@ -152,7 +152,7 @@ class HFDataModule(pl.LightningDataModule):
         whole = make_set(dataset, "dataset")
         found = _split(whole, explicit)
         self._splits = _describe_splits(whole)
-        self._raw = {split: rows for split, rows in found.items() if rows is not None}
+        self._raw = {split: samples for split, samples in found.items() if samples is not None}
         if isinstance(sets := self._raw.get("eval"), Mapping):
             del self._raw["eval"]
             self._raw |= _named(sets)
@@ -160,8 +160,8 @@ class HFDataModule(pl.LightningDataModule):
             raise DataError(
                 "HFDataModule was given no dataset: pass a DatasetDict, or train_dataset= and eval_dataset=."
             )
-        for split, rows in self._raw.items():
-            _check_dataset(rows, split)
+        for split, samples in self._raw.items():
+            _check_dataset(samples, split)
         self.mapping: dict[str, Any] = {"map_function": map_function, "map_kwargs": map_kwargs}
         self._mapper = None if map_function is None else Mapper(map_function, map_kwargs or {})
         self._mapping_failure: Exception | None = None
@@ -245,12 +245,12 @@ class HFDataModule(pl.LightningDataModule):
         return min(micro_batches, limit) if isinstance(limit, int) else int(micro_batches * limit)
 
     def lengthen(self, steps: int) -> None:
-        """Have the run end some optimizer steps later, or earlier, than its settings alone would tell."""
+        """End the run some optimizer steps later, or earlier, than its settings say."""
         self._schedule = self.schedule.lengthened(steps, max_steps=self.settings.max_steps)
         end_with(self._trainer(), self._schedule)
 
     def is_streamed(self, split: str) -> bool:
-        """Whether a set gives its rows one after the other only."""
+        """Whether a set can only be iterated."""
         return is_stream(self._raw[split])
 
     @property
@@ -259,10 +259,7 @@ class HFDataModule(pl.LightningDataModule):
         return tuple(split for split in self._raw if split not in _SPLITS or split == "eval")
 
     def prepare_data(self) -> None:
-        """On several ranks, map on the one of each node that Lightning calls this on; the others wait for it.
-
-        They wait without a limit, and learn in `setup` if the function has failed.
-        """
+        """On several ranks, map on one of each node, where Lightning calls this; `setup` raises errors."""
         stage = None if self.trainer is None else self.trainer.state.fn
         if self._mapper is None or stage is None or self._trainer().world_size == 1:
             return
@@ -277,13 +274,12 @@ class HFDataModule(pl.LightningDataModule):
             self._mapping_failure = error
 
     def setup(self, stage: str) -> None:
-        """Map the splits this stage needs, and for `fit` count its steps and take the Trainer over.
+        """Map the splits of a stage, and for `fit` count its steps and configure the Trainer.
 
         Raises:
-            DataError: the set of this stage is not there, a map function that returns nothing, or a set
-                without rows or batches.
-            SettingsError: evaluation without an evaluation set, or settings that contradict the Trainer.
-            RankError: on several ranks, settings or data of this run differ, or another rank has failed.
+            DataError: the set of this stage is missing or has no samples or batches.
+            SettingsError: evaluation without an evaluation set, or settings that conflict with the Trainer's.
+            RankError: settings or data differ between ranks, or another rank has failed.
         """
         if not is_read(self._trainer(), self):
             return
@@ -315,11 +311,11 @@ class HFDataModule(pl.LightningDataModule):
             end_with(trainer, self._schedule)
 
     def teardown(self, stage: str) -> None:
-        """Have an evaluation loader again, which a run without an evaluation set hides from Lightning."""
+        """Restore the evaluation loader, which a run without an evaluation set hides from Lightning."""
         vars(self).pop("val_dataloader", None)
 
     def on_exception(self, exception: BaseException) -> None:
-        """Say what a lost connection to another rank means."""
+        """Explain a lost connection to another rank."""
         self.teardown("fit")
         settings = self._settings or getattr(self.trainer, "settings", None) or Settings()
         explain(exception, timeout_s=settings.ddp_timeout)
@@ -448,30 +444,30 @@ class HFDataModule(pl.LightningDataModule):
         self._mapped = {**unpack(packed), **self._mapped}
 
     def _check_evaluation(self, settings: Settings) -> None:
-        asked, instead = f"eval_strategy={settings.eval_strategy!r}", 'set eval_strategy="no"'
+        setting, instead = f"eval_strategy={settings.eval_strategy!r}", 'set eval_strategy="no"'
         if settings.eval_strategy == "no":
             if not settings.eval_on_start:
                 return
-            asked, instead = "eval_on_start=True", "leave it out"
+            setting, instead = "eval_on_start=True", "leave it out"
         if not self.eval_splits:
             raise SettingsError(
-                f"{asked} needs an evaluation set, and HFDataModule has none. Pass eval_dataset=, or "
+                f"{setting} needs an evaluation set, and HFDataModule has none. Pass eval_dataset=, or "
                 f"{instead}.{self._splits}"
             )
 
     def _check_batches(self, split: str, settings: Settings) -> None:
-        """See that dropping a short last batch, or a round with one, leaves one."""
+        """Check that `dataloader_drop_last` leaves a batch."""
         self._check_dispatch(split, settings)
         if self.is_streamed(split):
             check_stream(self._mapped[split], split, settings, needs_steps=is_hf_module(self._trainer()))
             return
         name = f"per_device_{'train' if split == 'train' else 'eval'}_batch_size"
-        rows, ranks = len(self._mapped[split]), self._trainer().world_size
+        samples, ranks = len(self._mapped[split]), self._trainer().world_size
         size = self.train_batch_size if split == "train" else settings.per_device_eval_batch_size
         splits = bool((settings.accelerator_config or {}).get("split_batches", False))
-        if settings.dataloader_drop_last and rows < size * (1 if splits else ranks):
+        if settings.dataloader_drop_last and samples < size * (1 if splits else ranks):
             raise DataError(
-                f"The {split} set has {rows} rows, which is not one batch of {size} "
+                f"The {split} set has {samples} rows, which is not one batch of {size} "
                 f"{'' if splits or ranks == 1 else f'on each of {ranks} ranks '}with "
                 f"dataloader_drop_last=True. Use a smaller {name}, or keep the last batch."
             )
@@ -483,11 +479,11 @@ class HFDataModule(pl.LightningDataModule):
             return
         is_exact = getattr(trainer.lightning_module, "loss_normalization", "native") == "exact"
         if is_split_by_rank(self._mapped[split]):
-            told = _SPLIT_TWICE.format(split)
+            text = _SPLIT_TWICE.format(split)
             if is_exact:
-                raise DataError(told)
+                raise DataError(text)
             warnings.warn(
-                f"{told} It is read all the same, as by transformers.Trainer.", BridgeWarning, stacklevel=2
+                f"{text} It is read all the same, as by transformers.Trainer.", BridgeWarning, stacklevel=2
             )
         if dispatches is None:
             return
@@ -656,13 +652,13 @@ def _check_packing(packing: int | None, trainer: pl.Trainer) -> None:
     if packing is None or is_hf_module(trainer):
         return
     raise DataError(
-        f"packing={packing} needs a model whose attention keeps the examples of a row apart, which HFModule "
+        f"packing={packing} needs a model whose attention keeps packed examples apart, which HFModule "
         f"checks and {type(trainer.lightning_module).__name__} cannot. Use HFModule, or leave packing out."
     )
 
 
 def _check_lengths(data: HFDataModule, stage: str, settings: Settings) -> None:
-    """See that rows can be dealt by length, where they are to be."""
+    """Check that samples can be grouped by length, where `regroup` or `eval_by_length` is set."""
     trainer = data._trainer()
     module: Any = trainer.lightning_module
     exactly: Any = module.loss_normalization if is_hf_module(trainer) else "exact"

@@ -1,16 +1,16 @@
 """The errors and warnings of hfbridge, and how several problems become one message.
 
 BridgeError (Exception)
-├── SettingsError (ValueError)            a setting or Trainer argument is unknown, wrong or not carried
+├── SettingsError (ValueError)            a setting or Trainer argument is unknown, wrong or unsupported
 ├── DataError (ValueError)                dataset, columns, labels, collator or map function
 ├── ModelError (ValueError)               the model has no loss or cannot be built
-│   └── ModuleTypeError (TypeError)       what is to be run is not a LightningModule
+│   └── ModuleTypeError (TypeError)       not a LightningModule
 ├── MetricsError (TypeError)              compute_metrics did not return what it should
 ├── ReportError (OSError)                 the files of a comparison are missing, damaged or of another form
 ├── CheckpointError (OSError)             a checkpoint cannot be written, found or read
 ├── JobError (ValueError)                 a comparison's job, engines or folder do not fit
-├── RankError (RuntimeError)              the ranks of a run cannot start, do not agree, or one has failed
-└── MissingDependencyError (ImportError)  a feature was asked for whose package is not installed
+├── RankError (RuntimeError)              the ranks of a run cannot start, differ, or one has failed
+└── MissingDependencyError (ImportError)  a feature needs a package that is not installed
 BridgeWarning (UserWarning)               allowed, but probably not meant
 """
 
@@ -58,7 +58,7 @@ class Problem:
 
 
 class BridgeError(Exception):
-    """Anything that hfbridge refuses or cannot do.
+    """Any error of hfbridge.
 
     Attributes:
         problems: what the message lists, if it was made from several problems.
@@ -68,7 +68,7 @@ class BridgeError(Exception):
 
 
 class SettingsError(BridgeError, ValueError):
-    """A setting or Trainer argument is unknown, wrong, contradictory or not carried."""
+    """A setting or Trainer argument is unknown, wrong, contradictory or unsupported."""
 
 
 class DataError(BridgeError, ValueError):
@@ -80,7 +80,7 @@ class ModelError(BridgeError, ValueError):
 
 
 class ModuleTypeError(ModelError, TypeError):
-    """What is to be run is not a LightningModule."""
+    """The object to run is not a LightningModule."""
 
 
 class MetricsError(BridgeError, TypeError):
@@ -96,7 +96,7 @@ class CheckpointError(BridgeError, OSError):
 
 
 class RankError(BridgeError, RuntimeError):
-    """The ranks of a run cannot start, were given different things, or another one has failed."""
+    """The ranks of a run cannot start, differ, or another one has failed."""
 
 
 class JobError(BridgeError, ValueError):
@@ -104,7 +104,7 @@ class JobError(BridgeError, ValueError):
 
 
 class MissingDependencyError(BridgeError, ImportError):
-    """A feature was asked for whose package is not installed."""
+    """A feature needs a package that is not installed."""
 
 
 class BridgeWarning(UserWarning):

@@ -96,43 +96,43 @@ from hfbridge.utilities.instantiate import ProcessorSource, find_factory, make_p
 
 
 class HFModule(pl.LightningModule):
-    """Train any Hugging Face model with Lightning, step for step as the native Trainer would.
+    """Train any Hugging Face model with Lightning, step for step as `transformers.Trainer` would.
 
     Args:
         model: a model, a function that returns one, or the name or folder of one together with `auto_class`.
             A named model is built, seeded, when the run begins, or by `module.configure_model()`.
         auto_class: the `AutoModelFor...` class, or its name, of a named model.
         model_kwargs: further arguments of `from_pretrained`, such as `{"num_labels": 3}`.
-        dtype: dtype of a named model's weights; "auto" keeps the one they were saved in. `bf16=True` in the
-            settings is another thing: it leaves the weights alone and casts while the forward runs.
+        dtype: dtype of a named model's weights; "auto" keeps the saved one. `bf16=True` in the settings keeps
+            the weights and casts in the forward.
         peft_config: a configuration of PEFT, such as `peft.LoraConfig(r=8)`, or a dict of its fields with
-            "peft_type": adapters that are put on the model when the run begins, and trained in its place.
+            "peft_type": only these adapters are trained.
         settings: only under a plain `lightning.Trainer`; also those of the data module.
         processing_class: tokenizer or processor, or the name or folder of one; the model's special tokens are
             aligned with it.
         compute_metrics: function of an `EvalPrediction` that returns a dict of metrics.
         metrics: a torchmetrics `Metric`, `MetricCollection` or dict of these, updated batch by batch with
-            logits and labels, so that neither is kept: (rows, classes) and (rows,), tokens as rows.
-        preprocess_logits_for_metrics: function of a batch's logits and labels that returns what
-            `compute_metrics` and `metrics` are to get as predictions, such as `logits.argmax(-1)`.
+            logits [samples, classes] and labels [samples]; tokens are samples. Neither is kept.
+        preprocess_logits_for_metrics: function of a batch's logits and labels that returns the predictions of
+            `compute_metrics` and `metrics`, such as `logits.argmax(-1)`.
         compute_loss_func: function of outputs, labels and `num_items_in_batch` that returns the loss.
-        optimizers: an optimizer and a schedule of your own; `None` stands for the one the settings name.
+        optimizers: an optimizer and a schedule of your own; `None` is the one of the settings.
         optimizer_cls_and_kwargs: an optimizer class and its arguments, in place of `optim` and `optim_args`.
         loss_normalization: "exact": the gradient of an optimizer step does not depend on how its samples are
-            cut into micro-batches. "native": the native Trainer's, to the bit, including the factor it has
-            for models that ignore `num_items_in_batch`.
-        chunked_loss: compute the loss of a language model without holding its logits. The same but for the
-            last digits, in less memory; evaluations whose metrics ask for logits have them.
+            split into micro-batches. "native": that of `transformers.Trainer`, to the bit, including its
+            factor for models that ignore `num_items_in_batch`.
+        chunked_loss: compute the loss of a language model without holding its logits, in less memory and
+            equal but for the last digits. Metrics that need logits get them.
 
     Attributes:
         schedule: the run's learning-rate schedule.
         last_step: gradient norm and learning rate of the epoch's last optimizer step.
-        resumption: what the run goes on from; `None` for one that begins.
-        _reused_optimizer: what the next run goes on with.
+        resumption: resume state; `None` for a new run.
+        _reused_optimizer: the optimizer of the next run.
         evaluator: runs the evaluations.
-        compile_context: what a model that was passed compiled was compiled by; `None` for any other.
+        compile_context: the compiler of a model that was passed compiled.
         label_names: names under which labels reach the model; known once the run is set up.
-        notes: what the run had to tell, once each.
+    notes: logged by `info_once`.
 
     Raises:
         ModelError: `model` and `auto_class` do not name a model with a head, the folder does not exist, or
@@ -222,11 +222,8 @@ class HFModule(pl.LightningModule):
         self.last_step = StepRecord()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; Lightning's name of the current hook, set twice a hook, goes the short way.
-
-        Of a compiled model the module inside is kept, and trained through what it was compiled by.
-        """
-        if name == "_current_fx_name":
+        """Set an attribute; a compiled model is kept as its module and its compiler."""
+        if name == "_current_fx_name":  # set twice a hook
             self.__dict__[name] = value
         elif name == "model" and isinstance(value, OptimizedModule):
             self.compile_context = value.dynamo_ctx
@@ -245,7 +242,7 @@ class HFModule(pl.LightningModule):
 
     @property
     def hparams_initial(self) -> Any:
-        """The hyperparameters as loggers get them: with the settings of the run."""
+        """The hyperparameters for loggers, with the settings of the run."""
         of_data = getattr(getattr(self._trainer, "datamodule", None), "hparams_initial", {})
         settings = None if self._data is None else self._data.settings
         return AttributeDict(logged_hyperparameters(super().hparams_initial, settings, of_data))
@@ -258,7 +255,7 @@ class HFModule(pl.LightningModule):
 
     @property
     def args(self) -> TrainingArguments:
-        """The settings as native TrainingArguments; made when the run is set up."""
+        """The settings as TrainingArguments; made when the run is set up."""
         return self.run.args
 
     @property
@@ -269,7 +266,7 @@ class HFModule(pl.LightningModule):
 
     @property
     def host(self) -> CallbackHost:
-        """The callback that keeps the native state of the run."""
+        """The callback that keeps the `TrainerState` of the run."""
         assert self._host is not None
         return self._host
 
@@ -282,10 +279,7 @@ class HFModule(pl.LightningModule):
 
     @property
     def learning_rate(self) -> float | None:
-        """The learning rate, which wins over the settings' where it is set; `None` before a run is set up.
-
-        Lightning's `LearningRateFinder` and `Tuner.lr_find` set it.
-        """
+        """The learning rate of the settings, or what `LearningRateFinder` or `Tuner` has set."""
         settings = self.given_settings if self._data is None else self._data.settings
         if self._learning_rate is not None or settings is None:
             return self._learning_rate
@@ -312,7 +306,7 @@ class HFModule(pl.LightningModule):
 
     @property
     def log_history(self) -> list[dict[str, float]]:
-        """Rows of the run as the native Trainer logs them, each with its step."""
+        """Log entries of the run as `transformers.Trainer` makes them, each with its step."""
         return [] if self._host is None else self._host.state.log_history
 
     def __getstate__(self) -> dict[str, Any]:
@@ -346,24 +340,22 @@ class HFModule(pl.LightningModule):
         _ = self.model
         return super().load_state_dict(*arguments, **named)
 
-    # Setting up.
-
     def configure_callbacks(self) -> list[pl.Callback]:
-        """Hand Lightning, once, the host of the native state, of TrainerCallbacks and of evaluations."""
+        """Add the host of state, TrainerCallbacks and evaluations to the Trainer's callbacks, once."""
         self._has_begun = False
         self._host, added = attach_host(self)
         return added
 
     def setup(self, stage: str) -> None:
-        """Make the TrainingArguments of the run, unless that was done before other callbacks were set up."""
+        """Set the run up, unless `RunSetup` has."""
         self.begin_run()
 
     def begin_run(self, *, builds: bool = False) -> None:
         """Set the run up, once.
 
         Args:
-            builds: also build the model, unless the strategy cuts it into parts: callbacks that are set up
-                before Lightning calls `configure_model` find it.
+            builds: also build the model, unless the strategy shards it, for callbacks that are set up before
+                Lightning calls `configure_model`.
 
         Raises:
             ModelError: `optimizers` was passed, and the strategy replaces the parameters in it.
@@ -398,10 +390,9 @@ class HFModule(pl.LightningModule):
             self._run.close()
 
     def configure_model(self) -> None:
-        """Seed, build the model if it is not there, and put its forward under autocast.
+        """Seed, build the model if needed, and wrap its forward; without a Trainer only build it.
 
-        The random state in which training starts is the native one; models/loading.py has the table. Without
-        a run, as when a Lightning checkpoint is loaded, the model is built and that is all.
+        Training starts in the random state of the HF Trainer; models/loading.py has the table.
         """
         if self._trainer is None:
             if not self.is_built:
@@ -419,7 +410,7 @@ class HFModule(pl.LightningModule):
             self.host.attach(self, self.args)
 
     def configure_optimizers(self) -> Any:
-        """Make optimizer and schedule as the native Trainer does."""
+        """Make optimizer and schedule as `transformers.Trainer` does."""
         self.ensure_ready()
         return self.run.configure_optimizers(max_steps=self.data.schedule.max_steps)
 
@@ -432,13 +423,11 @@ class HFModule(pl.LightningModule):
         self.model.train()
         self.run.begin_training()
 
-    # Checkpoints.
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Complete what Lightning has read, and keep what else the run has to be told.
+        """Complete a checkpoint that Lightning has read, and keep the resume state.
 
         Raises:
-            CheckpointError: it is another model's, or does not tell where its run was.
+            CheckpointError: it is another model's, or has no position of its run.
         """
         if not self.is_built:
             self.configure_model()
@@ -449,7 +438,7 @@ class HFModule(pl.LightningModule):
         self.resumption = fill_checkpoint(self, checkpoint)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put into a Lightning checkpoint what an exact resume needs, and plain hyperparameters."""
+        """Add to a Lightning checkpoint what an exact resume needs, and plain hyperparameters."""
         if stored := checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY):
             checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = make_plain(stored, _ARGUMENTS)
         checkpoint[LEFT_OUT_KEY] = left_out(self)
@@ -459,15 +448,15 @@ class HFModule(pl.LightningModule):
     def save_pretrained(self, path: str | os.PathLike[str], *, merge: bool = False) -> None:
         """Write the model, and its tokenizer or processor, into a folder for `from_pretrained`.
 
-        The first of several ranks writes. Where they share the weights (FSDP) all of them call this together.
+        Rank 0 writes. Under FSDP all ranks must call it.
 
         Args:
             path: the folder.
-            merge: with PEFT's adapters, write a model of its own, in whose weights they are, as PEFT's
-                `merge_and_unload` makes it, and not the adapters alone; the trained model stays as it is.
+            merge: write the full model with PEFT's adapters merged into its weights, as `merge_and_unload`
+                does, and not the adapters alone; the trained model stays as it is.
 
         Raises:
-            ModelError: a named model that no run has built yet, or there is nothing that can be merged.
+            ModelError: a named model that is not built yet, or nothing can be merged.
             CheckpointError: it cannot be written.
 
         Mirrors: transformers.Trainer.save_model
@@ -477,15 +466,8 @@ class HFModule(pl.LightningModule):
 
     to_native = make_native
 
-    # One micro-batch.
-
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Compute a micro-batch's share of its optimizer step's loss.
-
-        Args:
-            batch: columns by name, on the model's device; one of a training loader of hfbridge knows its
-                optimizer step.
-            batch_idx: its number in the epoch.
 
         Returns:
             The share times `accumulate_grad_batches`, by which Lightning divides, scalar: its mean over the
@@ -537,19 +519,18 @@ class HFModule(pl.LightningModule):
     def compute_loss(self, outputs: Any, batch: Any) -> Tensor:
         """Compute the loss of a micro-batch; override it to train and evaluate with another one.
 
-        It is used for training, logging, evaluation and prediction. The loss of an optimizer step is the mean
-        over everything that counts in it: labels that are not ignored, or rows.
+        The loss of an optimizer step is the mean over all its items: labels that are not ignored, or samples.
 
             class Focal(HFModule):
                 def compute_loss(self, outputs, batch):
                     return focal_loss(outputs.logits, batch["labels"])
 
         Args:
-            outputs: what the model's forward returned; a model that takes labels was given them.
+            outputs: of the model's forward, with labels if it takes them.
             batch: the micro-batch, on the model's device, with its labels.
 
         Returns:
-            The mean over the micro-batch, scalar. This one is the model's own, or that of
+            The mean over the micro-batch, scalar: by default the model's own, or that of
             `label_smoothing_factor` or `compute_loss_func`.
 
         Mirrors: transformers.Trainer.compute_loss
@@ -560,13 +541,7 @@ class HFModule(pl.LightningModule):
     def clip_gradients(
         self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        """Clip gradients as Lightning does; a value passed here wins over transformers' default of 1.0.
-
-        Args:
-            optimizer: whose parameters' gradients are clipped.
-            gradient_clip_val: largest norm or value; the Trainer's without it.
-            gradient_clip_algorithm: "norm" or "value"; likewise.
-        """
+        """Clip gradients as Lightning does; a value passed here replaces transformers' default of 1.0."""
         trainer, is_given = self.trainer, "max_grad_norm" in self.data.settings.given
         if gradient_clip_val is None or is_given or trainer.gradient_clip_val is None:
             super().clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
@@ -579,13 +554,7 @@ class HFModule(pl.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        """Clip the gradients and keep their norm.
-
-        Args:
-            optimizer: whose parameters' gradients are clipped; those of the whole model are.
-            gradient_clip_val: largest 2-norm of all gradients, or largest value; 0 or `None` does not clip.
-            gradient_clip_algorithm: "norm" or "value"; `None` is "norm".
-        """
+        """Clip all gradients of the model and keep their norm; a `gradient_clip_val` of 0 does not clip."""
         host = self.host
         host.end_micro_batch()
         host.checkpoints.before_step()
@@ -600,21 +569,16 @@ class HFModule(pl.LightningModule):
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
-        """Take the step and keep the learning rate it was taken with; the schedule is stepped afterwards."""
+        """Take the step and keep its learning rate; the schedule is stepped afterwards."""
         optimizer.step(closure=optimizer_closure)
         self.last_step.is_updated, self.last_step.is_updating = True, False
         self.host.fire("on_optimizer_step")
         self.last_step.learning_rate = learning_rate_of(optimizer, self.lr_schedule)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
-        """Clear the gradients, for a subclass that overrides this and in trials of Lightning's finders.
-
-        In any other run CallbackHost has cleared them, after the step before, as the HF Trainer does.
-        """
+        """Clear the gradients, unless CallbackHost has, after the last step, as the HF Trainer does."""
         if self.overrides("optimizer_zero_grad") or not self.has_host:
             optimizer.zero_grad()
-
-    # Evaluation.
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Collect loss, logits and labels of one batch."""
@@ -640,10 +604,8 @@ class HFModule(pl.LightningModule):
         logits = logits_in(outputs, self.model, has_loss=isinstance(outputs, Mapping) and "loss" in outputs)
         return first_samples(send_to_device(logits, "cpu"), own)
 
-    # Parts of the above.
-
     def info_once(self, note: str) -> None:
-        """Give a note once, on the first rank; an empty one is none."""
+        """Log a note once, on rank 0; an empty one is ignored."""
         if note and note not in self.notes:
             self.notes.append(note)
             rank_zero_info(f"hfbridge: {note}")
@@ -652,21 +614,15 @@ class HFModule(pl.LightningModule):
 @contextmanager
 def _nothing_logged(module: HFModule) -> Iterator[None]:
     """Leave out what a subclass logs in `compute_loss`."""
-    names = ("log", "log_dict")
-    vars(module).update(dict.fromkeys(names, _ignore))
+    vars(module).update(dict.fromkeys(("log", "log_dict"), lambda *arguments, **named: None))
     try:
         yield
     finally:
-        for name in names:
-            del vars(module)[name]
-
-
-def _ignore(*arguments: Any, **named: Any) -> None:
-    pass
+        del vars(module)["log"], vars(module)["log_dict"]
 
 
 def _check_no_module(model: object) -> None:
-    """Refuse a LightningModule that cannot be called as a model, and warn of what one that can would lose."""
+    """Check that a model is not a LightningModule without forward, and warn of what another would lose."""
     if isinstance(model, NativeTrainer):
         raise ModelError(
             "model= must be a model, got a `transformers.Trainer`. Call `hfbridge.from_trainer(trainer)`."

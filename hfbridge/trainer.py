@@ -1,4 +1,4 @@
-"""hfbridge.Trainer: a lightning.Trainer run by Hugging Face settings; knows both worlds."""
+"""hfbridge.Trainer: a lightning.Trainer with Hugging Face settings."""
 
 import dataclasses
 import inspect
@@ -61,7 +61,7 @@ _KNOWN_ARGUMENTS = tuple(inspect.signature(pl.Trainer.__init__).parameters)[1:]
 
 
 class Trainer(pl.Trainer):
-    """Run HFModule on HFDataModule with the settings of the native Trainer.
+    """Run HFModule on HFDataModule with the settings of `transformers.Trainer`.
 
     Args:
         settings: `Settings`, a `transformers.TrainingArguments`, a dict of the same names, or the path of a
@@ -70,16 +70,15 @@ class Trainer(pl.Trainer):
         asynchronous_saving: write checkpoints during training, from copies in memory.
         callbacks: Lightning callbacks and transformers' `TrainerCallback` objects or classes, in one list.
         accelerate_config: path of a file that `accelerate config` has written: processes, machines,
-            precision, FSDP or DeepSpeed. What settings or arguments say, too, must agree.
-        **trainer_arguments: arguments of `lightning.Trainer`, with Lightning's meaning. What the settings
-            set, too, must agree.
-            `strategy` is a name ("ddp", "fsdp", "fsdp2", "deepspeed_stage_2", ...) or an object of
-            `hfbridge.strategies`.
+            precision, FSDP or DeepSpeed. It must agree with settings and arguments.
+        **trainer_arguments: arguments of `lightning.Trainer`, with Lightning's meaning. They must agree with
+            the settings. `strategy` is a name ("ddp", "fsdp", "fsdp2", "deepspeed_stage_2", ...) or an object
+            of `hfbridge.strategies`.
 
     Attributes:
         plan: what the settings became.
-        train_batch_size: rows of a micro-batch; `auto_find_batch_size` makes it smaller.
-        initialized_callbacks: TrainerCallbacks that have heard `on_init_end` from another Trainer.
+        train_batch_size: samples of a micro-batch; `auto_find_batch_size` makes it smaller.
+        initialized_callbacks: TrainerCallbacks whose `on_init_end` another Trainer has called.
         print_logs: whether log entries are printed where no bar is shown, as by the HF Trainer.
 
     Raises:
@@ -97,26 +96,21 @@ class Trainer(pl.Trainer):
         **trainer_arguments: Unpack[TrainerArguments],
     ) -> None:
         own, bridged = _split_callbacks(callbacks)
-        said: Mapping[str, Any] = {**trainer_arguments, **({"callbacks": own} if own or bridged else {})}
+        passed: Mapping[str, Any] = {**trainer_arguments, **({"callbacks": own} if own or bridged else {})}
         settings, config = None if settings is None else Settings.of(settings), None
         if accelerate_config is not None:
             config = _read_config(accelerate_config)
-            settings, said = config.applied_to(settings or Settings(), said, environment=os.environ)
-        self.plan: Plan = translate(
-            settings,
-            said,
-            known_arguments=_KNOWN_ARGUMENTS,
-            launched=_launched(),
-        )
+            settings, passed = config.applied_to(settings or Settings(), passed, environment=os.environ)
+        self.plan: Plan = translate(settings, passed, known_arguments=_KNOWN_ARGUMENTS, launched=_launched())
         if config is not None:
             self.plan = dataclasses.replace(self.plan, notes=(*config.notes, *self.plan.notes))
         self.settings: Settings = self.plan.settings
         self.train_batch_size: int = self.settings.per_device_train_batch_size
         self.asynchronous_saving = asynchronous_saving
         require_machine(self.settings)
-        given = said.get("strategy")
         kind = self.plan.strategy.kind
-        require_environment(self.settings, type(given).__name__ if kind == "given" else kind)
+        name = type(passed.get("strategy")).__name__ if kind == "given" else kind
+        require_environment(self.settings, name)
         self.trainer_callbacks: tuple[TrainerCallback | type[TrainerCallback], ...] = tuple(bridged)
         self.initialized_callbacks: tuple[TrainerCallback, ...] = ()
         self.print_logs = self.plan.has_settings
@@ -282,8 +276,8 @@ class Trainer(pl.Trainer):
             if tried[-1] > 1 or "No executable batch size" not in str(error):
                 raise
             raise SettingsError(
-                "auto_find_batch_size=True: memory runs out with a micro-batch of one row, too. Use shorter "
-                "rows, activation_checkpointing=True, or a smaller model."
+                "auto_find_batch_size=True: out of memory with a micro-batch of one sample. Use shorter "
+                "samples, activation_checkpointing=True, or a smaller model."
             ) from error
 
     def validate(
@@ -299,9 +293,9 @@ class Trainer(pl.Trainer):
         """Evaluate a module: `trainer.validate(module, data)`.
 
         Args:
-            model: the module; that of the last run without it.
+            model: the module; by default that of the last run.
             dataloaders: an HFDataModule, any LightningDataModule, or loaders, as in Lightning.
-            ckpt_path: whose weights to take, as for `fit`, or "best".
+            ckpt_path: load these weights first, as for `fit`, or "best".
             verbose: print the metrics.
             datamodule: an HFDataModule or any LightningDataModule.
             weights_only: as in Lightning; checkpoints of HFModule are always read so.
@@ -309,10 +303,9 @@ class Trainer(pl.Trainer):
                 win over the settings.
 
         Returns:
-            Of HFModule one dict with the metrics of all evaluation sets, as `transformers.Trainer.evaluate`
-            returns them, and what callbacks logged; of several loaders of the user's one for each, as from
-            Lightning. On several ranks all get the metrics of the full sets. Of another LightningModule what
-            Lightning returns.
+            For HFModule one dict with the metrics of all evaluation sets, as from
+            `transformers.Trainer.evaluate`, and what callbacks logged, on all ranks; one for each of several
+            loaders of the user's. Otherwise what Lightning returns.
 
         Raises:
             TypeError: there are arguments of `generate`, and nothing is generated.
@@ -385,18 +378,17 @@ class Trainer(pl.Trainer):
         ckpt_path: Any = None,
         **gen_kwargs: Any,
     ) -> PredictionOutput:
-        """Predict a whole set as `transformers.Trainer.predict` does.
+        """Predict a full set as `transformers.Trainer.predict` does.
 
-        On several ranks each gets the predictions of all. Lightning's `predict` gives logits batch by batch,
-        and each rank those of its own batches: rank r of W the batches r, r + W, ...; rows from the beginning
-        may fill up its last one, so that all ranks have as many.
+        Every rank gets the predictions of all. Lightning's `predict` returns logits batch by batch, on rank r
+        of W those of batches r, r + W, ...; the first samples may fill up its last one.
 
         Args:
             model: the module.
             datamodule: its `predict_dataset`, or test split.
             dataset: another set, mapped and collated as those of the datamodule.
-            metric_key_prefix: what the metrics' names begin with.
-            ckpt_path: whose weights to take, as for `fit`; those of the module without it.
+            metric_key_prefix: prefix of the metrics' names.
+            ckpt_path: load these weights first, as for `fit`.
             **gen_kwargs: with `predict_with_generate`, arguments of `generate`, which win over the settings.
 
         Returns:
@@ -414,8 +406,8 @@ class Trainer(pl.Trainer):
             raise ModelError(f"`predict_dataset` expects an `HFModule`, got `{type(model).__name__}`.")
         if not isinstance(datamodule, HFDataModule):
             raise DataError(
-                f"predict_dataset takes an HFDataModule, and was given a {type(datamodule).__name__}. A set "
-                "comes after it: trainer.predict_dataset(module, data, dataset)."
+                f"predict_dataset takes an HFDataModule, got a {type(datamodule).__name__}. A set comes "
+                "after it: trainer.predict_dataset(module, data, dataset)."
             )
         if gen_kwargs and not self.settings.predict_with_generate:
             raise SettingsError(
@@ -438,7 +430,7 @@ class Trainer(pl.Trainer):
     def predict_texts(
         self, model: HFModule, datamodule: HFDataModule, dataset: Any = None, **gen_kwargs: Any
     ) -> list[str]:
-        """Generate for a whole set, and decode what comes of it.
+        """Generate for a full set, and decode the result.
 
         Args:
             model: the module; its `processing_class` decodes.
@@ -447,7 +439,7 @@ class Trainer(pl.Trainer):
             **gen_kwargs: arguments of `generate`, which win over the settings.
 
         Returns:
-            One text a row, in the order of the set; on several ranks all get those of all.
+            One text per sample, in the order of the set, on all ranks.
 
         Raises:
             SettingsError: `predict_with_generate` is not set.
@@ -464,7 +456,7 @@ class Trainer(pl.Trainer):
 def _by_loader(
     found: Sequence[Mapping[str, float]], metrics: Mapping[str, float] = MappingProxyType({})
 ) -> list[Mapping[str, float]]:
-    """Put into one dict what an evaluation gave, or into one for each loader that the names tell apart."""
+    """Merge what an evaluation returned into one dict, or one for each loader in the names."""
     values = {**metrics, **{k: v for of_one in found for k, v in of_one.items() if k not in metrics}}
     numbers = sorted({int(name.partition(OF_LOADER)[2]) for name in values if OF_LOADER in name})
     return [
@@ -488,7 +480,7 @@ def _generating(model: Any, arguments: dict[str, Any]) -> Iterator[None]:
 
 
 def _module_of(method: str, model: object) -> Any:
-    """Take the LightningModule that is to be run, which may be compiled: of an HFModule its model is."""
+    """Return the LightningModule to run, which may be compiled; an HFModule compiles its model."""
     inside: Any = getattr(model, "_orig_mod", None)
     if isinstance(model, OptimizedModule) and isinstance(inside, pl.LightningModule):
         if not isinstance(inside, HFModule):
@@ -525,7 +517,7 @@ def _read_config(path: str | os.PathLike[str]) -> AccelerateConfig:
 
 
 def _launched() -> Launched | None:
-    """Ask the environment for processes that a launcher has started."""
+    """Find the processes that a launcher has started."""
     found = launched_ranks()
     return None if found is None else Launched(*found)
 

@@ -1,7 +1,7 @@
 """The arguments of `lightning.Trainer` by name and type, as `hfbridge.Trainer` accepts them.
 
 Type checkers, editors and LightningCLI read them here. One that is not passed is not in the dictionary, so
-that settings/to_lightning.py can tell it from one that was passed with Lightning's default.
+that settings/to_lightning.py can distinguish it from one passed with Lightning's default.
 """
 
 import os

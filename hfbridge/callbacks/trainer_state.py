@@ -102,7 +102,7 @@ class CallbackHost(EvaluationHooks):
         self.args: TrainingArguments = None  # type: ignore[assignment]
         self.handler: CallbackHandler = None  # type: ignore[assignment]
         self._schedule: Schedule = None  # type: ignore[assignment]
-        self.counter: InputCounter = None  # type: ignore[assignment]
+        self.counter: FlopsCounter = None  # type: ignore[assignment]
         self._trainer: pl.Trainer | None = None
         self._handled_events: frozenset[str] = frozenset()
         self.position = DataPosition()

@@ -1,4 +1,4 @@
-"""Packages that only some features need: imported where used, or refused with the cure."""
+"""Optional packages: imported where used, with an error that names the extra to install."""
 
 import importlib
 from types import ModuleType

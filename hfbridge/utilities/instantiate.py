@@ -1,6 +1,6 @@
-"""What may be given by name, as in YAML and on command lines, in place of an object; knows Hugging Face.
+"""Make objects from names, as in YAML and on command lines.
 
-given                                            becomes
+passed                                           becomes
 model, "package.module.function"                 the function, called when the run begins
 processing_class, a name or folder               what AutoProcessor.from_pretrained makes of it
 processing_class, a function or its name         what it returns
@@ -8,7 +8,7 @@ a dataset, a function or class, or its name      what it returns
 a dataset, {"class_path": its name,              what it returns for these arguments, as LightningCLI
   "init_args": {...}}                              makes objects: datasets.load_dataset, say
 a dataset, another dict                          each of its values by itself
-a dataset, another text                          nothing: what could be written is told
+a dataset, another text                          an error that says what can be written
 """
 
 import importlib
@@ -25,14 +25,12 @@ from transformers import AutoProcessor
 from hfbridge.errors import BridgeError, DataError, ModelError, suggest
 
 
-class Rows(Protocol):
-    """Anything with a length and rows."""
+class Samples(Protocol):
+    """Anything with a length and indexed samples."""
 
-    def __len__(self) -> int:
-        """Count the rows."""
+    def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> Any:
-        """Get a row."""
+    def __getitem__(self, index: int, /) -> Any: ...
 
 
 # The order in which LightningCLI tries them: what text and mappings mean is found out here, so that it can
@@ -43,9 +41,9 @@ SetSource = (
     | Callable[..., Any]
     | torch.utils.data.Dataset[Any]
     | datasets.IterableDataset
-    | Rows
+    | Samples
 )
-"""A set of rows, several by name, a function that returns one, or the name of such a function."""
+"""A set of samples, several by name, a function that returns one, or the name of such a function."""
 
 ProcessorSource = str | Path | Callable[..., Any]
 """A tokenizer or processor, a function that returns one, or the name or folder of one."""
@@ -177,7 +175,7 @@ def _is_function(source: object) -> bool:
 
 
 def _call(function: Callable[..., Any], name: str, error: type[BridgeError]) -> Any:
-    """Call a function without arguments; one that needs some is refused before it is called."""
+    """Call a function without arguments; raise before the call if it needs some."""
     try:
         needed = [
             parameter.name

@@ -1,4 +1,4 @@
-"""The random generators of a process: Python's, numpy's and torch's, as one state; knows neither engine."""
+"""The random generators of a process, Python's, numpy's and torch's, as one state."""
 
 import ctypes
 import random
@@ -13,7 +13,7 @@ import torch
 from hfbridge.distributed import collectives
 
 RandomStates = dict[str, Any]
-"""The generators' states by the names that the native Trainer's rng_state.pth has for them."""
+"""The generators' states by the names in the HF Trainer's rng_state.pth."""
 
 
 def capture() -> RandomStates:

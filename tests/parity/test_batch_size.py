@@ -110,7 +110,7 @@ def test_when_one_row_is_too_much() -> None:
     with pytest.raises(RuntimeError, match="No executable batch size found"):
         make_theirs(job)[0].train()
     trainer, module, data, *_ = make_ours(job)
-    with pytest.raises(SettingsError, match="memory runs out with a micro-batch of one row, too"):
+    with pytest.raises(SettingsError, match="out of memory with a micro-batch of one sample"):
         trainer.fit(module, data)
 
 

@@ -583,7 +583,7 @@ def test_another_set_is_mapped_and_collated_as_those_of_the_datamodule() -> None
     for output in (trainer.predict_dataset(module, data, rows), trainer.predict_dataset(module, mapped, raw)):
         assert (output.predictions == named.predictions).all()
         assert (output.label_ids == named.label_ids).all()
-    with pytest.raises(hfbridge.DataError, match=r"given a list. A set comes after it"):
+    with pytest.raises(hfbridge.DataError, match=r"got a list. A set comes after it"):
         trainer.predict_dataset(module, rows)
 
 
