@@ -114,14 +114,18 @@ def _loss_differences(
     )
     yield Difference((), text + _here("it is the mean", is_native), is_native)
     if settings.eval_strategy != "no" and scaling != 1:
-        times = (
-            f"W times too large (W: the number of ranks; {UNDECIDED})"
-            if scaling is None
-            else f"{scaling} times too large on {ranks} ranks"
-        )
-        text = f"In the HF Trainer, eval_loss of models that ignore num_items_in_batch is {times}. "
-        about = ("eval_strategy", "average_tokens_across_devices")
-        yield Difference(about, text + _here("it is the mean", is_native), is_native)
+        yield _eval_loss_difference(scaling, ranks, is_native)
+
+
+def _eval_loss_difference(scaling: int | None, ranks: int | None, is_native: bool) -> Difference:
+    times = (
+        f"W times too large (W: the number of ranks; {UNDECIDED})"
+        if scaling is None
+        else f"{scaling} times too large on {ranks} ranks"
+    )
+    text = f"In the HF Trainer, eval_loss of models that ignore num_items_in_batch is {times}. "
+    about = ("eval_strategy", "average_tokens_across_devices")
+    return Difference(about, text + _here("it is the mean", is_native), is_native)
 
 
 def _here(exact: str, is_native: bool) -> str:
