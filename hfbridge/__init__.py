@@ -1,7 +1,7 @@
 """hfbridge runs the Hugging Face training stack under PyTorch Lightning, with the same numbers.
 
-`import hfbridge` imports nothing else: each name brings its module, and what that stands on, when it is first
-asked for. So commands that train nothing answer at once.
+`import hfbridge` imports nothing else: each name imports its module, and what that needs, at its first
+use. So commands that train nothing answer at once.
 """
 
 import gc

@@ -1,14 +1,14 @@
-"""What `hfbridge` is told, which command does it, and how it ends.
+"""The command line of `hfbridge`: its arguments, which command runs, and how it ends.
 
     ends with   when
     0           done
     1           failed, something was refused, or parity was lost
     2           the command line is wrong, or names a job, engine or strategy that cannot be compared
     130         interrupted
-    141         nobody reads what is printed any more, as with `| head`
+    141         the output was closed by its reader, as with `| head`
 
 This file imports neither torch nor transformers: help, versions and wrong command lines are answered at once.
-Each command has a file of its own, which is imported when it is asked for.
+Each command has a file of its own, which is imported when the command runs.
 
     command                   file          options are read by
     fit, validate, predict    fit.py        LightningCLI
@@ -29,7 +29,7 @@ from hfbridge.errors import BridgeError, JobError
 from hfbridge.utilities.imports import require
 
 STACK = ("hfbridge", "torch", "lightning", "transformers", "accelerate", "datasets")
-"""The packages whose versions `--version` tells, with Python's."""
+"""The packages whose versions `--version` prints, with Python's."""
 
 _FAILED, _WRONG_USAGE, _INTERRUPTED, _NOT_READ = 1, 2, 130, 141
 
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         What the process is to end with.
 
     Raises:
-        SystemExit: the command line is wrong (2), or help or versions were asked for (0).
+        SystemExit: the command line is wrong (2), or help or versions were requested (0).
         BridgeError: with `--debug`, or where `HFBRIDGE_DEBUG=1` is set; else its text is printed.
     """
     try:
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         if not _is_unread():
             raise
-        # Python flushes once more at its end, and would tell of it.
+        # Python flushes once more at its end, and would report it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _NOT_READ
 
@@ -100,7 +100,7 @@ def _do(given: list[str]) -> int:
 
 
 def _is_unread() -> bool:
-    """Whether standard output is a pipe at whose other end nobody is; no other pipe is meant."""
+    """Whether standard output is a pipe whose reader has closed it."""
     poll = select.poll()
     try:
         poll.register(sys.stdout.fileno(), 0)
@@ -124,7 +124,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Make the parser of everything but what LightningCLI reads."""
     parser = argparse.ArgumentParser(
         prog="hfbridge",
-        description="Train Hugging Face models with PyTorch Lightning, with the native Trainer's numbers.",
+        description="Train Hugging Face models with PyTorch Lightning, with the HF Trainer's numbers.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -182,8 +182,8 @@ def _command_of(arguments: list[str]) -> Callable[[], int]:
 def _add_explain(commands: Any) -> None:
     explain = commands.add_parser(
         "explain",
-        help="what settings become, what differs from the native Trainer, what is refused",
-        description="Say what is refused, what differs from the native Trainer, and what each setting "
+        help="what settings become, what differs from the HF Trainer, what is unsupported",
+        description="Print what is unsupported, what differs from the HF Trainer, and what each setting "
         "becomes. Nothing is loaded. Ends with 1 if something is refused.",
         epilog="The plan of a script: hfbridge run --dry-run train.py -- --learning_rate 1e-4",
     )
@@ -197,7 +197,7 @@ def _add_explain(commands: Any) -> None:
     explain.add_argument(
         "--loss-normalization",
         choices=("exact", "native"),
-        help="whose loss: exact, or as natively; without it that of the source",
+        help="whose loss: exact, or native; without it that of the source",
     )
     explain.add_argument("--json", action="store_true", help="print the same as JSON")
 
@@ -210,7 +210,7 @@ def _add_compare(commands: Any) -> None:
         "write a report. Ends with 1 if one engine's trajectory is not that of the first.",
     )
     compare.add_argument(
-        "job", help="a script whose build() returns a native Trainer, or a hfbridge.compare.Job"
+        "job", help="a script whose build() returns a transformers.Trainer, or a hfbridge.compare.Job"
     )
     compare.add_argument(
         "--engines",

@@ -1,7 +1,7 @@
 """`hfbridge fit`, `validate` and `predict`: LightningCLI with HFModule, HFDataModule and Trainer.
 
 LightningCLI                      here
-seed_everything                   refused: `seed` of the settings seeds as natively
+seed_everything                   an error: `seed` of the settings seeds as in the HF Trainer
 objects that a YAML describes     made after that seed, so that a run can be made again
 --optimizer, --lr_scheduler       not there: the settings say them
 config.yaml                       written to output_dir by fit, and replaced by its next run
@@ -52,7 +52,7 @@ _FORM = """\
 #   map_function: parts.tokenize # the function tokenize of parts.py, in the folder where the command runs
 
 """
-"""Stands before what `--print_config` prints: that lists options, and tells nobody which of them matter."""
+"""Printed before the options of `--print_config`: which of them matter."""
 
 # What only makes sense in Python, or says again what stands under trainer.
 _NOT_ASKED = {"model": {"optimizers", "settings"}, "data": {"settings"}}
@@ -65,7 +65,7 @@ def run(arguments: Sequence[str]) -> int:
         arguments: the name of the command, and its options.
 
     Raises:
-        SystemExit: the command line is wrong, or help was asked for.
+        SystemExit: the command line is wrong, or help was requested.
         BridgeError: something in the config cannot be done.
     """
     if os.getcwd() not in sys.path:
@@ -104,7 +104,7 @@ class BridgeCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """List the commands, each with the arguments that are not asked for."""
+        """List the commands, each with the arguments that are left out."""
         inner = {"model", "dataloaders", "datamodule", "weights_only"}
         return {
             "fit": {"model", "datamodule"},
@@ -118,7 +118,7 @@ class BridgeCLI(LightningCLI):
             "--seed_everything",
             type=bool | int,
             default=False,
-            help="only false: seed of trainer.settings seeds as the native Trainer does",
+            help="only false: seed of trainer.settings seeds as the HF Trainer does",
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -131,12 +131,12 @@ class BridgeCLI(LightningCLI):
         said = self.config[self.config.subcommand]
         if (seed := said["seed_everything"]) is not False:
             raise SettingsError(
-                f"seed_everything: {seed} seeds otherwise than the native Trainer. Leave it out, and set "
+                f"seed_everything: {seed} seeds otherwise than the HF Trainer. Leave it out, and set "
                 f"seed: {42 if seed is True else seed} below trainer: settings."
             )
 
     def before_instantiate_classes(self) -> None:
-        """Seed, as scripts of the native Trainer do before they build anything."""
+        """Seed, as scripts of the HF Trainer do before they build anything."""
         set_seed(Settings.of(self._get(self.config, "trainer")["settings"]).seed)
 
     def predict(self, model: HFModule, datamodule: HFDataModule, **other: Any) -> None:

@@ -1,1 +1,1 @@
-"""Metrics by name: `evaluate`'s own, or equal ones shipped here; knows Hugging Face."""
+"""Metrics by name: `evaluate`'s own, or equal ones shipped here."""

@@ -66,7 +66,7 @@ def load_metric(
 
     A script at the path `name`, and one that `evaluate` has in its cache, are loaded by `evaluate`; the other
     metrics of the table are shipped here, with the same columns, arguments and results. A name with an owner
-    ("owner/metric") goes to `evaluate`, which asks the hub.
+    ("owner/metric") goes to `evaluate`, which reads the hub.
 
     Args:
         name: "accuracy", or the folder or file of a metric script.

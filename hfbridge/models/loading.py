@@ -119,8 +119,8 @@ def check_source(
     elif len(named := required_arguments(model)) > 1:
         raise ModelError(
             f"The model factory {model!r} needs the arguments {', '.join(named)}; it is called with none, "
-            "or, as model_init natively, with None in place of a hyperparameter trial. Give it the others "
-            "by functools.partial."
+            "or, like model_init of the HF Trainer, with None in place of a hyperparameter trial. Give it "
+            "the others by functools.partial."
         )
 
 

@@ -1,8 +1,8 @@
 """DeepSpeed: optimizer, gradients and weights are shared out among the ranks (ZeRO).
 
-As natively, the engine wraps the Hugging Face model and not the LightningModule, and it takes the optimizer
-step inside the backward of a window's last micro-batch. Clipping and step, which Lightning calls afterwards,
-find everything done.
+As in the HF Trainer, the engine wraps the Hugging Face model and not the LightningModule, and it takes the
+optimizer step inside the backward of its last micro-batch. Clipping and step, which Lightning calls
+afterwards, find everything done.
 
     stage    each rank keeps its share of
     1        the optimizer state
@@ -65,7 +65,7 @@ _VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", 
     "save_checkpoint",
 )
 class DeepSpeedStrategy(DirectSteps, strategies.DeepSpeedStrategy):
-    """Lightning's DeepSpeed strategy with the native Trainer's configuration, on GPUs and on CPUs.
+    """Lightning's DeepSpeed strategy with the HF Trainer's configuration, on GPUs and on CPUs.
 
     Args:
         config: DeepSpeed's configuration: a dictionary, the path of a JSON file, or JSON; "auto" is filled
@@ -83,7 +83,7 @@ class DeepSpeedStrategy(DirectSteps, strategies.DeepSpeedStrategy):
 
     Raises:
         MissingDependencyError: deepspeed is not installed.
-        SettingsError: the configuration cannot be read or carried, or the settings say otherwise.
+        SettingsError: the configuration cannot be read or is not supported, or the settings say otherwise.
 
     Mirrors: accelerate.Accelerator._prepare_deepspeed
     Proved by: tests/distributed/test_deepspeed.py
@@ -131,7 +131,7 @@ class DeepSpeedStrategy(DirectSteps, strategies.DeepSpeedStrategy):
 
     @property
     def precision_plugin(self) -> Precision:
-        """What runs a backward: the engine; of an HFModule it knows the dtypes, too."""
+        """Runs a backward by the engine; of an HFModule it has the dtypes, too."""
         if not hasattr(self, "_engine_precision"):
             return Precision()
         if self.lightning_module is None or is_shared_module(self.lightning_module):
@@ -146,7 +146,7 @@ class DeepSpeedStrategy(DirectSteps, strategies.DeepSpeedStrategy):
 
     @property
     def root_device(self) -> torch.device:
-        """This rank's device; Lightning tells DeepSpeed its number."""
+        """This rank's device; Lightning passes its number to DeepSpeed."""
         device, module = super().root_device, self.lightning_module
         is_other = module is not None and not is_shared_module(module)
         return torch.device("cpu", 0) if is_other and device.type == "cpu" else device
@@ -176,7 +176,7 @@ class DeepSpeedStrategy(DirectSteps, strategies.DeepSpeedStrategy):
         self.setup_distributed()
 
     def setup_distributed(self) -> None:
-        """Open the process group, and tell DeepSpeed and the environment of it.
+        """Open the process group, and make it known to DeepSpeed and the environment.
 
         Raises:
             SettingsError: deepspeed has been imported for another kind of device.
@@ -212,7 +212,7 @@ class DeepSpeedStrategy(DirectSteps, strategies.DeepSpeedStrategy):
         return nullcontext()
 
     def tensor_init_context(self, empty_init: bool | None = None) -> AbstractContextManager[None]:  # type: ignore[override]
-        """Likewise."""
+        """Do nothing: transformers builds in parts by itself."""
         return nullcontext()
 
     def setup(self, trainer: pl.Trainer) -> None:
@@ -243,7 +243,7 @@ class DeepSpeedStrategy(DirectSteps, strategies.DeepSpeedStrategy):
 
     @property
     def restore_checkpoint_after_setup(self) -> bool:
-        """Read before there is an engine, so that the run knows from its start where it goes on."""
+        """Read the checkpoint before there is an engine: position and state are needed from the start."""
         return False
 
     @property
@@ -277,7 +277,7 @@ class DeepSpeedStrategy(DirectSteps, strategies.DeepSpeedStrategy):
         raise CheckpointError(_SINGLE_FILES)
 
     def teardown(self) -> None:
-        """Leave model and engine where they are, as natively: all ranks still need a sharded model."""
+        """Leave model and engine where they are: all ranks still need a sharded model."""
         if is_shared_module(self.lightning_module):
             self.model = self.lightning_module
         for part in (self.cluster_environment, self.precision_plugin, self.accelerator, self.checkpoint_io):

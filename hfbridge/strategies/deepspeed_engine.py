@@ -1,7 +1,7 @@
 """DeepSpeed's engine, seen from a loop that clips and steps after each backward.
 
-As natively the engine steps inside the backward of a window's last micro-batch, and what the loop calls
-afterwards finds everything done.
+As in the HF Trainer the engine steps inside the backward of a step's last micro-batch, and what the loop
+calls afterwards finds everything done.
 """
 
 import argparse
@@ -27,7 +27,7 @@ class EngineSharing(Sharing):
 
     Args:
         strategy: the strategy that it belongs to.
-        config: what DeepSpeed was told, "auto" not yet filled.
+        config: of DeepSpeed, "auto" not yet filled.
         is_sharded: each rank holds a part of the weights only: stage 3.
 
     Attributes:
@@ -103,7 +103,7 @@ class EngineSharing(Sharing):
             self._is_last = True
 
     def backward(self, loss: Tensor, **arguments: Any) -> None:
-        """Run a micro-batch's backward, and with the window's last one the optimizer step.
+        """Run a micro-batch's backward, and with the step's last one the optimizer step.
 
         Args:
             loss: scalar.
@@ -238,7 +238,7 @@ class EnginePrecision(Precision):
     """Have the engine run a backward, between Lightning's hooks; it scales what is to be scaled.
 
     Args:
-        sharing: knows the engine.
+        sharing: holds the engine.
     """
 
     def __init__(self, sharing: EngineSharing) -> None:

@@ -3,7 +3,7 @@
 when                  what
 shard                 FullyShardedDataParallel around the Hugging Face model, and around its units inside;
                       the model's own calls go through the wrapper from then on
-a micro-batch         gradients are exchanged with the last one of a window
+a micro-batch         gradients are exchanged with the last one of a step
 bf16                  float32 weights are gathered, and gradients exchanged, in bfloat16; the forward runs
                       under autocast, too
 generate              gathers the weights outside of the units; the units gather their own
@@ -42,7 +42,7 @@ _WRAPPER, _RECOMPUTED = "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."
 
 @for_hfmodule("model_sharded_context")
 class FSDPStrategy(ShardedStrategy, strategies.FSDPStrategy):  # type: ignore[misc]  # any precision plugin
-    """Lightning's FSDPStrategy, with the Hugging Face model wrapped as natively, on GPUs and CPUs.
+    """Lightning's FSDPStrategy, with the Hugging Face model wrapped as by the HF Trainer, on GPUs and CPUs.
 
     Args:
         reshard_after_forward: the sharding strategy: "full_shard", "shard_grad_op", "no_shard",
@@ -102,7 +102,7 @@ class FSDPStrategy(ShardedStrategy, strategies.FSDPStrategy):  # type: ignore[mi
         )
 
     def model_sharded_context(self) -> AbstractContextManager[Any]:  # type: ignore[override]
-        """Do nothing: HFModule asks `sharing`."""
+        """Do nothing: HFModule uses `sharing`."""
         return nullcontext()
 
     def _setup_model(self, model: nn.Module) -> nn.Module:
@@ -183,7 +183,7 @@ class ShardedModel(nn.Module):
                 yield f"{name}.".replace(_WRAPPER, "").removesuffix("."), module
 
     def named_parameters(self, *arguments: Any, **named: Any) -> Iterator[tuple[str, nn.Parameter]]:
-        """Name parameters by the wrappers that they are in, as natively optimizers and their groups do."""
+        """Name parameters by the wrappers that they are in, as the HF Trainer's optimizers do."""
         with self.inside():
             return iter(list(super().named_parameters(*arguments, **named)))
 
@@ -316,7 +316,7 @@ class FSDPSharing(GatheredSharing):
 
         wrapping = dict(self._wrapping)
         if device.type == "cpu" and wrapping["sync_module_states"]:
-            wrapping["sync_module_states"] = False  # asks for weights on a GPU
+            wrapping["sync_module_states"] = False  # requires weights on a GPU
             for tensor in (*model.parameters(), *model.buffers()):
                 dist.broadcast(tensor.detach(), src=0)
         for module in model.modules():

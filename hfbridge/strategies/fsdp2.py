@@ -3,7 +3,7 @@
 when                  what
 shard                 layers, then the input embedding, then final norm and head together, then the rest:
                       each is gathered when its forward or backward runs
-a micro-batch         gradients are exchanged with the last one of a window
+a micro-batch         gradients are exchanged with the last one of a step
 bf16                  weights are gathered, and gradients exchanged, in bfloat16; what is trained is float32
 generate              gathers the model's own weights as a forward does
 """
@@ -36,7 +36,7 @@ from hfbridge.strategies.wrap_policy import TRANSFORMER_BASED, find_units, has_n
 
 
 class FSDP2Strategy(ShardedStrategy, strategies.ModelParallelStrategy):
-    """Lightning's ModelParallelStrategy with all ranks sharing the data, and the model cut as natively.
+    """Lightning's ModelParallelStrategy with all ranks data-parallel, and the HF Trainer's sharding.
 
     Args:
         reshard_after_forward: let go of a layer's weights after its forward, and gather them again for its
@@ -132,7 +132,7 @@ class FSDP2Sharing(Sharing):
         self._units = units
 
     def autocasts(self, model: nn.Module, *, trains: bool) -> bool:
-        """Leave bf16 to FSDP's own mixed precision, as natively."""
+        """Leave bf16 to FSDP's own mixed precision, as the HF Trainer does."""
         return False
 
     def shard(self, model: nn.Module, *, dtype: torch.dtype | None = None) -> None:

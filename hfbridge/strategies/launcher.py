@@ -1,12 +1,12 @@
 """Processes and process groups: Lightning's launcher and DDP's connection, completed.
 
 what                                        why
-children get RANK and LOCAL_WORLD_SIZE      a TrainingArguments at the top of a script asks for them
+children get RANK and LOCAL_WORLD_SIZE      a TrainingArguments at the top of a script reads them
 children start as the script was started    Lightning repeats sys.argv as it is when `fit` is called
 a rank that ends early is named             Lightning kills the others without a word
 children of a failed run are ended          one that hangs would stay for ever
 each attempt of torchrun has its own keys   its store outlives a dead attempt, whose addresses are still in it
-a group that is open waits as told          that of a TrainingArguments does not know ddp_timeout
+a group that is open gets ddp_timeout       that of a TrainingArguments does not have it
 a group is closed at exit                   gloo aborts the process otherwise
 RANK, WORLD_SIZE and LOCAL_RANK are set     so does a TrainingArguments that is made in a running group
 """
@@ -67,7 +67,7 @@ class ScriptLauncher(_SubprocessScriptLauncher):
         self._children = Children([], first_rank=0)
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
-        """Start the further ranks of this node, if nobody has, and call the function.
+        """Start the further ranks of this node, if they are not started yet, and call the function.
 
         Raises:
             RankError: the port at which the ranks are to meet is taken.
@@ -120,8 +120,8 @@ class ScriptLauncher(_SubprocessScriptLauncher):
         self.procs = []
         for local in range(1, self.num_processes):
             command, folder = _command(local)
-            told = {**os.environ, "LOCAL_RANK": str(local), "RANK": str(first + local)}
-            self.procs.append(subprocess.Popen(command, env=told, cwd=folder))
+            variables = {**os.environ, "LOCAL_RANK": str(local), "RANK": str(first + local)}
+            self.procs.append(subprocess.Popen(command, env=variables, cwd=folder))
 
 
 def _command(local_rank: int) -> tuple[Sequence[str], str]:
@@ -142,7 +142,7 @@ class Children:
 
     def __init__(self, processes: Sequence[subprocess.Popen[Any]], *, first_rank: int) -> None:
         self._processes = dict(enumerate(processes, first_rank))
-        self._told: set[int] = set()
+        self._reported: set[int] = set()
 
     def watch(self, *, is_needed: Callable[[], bool]) -> None:
         """Tell of a child that fails, and end this process if it does not learn of it by itself.
@@ -153,13 +153,13 @@ class Children:
         threading.Thread(target=self._look, args=(is_needed,), name="hfbridge-watch", daemon=True).start()
 
     def end(self, *, grace_s: float = _GRACE_S) -> None:
-        """Wait for children to end, tell of those that have failed, and kill those that take too long."""
+        """Wait for children to end, report those that have failed, and kill those that take too long."""
         deadline = time.monotonic() + grace_s
         for rank, process in self._processes.items():
             try:
                 process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                self._told.add(rank)
+                self._reported.add(rank)
                 _logger.error("hfbridge: rank %d has not ended, and is killed.", rank)
                 process.kill()
                 process.wait()
@@ -186,8 +186,8 @@ class Children:
         """Tell of children that have failed, once; returns whether there are any."""
         codes = {rank: process.poll() for rank, process in self._processes.items()}
         failed = {rank: code for rank, code in codes.items() if code}
-        for rank in failed.keys() - self._told:
-            self._told.add(rank)
+        for rank in failed.keys() - self._reported:
+            self._reported.add(rank)
             _logger.error("hfbridge: rank %d has ended: %s.", rank, name_end(failed[rank]))
         return bool(failed)
 
@@ -203,7 +203,7 @@ def name_end(code: int) -> str:
 
 
 def require_free_port(port: int) -> None:
-    """See that this process can listen on a port.
+    """Check that this process can bind a port.
 
     Raises:
         RankError: another process does.
@@ -310,8 +310,8 @@ def agree_on_attempt(store: Any, rank: int, world_size: int) -> int:
     """Agree with the other ranks on a number that no earlier attempt had, through a store that outlives them.
 
     torchrun's own count of restarts will not do: it counts what has failed on one node, and differs between
-    nodes. The first rank draws the number and answers whoever asks by a word of its own, so that nobody takes
-    an answer of an earlier attempt; it is done once all have confirmed this number.
+    nodes. The first rank draws the number and answers every rank that requests it by a word of its own, so
+    that none takes an answer of an earlier attempt; it is done once all have confirmed this number.
 
     Args:
         store: of the agent.
@@ -377,14 +377,14 @@ def rank_variables(strategy: Any) -> Iterator[None]:
     if world_size == 1:
         yield
         return
-    told = {
+    variables = {
         "RANK": strategy.global_rank,
         "WORLD_SIZE": world_size,
         "LOCAL_RANK": strategy.local_rank,
         "LOCAL_WORLD_SIZE": len(strategy.parallel_devices),
     }
-    before = {name: os.environ.get(name) for name in told}
-    os.environ.update({name: str(value) for name, value in told.items()})
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update({name: str(value) for name, value in variables.items()})
     try:
         yield
     finally:

@@ -2,9 +2,9 @@
 
 The Hugging Face model is sharded by HFModule.configure_model, through `Sharing.shard`, and nothing else is:
 steps are called directly, and each micro-batch's forward goes through the sharded model. States are gathered
-to the first rank in the form that they have on a single device, so that any strategy goes on from them.
+to the first rank in the form that they have on a single device, so that any strategy resumes from them.
 
-    Lightning asks for                 answered by
+    Lightning calls                    answered by
     lightning_module_state_dict        Sharing.weights
     load_model_state_dict              Sharing.load_weights
     optimizer_state                    Sharing.optimizer_state
@@ -87,7 +87,7 @@ class ShardedStrategy(DirectSteps, ParallelStrategy):
         """Open the process group; a restarted attempt has one of its own.
 
         Raises:
-            SettingsError: `sync_batchnorm` is asked for with an HFModule.
+            SettingsError: `sync_batchnorm` is set with an HFModule.
         """
         if self._layer_sync is not None and is_shared_module(self.lightning_module):
             raise SettingsError(

@@ -169,7 +169,7 @@ class DirectSteps(Strategy):
         return self.lightning_module.training_step(*arguments, **named)
 
     def validation_step(self, *arguments: Any, **named: Any) -> Any:
-        """Call the module's step with the model as it is, as natively: DDP would send buffers round."""
+        """Call the module's step with the unwrapped model: DDP would broadcast buffers."""
         assert self.lightning_module is not None
         return self.lightning_module.validation_step(*arguments, **named)
 

@@ -1,4 +1,4 @@
-"""Which modules of a model FSDP gathers at a time, as natively.
+"""Which modules of a model FSDP gathers at a time, as in the HF Trainer.
 
     auto_wrap_policy            units
     TRANSFORMER_BASED_WRAP      layers of the classes named, or of the model's own `_no_split_modules`

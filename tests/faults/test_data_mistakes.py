@@ -475,7 +475,7 @@ def test_outputs_that_are_no_tensors_are_left_out_of_predictions(fit: Any, norma
         return {"a": 1.0}
 
     module = {"compute_metrics": seen, "loss_normalization": normalization}
-    with pytest.warns(BridgeWarning, match="of Tied that are tensors, without others such as caches"):
+    with pytest.warns(BridgeWarning, match="outputs of Tied that are tensors, without others such as caches"):
         fit(Tied(), splits(), EVALUATES, module, data_collator=PadRows())
     assert shapes[-1] == (12, 2)
     module["preprocess_logits_for_metrics"] = lambda logits, labels: logits[0]  # of all, as by the HF Trainer
