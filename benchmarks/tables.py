@@ -269,7 +269,7 @@ def growth(results: dict[str, Any]) -> list[str]:
             lines.append(f"| {'' if number else title} | {int(size):,} | {' | '.join(cells)} |")
     lines += ["", "| seconds to the end of the first step | HF Trainer | hfbridge |", "| --- | ---: | ---: |"]
     for rows, row in results["resume"]["sizes"].items():
-        for name, text in (("scratch_s", "from scratch"), ("resume_s", "in the middle of a pass")):
+        for name, text in (("scratch_s", "from scratch"), ("resume_s", "in mid-epoch")):
             lines.append(f"| {int(rows):,} rows, {text} | {' | '.join(_seconds(row, name))} |")
     for row in results["start"]["sizes"].values():
         lines += [f"| {text} | {' | '.join(_seconds(row, name))} |" for name, text in _STARTS.items()]

@@ -77,7 +77,7 @@ STRATEGIES = {
         "test_ours_train_any_module_as_ddp_does": (
             '`"deepspeed_stage_1"` to `"deepspeed_stage_3"` and `"fsdp2"` of hfbridge with any '
             "LightningModule, on CPUs, too; for `fsdp2` its `configure_model` shards, as Lightning's "
-            "ModelParallelStrategy asks"
+            "ModelParallelStrategy does"
         ),
         "test_it_trains_on_a_gpu": "HFModule under Lightning's strategies, where there is a GPU",
     },

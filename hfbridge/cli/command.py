@@ -170,7 +170,7 @@ def _command_of(arguments: list[str]) -> Callable[[], int]:
     if name in _OF_LIGHTNING:
         if said == [name]:
             make_parser().error(
-                f"{name} was not told what to do: hfbridge {name} --config config.yaml; hfbridge {name} "
+                f"{name} needs a configuration: hfbridge {name} --config config.yaml; hfbridge {name} "
                 "--print_config prints a form to begin with"
             )
         require("jsonargparse", extra="cli", for_=f"hfbridge {name}")

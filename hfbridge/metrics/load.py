@@ -118,5 +118,5 @@ def _unknown(name: str) -> str:
     return (
         f"load_metric({name!r}): there is no such metric.{meant} Those that need no hub are "
         f"{', '.join([*close, *others])}. Others are loaded from the folder of their script, or by "
-        "evaluate.load, which asks the hub."
+        "evaluate.load, which reads the hub."
     )

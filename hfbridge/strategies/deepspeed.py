@@ -44,7 +44,7 @@ from hfbridge.strategies.sharing import DirectSteps, for_hfmodule, is_shared_mod
 from hfbridge.utilities.imports import require
 
 _SINGLE_FILES = (
-    "Under DeepSpeed a run goes on from directories, which save_strategy in the settings writes; "
+    "Under DeepSpeed a run resumes from directories, which save_strategy in the settings writes; "
     "trainer.save_checkpoint and ModelCheckpoint write single files. Leave them out (a plain "
     "lightning.Trainer has a ModelCheckpoint unless enable_checkpointing=False). For the weights alone call "
     "module.save_pretrained(folder)."

@@ -320,7 +320,7 @@ def agree_on_attempt(store: Any, rank: int, world_size: int) -> int:
     """
     if rank > 0:
         word = uuid.uuid4().hex
-        store.set(f"hfbridge/asks/{rank}", word)
+        store.set(f"hfbridge/requests/{rank}", word)
         number = int(store.get(f"hfbridge/answer/{word}"))  # waits, as long as the store does
         store.set(f"hfbridge/confirmed/{number}/{rank}", "")
         return number
@@ -329,8 +329,8 @@ def agree_on_attempt(store: Any, rank: int, world_size: int) -> int:
     waiting = set(range(1, world_size))
     while waiting:
         for other in list(waiting):
-            if store.check([f"hfbridge/asks/{other}"]):
-                word = store.get(f"hfbridge/asks/{other}").decode()
+            if store.check([f"hfbridge/requests/{other}"]):
+                word = store.get(f"hfbridge/requests/{other}").decode()
                 store.set(f"hfbridge/answer/{word}", str(number))
             if store.check([f"hfbridge/confirmed/{number}/{other}"]):
                 waiting.remove(other)

@@ -120,7 +120,7 @@ def test_every_option_of_a_command_is_explained(command: str) -> None:
     [
         ([], "required: COMMAND"),
         (["fitt"], "invalid choice: 'fitt'"),
-        (["fit"], "fit was not told what to do: hfbridge fit --config config.yaml"),
+        (["fit"], "fit needs a configuration: hfbridge fit --config config.yaml"),
         (["explain"], "required: source"),
         (["explain", "a.yaml", "--devices", "0"], "'0' is no number from 1 on"),
         (["explain", "a.yaml", "--devices", "two"], "'two' is no number from 1 on"),

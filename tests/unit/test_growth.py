@@ -181,7 +181,7 @@ def test_the_table_has_a_row_for_each_size(benchmarks: Callable[[str], Any]) -> 
     lines = tables.growth(results)
     assert "| accumulation | 1 | 100 | 51 | 0.51 (0.51 to 0.52) | 100.0 MiB | 51.0 MiB |" in lines
     assert "|  | 64 | 200 | 150 | 0.75 (0.74 to 0.75) | 200.0 MiB | 150.0 MiB |" in lines
-    assert "| 1,000 rows, in the middle of a pass | 0.20 (0.20 to 0.20) | 0.20 (0.20 to 0.20) |" in lines
+    assert "| 1,000 rows, in mid-epoch | 0.20 (0.20 to 0.20) | 0.20 (0.20 to 0.20) |" in lines
     assert len(lines) == 2 + 2 * (len(growth.SIZES) - 2) + 3 + 2 + 3
 
 

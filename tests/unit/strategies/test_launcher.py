@@ -211,8 +211,8 @@ def test_every_attempt_has_a_number_of_its_own():
     store = dist.HashStore()
     assert agree(store, [0, 1, 2], 3) == {0: 1, 1: 1, 2: 1}
     # An attempt that dies before all have come: ranks 1 and 2 have asked, and nobody has answered.
-    store.set("hfbridge/asks/1", "word")
-    store.set("hfbridge/asks/2", "another")
+    store.set("hfbridge/requests/1", "word")
+    store.set("hfbridge/requests/2", "another")
     assert agree(store, [2, 1, 0], 3) == {0: 2, 1: 2, 2: 2}
     # One in which only the first rank had come.
     store.add("hfbridge/attempts", 1)
