@@ -1,4 +1,4 @@
-"""The command line: `hfbridge fit`, `validate`, `predict`, `explain`, `compare`, `convert` and `run`."""
+"""The command line: `hfbridge fit`, `validate`, `test`, `predict`, `explain`, `compare`, `convert`, `run`."""
 
 from hfbridge.cli.command import main
 

@@ -36,6 +36,7 @@ _FAILED, _WRONG_USAGE, _INTERRUPTED, _NOT_READ = 1, 2, 130, 141
 _OF_LIGHTNING = {
     "fit": "train a model",
     "validate": "evaluate a model",
+    "test": "evaluate a model on the test set",
     "predict": "predict a set, and write what comes of it to output_dir",
 }
 _FILES = {
@@ -46,7 +47,7 @@ _FILES = {
     "run": "run",
 }
 _EPILOG = """\
-fit, validate and predict take a YAML of Lightning's form: hfbridge fit --config config.yaml
+fit, validate, test and predict take a YAML of Lightning's form: hfbridge fit --config config.yaml
 their options, in a few seconds: hfbridge fit --help; a form to begin with: hfbridge fit --print_config
 
 exit codes: 0 done; 1 failed, refused, or parity lost; 2 wrong command line; 130 interrupted

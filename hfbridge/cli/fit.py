@@ -1,4 +1,4 @@
-"""`hfbridge fit`, `validate` and `predict`: LightningCLI with HFModule, HFDataModule and Trainer.
+"""`hfbridge fit`, `validate`, `test` and `predict`: LightningCLI with HFModule, HFDataModule and Trainer.
 
 LightningCLI                      here
 seed_everything                   an error: `seed` of the settings seeds as in the HF Trainer
@@ -6,7 +6,6 @@ objects that a YAML describes     made after that seed, so that a run can be mad
 --optimizer, --lr_scheduler       not there: the settings say them
 config.yaml                       written to output_dir by fit, and replaced by its next run
 predict                           writes what is predicted to output_dir
-test                              not there: Trainer.test of HFModule is validate
 """
 
 import os
@@ -93,7 +92,7 @@ class BridgeCLI(LightningCLI):
             save_config_kwargs={"overwrite": True},
             seed_everything_default=False,
             auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,  # HFModule saves no hyperparameters
+            load_from_checkpoint_support=False,  # ckpt_path= loads into the module of the config
             parser_class=_Parser,
             parser_kwargs={
                 "prog": "hfbridge",
@@ -109,6 +108,7 @@ class BridgeCLI(LightningCLI):
         return {
             "fit": {"model", "datamodule"},
             "validate": inner,
+            "test": inner,
             "predict": {*inner, "return_predictions"},
         }
 

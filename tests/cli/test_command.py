@@ -100,7 +100,7 @@ def test_a_package_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) ->
 def test_help_lists_the_commands(hfbridge: Command) -> None:
     code, out, _ = hfbridge("--help")
     assert code == 0
-    for command in ("fit", "validate", "predict", "explain", "compare", "convert", "run"):
+    for command in ("fit", "validate", "test", "predict", "explain", "compare", "convert", "run"):
         assert f"\n    {command} " in out
     assert "exit codes: 0 done; 1 failed" in out
 

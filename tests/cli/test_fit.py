@@ -1,4 +1,4 @@
-"""`hfbridge fit`, `validate` and `predict` in this process."""
+"""`hfbridge fit`, `validate`, `test` and `predict` in this process."""
 
 import json
 import os
@@ -89,6 +89,11 @@ def test_a_run_goes_on_and_is_evaluated_and_predicts(project: dict[str, Any], hf
     code, out, err = hfbridge("validate", "--config", "config.yaml", "--ckpt_path", "last")
     assert code == 0, err
     assert f"'eval_loss': '{whole[-1]['eval_loss']:.4g}'" in out
+    tested = {**project, "data": {**project["data"], "test_dataset": project["data"]["eval_dataset"]}}
+    write("test.yaml", tested)
+    code, out, err = hfbridge("test", "--config", "test.yaml", "--ckpt_path", "last")
+    assert code == 0, err
+    assert f"'test_loss': '{whole[-1]['eval_loss']:.4g}'" in out
     code, out, err = hfbridge("predict", "--config", "config.yaml", "--ckpt_path", "out/checkpoint-4")
     assert code == 0, err
     assert out.splitlines()[-2:] == [
@@ -229,7 +234,7 @@ def test_a_wrong_command_line_ends_with_2(
 
 
 def test_every_option_is_explained(hfbridge: Command) -> None:
-    for command in ("fit", "validate", "predict"):
+    for command in ("fit", "validate", "test", "predict"):
         code, out, _ = hfbridge(command, "--help")
         assert code == 0
         assert "known subclasses" not in out
