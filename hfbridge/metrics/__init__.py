@@ -1,1 +1,1 @@
-"""Metrics by name: `evaluate`'s own, or equal ones shipped here."""
+"""Metrics by name: those of `evaluate`, or equal ones shipped here."""

@@ -1,6 +1,6 @@
 """Metrics of predicted classes and of scores of classes, computed by scikit-learn.
 
-The configuration "multilabel" takes a list of 0 and 1 for each row, in "multiclass" ROC AUC a list of scores.
+The configuration "multilabel" takes lists of 0 and 1, and ROC AUC in "multiclass" one of scores.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ _OF_CLASSES = "Further arguments of compute: labels, pos_label, average, sample_
 
 
 class _OfClasses(evaluate.Metric):
-    """Takes the predicted and the true classes of each row."""
+    """Takes the predicted and the true classes of each sample."""
 
     text, arguments = "", "Further arguments of compute: sample_weight"
 
@@ -34,7 +34,7 @@ class _OfClasses(evaluate.Metric):
 
 
 class Accuracy(_OfClasses):
-    """The share of rows that are predicted right, or their number with `normalize=False`."""
+    """The share of samples that are predicted right, or their number with `normalize=False`."""
 
     text, arguments = "Share of right predictions.", "Further arguments of compute: normalize, sample_weight"
 
@@ -67,7 +67,7 @@ class Precision(_OfClasses):
 class Recall(_OfClasses):
     """The share of a class that was predicted as this class."""
 
-    text, arguments = "Share of positive rows that are found.", f"{_OF_CLASSES}, zero_division"
+    text, arguments = "Share of positive samples that are found.", f"{_OF_CLASSES}, zero_division"
 
     def _compute(self, predictions: Any, references: Any, **averaging: Any) -> dict[str, Any]:  # type: ignore[override]
         given = _checked(averaging, "recall", "zero_division")
@@ -132,11 +132,7 @@ class RocAuc(evaluate.Metric):
 
 
 def _checked(given: dict[str, Any], name: str, *further: str) -> dict[str, Any]:
-    """Refuse arguments that the metric does not take.
-
-    Raises:
-        TypeError: there is one.
-    """
+    """Return the arguments; raises TypeError for one that the metric does not take."""
     known = ("labels", "pos_label", "average", "sample_weight", *further)
     for argument in given:
         if argument not in known:

@@ -9,7 +9,7 @@
     seqeval                     metrics/entities.py              seqeval
     perplexity                  metrics/perplexity.py
 
-Nothing of these, nor `evaluate`, is imported before a metric is loaded.
+None of these, nor `evaluate`, is imported before a metric is loaded.
 """
 
 import difflib
@@ -66,16 +66,15 @@ def load_metric(
 
     A script at the path `name`, and one that `evaluate` has in its cache, are loaded by `evaluate`; the other
     metrics of the table are shipped here, with the same columns, arguments and results. A name with an owner
-    ("owner/metric") goes to `evaluate`, which reads the hub.
+    ("owner/metric") goes to `evaluate`, which queries the hub.
 
     Args:
         name: "accuracy", or the folder or file of a metric script.
         config_name: a variant, such as "multilabel".
-        keep_in_memory: rows wait for `compute` in memory and not in a file; `None`: in memory, unless
-            `num_process` says that several processes compute one metric together.
-        kwargs: further arguments of `evaluate.load`: `seed`, `cache_dir`, `num_process`, `process_id`,
-            `experiment_id`. Where rows wait in a file, each metric has its own, unless `experiment_id` names
-            one.
+        keep_in_memory: keep samples in memory and not in a file; `None`: in memory, unless several processes
+            (`num_process`) compute one metric together.
+        kwargs: of `evaluate.load`: `seed`, `cache_dir`, `num_process`, `process_id`, `experiment_id`. Without
+            an `experiment_id`, each metric has a file of its own.
 
     Returns:
         An `evaluate.EvaluationModule`, with `compute`, `add` and `add_batch`.
@@ -93,8 +92,8 @@ def load_metric(
     if alone and not in_memory:
         kwargs.setdefault("experiment_id", uuid.uuid4().hex)
     hub: Any = importlib.import_module("hfbridge.metrics.hub")
-    is_path = hub.is_script(name)
-    if is_path or hub.is_cached(name) or _is_of_owner(name):
+    has_owner = name.count("/") == 1 and name[0] not in "./~" and not os.path.exists(name)
+    if hub.is_script(name) or hub.is_cached(name) or has_owner:
         loaded: EvaluationModule = hub.load_script(name, config_name, **kwargs)
         return loaded
     if name not in SHIPPED:
@@ -107,10 +106,6 @@ def load_metric(
     return made
 
 
-def _is_of_owner(name: str) -> bool:
-    return name.count("/") == 1 and name[0] not in "./~" and not os.path.exists(name)
-
-
 def _unknown(name: str) -> str:
     close = difflib.get_close_matches(name.lower(), SHIPPED, n=len(SHIPPED), cutoff=0.6)
     others = [known for known in SHIPPED if known not in close]
@@ -118,5 +113,5 @@ def _unknown(name: str) -> str:
     return (
         f"load_metric({name!r}): there is no such metric.{meant} Those that need no hub are "
         f"{', '.join([*close, *others])}. Others are loaded from the folder of their script, or by "
-        "evaluate.load, which reads the hub."
+        "evaluate.load, which queries the hub."
     )

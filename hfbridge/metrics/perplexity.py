@@ -59,11 +59,13 @@ class Perplexity(evaluate.Metric):
         return {"perplexities": found, "mean_perplexity": np.mean(found)}
 
 
-def _of_batch(model: Any, rows: list[list[int]], device: str) -> list[float]:
-    """Compute the perplexity of each row, padded on the right by a token that is masked out."""
-    longest = max(map(len, rows))
-    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
-    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
+def _of_batch(model: Any, sequences: list[list[int]], device: str) -> list[float]:
+    """Compute the perplexity of each sequence, padded on the right by a token that is masked out."""
+    longest = max(map(len, sequences))
+    ids = torch.tensor([sequence + [0] * (longest - len(sequence)) for sequence in sequences], device=device)
+    mask = torch.tensor(
+        [[1] * len(sequence) + [0] * (longest - len(sequence)) for sequence in sequences], device=device
+    )
     with torch.no_grad():
         logits = model(ids, attention_mask=mask).logits
     held = mask[:, 1:]

@@ -1,6 +1,6 @@
 """Metrics of predicted numbers, computed by scikit-learn and SciPy.
 
-The configuration "multilist" of the errors takes a list of numbers for each row.
+The configuration "multilist" of the errors takes a list of numbers for each sample.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from hfbridge.metrics.info import FLOAT, describe, list_of
 
 
 class _OfNumbers(evaluate.Metric):
-    """Takes the predicted and the true numbers of each row."""
+    """Takes the predicted and the true numbers of each sample."""
 
     text, arguments = "", ""
 
