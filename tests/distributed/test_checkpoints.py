@@ -286,7 +286,7 @@ def test_nodes_with_different_runs(ranks: PoolOf, tmp_path: Path) -> None:
     for rank in (0, 1):
         ranks(2).run(save_other, str(tmp_path / str(rank) / "out"), rank)
     told = ranks(2).run(read_different_ones, str(tmp_path))
-    assert all("is not the same to all ranks" in text for text in told)
+    assert all("must be the same on all ranks" in text for text in told)
 
 
 def save_other(folder: str, seed: int) -> None:
