@@ -194,7 +194,9 @@ def test_other_tensors_than_torchs_are_refused(name: str, kind: str) -> None:
     collator.return_tensors = kind
     case = TABLE[name][0]
     job = job_of(Case(case.kind, lambda: collator, case.rows, case.model))
-    with pytest.raises(DataError, match=rf"{name} of the train set has return_tensors='{kind}'.* return_tensors='pt'"):
+    with pytest.raises(
+        DataError, match=rf"{name} of the train set has return_tensors='{kind}'.* return_tensors='pt'"
+    ):
         run_ours(job)
 
 
