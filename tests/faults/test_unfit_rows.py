@@ -114,7 +114,7 @@ def test_rows_beyond_the_positions_in_a_batch(kind: str) -> None:
     rows = [{"input_ids": [3] * 70, "attention_mask": [1] * 70, "labels": [3] * 70} for _ in range(12)]
     if kind == "distilbert":
         rows = [{**row, "labels": 1} for row in rows]
-    with pytest.raises(DataError, match=r"rows of 70 tokens.*64 positions.*max_length=64"):
+    with pytest.raises(DataError, match=r"70 tokens a sample.*64 positions.*max_length=64"):
         fit(kind, rows, PadRows(), early=False)
 
 
