@@ -142,6 +142,11 @@ def raise_problems(error_class: type[BridgeError], headline: str, problems: Iter
     raise error
 
 
+def name_of(function: object) -> str:
+    """Return the name of a function of the user's, for messages."""
+    return str(getattr(function, "__qualname__", repr(function)))
+
+
 def suggest(name: object, known: Collection[str]) -> str:
     """Text that names the setting meant: by another library's name, by its first letters, or the nearest."""
     if (meant := _ELSEWHERE.get(str(name))) in known:

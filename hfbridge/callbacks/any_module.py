@@ -37,19 +37,57 @@ from hfbridge.settings.plan import NEVER
 
 _PREFIX = "checkpoint-"
 # Settings that have an effect with any module, or that another part of the Trainer reads.
-_EFFECTIVE = """
-    accelerator_config bf16 ddp_backend ddp_broadcast_buffers ddp_bucket_cap_mb ddp_find_unused_parameters
-    ddp_static_graph ddp_timeout deepspeed disable_tqdm eval_on_start eval_steps eval_strategy fsdp
-    fsdp_config gradient_accumulation_steps greater_is_better logging_steps logging_strategy max_grad_norm
-    max_steps metric_for_best_model num_train_epochs output_dir resume_from_checkpoint save_steps
-    save_strategy save_total_limit seed use_cpu
-"""
+_EFFECTIVE = frozenset(
+    [
+        "accelerator_config",
+        "bf16",
+        "ddp_backend",
+        "ddp_broadcast_buffers",
+        "ddp_bucket_cap_mb",
+        "ddp_find_unused_parameters",
+        "ddp_static_graph",
+        "ddp_timeout",
+        "deepspeed",
+        "disable_tqdm",
+        "eval_on_start",
+        "eval_steps",
+        "eval_strategy",
+        "fsdp",
+        "fsdp_config",
+        "gradient_accumulation_steps",
+        "greater_is_better",
+        "logging_steps",
+        "logging_strategy",
+        "max_grad_norm",
+        "max_steps",
+        "metric_for_best_model",
+        "num_train_epochs",
+        "output_dir",
+        "resume_from_checkpoint",
+        "save_steps",
+        "save_strategy",
+        "save_total_limit",
+        "seed",
+        "use_cpu",
+    ]
+)
 # And those that HFDataModule reads.
-_OF_DATA = """
-    data_seed dataloader_drop_last dataloader_in_order dataloader_multiprocessing_context
-    dataloader_num_workers dataloader_persistent_workers dataloader_pin_memory dataloader_prefetch_factor
-    per_device_eval_batch_size per_device_train_batch_size remove_unused_columns train_sampling_strategy
-"""
+_OF_DATA = frozenset(
+    [
+        "data_seed",
+        "dataloader_drop_last",
+        "dataloader_in_order",
+        "dataloader_multiprocessing_context",
+        "dataloader_num_workers",
+        "dataloader_persistent_workers",
+        "dataloader_pin_memory",
+        "dataloader_prefetch_factor",
+        "per_device_eval_batch_size",
+        "per_device_train_batch_size",
+        "remove_unused_columns",
+        "train_sampling_strategy",
+    ]
+)
 # Values with which a setting does what happens anyway.
 _SILENT: dict[str, tuple[object, ...]] = {"report_to": ("none", []), "do_train": (True,), "do_eval": (True,)}
 
@@ -218,7 +256,7 @@ def configured_to_fit_any_module(trainer: Any, module: pl.LightningModule, data:
 def _warn_of_no_effect(trainer: Any, module: pl.LightningModule, data: Any) -> None:
     """Name what was passed for a run of HFModule and has no effect here."""
     name, given = type(module).__name__, trainer.settings.given
-    known = [*_EFFECTIVE.split(), *(_OF_DATA.split() if isinstance(data, HFDataModule) else ())]
+    known = _EFFECTIVE | (_OF_DATA if isinstance(data, HFDataModule) else frozenset())
     idle = [field for field in given if field not in known and given[field] not in _SILENT.get(field, ())]
     if idle:
         rank_zero_info(

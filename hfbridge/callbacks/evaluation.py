@@ -13,7 +13,7 @@ One run of Lightning's validation loop evaluates all sets, one after the other:
 
 import math
 import weakref
-from collections.abc import Iterable, Mapping, ValuesView
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -369,8 +369,9 @@ def _union(known: Iterable[Iterable[str] | None]) -> set[str]:
 
 def named_loaders(loaders: Any, stage: str) -> list[tuple[str, Any]]:
     """Pair evaluation loaders with the prefix of their metrics: that of the user's is the stage."""
-    loaders = loaders.values() if isinstance(loaders, Mapping) else loaders
-    several = loaders if isinstance(loaders, list | tuple | ValuesView) else [loaders]
+    if isinstance(loaders, Mapping):
+        loaders = list(loaders.values())
+    several = loaders if isinstance(loaders, list | tuple) else [loaders]
     ours = EvalLoader | StreamEvalLoader
     return [(loader.prefix if isinstance(loader, ours) else stage, loader) for loader in several]
 

@@ -106,7 +106,7 @@ class CallbackHost(EvaluationHooks):
         self._trainer: pl.Trainer | None = None
         self._handled_events: frozenset[str] = frozenset()
         self.position = DataPosition()
-        self.end_micro_batch: Callable[[], object] = bool  # called when a backward is over
+        self.end_micro_batch: Callable[[], None] = lambda: None  # called when a backward is over
         self._start_s = 0.0
         self._is_within_step = self._is_partial = self._has_loss = self._has_losses = False
         self._clears = self._clears_late = self._has_gradients = False

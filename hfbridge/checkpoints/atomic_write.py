@@ -183,7 +183,8 @@ def replaced(folder: Path) -> Iterator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=f"{layout.UNFINISHED}{folder.name}-", dir=folder.parent))
         yield unfinished
-        os.umask(mask := os.umask(0))
+        mask = os.umask(0)  # which can be read only by setting it
+        os.umask(mask)
         unfinished.chmod((0o777 if unfinished.is_dir() else 0o666) & ~mask)
         _flush(unfinished)
         _put_in_place(unfinished, folder)

@@ -79,12 +79,13 @@ class BatchConsumer:
         )
 
     def with_batch_sizes(self, settings: Settings) -> "BatchConsumer":
-        """Return a copy with the batch sizes of settings, which may have changed in the run."""
+        """Return this one, or a copy with the batch sizes of settings where they have changed in the run."""
+        names = ("per_device_train_batch_size", "per_device_eval_batch_size")
+        sizes = {name: getattr(settings, name) for name in names}
+        if sizes.items() <= vars(self.args).items():
+            return self  # callbacks may change these args, and the loaders read them
         args = copy(self.args)
-        vars(args).update(
-            per_device_train_batch_size=settings.per_device_train_batch_size,
-            per_device_eval_batch_size=settings.per_device_eval_batch_size,
-        )
+        vars(args).update(sizes)
         return replace(self, args=args)
 
 

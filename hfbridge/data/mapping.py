@@ -21,9 +21,9 @@ from typing import Any
 import datasets
 
 from hfbridge.data.iterable import facts_of_stream, is_stream, map_stream
-from hfbridge.data.sample_errors import name_missing_column, name_of
+from hfbridge.data.sample_errors import name_missing_column
 from hfbridge.distributed.consistency import Fact
-from hfbridge.errors import DataError
+from hfbridge.errors import DataError, name_of
 
 _SAMPLED = 64
 _HINT = (

@@ -14,7 +14,7 @@ from typing import Any
 
 import datasets
 
-from hfbridge.errors import BridgeError, DataError
+from hfbridge.errors import BridgeError, DataError, name_of
 
 _SEEN, _MANY = 64, 20_000  # samples that are looked at; labels
 _LABELS = ("label", "labels", "label_ids")
@@ -29,11 +29,6 @@ def is_known(collator: object) -> bool:
 def listed(names: Any) -> str:
     """Join names; "none" if there are none."""
     return ", ".join(str(name) for name in names) or "none"
-
-
-def name_of(function: object) -> str:
-    """Return the name of a function of the user's, for messages."""
-    return getattr(function, "__qualname__", repr(function))
 
 
 @contextmanager

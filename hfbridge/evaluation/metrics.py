@@ -15,7 +15,7 @@ import numpy as np
 from transformers import EvalPrediction
 from transformers.trainer_utils import denumpify_detensorize, speed_metrics
 
-from hfbridge.errors import MetricsError
+from hfbridge.errors import MetricsError, name_of
 from hfbridge.evaluation.collector import Collected
 
 ComputeMetrics = Callable[..., dict[str, Any]]
@@ -64,7 +64,7 @@ def checked_metrics(returned: object, compute_metrics: ComputeMetrics) -> dict[s
     """
     if not isinstance(returned, dict) or not all(isinstance(key, str) for key in returned):
         raise MetricsError(
-            f"compute_metrics ({_name(compute_metrics)}) returned {returned!r}; it must return a dict of "
+            f"compute_metrics ({name_of(compute_metrics)}) returned {returned!r}; it must return a dict of "
             'names and values, such as {"accuracy": 0.91}.'
         )
     return dict(returned)
@@ -116,7 +116,7 @@ def checked_logits(logits: Any, preprocess: Callable[..., Any]) -> Any:
     """
     if logits is None:
         raise MetricsError(
-            f"preprocess_logits_for_metrics ({_name(preprocess)}) returned None; it must return a tensor "
+            f"preprocess_logits_for_metrics ({name_of(preprocess)}) returned None; it must return a tensor "
             "or a tuple of tensors, the predictions for compute_metrics. Is its return statement missing?"
         )
     return logits
@@ -133,7 +133,7 @@ def check_called_by_batch(compute_metrics: ComputeMetrics) -> None:
     parameters = inspect.signature(compute_metrics).parameters
     if "compute_result" not in parameters:
         raise MetricsError(
-            f"batch_eval_metrics=True, and compute_metrics ({_name(compute_metrics)}) takes "
+            f"batch_eval_metrics=True, and compute_metrics ({name_of(compute_metrics)}) takes "
             f"{', '.join(parameters) or 'nothing'}. It must take compute_result, which is True for the last "
             "batch, when it returns the metrics of all."
         )
@@ -204,7 +204,3 @@ def speed_of(prefix: str, *, start_s: float, samples: int, batches: int) -> dict
     """Return runtime, samples per second and batches per second of an evaluation."""
     speed: dict[str, float] = speed_metrics(prefix, start_s, num_samples=samples, num_steps=batches)
     return speed
-
-
-def _name(function: object) -> str:
-    return getattr(function, "__qualname__", repr(function))

@@ -21,7 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.trainer_pt_utils import LabelSmoother
 from transformers.trainer_utils import unwrap_peft_model
 
-from hfbridge.errors import ModelError
+from hfbridge.errors import ModelError, name_of
 from hfbridge.losses.chunked import ChunkedLoss
 from hfbridge.losses.item_counts import LossTraits
 from hfbridge.models.forward_errors import FAILURES, explain
@@ -108,7 +108,7 @@ class Criterion:
             if isinstance(loss, Tensor):
                 return loss
             raise ModelError(
-                f"compute_loss_func ({self.function_name}) returned {loss!r}; it must return the loss, a "
+                f"compute_loss_func ({name_of(self.function)}) returned {loss!r}; it must return the loss, a "
                 "scalar tensor."
             )
         if self.smoother is not None and labels is not None:
@@ -116,11 +116,6 @@ class Criterion:
             smoothed: Tensor = self.smoother(outputs, labels, shift_labels=shifts, num_items_in_batch=number)
             return smoothed
         return loss_in(outputs, batch, model)
-
-    @property
-    def function_name(self) -> str:
-        """The name of the user's function."""
-        return str(getattr(self.function, "__qualname__", repr(self.function)))
 
     def check(self, loss: Tensor, outputs: Any, model: nn.Module) -> None:
         """Check that a training loss is one number.
@@ -133,7 +128,9 @@ class Criterion:
             return
         shape, what = tuple((outputs if is_bare else loss).shape), "a bare tensor" if is_bare else "a loss"
         if self.hook is not None or self.function is not None:
-            name = "compute_loss" if self.hook is not None else f"compute_loss_func ({self.function_name})"
+            name = (
+                "compute_loss" if self.hook is not None else f"compute_loss_func ({name_of(self.function)})"
+            )
             raise ModelError(
                 f"{name} must return one number, got a loss of shape {shape}. Return loss.mean(), or with "
                 "num_items_in_batch loss.sum() / num_items_in_batch."

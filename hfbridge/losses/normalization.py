@@ -18,6 +18,7 @@ from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import unwrap_peft_model
 
 from hfbridge.distributed.collectives import gather
+from hfbridge.errors import name_of
 from hfbridge.losses.criterion import OWN_LOSS, Criterion
 from hfbridge.losses.item_counts import LossTraits, count_items, native_items
 from hfbridge.losses.step_loss import ExactLoss, Loss, NativeLoss
@@ -242,7 +243,7 @@ def _describe_split(
     """
     whose = type(unwrap_peft_model(model)).__name__
     if loss.criterion.function is not None:
-        whose = f"compute_loss_func ({loss.criterion.function_name})"
+        whose = f"compute_loss_func ({name_of(loss.criterion.function)})"
     if loss.criterion.function is None and (
         "class_labels" in inputs or isinstance(inputs.get("labels"), (list, tuple))
     ):

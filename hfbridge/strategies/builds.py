@@ -19,9 +19,9 @@ def warn_of_old_locks() -> None:
 
     Mirrors: torch.utils.cpp_extension._jit_compile
     """
-    folder_set = os.environ.get("TORCH_EXTENSIONS_DIR")
+    configured = os.environ.get("TORCH_EXTENSIONS_DIR")
     folder, pattern = (
-        (Path(folder_set), "*/lock") if folder_set else (Path(get_default_build_root()), "*/*/lock")
+        (Path(configured), "*/lock") if configured else (Path(get_default_build_root()), "*/*/lock")
     )
     for lock in sorted(folder.glob(pattern)):
         still_s = time.time() - max(
