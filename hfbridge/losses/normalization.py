@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import unwrap_peft_model
 
-from hfbridge.distributed.collectives import gather
 from hfbridge.errors import name_of
 from hfbridge.losses.criterion import OWN_LOSS, Criterion
 from hfbridge.losses.item_counts import LossTraits, count_items, native_items
@@ -177,18 +177,18 @@ class Normalization:
             self._loss = self._make(divides=False)
             return self._loss
         counted = next((inputs for inputs in micro_batches if count_items(inputs, self.traits)), None)
-        having = gather(counted is not None)
-        if True not in having:
+        first_rank = _first_rank_with(counted is not None, self._ranks, device_of(model))
+        if first_rank is None:
             return self._make(divides=False)
         inputs = counted or micro_batches[0]  # all ranks run the same forwards
         probed = probe(model, inputs, self.traits, self._criterion, alone=self._ranks == 1)
-        self._probe = gather(probed)[having.index(True)]
+        self._probe = _broadcast_from(first_rank, self._ranks, probed)
         self.traits = dataclasses.replace(self.traits, shift=self._probe.shift)
         self._loss = self._make(divides=self._probe.divides)
         is_compared = self._criterion.hook is None and (len(micro_batches) > 1 or self._ranks > 1)
         if isinstance(self._loss, ExactLoss) and is_compared:
             parts = halves(inputs)
-            if not all(gather(parts is not None)):
+            if not _all_ranks_have(parts is not None, self._ranks, device_of(model)):
                 parts = None
             self._split = _describe_split(model, inputs, parts, self._loss)
         return self._loss
@@ -228,6 +228,36 @@ class Normalization:
         if self.name == "native":
             return NativeLoss(self.traits, self._criterion, ranks=self._ranks, counts_all=self._counts_all)
         return ExactLoss(self.traits, divides=divides, criterion=self._criterion, ranks=self._ranks)
+
+
+def _first_rank_with(has_items: bool, ranks: int, device: torch.device) -> int | None:
+    """Find the first rank whose step has items; all ranks run the same forwards, or none does."""
+    if ranks == 1:
+        return 0 if has_items else None
+    flags = torch.zeros(ranks, device=device)
+    flags[dist.get_rank()] = float(has_items)
+    dist.all_reduce(flags)
+    having = flags.nonzero().flatten().tolist()
+    return int(having[0]) if having else None
+
+
+def _all_ranks_have(has: bool, ranks: int, device: torch.device) -> bool:
+    """Whether something holds on all ranks, which then run the same forwards."""
+    if ranks == 1:
+        return has
+    flag = torch.tensor(float(has), device=device)
+    dist.all_reduce(flag, op=dist.ReduceOp.MIN)
+    return bool(flag)
+
+
+def _broadcast_from(rank: int, ranks: int, found: Probe) -> Probe:
+    """Return what one rank has found."""
+    if ranks == 1:
+        return found
+    held: list[Any] = [found]
+    dist.broadcast_object_list(held, src=rank)
+    agreed: Probe = held[0]
+    return agreed
 
 
 def _describe_split(
